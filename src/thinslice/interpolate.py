@@ -1,0 +1,71 @@
+"""The baselines: nearest, linear, cubic and Lanczos interpolation, each as a matrix [thin, thick].
+
+An interpolation of slices is linear in the slices, so a matrix says all there is to say, and the same matrix serves
+the evaluation, the network (which predicts a residual over cubic) and the training.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+LANCZOS_LOBES = 3
+
+
+def nearest_matrix(position: np.ndarray, n_thick: int) -> np.ndarray:
+    """Each thin slice repeats the thick slice it lies in: the staircase."""
+    index = np.clip(np.floor(np.asarray(position) + 0.5).astype(int), 0, n_thick - 1)
+    return np.eye(n_thick)[index]
+
+
+def linear_matrix(position: np.ndarray, n_thick: int) -> np.ndarray:
+    """Straight lines between slice centres, the outermost slice held beyond them."""
+    index = np.clip(position, 0, n_thick - 1)
+    return np.maximum(0.0, 1.0 - np.abs(index[:, None] - np.arange(n_thick)[None, :]))
+
+
+def cubic_matrix(position: np.ndarray, n_thick: int) -> np.ndarray:
+    """Cubic B-spline interpolation with mirrored ends, as in `scipy.ndimage` (order 3, mode "mirror")."""
+    if n_thick == 1:
+        return np.ones((len(position), 1))
+    knots = _mirrored_weights(np.arange(n_thick, dtype=np.float64), n_thick, _cubic_spline, reach=2)
+    return _mirrored_weights(position, n_thick, _cubic_spline, reach=2) @ np.linalg.inv(knots)
+
+
+def lanczos_matrix(position: np.ndarray, n_thick: int) -> np.ndarray:
+    """Windowed sinc with three lobes, rows normalised to one, mirrored ends."""
+    weights = _mirrored_weights(position, n_thick, _lanczos_kernel, reach=LANCZOS_LOBES)
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
+INTERPOLATIONS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
+    "nearest": nearest_matrix,
+    "linear": linear_matrix,
+    "cubic": cubic_matrix,
+    "lanczos": lanczos_matrix,
+}
+"""Name -> function of (positions of the thin slices in thick-slice index units [thin], number of thick slices)."""
+
+
+def _cubic_spline(x: np.ndarray) -> np.ndarray:
+    x = np.abs(x)
+    return np.where(x < 1, 2 / 3 - x**2 + x**3 / 2, np.where(x < 2, (2 - x) ** 3 / 6, 0.0))
+
+
+def _lanczos_kernel(x: np.ndarray) -> np.ndarray:
+    return np.where(np.abs(x) < LANCZOS_LOBES, np.sinc(x) * np.sinc(x / LANCZOS_LOBES), 0.0)
+
+
+def _mirrored_weights(
+    position: np.ndarray, n_thick: int, kernel: Callable[[np.ndarray], np.ndarray], reach: int
+) -> np.ndarray:
+    """Kernel weights [positions, thick]; slices beyond the ends are the mirror images of those inside."""
+    weights = np.zeros((len(position), n_thick))
+    rows = np.arange(len(position))
+    start = np.floor(position).astype(int)
+    period = max(2 * (n_thick - 1), 1)
+    for step in range(-reach, reach + 2):
+        index = start + step
+        folded = np.abs(index) % period
+        inside = np.where(folded < n_thick, folded, period - folded)
+        np.add.at(weights, (rows, inside), kernel(position - index))
+    return weights

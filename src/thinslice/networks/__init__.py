@@ -1,0 +1,1 @@
+"""The torch modules, one idea per file. Nothing outside `networks` and `training` imports torch."""

@@ -1,0 +1,111 @@
+"""SlabNet: one trunk pass per acquired slice, then any thin slice inside that slice's slab.
+
+The trunk sees a thick slice and its neighbours as channels of 2-D in-plane convolutions. The read-out is one
+convolution whose kernel is predicted from the position inside the slab and from the acquisition geometry, so one set
+of weights serves every factor, thickness and grid (the idea of Meta-SR, Hu et al., CVPR 2019, sec. 3, applied to the
+slice axis). The trunk works at half the in-plane resolution (2x2 pixels become channels), which quadruples the width
+that a CPU can afford.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+SHUFFLE = 2
+"""In-plane block that becomes channels; height and width must be multiples of `SlabNet.multiple`."""
+
+
+class Block(nn.Module):
+    """x + conv(relu(conv(x))): the residual block of EDSR, without normalisation."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(width, width, 3, padding=1)
+        self.second = nn.Conv2d(width, width, 3, padding=1)
+        nn.init.kaiming_normal_(self.first.weight, nonlinearity="relu")
+        nn.init.normal_(self.second.weight, std=0.1 * (2.0 / (9 * width)) ** 0.5)
+        nn.init.zeros_(self.second.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[n, width, h, w] -> the same."""
+        return x + self.second(F.relu(self.first(x)))
+
+
+class SlabNet(nn.Module):
+    """Residual over cubic interpolation, in normalised intensities.
+
+    Args:
+        context: acquired slices seen on each side of the slab's own.
+        width: channels of the trunk at half resolution.
+        blocks: residual blocks at half resolution, before and after the deep level.
+        deep_width, deep_blocks: channels and blocks at quarter resolution; 0 blocks leaves the level out.
+    """
+
+    n_geometry = 3
+    n_position = 7
+
+    def __init__(
+        self, context: int = 3, width: int = 96, blocks: Sequence[int] = (4, 0), deep_width: int = 128, deep_blocks: int = 0
+    ) -> None:
+        super().__init__()
+        self.settings = {
+            "context": context,
+            "width": width,
+            "blocks": list(blocks),
+            "deep_width": deep_width,
+            "deep_blocks": deep_blocks,
+        }
+        self.context = context
+        self.width = width
+        self.multiple = SHUFFLE * 2 if deep_blocks else SHUFFLE
+        self.entry = nn.Conv2d((2 * context + 1) * SHUFFLE**2, width, 3, padding=1)
+        self.acquisition = nn.Sequential(nn.Linear(self.n_geometry, 32), nn.ReLU(), nn.Linear(32, width))
+        self.before = nn.Sequential(*[Block(width) for _ in range(blocks[0])])
+        self.after = nn.Sequential(*[Block(width) for _ in range(blocks[1])])
+        self.deep: nn.Module | None = None
+        if deep_blocks:
+            self.deep = nn.Sequential(
+                nn.Conv2d(width, deep_width, 2, stride=2),
+                *[Block(deep_width) for _ in range(deep_blocks)],
+                nn.ConvTranspose2d(deep_width, width, 2, stride=2),
+            )
+        self.kernel = nn.Sequential(
+            nn.Linear(self.n_geometry + self.n_position, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU()
+        )
+        self.to_kernel = nn.Linear(64, SHUFFLE**2 * (width * 9 + 1))
+        nn.init.normal_(self.to_kernel.weight, std=0.2 * (1.0 / (64 * 9 * width)) ** 0.5)
+        nn.init.zeros_(self.to_kernel.bias)
+
+    def forward(self, slices: Tensor, geometry: Tensor, position: Tensor) -> Tensor:
+        """Thin slices inside the slab of the middle slice.
+
+        Args:
+            slices: [n, 2 * context + 1, h, w], normalised intensities, h and w multiples of ``multiple``.
+            geometry: [3], see `geometry_of`.
+            position: [p, 7], see `position_code`.
+
+        Returns:
+            [n, p, h, w], to be added to the cubic interpolation.
+        """
+        return self.read_out(self.trunk(slices, geometry), geometry, position)
+
+    def trunk(self, slices: Tensor, geometry: Tensor) -> Tensor:
+        """[n, 2 * context + 1, h, w] -> features [n, width, h / 2, w / 2]."""
+        x = F.pixel_unshuffle(slices, SHUFFLE)
+        x = F.relu(self.entry(x) + self.acquisition(geometry).reshape(1, -1, 1, 1))
+        x = self.before(x)
+        if self.deep is not None:
+            x = x + self.deep(x)
+        return self.after(x)
+
+    def read_out(self, features: Tensor, geometry: Tensor, position: Tensor) -> Tensor:
+        """Features and positions [p, 7] -> [n, p, h, w]."""
+        n_position = position.shape[0]
+        code = torch.cat([geometry.unsqueeze(0).expand(n_position, self.n_geometry), position], dim=1)
+        kernel = self.to_kernel(self.kernel(code))
+        size = SHUFFLE**2 * self.width * 9
+        weight = kernel[:, :size].reshape(-1, self.width, 3, 3)
+        bias = kernel[:, size:].reshape(-1)
+        return F.pixel_shuffle(F.conv2d(features, weight, bias, padding=1), SHUFFLE)

@@ -1,0 +1,220 @@
+"""Volumes -> training pairs. Every random choice is drawn and recorded first (`Draw`), then applied (`render`)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from thinslice.degrade import along_first_axis
+from thinslice.interpolate import cubic_matrix
+from thinslice.nifti import read
+from thinslice.plan import intensity_range
+from thinslice.profile import Profile, profile_matrix
+
+
+TRIES, BLANK = 4, 0.08
+"""A patch whose middle is darker than BLANK is drawn again, up to TRIES times: air teaches nothing."""
+
+
+@dataclass(frozen=True)
+class Thin:
+    """A volume that can be made thick along some of its axes.
+
+    Attributes:
+        name: where it came from.
+        voxels: [x, y, z] float32, scaled so that the intensity range of the scan is 0 .. 1.
+        axes: array axes that may play the through-plane axis.
+        weight: how often it is drawn.
+    """
+
+    name: str
+    voxels: np.ndarray
+    axes: tuple[int, ...]
+    weight: float
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """One acquisition, shared by all patches of a batch.
+
+    Positions are in thin voxels from the middle of the block; ``thick`` runs over ``slabs + 2 * context`` slices.
+    """
+
+    factor: float
+    thickness_over_spacing: float
+    profile: Profile
+    thick_centres: np.ndarray
+    thin_positions: tuple[np.ndarray, ...]
+
+
+@dataclass(frozen=True)
+class Draw:
+    """All that is random about one patch."""
+
+    volume: int
+    axis: int
+    transpose: bool
+    flips: tuple[bool, bool, bool]
+    corner: tuple[int, int, int]
+    gain: float
+    offset: float
+    noise: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class Ranges:
+    """What the training draws from; the envelope of the model is stated from it."""
+
+    factor: tuple[float, float] = (1.4, 8.5)
+    thickness_over_spacing: tuple[float, float] = (0.55, 1.35)
+    box: float = 0.25
+    typical: float = 0.5
+    noise: tuple[float, float] = (0.0, 0.02)
+    noisy: float = 0.3
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Arrays for one step: B patches, S slabs, P thin slices in all.
+
+    thick [B, S + 2 context, h, w], cubic [B, P, h, w], truth [B, P, h, w], matrix A [S, P] of the block.
+    """
+
+    geometry: Geometry
+    thick: np.ndarray
+    cubic: np.ndarray
+    truth: np.ndarray
+    matrix: np.ndarray
+
+
+def load_isotropic(folder: Path) -> list[Thin]:
+    """Every NIfTI of a folder of near-isotropic volumes, any axis allowed, drawn in proportion to its size."""
+    paths = sorted(folder.glob("*.nii*"))
+    if not paths:
+        raise FileNotFoundError(f"no NIfTI file in {folder}; need near-isotropic volumes there (.nii or .nii.gz)")
+    volumes = []
+    for path in paths:
+        voxels = normalised(read(path).voxels)
+        volumes.append(Thin(path.name, voxels, (0, 1, 2), voxels.size ** 0.5))
+    return volumes
+
+
+def normalised(voxels: np.ndarray) -> np.ndarray:
+    """Intensities scaled so that the scan's intensity range becomes 0 .. 1 (values outside it are kept)."""
+    voxels = np.asarray(voxels, dtype=np.float32)
+    low, high = intensity_range(voxels)
+    return (voxels - np.float32(low)) / np.float32(high - low)
+
+
+def draw_geometry(rng: np.random.Generator, ranges: Ranges, slabs: int, context: int) -> Geometry:
+    """A random acquisition: half of them typical (whole factor, Gaussian, thickness = spacing, slabs on the grid)."""
+    low, high = ranges.factor
+    if rng.random() < ranges.typical:
+        factor = float(rng.choice([2, 3, 4, 4, 5, 6, 7, 8]))
+        thickness, profile, phase = 1.0, "gaussian", (factor - 1) / 2
+    else:
+        factor = float(np.exp(rng.uniform(np.log(low), np.log(high))))
+        thickness = float(rng.uniform(*ranges.thickness_over_spacing))
+        profile = "box" if rng.random() < ranges.box else "gaussian"
+        phase = float(rng.uniform(0, factor))
+    centres = phase + factor * np.arange(-context, slabs + context)
+    edges = phase + factor * (np.arange(slabs + 1) - 0.5)
+    first = np.ceil(edges - 1e-9).astype(int)
+    positions = tuple(np.arange(first[i], first[i + 1]) for i in range(slabs))
+    return Geometry(factor, thickness, profile, centres, positions)
+
+
+def draw_patch(
+    rng: np.random.Generator, corpus: Sequence[Thin], ranges: Ranges, geometry: Geometry, size: int
+) -> Draw:
+    """Where a patch is cut and how it is altered."""
+    weights = np.array([thin.weight for thin in corpus])
+    volume = int(rng.choice(len(corpus), p=weights / weights.sum()))
+    axis = int(rng.choice(corpus[volume].axes))
+    transpose = bool(rng.random() < 0.5)
+    shape = np.moveaxis(corpus[volume].voxels, axis, 0).shape
+    shape = (shape[0], shape[2], shape[1]) if transpose else shape
+    inner = geometry.thin_positions[-1][-1] - geometry.thin_positions[0][0] + 1
+    room = [max(n - m, 0) + 1 for n, m in zip(shape, (inner, size, size), strict=True)]
+    flips = (bool(rng.random() < 0.5), bool(rng.random() < 0.5), bool(rng.random() < 0.5))
+    for _ in range(TRIES):
+        corner = [int(rng.integers(0, n)) for n in room]
+        middle = [min(c + m // 2, n - 1) for c, m, n in zip(corner, (inner, size, size), shape, strict=True)]
+        if _value_at(corpus[volume].voxels, axis, transpose, flips[0], middle) > BLANK:
+            break
+    corner[0] -= int(geometry.thin_positions[0][0])
+    gain = float(np.exp(rng.uniform(np.log(0.5), np.log(1.6)))) * (-1.0 if rng.random() < 0.1 else 1.0)
+    offset = float(rng.uniform(-0.15, 0.15)) + (1.0 if gain < 0 else 0.0)
+    noise = float(rng.uniform(*ranges.noise)) if rng.random() < ranges.noisy else 0.0
+    seed = int(rng.integers(2**31))
+    return Draw(volume, axis, transpose, flips, (corner[0], corner[1], corner[2]), gain, offset, noise, seed)
+
+
+def _value_at(
+    voxels: np.ndarray, axis: int, transpose: bool, reverse: bool, index: Sequence[int]
+) -> float:
+    """The voxel at an index of the block that `cut` would see."""
+    block = np.moveaxis(voxels, axis, 0)
+    depth, rows, columns = index
+    depth = block.shape[0] - 1 - depth if reverse else depth
+    return float(block[depth, columns, rows] if transpose else block[depth, rows, columns])
+
+
+def cut(corpus: Sequence[Thin], draw: Draw, thin_index: np.ndarray, size: int) -> np.ndarray:
+    """The thin block a draw names: [len(thin_index), size, size]; what lies outside the volume repeats its edge."""
+    block = np.moveaxis(corpus[draw.volume].voxels, draw.axis, 0)
+    if draw.transpose:
+        block = block.transpose(0, 2, 1)
+    depth, height, width = block.shape
+    if draw.flips[0]:
+        block = block[::-1]
+    index = np.clip(thin_index + draw.corner[0], 0, depth - 1)
+    rows = np.clip(np.arange(size) + draw.corner[1], 0, height - 1)
+    columns = np.clip(np.arange(size) + draw.corner[2], 0, width - 1)
+    block = block[index[:, None, None], rows[None, :, None], columns[None, None, :]]
+    if draw.flips[1]:
+        block = block[:, ::-1]
+    if draw.flips[2]:
+        block = block[:, :, ::-1]
+    return np.ascontiguousarray(block) * np.float32(draw.gain) + np.float32(draw.offset)
+
+
+def render(corpus: Sequence[Thin], geometry: Geometry, draws: Sequence[Draw], size: int, context: int) -> Batch:
+    """Cut, thicken and interpolate the patches of one batch."""
+    fwhm = geometry.thickness_over_spacing * geometry.factor
+    reach = int(np.ceil(2 * fwhm)) + 1
+    low = int(np.floor(geometry.thick_centres[0])) - reach
+    high = int(np.ceil(geometry.thick_centres[-1])) + reach
+    wide = np.arange(low, high + 1)
+    inner = np.concatenate(geometry.thin_positions)
+    acquire = profile_matrix(geometry.thick_centres - low, len(wide), fwhm, geometry.profile)
+    thin = np.stack([cut(corpus, draw, wide, size) for draw in draws], axis=1)
+    thick = along_first_axis(acquire, thin)
+    for column, draw in enumerate(draws):
+        if draw.noise:
+            shape = thick[:, column].shape
+            thick[:, column] += draw.noise * np.random.default_rng(draw.seed).standard_normal(shape, dtype=np.float32)
+    position = (inner - geometry.thick_centres[0]) / geometry.factor
+    cubic = along_first_axis(cubic_matrix(position, len(thick)), thick)
+    own = geometry.thick_centres[context : len(thick) - context]
+    matrix = profile_matrix(own - inner[0], len(inner), fwhm, geometry.profile)
+    swap = (1, 0, 2, 3)
+    return Batch(
+        geometry,
+        np.ascontiguousarray(thick.transpose(swap)),
+        np.ascontiguousarray(cubic.transpose(swap)),
+        np.ascontiguousarray(thin[inner - low].transpose(swap)),
+        matrix.astype(np.float32),
+    )
+
+
+def batch_at(
+    step: int, seed: int, corpus: Sequence[Thin], ranges: Ranges, patches: int, size: int, slabs: int, context: int
+) -> Batch:
+    """The batch of one step: a function of the seed and the step alone, so that a resumed run continues exactly."""
+    rng = np.random.default_rng([seed, step])
+    geometry = draw_geometry(rng, ranges, slabs, context)
+    draws = [draw_patch(rng, corpus, ranges, geometry, size) for _ in range(patches)]
+    return render(corpus, geometry, draws, size, context)

@@ -1,0 +1,203 @@
+"""One plain training loop: for every recipe, on CPU, on one GPU, and under torchrun on several."""
+
+import json
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from thinslice.slab import geometry_of, position_code
+from thinslice.training.corpus import Batch
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast. ``minutes`` ends a run on the clock; the cosine then follows the clock as well."""
+
+    steps: int = 20_000
+    minutes: float | None = None
+    rate: float = 1e-3
+    warm_up: int = 200
+    weight_decay: float = 1e-4
+    clip: float = 1.0
+    ema: float = 0.999
+    unprojected: float = 0.2
+    save_every: int = 500
+    log_every: int = 50
+
+
+def fit(
+    network: nn.Module,
+    batch_at: Callable[[int], Batch],
+    folder: Path,
+    schedule: Schedule,
+    resume: bool = False,
+    report: Callable[[str], None] = print,
+) -> nn.Module:
+    """Train and return the exponential moving average of the weights.
+
+    Writes ``log.jsonl`` (one line per `Schedule.log_every` steps) and ``checkpoint.pt`` (replaced atomically, every
+    `Schedule.save_every` steps) into ``folder``. With ``resume`` it continues from that checkpoint: a batch is a
+    function of the step, so a killed run and an undisturbed one see the same data.
+
+    Args:
+        network: trained in place; `thinslice.networks.slab.SlabNet` or one of the same contract.
+        batch_at: step -> `Batch`.
+    """
+    rank, world, device = _join_world()
+    network.to(device, memory_format=torch.channels_last)
+    average = _copy_of(network)
+    optimiser = torch.optim.AdamW(
+        network.parameters(), lr=schedule.rate, weight_decay=schedule.weight_decay, betas=(0.9, 0.99)
+    )
+    step, spent = 0, 0.0
+    checkpoint = folder / "checkpoint.pt"
+    if resume and checkpoint.exists():
+        state = torch.load(checkpoint, map_location=device, weights_only=True)
+        network.load_state_dict(state["network"])
+        average.load_state_dict(state["average"])
+        optimiser.load_state_dict(state["optimiser"])
+        step, spent = state["step"], state["seconds"]
+        report(f"resumed at step {step} after {spent / 60:.1f} min")
+    folder.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic() - spent
+    losses: list[float] = []
+    with ThreadPoolExecutor(max_workers=_loaders(device)) as pool:
+        ahead = 2 * _loaders(device)
+        queue = [pool.submit(batch_at, (step + i) * world + rank) for i in range(ahead)]
+        while (progress := _progress(step, time.monotonic() - started, schedule)) < 1.0:
+            batch = queue.pop(0).result()
+            queue.append(pool.submit(batch_at, (step + ahead) * world + rank))
+            for group in optimiser.param_groups:
+                group["lr"] = _rate(step, progress, schedule)
+            loss = projected_loss(network, batch, device, schedule.unprojected)
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            _average_gradients(network, world)
+            norm = nn.utils.clip_grad_norm_(network.parameters(), schedule.clip)
+            if torch.isfinite(norm):
+                optimiser.step()
+            _follow(average, network, min(schedule.ema, (step + 1) / (step + 10)))
+            losses.append(loss.item())
+            step += 1
+            if rank == 0 and step % schedule.log_every == 0:
+                seconds = time.monotonic() - started
+                line = {"step": step, "seconds": round(seconds, 1), "loss": sum(losses) / len(losses), "rate": group["lr"]}
+                with (folder / "log.jsonl").open("a") as log:
+                    log.write(json.dumps(line) + "\n")
+                report(f"step {step}  {seconds / 60:6.1f} min  loss {line['loss']:.5f}")
+                losses.clear()
+            if rank == 0 and step % schedule.save_every == 0:
+                _save(checkpoint, network, average, optimiser, step, time.monotonic() - started, schedule)
+        for job in queue:
+            job.cancel()
+    if rank == 0:
+        _save(checkpoint, network, average, optimiser, step, time.monotonic() - started, schedule)
+    return average
+
+
+def projected_loss(network: nn.Module, batch: Batch, device: torch.device, unprojected: float) -> Tensor:
+    """Mean absolute error after the projection onto the acquired slices, plus a share of the error before it.
+
+    What the projection repairs need not be learnt; the second term keeps the bare answer consistent by itself, so
+    that its disagreement with the acquired slices can serve as a warning (`thinslice.upsample`).
+    """
+    thick, cubic, truth, matrix = (
+        torch.from_numpy(a).to(device, non_blocking=True) for a in (batch.thick, batch.cubic, batch.truth, batch.matrix)
+    )
+    context: int = network.context  # type: ignore[assignment]
+    slabs = thick.shape[1] - 2 * context
+    around = thick.unfold(1, 2 * context + 1, 1).permute(0, 1, 4, 2, 3)
+    stack = around.reshape(-1, *around.shape[2:]).contiguous(memory_format=torch.channels_last)
+    geometry = batch.geometry
+    about = torch.from_numpy(geometry_of(geometry.factor, geometry.thickness_over_spacing, geometry.profile)).to(device)
+    with torch.autocast(device.type, torch.bfloat16):
+        features = network.trunk(stack, about)
+        features = features.reshape(thick.shape[0], slabs, *features.shape[1:])
+        answers = []
+        for slab, positions in enumerate(geometry.thin_positions):
+            if len(positions) == 0:
+                continue
+            offset = (positions - geometry.thick_centres[context + slab]) / geometry.factor
+            code = torch.from_numpy(position_code(offset)).to(device)
+            answers.append(network.read_out(features[:, slab], about, code))
+    error = cubic + torch.cat(answers, dim=1).float() - truth
+    seen = torch.einsum("sp,bphw->bshw", matrix, error)
+    gram = matrix @ matrix.T
+    damped = gram + 1e-3 * torch.eye(len(gram), device=device)
+    projected = error - torch.einsum("ps,bshw->bphw", torch.linalg.solve(damped, matrix).T, seen)
+    return projected.abs().mean() + unprojected * error.abs().mean()
+
+
+def _progress(step: int, seconds: float, schedule: Schedule) -> float:
+    if schedule.minutes is not None:
+        return seconds / 60 / schedule.minutes
+    return step / schedule.steps
+
+
+def _rate(step: int, progress: float, schedule: Schedule) -> float:
+    cosine = 0.5 * (1 + torch.cos(torch.tensor(min(progress, 1.0) * torch.pi)).item())
+    return schedule.rate * min(1.0, (step + 1) / schedule.warm_up) * max(cosine, 1e-3)
+
+
+def _copy_of(network: nn.Module) -> nn.Module:
+    twin = type(network)(**network.settings).to(next(network.parameters()).device)  # type: ignore[arg-type]
+    twin.load_state_dict(network.state_dict())
+    return twin.requires_grad_(False)
+
+
+@torch.no_grad()
+def _follow(average: nn.Module, network: nn.Module, decay: float) -> None:
+    torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - decay)
+
+
+def _save(
+    path: Path,
+    network: nn.Module,
+    average: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    step: int,
+    seconds: float,
+    schedule: Schedule,
+) -> None:
+    state = {
+        "settings": network.settings,
+        "network": network.state_dict(),
+        "average": average.state_dict(),
+        "optimiser": optimiser.state_dict(),
+        "step": step,
+        "seconds": seconds,
+        "schedule": asdict(schedule),
+    }
+    temporary = path.with_suffix(".tmp")
+    torch.save(state, temporary)
+    os.replace(temporary, path)
+
+
+def _join_world() -> tuple[int, int, torch.device]:
+    """Rank, number of processes and device; joins the process group where torchrun started us."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    rank = int(os.environ.get("RANK", "0"))
+    cuda = torch.cuda.is_available()
+    if world > 1 and not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("nccl" if cuda else "gloo")
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
+    return rank, world, device
+
+
+def _average_gradients(network: nn.Module, world: int) -> None:
+    if world == 1:
+        return
+    for parameter in network.parameters():
+        if parameter.grad is not None:
+            torch.distributed.all_reduce(parameter.grad)
+            parameter.grad /= world
+
+
+def _loaders(device: torch.device) -> int:
+    return max(1, min(12, (os.cpu_count() or 2) - 1)) if device.type == "cuda" else 1

@@ -1,0 +1,40 @@
+"""Volume: voxels, where they are in the patient, and what the header says about the acquisition."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A scan.
+
+    Attributes:
+        voxels: [x, y, z] or [x, y, z, t], in the scan's own units (rescale applied), any numeric dtype.
+        affine: [4, 4] float64, voxel index -> patient millimetres (RAS).
+        thickness_mm: slice thickness, None where the header is silent.
+        notes: what the reader had to decide, in plain words, for the plan and the terminal.
+        source: the file it came from.
+        header: whatever the writer of the same format needs to keep dtype, units, codes and scale.
+    """
+
+    voxels: np.ndarray
+    affine: np.ndarray
+    thickness_mm: float | None = None
+    notes: tuple[str, ...] = ()
+    source: Path | None = None
+    header: Any = field(default=None, repr=False)
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Distance between voxel centres along each array axis."""
+        x, y, z = np.linalg.norm(self.affine[:3, :3], axis=0)
+        return float(x), float(y), float(z)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Spatial shape, without the volumes of a 4-D series."""
+        x, y, z = self.voxels.shape[:3]
+        return x, y, z
