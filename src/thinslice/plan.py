@@ -1,5 +1,303 @@
+"""make_plan: every decision, once, as plain data -- or PlanRefused, with a way out."""
+
+import dataclasses
+import json
+import platform
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from typing import Any, Literal, get_args
+
 import numpy as np
-def intensity_range(voxels):
+
+from thinslice.errors import PlanRefused
+from thinslice.profile import PROFILES, Profile, profile_matrix
+from thinslice.volume import Volume
+
+Grid = Literal["fov", "centres"]
+GRIDS: tuple[str, ...] = get_args(Grid)
+
+ISOTROPIC_BELOW = 1.05
+"""A scan whose slices are less than this many in-plane spacings apart is called isotropic."""
+
+MAX_SLICES = 32_767
+"""The largest size of one axis that NIfTI-1 can store."""
+
+
+@dataclass(frozen=True)
+class Envelope:
+    """The inputs a model is valid for, both ends included."""
+
+    factor: tuple[float, float]
+    thickness_over_spacing: tuple[float, float]
+    profiles: tuple[str, ...] = PROFILES
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be done to one scan.
+
+    Positions along the through-plane axis are in thin-voxel units: thin slice j has its centre at j, thick slice i
+    at ``first_centre + i * factor``.
+
+    Attributes:
+        axis: the array axis across the slices.
+        shape_thick, shape_thin: spatial shapes before and after.
+        spacing_thick_mm, spacing_thin_mm: voxel spacings along the three array axes.
+        thickness_mm: slice thickness assumed for the acquired slices (FWHM of the profile).
+        profile: shape of the slice profile.
+        grid: ``fov`` keeps the outer edges of the field of view, ``centres`` the outermost slice centres.
+        factor: acquired spacing over new spacing, exactly as realised.
+        first_centre: centre of the first thick slice in thin-voxel units.
+        affine_thick, affine_thin: voxel index -> patient millimetres.
+        model: the model's name; ``model_sha256`` is None for an interpolation.
+        projection: whether the answer is projected onto the acquired slices.
+        noise: regularisation of that projection, see `thinslice.degrade.NOISE_LEVEL`.
+        notes: what the reader and the planner had to decide, in plain words.
+        versions: of this package, Python and what it computes with.
+    """
+
+    axis: int
+    shape_thick: tuple[int, int, int]
+    shape_thin: tuple[int, int, int]
+    spacing_thick_mm: tuple[float, float, float]
+    spacing_thin_mm: tuple[float, float, float]
+    thickness_mm: float
+    profile: Profile
+    grid: Grid
+    factor: float
+    first_centre: float
+    affine_thick: tuple[tuple[float, ...], ...]
+    affine_thin: tuple[tuple[float, ...], ...]
+    model: str
+    model_sha256: str | None
+    projection: bool
+    noise: float
+    notes: tuple[str, ...] = ()
+    versions: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def n_thick(self) -> int:
+        """Number of acquired slices."""
+        return self.shape_thick[self.axis]
+
+    @property
+    def n_thin(self) -> int:
+        """Number of slices of the answer."""
+        return self.shape_thin[self.axis]
+
+    @property
+    def thickness_over_spacing(self) -> float:
+        """1 for touching slices, below 1 with a gap, above 1 with an overlap."""
+        return self.thickness_mm / self.spacing_thick_mm[self.axis]
+
+    def positions(self) -> np.ndarray:
+        """[thin] centres of the thin slices in thick-slice index units."""
+        return (np.arange(self.n_thin) - self.first_centre) / self.factor
+
+    def matrix(self) -> np.ndarray:
+        """The acquisition matrix A [thick, thin] of this plan."""
+        centres = self.first_centre + self.factor * np.arange(self.n_thick)
+        return profile_matrix(centres, self.n_thin, self.thickness_over_spacing * self.factor, self.profile)
+
+    def to_json(self) -> str:
+        """Readable JSON; `from_json` gives back an equal plan."""
+        return json.dumps(dataclasses.asdict(self), indent=2)
+
+    @staticmethod
+    def from_json(text: str) -> "Plan":
+        """The inverse of `to_json`."""
+        return Plan(**{name: _to_tuples(value) for name, value in json.loads(text).items()})
+
+
+def make_plan(
+    volume: Volume,
+    *,
+    spacing_mm: float | None = None,
+    factor: float | None = None,
+    thickness_mm: float | None = None,
+    profile: Profile = "gaussian",
+    grid: Grid = "fov",
+    model: str = "cubic",
+    model_sha256: str | None = None,
+    envelope: Envelope | None = None,
+    projection: bool = True,
+    noise: float = 0.01,
+) -> Plan:
+    """Decide everything about one scan.
+
+    Args:
+        volume: the scan; only its geometry is looked at.
+        spacing_mm: wanted distance between slices; default: the coarser of the two in-plane spacings.
+        factor: alternatively, how many times closer the slices shall be.
+        thickness_mm: slice thickness; default: what the header says, else the slice spacing.
+        profile, grid: see `Plan`.
+        model, model_sha256, envelope: the model that will be used and what it is valid for (None: anything).
+        projection, noise: see `Plan`.
+
+    Raises:
+        PlanRefused: the scan is isotropic, has one slice, or the wish lies outside what the model is valid for.
+    """
+    notes = list(volume.notes)
+    axis = through_plane_axis(volume)
+    n_thick = volume.shape[axis]
+    thick_mm = volume.spacing_mm[axis]
+    in_plane_mm = max(s for i, s in enumerate(volume.spacing_mm) if i != axis)
+    if n_thick < 2:
+        raise PlanRefused(
+            f"got {n_thick} slice along the through-plane axis {axis} (spacing {thick_mm:g} mm); "
+            "need at least 2 slices to compute any between them; next: give the whole stack, not one slice of it"
+        )
+    target_mm = _target_mm(thick_mm, in_plane_mm, spacing_mm, factor)
+    n_thin, real_factor = _thin_grid(n_thick, thick_mm / target_mm, grid)
+    if thickness_mm is None and volume.thickness_mm is not None:
+        notes.append(f"slice thickness {volume.thickness_mm:g} mm taken from the header")
+    thickness = _thickness_mm(thickness_mm, volume.thickness_mm, thick_mm)
+    if envelope is not None:
+        _check_envelope(model, envelope, real_factor, thickness / thick_mm, profile, thick_mm)
+    if abs(thick_mm / real_factor - target_mm) > 1e-6 * target_mm:
+        notes.append(
+            f"{n_thick} slices of {thick_mm:g} mm do not divide into {target_mm:g} mm: "
+            f"{n_thin} slices of {thick_mm / real_factor:g} mm keep the {'field of view' if grid == 'fov' else 'outer centres'}"
+        )
+    first_centre = (real_factor - 1) / 2 if grid == "fov" else 0.0
+    affine = np.array(volume.affine, dtype=np.float64)
+    affine_thin = affine.copy()
+    affine_thin[:3, axis] /= real_factor
+    affine_thin[:3, 3] -= affine_thin[:3, axis] * first_centre
+    spacing_thin = list(volume.spacing_mm)
+    spacing_thin[axis] = thick_mm / real_factor
+    shape_thin = list(volume.shape)
+    shape_thin[axis] = n_thin
+    return Plan(
+        axis=axis,
+        shape_thick=volume.shape,
+        shape_thin=(shape_thin[0], shape_thin[1], shape_thin[2]),
+        spacing_thick_mm=volume.spacing_mm,
+        spacing_thin_mm=(spacing_thin[0], spacing_thin[1], spacing_thin[2]),
+        thickness_mm=thickness,
+        profile=profile,
+        grid=grid,
+        factor=real_factor,
+        first_centre=first_centre,
+        affine_thick=_to_tuples(affine.tolist()),
+        affine_thin=_to_tuples(affine_thin.tolist()),
+        model=model,
+        model_sha256=model_sha256,
+        projection=projection,
+        noise=noise,
+        notes=tuple(notes),
+        versions=_versions(),
+    )
+
+
+def through_plane_axis(volume: Volume) -> int:
+    """The array axis with the largest spacing; of equal ones the last, as scanners store stacks."""
+    spacing = np.asarray(volume.spacing_mm)
+    return int(np.flatnonzero(spacing >= spacing.max() * (1 - 1e-4))[-1])
+
+
+def intensity_range(voxels: np.ndarray) -> tuple[float, float]:
+    """The 0.5 and 99.5 percentiles of the finite voxels, a unit apart at least where the scan is flat.
+
+    They set the scale on which a network works. Nothing is clipped to them.
+    """
     finite = voxels[np.isfinite(voxels)] if voxels.dtype.kind == "f" else voxels
-    low, high = np.percentile(finite, [0.5, 99.5])
-    return float(low), float(high if high > low else low + 1.0)
+    if finite.size == 0:
+        return 0.0, 1.0
+    low, high = (float(value) for value in np.percentile(finite, [0.5, 99.5]))
+    if high <= low:
+        low, high = float(finite.min()), float(finite.max())
+    return low, high if high > low else low + 1.0
+
+
+def _target_mm(thick_mm: float, in_plane_mm: float, spacing_mm: float | None, factor: float | None) -> float:
+    if spacing_mm is not None and factor is not None:
+        raise PlanRefused(f"got --spacing {spacing_mm:g} and --factor {factor:g}; need one of them; next: leave one out")
+    for name, value in (("--spacing", spacing_mm), ("--factor", factor)):
+        if value is not None and not (np.isfinite(value) and value > 0):
+            raise PlanRefused(f"got {name} {value:g}; need a positive number; next: correct it or leave it out")
+    if factor is not None:
+        target = thick_mm / factor
+    elif spacing_mm is not None:
+        target = spacing_mm
+    else:
+        target = in_plane_mm
+        if thick_mm / target < ISOTROPIC_BELOW:
+            raise PlanRefused(
+                f"got slices {thick_mm:g} mm apart and {in_plane_mm:g} mm in-plane: the scan is already isotropic; "
+                f"need slices at least {ISOTROPIC_BELOW:g} times farther apart than the in-plane spacing; "
+                "next: use it as it is, or ask for thinner slices with --factor or --spacing"
+            )
+    if target >= thick_mm:
+        raise PlanRefused(
+            f"got a wish for slices {target:g} mm apart, but they are {thick_mm:g} mm apart already; "
+            f"need less than {thick_mm:g} mm; next: give a smaller --spacing or a --factor above 1"
+        )
+    return target
+
+
+def _thin_grid(n_thick: int, ratio: float, grid: Grid) -> tuple[int, float]:
+    """Number of thin slices and the realised factor, so that edges (fov) or outer centres (centres) are kept."""
+    if grid == "fov":
+        n_thin = max(round(n_thick * ratio), 1)
+        realised = n_thin / n_thick
+    elif grid == "centres":
+        n_thin = max(round((n_thick - 1) * ratio), 1) + 1
+        realised = (n_thin - 1) / (n_thick - 1)
+    else:
+        raise PlanRefused(f"got --grid {grid}; need one of {', '.join(GRIDS)}; next: choose one of them")
+    if n_thin <= n_thick:
+        raise PlanRefused(
+            f"got {n_thick} slices and a factor of {ratio:.3g}, which rounds to {n_thin} slices: nothing to compute; "
+            "need a larger factor; next: give a larger --factor or a smaller --spacing"
+        )
+    if n_thin > MAX_SLICES:
+        raise PlanRefused(
+            f"got a wish for {n_thin} slices; need at most {MAX_SLICES}; next: give a larger --spacing or a smaller --factor"
+        )
+    return n_thin, realised
+
+
+def _thickness_mm(wished: float | None, header: float | None, spacing_mm: float) -> float:
+    thickness = wished if wished is not None else header if header is not None else spacing_mm
+    if not (np.isfinite(thickness) and thickness > 0):
+        raise PlanRefused(
+            f"got a slice thickness of {thickness:g} mm; need a positive number; next: give --thickness in millimetres"
+        )
+    return float(thickness)
+
+
+def _check_envelope(
+    model: str, envelope: Envelope, factor: float, ratio: float, profile: str, thick_mm: float
+) -> None:
+    way_out = "or use --model cubic, which is valid for any geometry"
+    low, high = envelope.factor
+    if not low - 1e-6 <= factor <= high + 1e-6:
+        advice = (
+            f"give --spacing {np.ceil(1000 * thick_mm / high) / 1000:g} or more"
+            if factor > high
+            else f"give --spacing {np.floor(1000 * thick_mm / low) / 1000:g} or less"
+        )
+        raise PlanRefused(
+            f"got a factor of {factor:.3g} for model {model}; need {low:g} to {high:g}; next: {advice}, {way_out}"
+        )
+    low, high = envelope.thickness_over_spacing
+    if not low - 1e-6 <= ratio <= high + 1e-6:
+        raise PlanRefused(
+            f"got a thickness of {ratio * thick_mm:g} mm, {ratio:.3g} times the slice spacing, for model {model}; "
+            f"need {low:g} to {high:g} times ({low * thick_mm:.3g} to {high * thick_mm:.3g} mm); "
+            f"next: check --thickness, {way_out}"
+        )
+    if profile not in envelope.profiles:
+        raise PlanRefused(
+            f"got profile {profile} for model {model}; need {' or '.join(envelope.profiles)}; next: change --profile, {way_out}"
+        )
+
+
+def _versions() -> dict[str, str]:
+    packages = ("thinslice", "numpy", "nibabel", "onnxruntime")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+
+
+def _to_tuples(value: Any) -> Any:
+    return tuple(_to_tuples(item) for item in value) if isinstance(value, list) else value

@@ -38,3 +38,11 @@ class Volume:
         """Spatial shape, without the volumes of a 4-D series."""
         x, y, z = self.voxels.shape[:3]
         return x, y, z
+
+
+def sidecar_path(path: Path) -> Path | None:
+    """scan.nii.gz or scan.nii -> scan.json in the same folder; None where the name is not that of a NIfTI file."""
+    for suffix in (".nii.gz", ".nii"):
+        if path.name.lower().endswith(suffix) and len(path.name) > len(suffix):
+            return path.with_name(path.name[: -len(suffix)] + ".json")
+    return None

@@ -8,6 +8,7 @@ that a CPU can afford.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,18 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[n, width, h, w] -> the same."""
         return x + self.second(F.relu(self.first(x)))
+
+
+class _ComputedKernel(torch.autograd.Function):
+    """A 3x3 convolution whose kernel is an input: ONNX has it, torch's exporter needs to be told."""
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return F.conv2d(features, weight, bias, padding=1)
+
+    @staticmethod
+    def symbolic(g: Any, features: Any, weight: Any, bias: Any) -> Any:
+        return g.op("Conv", features, weight, bias, kernel_shape_i=[3, 3], pads_i=[1, 1, 1, 1])
 
 
 class SlabNet(nn.Module):
@@ -60,6 +73,8 @@ class SlabNet(nn.Module):
         self.context = context
         self.width = width
         self.multiple = SHUFFLE * 2 if deep_blocks else SHUFFLE
+        pixels = SHUFFLE * (2 + 2 * sum(blocks)) + 2 * SHUFFLE * (2 * deep_blocks + 1) * bool(deep_blocks)
+        self.reach = -(-pixels // 8) * 8
         self.entry = nn.Conv2d((2 * context + 1) * SHUFFLE**2, width, 3, padding=1)
         self.acquisition = nn.Sequential(nn.Linear(self.n_geometry, 32), nn.ReLU(), nn.Linear(32, width))
         self.before = nn.Sequential(*[Block(width) for _ in range(blocks[0])])
@@ -108,4 +123,6 @@ class SlabNet(nn.Module):
         size = SHUFFLE**2 * self.width * 9
         weight = kernel[:, :size].reshape(-1, self.width, 3, 3)
         bias = kernel[:, size:].reshape(-1)
+        if torch.onnx.is_in_onnx_export():
+            return F.pixel_shuffle(_ComputedKernel.apply(features, weight, bias), SHUFFLE)
         return F.pixel_shuffle(F.conv2d(features, weight, bias, padding=1), SHUFFLE)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from thinslice.slab import geometry_of, position_code
 from thinslice.training.corpus import Batch
+from thinslice.training.muon import Muon
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class Schedule:
     steps: int = 20_000
     minutes: float | None = None
     rate: float = 1e-3
+    muon_rate: float = 0.02
     warm_up: int = 200
     weight_decay: float = 1e-4
     clip: float = 1.0
@@ -52,16 +54,15 @@ def fit(
     rank, world, device = _join_world()
     network.to(device, memory_format=torch.channels_last)
     average = _copy_of(network)
-    optimiser = torch.optim.AdamW(
-        network.parameters(), lr=schedule.rate, weight_decay=schedule.weight_decay, betas=(0.9, 0.99)
-    )
+    optimisers = _optimisers(network, schedule)
     step, spent = 0, 0.0
     checkpoint = folder / "checkpoint.pt"
     if resume and checkpoint.exists():
         state = torch.load(checkpoint, map_location=device, weights_only=True)
         network.load_state_dict(state["network"])
         average.load_state_dict(state["average"])
-        optimiser.load_state_dict(state["optimiser"])
+        for optimiser, saved in zip(optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(saved)
         step, spent = state["step"], state["seconds"]
         report(f"resumed at step {step} after {spent / 60:.1f} min")
     folder.mkdir(parents=True, exist_ok=True)
@@ -73,31 +74,32 @@ def fit(
         while (progress := _progress(step, time.monotonic() - started, schedule)) < 1.0:
             batch = queue.pop(0).result()
             queue.append(pool.submit(batch_at, (step + ahead) * world + rank))
-            for group in optimiser.param_groups:
-                group["lr"] = _rate(step, progress, schedule)
+            rate = _rate(step, progress, schedule)
             loss = projected_loss(network, batch, device, schedule.unprojected)
-            optimiser.zero_grad(set_to_none=True)
+            network.zero_grad(set_to_none=True)
             loss.backward()
             _average_gradients(network, world)
             norm = nn.utils.clip_grad_norm_(network.parameters(), schedule.clip)
-            if torch.isfinite(norm):
+            for optimiser in optimisers if torch.isfinite(norm) else ():
+                for group in optimiser.param_groups:
+                    group["lr"] = rate * optimiser.defaults["lr"]
                 optimiser.step()
             _follow(average, network, min(schedule.ema, (step + 1) / (step + 10)))
             losses.append(loss.item())
             step += 1
             if rank == 0 and step % schedule.log_every == 0:
                 seconds = time.monotonic() - started
-                line = {"step": step, "seconds": round(seconds, 1), "loss": sum(losses) / len(losses), "rate": group["lr"]}
+                line = {"step": step, "seconds": round(seconds, 1), "loss": sum(losses) / len(losses), "rate": rate}
                 with (folder / "log.jsonl").open("a") as log:
                     log.write(json.dumps(line) + "\n")
                 report(f"step {step}  {seconds / 60:6.1f} min  loss {line['loss']:.5f}")
                 losses.clear()
             if rank == 0 and step % schedule.save_every == 0:
-                _save(checkpoint, network, average, optimiser, step, time.monotonic() - started, schedule)
+                _save(checkpoint, network, average, optimisers, step, time.monotonic() - started, schedule)
         for job in queue:
             job.cancel()
     if rank == 0:
-        _save(checkpoint, network, average, optimiser, step, time.monotonic() - started, schedule)
+        _save(checkpoint, network, average, optimisers, step, time.monotonic() - started, schedule)
     return average
 
 
@@ -134,6 +136,15 @@ def projected_loss(network: nn.Module, batch: Batch, device: torch.device, unpro
     return projected.abs().mean() + unprojected * error.abs().mean()
 
 
+def _optimisers(network: nn.Module, schedule: Schedule) -> list[torch.optim.Optimizer]:
+    """Muon for the kernels of the trunk, AdamW for everything else; ``muon_rate`` 0 leaves all to AdamW."""
+    trunk = [p for p in network.parameters() if p.dim() == 4 and schedule.muon_rate]
+    chosen = {id(p) for p in trunk}
+    rest = [p for p in network.parameters() if id(p) not in chosen]
+    adam = torch.optim.AdamW(rest, lr=schedule.rate, weight_decay=schedule.weight_decay, betas=(0.9, 0.99))
+    return [adam, Muon(trunk, lr=schedule.muon_rate)] if trunk else [adam]
+
+
 def _progress(step: int, seconds: float, schedule: Schedule) -> float:
     if schedule.minutes is not None:
         return seconds / 60 / schedule.minutes
@@ -142,7 +153,8 @@ def _progress(step: int, seconds: float, schedule: Schedule) -> float:
 
 def _rate(step: int, progress: float, schedule: Schedule) -> float:
     cosine = 0.5 * (1 + torch.cos(torch.tensor(min(progress, 1.0) * torch.pi)).item())
-    return schedule.rate * min(1.0, (step + 1) / schedule.warm_up) * max(cosine, 1e-3)
+    """Between 0 and 1: warm-up, then cosine."""
+    return min(1.0, (step + 1) / schedule.warm_up) * max(cosine, 1e-3)
 
 
 def _copy_of(network: nn.Module) -> nn.Module:
@@ -160,7 +172,7 @@ def _save(
     path: Path,
     network: nn.Module,
     average: nn.Module,
-    optimiser: torch.optim.Optimizer,
+    optimisers: list[torch.optim.Optimizer],
     step: int,
     seconds: float,
     schedule: Schedule,
@@ -169,7 +181,7 @@ def _save(
         "settings": network.settings,
         "network": network.state_dict(),
         "average": average.state_dict(),
-        "optimiser": optimiser.state_dict(),
+        "optimisers": [optimiser.state_dict() for optimiser in optimisers],
         "step": step,
         "seconds": seconds,
         "schedule": asdict(schedule),

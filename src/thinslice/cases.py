@@ -1,0 +1,128 @@
+"""Cases: which files go in, where answers go. Everything that can be refused is refused here, before any work."""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from thinslice.errors import InputRefused, OutputRefused
+from thinslice.volume import sidecar_path
+
+
+@dataclass(frozen=True)
+class Case:
+    """One scan to be made thinner.
+
+    Attributes:
+        source: the scan that goes in.
+        destination: the scan that comes out, .nii or .nii.gz.
+        sidecar: the JSON beside it: destination with .json instead of .nii or .nii.gz.
+    """
+
+    source: Path
+    destination: Path
+    sidecar: Path
+
+
+def find_cases(source: Path | str, destination: Path | str, overwrite: bool = False) -> list[Case]:
+    """Pair every scan with its answer; nothing is created.
+
+    A file goes to a file, or under its own name into a folder: one that exists, or a name that ends with a separator (pass the
+    destination as it was typed: a Path has lost its last separator). A folder goes to a folder: every .nii and .nii.gz that lies
+    directly in it, hidden files left out, in the order of their names.
+
+    Raises:
+        InputRefused: there is no NIfTI file at `source`.
+        OutputRefused: an answer would replace its own input or another answer, exists already without `overwrite`, or cannot be put there.
+    """
+    source, target = Path(source), Path(destination)
+    sources = _find_sources(source)
+    into_folder = source.is_dir() or target.is_dir() or str(destination).endswith(("/", os.sep))
+    if into_folder:
+        _check_folder(target, sources)
+    cases = [_pair(file, target / file.name if into_folder else target) for file in sources]
+    _check_collisions(cases)
+    _check_not_an_input(cases)
+    for case in cases:
+        _check_free(case, overwrite)
+    _check_writable(cases[0].destination.parent)
+    return cases
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _find_sources(source: Path) -> list[Path]:
+    need = "need a NIfTI file (.nii, .nii.gz) or a folder of them; make one from the DICOM series with dcm2niix"
+    try:
+        if source.is_dir():
+            found = sorted(f for f in source.iterdir() if sidecar_path(f) and not f.name.startswith(".") and not f.is_dir())
+            if not found:
+                raise InputRefused(_one_line(f"{source}: got a folder with no NIfTI file directly in it, {need}"))
+            return found
+        source.stat()
+    except OSError as error:
+        raise InputRefused(_one_line(f"{source}: cannot be opened ({error.strerror}), {need}")) from None
+    if sidecar_path(source) is None:
+        raise InputRefused(_one_line(f"{source}: got another kind of file, {need}"))
+    return [source]
+
+
+def _pair(source: Path, destination: Path) -> Case:
+    sidecar = sidecar_path(destination)
+    if sidecar is None:
+        need = "need a name that ends in .nii or .nii.gz, or a folder (end its name with /)"
+        raise OutputRefused(_one_line(f"{destination}: got an output of another kind, {need}; change the output's name"))
+    return Case(source, destination, sidecar)
+
+
+def _check_folder(folder: Path, sources: list[Path]) -> None:
+    if folder.exists() and not folder.is_dir():
+        need = f"need a folder for {len(sources)} scan(s)"
+        raise OutputRefused(_one_line(f"{folder}: got a file as output, {need}; name a folder"))
+    if not folder.exists() and sidecar_path(folder):
+        raise OutputRefused(_one_line(f"{folder}: got a file's name as output, need a folder's; leave out .nii or .nii.gz"))
+
+
+def _check_collisions(cases: list[Case]) -> None:
+    """No two answers share a sidecar, hence no two share a file; letter case does not count, as on Windows, macOS and USB sticks."""
+    taken: dict[str, Path] = {}
+    for case in cases:
+        other = taken.setdefault(case.sidecar.name.casefold(), case.source)
+        if other is not case.source:
+            got = f"got {other.name} and {case.source.name}, whose answers would both write {case.sidecar.name}"
+            raise OutputRefused(_one_line(f"{case.source.parent}: {got}, need one answer per scan; rename or move one of them"))
+
+
+def _check_not_an_input(cases: list[Case]) -> None:
+    """No answer, under whatever name or link, is one of the inputs or the facts that lie beside one."""
+    inputs = [f for case in cases for f in (case.source, sidecar_path(case.source)) if f is not None]
+    places, files = {os.path.realpath(f) for f in inputs}, _identities(inputs)
+    for case in cases:
+        for output in (case.destination, case.sidecar):
+            if os.path.realpath(output) in places or _identities([output]) & files:
+                got = "got an output that is an input, or its sidecar"
+                raise OutputRefused(_one_line(f"{output}: {got}, need another name or folder: scans that go in are never replaced"))
+
+
+def _identities(files: Iterable[Path]) -> set[tuple[int, int]]:
+    """(device, inode) of those that exist: the same for all links to one file."""
+    states = [f.stat() for f in files if f.exists()]
+    return {(s.st_dev, s.st_ino) for s in states}
+
+
+def _check_free(case: Case, overwrite: bool) -> None:
+    for output in (case.destination, case.sidecar):
+        if output.is_dir():
+            raise OutputRefused(_one_line(f"{output}: got a folder in the place of an output file, need it free; choose another name"))
+        if not overwrite and os.path.lexists(output):
+            raise OutputRefused(_one_line(f"{output}: exists already, need a free name; choose another, or allow overwriting"))
+
+
+def _check_writable(folder: Path) -> None:
+    existing = next(f for f in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(f))
+    if not existing.is_dir():
+        raise OutputRefused(_one_line(f"{existing}: got a file, need a folder to write into; choose another output"))
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise OutputRefused(_one_line(f"{existing}: got a folder without write permission, need one with it; choose another output"))

@@ -1,0 +1,99 @@
+"""The guard: does a network's answer, before any projection, still agree with what the scanner acquired?
+
+It needs no truth. A slab is looked at in square cells. A cell is suspect where the network's correction, made thick
+again, would change the acquired slice by more than a stated amount, where it leaves the range of the scan, or where
+it is not finite. There the correction is dropped, which leaves projected interpolation: never worse than cubic.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+CELL = 32
+"""Side of a cell in pixels."""
+
+DISAGREEMENT = 0.06
+"""Largest RMS change of an acquired slice within a cell, in units of the scan's intensity range, that is always
+accepted; above it the change may be up to `DISAGREEMENT_OF_CONTRAST` of the local contrast."""
+
+DISAGREEMENT_OF_CONTRAST = 0.5
+
+OVERSHOOT = 0.5
+"""How far beyond the smallest and largest acquired value an answer may reach, in intensity ranges."""
+
+
+@dataclass(frozen=True)
+class GuardCount:
+    """How many cells were looked at, and how many fell back to interpolation."""
+
+    cells: int = 0
+    suspect: int = 0
+    slabs: int = 0
+
+    @property
+    def share(self) -> float:
+        """Share of the cells that fell back, 0 .. 1."""
+        return self.suspect / self.cells if self.cells else 0.0
+
+    def with_slab(self, cells: np.ndarray) -> "GuardCount":
+        """The count after one more slab."""
+        return replace(
+            self,
+            cells=self.cells + cells.size,
+            suspect=self.suspect + int(cells.sum()),
+            slabs=self.slabs + int(cells.any()),
+        )
+
+    def __add__(self, other: "GuardCount") -> "GuardCount":
+        return GuardCount(self.cells + other.cells, self.suspect + other.suspect, self.slabs + other.slabs)
+
+
+def suspect_cells(
+    residual: np.ndarray, disagreement: np.ndarray, around: np.ndarray, bounds: tuple[float, float]
+) -> np.ndarray:
+    """Which cells of a slab must not be trusted.
+
+    Args:
+        residual: the network's correction [p, h, w], normalised intensities.
+        disagreement: that correction made thick again [h, w]: the change of the acquired slice.
+        around: the slab's acquired slice and its neighbours [3, h, w].
+        bounds: smallest and largest acquired value of the scan.
+
+    Returns:
+        bool [ceil(h / CELL), ceil(w / CELL)].
+    """
+    with np.errstate(invalid="ignore", over="ignore"):
+        change = np.sqrt(_cell_mean(disagreement.astype(np.float64) ** 2))
+        contrast = np.sqrt(np.maximum(_cell_mean(around**2) - _cell_mean(around) ** 2, 0.0))
+        low = around.min(axis=0) + residual.min(axis=0, initial=0.0)
+        high = around.max(axis=0) + residual.max(axis=0, initial=0.0)
+        outside = (low < bounds[0] - OVERSHOOT) | (high > bounds[1] + OVERSHOOT)
+        allowed = np.maximum(DISAGREEMENT, DISAGREEMENT_OF_CONTRAST * contrast)
+        finite = np.isfinite(residual).all(axis=0)
+        return ~(change <= allowed) | (_cell_mean((outside | ~finite).astype(np.float64)) > 0)
+
+
+def keep_map(cells: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Weights [h, w]: 0 inside suspect cells, 1 far from them, a ramp in the neighbouring cells."""
+    keep = 1.0 - cells.astype(np.float32)
+    shrunk = np.pad(keep, 1, mode="edge")
+    rows, columns = keep.shape
+    shrunk = np.min([shrunk[y : y + rows, x : x + columns] for y in range(3) for x in range(3)], axis=0)
+    return np.minimum(_bilinear(shrunk, shape), np.repeat(np.repeat(keep, CELL, 0), CELL, 1)[: shape[0], : shape[1]])
+
+
+def _cell_mean(image: np.ndarray) -> np.ndarray:
+    """[..., h, w] -> means over cells [ceil(h / CELL), ceil(w / CELL)]; the last cells repeat the edge."""
+    image = image if image.ndim == 2 else image.mean(axis=0)
+    height, width = image.shape
+    filled = np.pad(image, ((0, -height % CELL), (0, -width % CELL)), mode="edge")
+    return filled.reshape(filled.shape[0] // CELL, CELL, filled.shape[1] // CELL, CELL).mean(axis=(1, 3))
+
+
+def _bilinear(cells: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Cell values at cell centres -> pixels [h, w]."""
+    weights = []
+    for count, size in zip(cells.shape, shape, strict=True):
+        position = np.clip((np.arange(size) + 0.5) / CELL - 0.5, 0, count - 1)
+        weights.append(np.maximum(0.0, 1.0 - np.abs(position[:, None] - np.arange(count)[None, :])))
+    return np.asarray(weights[0] @ cells @ weights[1].T, dtype=np.float32)

@@ -1,0 +1,46 @@
+"""What a network sees at once, and how its answers are joined."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One piece of a slice: what is read (with its margin) and what is kept of the answer."""
+
+    read: tuple[slice, slice]
+    keep: tuple[slice, slice]
+    write: tuple[slice, slice]
+
+
+def tiles(height: int, width: int, limit: int, margin: int) -> Iterator[Tile]:
+    """Cover a slice with pieces of at most ``limit`` pixels a side, margins included.
+
+    With a margin at least as wide as the network's reach, tiled equals whole to rounding.
+    """
+    for read_y, keep_y, write_y in _spans(height, limit, margin):
+        for read_x, keep_x, write_x in _spans(width, limit, margin):
+            yield Tile((read_y, read_x), (keep_y, keep_x), (write_y, write_x))
+
+
+def _spans(length: int, limit: int, margin: int) -> Iterator[tuple[slice, slice, slice]]:
+    if length <= limit:
+        yield slice(0, length), slice(0, length), slice(0, length)
+        return
+    step = limit - 2 * margin
+    if step < 1:
+        raise ValueError(f"limit is {limit}, margin {margin}; a tile needs more than two margins")
+    for start in range(0, length, step):
+        stop = min(start + step, length)
+        low, high = max(start - margin, 0), min(stop + margin, length)
+        yield slice(low, high), slice(start - low, stop - low), slice(start, stop)
+
+
+def padded(stack: np.ndarray, multiple: int) -> np.ndarray:
+    """[n, h, w] -> h and w rounded up to a multiple, the edge repeated."""
+    rows, columns = (-size % multiple for size in stack.shape[1:])
+    if rows == 0 and columns == 0:
+        return stack
+    return np.pad(stack, ((0, 0), (0, rows), (0, columns)), mode="edge")

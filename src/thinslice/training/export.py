@@ -1,0 +1,65 @@
+"""A trained network -> one model file: ONNX for inference, with its card inside and beside it."""
+
+import hashlib
+import json
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from thinslice.runtime import CARD_KEY, load_model
+
+
+def export(network: nn.Module, card: dict[str, Any], path: Path) -> str:
+    """Write ``path`` (.onnx) and the card beside it (.json); returns the sha256 of the model file.
+
+    Args:
+        network: same contract as `thinslice.networks.slab.SlabNet`.
+        card: provenance and envelope; what inference needs (context, multiple, reach, base) is added here.
+
+    Raises:
+        RuntimeError: the exported file does not compute what the network computes (1e-4 of the intensity range).
+    """
+    import onnx
+
+    network = network.cpu().eval().float()
+    card = card | {"base": "cubic", "context": network.context, "multiple": network.multiple, "reach": network.reach}
+    slices = torch.randn(1, 2 * network.context + 1, 32, 48)  # type: ignore[operator]
+    geometry, position = torch.randn(network.n_geometry), torch.randn(3, network.n_position)  # type: ignore[arg-type]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp.onnx")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            network,
+            (slices, geometry, position),
+            str(temporary),
+            dynamo=False,
+            opset_version=17,
+            input_names=["slices", "geometry", "position"],
+            output_names=["residual"],
+            dynamic_axes={"slices": {0: "n", 2: "h", 3: "w"}, "position": {0: "p"}, "residual": {0: "n", 1: "p"}},
+        )
+    model = onnx.load(temporary)
+    onnx.helper.set_model_props(model, {CARD_KEY: json.dumps(card)})
+    onnx.save(model, temporary)
+    _compare(network, temporary, slices, geometry, position)
+    digest = hashlib.sha256(temporary.read_bytes()).hexdigest()
+    os.replace(temporary, path)
+    path.with_suffix(".json").write_text(json.dumps(card | {"sha256": digest}, indent=2) + "\n")
+    return digest
+
+
+def _compare(network: nn.Module, path: Path, slices: torch.Tensor, geometry: torch.Tensor, position: torch.Tensor) -> None:
+    with torch.no_grad():
+        wanted = network(slices, geometry, position)[0].numpy()
+    residual = load_model(path).residual
+    assert residual is not None
+    got = residual(slices[0].numpy(), geometry.numpy(), position.numpy())
+    difference = float(np.abs(wanted - got).max())
+    if difference > 1e-4:
+        raise RuntimeError(f"the exported model differs from the network by {difference:g}; it was not written")
