@@ -1,0 +1,1 @@
+"""Thick-slice scans in, thin-slice scans out; see README.md."""

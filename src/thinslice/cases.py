@@ -27,13 +27,14 @@ class Case:
 def find_cases(source: Path | str, destination: Path | str, overwrite: bool = False) -> list[Case]:
     """Pair every scan with its answer; nothing is created.
 
-    A file goes to a file, or under its own name into a folder: one that exists, or a name that ends with a separator (pass the
-    destination as it was typed: a Path has lost its last separator). A folder goes to a folder: every .nii and .nii.gz that lies
-    directly in it, hidden files left out, in the order of their names.
+    A file goes to a file, or under its own name into a folder: one that exists, or a name that ends with a separator
+    (pass the destination as it was typed: a Path has lost its last separator). A folder goes to a folder: every .nii
+    and .nii.gz that lies directly in it, hidden files left out, in the order of their names.
 
     Raises:
         InputRefused: there is no NIfTI file at `source`.
-        OutputRefused: an answer would replace its own input or another answer, exists already without `overwrite`, or cannot be put there.
+        OutputRefused: an answer would replace an input or another answer, exists already without `overwrite`, or cannot
+            be put there.
     """
     source, target = Path(source), Path(destination)
     sources = _find_sources(source)
@@ -49,50 +50,50 @@ def find_cases(source: Path | str, destination: Path | str, overwrite: bool = Fa
     return cases
 
 
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
+def _say(path: Path, got: str, need: str, then: str) -> str:
+    return " ".join(f"{path}: got {got}, need {need}; {then}".split())
 
 
 def _find_sources(source: Path) -> list[Path]:
-    need = "need a NIfTI file (.nii, .nii.gz) or a folder of them; make one from the DICOM series with dcm2niix"
+    need, then = "a NIfTI file (.nii, .nii.gz) or a folder of them", "make one from the DICOM series with dcm2niix"
     try:
         if source.is_dir():
-            found = sorted(f for f in source.iterdir() if sidecar_path(f) and not f.name.startswith(".") and not f.is_dir())
+            visible = (f for f in source.iterdir() if not f.name.startswith("."))
+            found = sorted(f for f in visible if sidecar_path(f) and not f.is_dir())
             if not found:
-                raise InputRefused(_one_line(f"{source}: got a folder with no NIfTI file directly in it, {need}"))
+                raise InputRefused(_say(source, "a folder with no NIfTI file directly in it", need, then))
             return found
         source.stat()
     except OSError as error:
-        raise InputRefused(_one_line(f"{source}: cannot be opened ({error.strerror}), {need}")) from None
+        raise InputRefused(_say(source, f"no access ({error.strerror})", need, "check the name")) from None
     if sidecar_path(source) is None:
-        raise InputRefused(_one_line(f"{source}: got another kind of file, {need}"))
+        raise InputRefused(_say(source, "another kind of file", need, then))
     return [source]
 
 
 def _pair(source: Path, destination: Path) -> Case:
     sidecar = sidecar_path(destination)
     if sidecar is None:
-        need = "need a name that ends in .nii or .nii.gz, or a folder (end its name with /)"
-        raise OutputRefused(_one_line(f"{destination}: got an output of another kind, {need}; change the output's name"))
+        need = "a name that ends in .nii or .nii.gz, or a folder"
+        raise OutputRefused(_say(destination, "an output of another kind", need, "end a folder's name with /"))
     return Case(source, destination, sidecar)
 
 
 def _check_folder(folder: Path, sources: list[Path]) -> None:
     if folder.exists() and not folder.is_dir():
-        need = f"need a folder for {len(sources)} scan(s)"
-        raise OutputRefused(_one_line(f"{folder}: got a file as output, {need}; name a folder"))
+        raise OutputRefused(_say(folder, "a file as output", f"a folder for {len(sources)} scan(s)", "name a folder"))
     if not folder.exists() and sidecar_path(folder):
-        raise OutputRefused(_one_line(f"{folder}: got a file's name as output, need a folder's; leave out .nii or .nii.gz"))
+        raise OutputRefused(_say(folder, "a file's name as output", "a folder's", "leave out .nii or .nii.gz"))
 
 
 def _check_collisions(cases: list[Case]) -> None:
-    """No two answers share a sidecar, hence no two share a file; letter case does not count, as on Windows, macOS and USB sticks."""
+    """No two answers share a sidecar, hence no two a file; letter case does not count, as on Windows and macOS."""
     taken: dict[str, Path] = {}
     for case in cases:
         other = taken.setdefault(case.sidecar.name.casefold(), case.source)
         if other is not case.source:
-            got = f"got {other.name} and {case.source.name}, whose answers would both write {case.sidecar.name}"
-            raise OutputRefused(_one_line(f"{case.source.parent}: {got}, need one answer per scan; rename or move one of them"))
+            got = f"{other.name} and {case.source.name}, whose answers would both write {case.sidecar.name}"
+            raise OutputRefused(_say(case.source.parent, got, "one answer per scan", "rename or move one of them"))
 
 
 def _check_not_an_input(cases: list[Case]) -> None:
@@ -102,8 +103,10 @@ def _check_not_an_input(cases: list[Case]) -> None:
     for case in cases:
         for output in (case.destination, case.sidecar):
             if os.path.realpath(output) in places or _identities([output]) & files:
-                got = "got an output that is an input, or its sidecar"
-                raise OutputRefused(_one_line(f"{output}: {got}, need another name or folder: scans that go in are never replaced"))
+                got = "an output that is an input, or its sidecar"
+                raise OutputRefused(
+                    _say(output, got, "another place", "inputs are never replaced: choose a new folder")
+                )
 
 
 def _identities(files: Iterable[Path]) -> set[tuple[int, int]]:
@@ -115,14 +118,15 @@ def _identities(files: Iterable[Path]) -> set[tuple[int, int]]:
 def _check_free(case: Case, overwrite: bool) -> None:
     for output in (case.destination, case.sidecar):
         if output.is_dir():
-            raise OutputRefused(_one_line(f"{output}: got a folder in the place of an output file, need it free; choose another name"))
+            raise OutputRefused(_say(output, "a folder in the place of an output", "a free name", "choose another"))
         if not overwrite and os.path.lexists(output):
-            raise OutputRefused(_one_line(f"{output}: exists already, need a free name; choose another, or allow overwriting"))
+            then = "choose another, or allow overwriting"
+            raise OutputRefused(_say(output, "an output that exists already", "a free name", then))
 
 
 def _check_writable(folder: Path) -> None:
     existing = next(f for f in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(f))
     if not existing.is_dir():
-        raise OutputRefused(_one_line(f"{existing}: got a file, need a folder to write into; choose another output"))
+        raise OutputRefused(_say(existing, "a file", "a folder to write into", "choose another output"))
     if not os.access(existing, os.W_OK | os.X_OK):
-        raise OutputRefused(_one_line(f"{existing}: got a folder without write permission, need one with it; choose another output"))
+        raise OutputRefused(_say(existing, "a folder without write permission", "one with it", "choose another output"))

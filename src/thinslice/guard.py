@@ -70,7 +70,9 @@ def suspect_cells(
         outside = (low < bounds[0] - OVERSHOOT) | (high > bounds[1] + OVERSHOOT)
         allowed = np.maximum(DISAGREEMENT, DISAGREEMENT_OF_CONTRAST * contrast)
         finite = np.isfinite(residual).all(axis=0)
-        return ~(change <= allowed) | (_cell_mean((outside | ~finite).astype(np.float64)) > 0)
+        broken = _cell_mean((outside | ~finite).astype(np.float64)) > 0
+        suspect: np.ndarray = ~(change <= allowed) | broken
+        return suspect
 
 
 def keep_map(cells: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

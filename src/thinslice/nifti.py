@@ -1,7 +1,8 @@
 """read / write NIfTI: the only door to nibabel.
 
-The header is parsed unrepaired: nibabel.load turns a spacing of zero into 1 mm and a negative one into a positive one, with no more than
-a line in a log. Here a scan whose geometry is unknown is refused, and whatever else had to be decided is said in `Volume.notes`.
+The header is parsed unrepaired: nibabel.load turns a spacing of zero into 1 mm and a negative one into a positive one,
+with no more than a line in a log. Here a scan whose geometry is unknown is refused, and whatever else had to be decided
+is said in `Volume.notes`.
 """
 
 import gzip
@@ -12,13 +13,14 @@ import secrets
 import struct
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, Literal, cast
 
 import numpy as np
 from nibabel import nifti1, nifti2
+from nibabel.spatialimages import HeaderDataError
 from numpy.typing import DTypeLike
 
 from thinslice.errors import InputRefused, OutputRefused
@@ -30,6 +32,7 @@ GZIP_LEVEL = 4
 GZIP_BEST_RATIO = 1040  # deflate cannot shrink more than 1032 : 1
 
 SHEAR_COSINE = 1e-3
+SMALL_TURN = 3e-3
 COMMENT_EXTENSION = 6
 ALIGNED = 2
 
@@ -39,14 +42,20 @@ _DTYPES = {
     2: np.uint8, 4: np.int16, 8: np.int32, 16: np.float32, 64: np.float64,
     256: np.int8, 512: np.uint16, 768: np.uint32, 1024: np.int64, 1280: np.uint64,
 }  # fmt: skip
-_OTHER_DTYPES = {1: "binary", 32: "complex", 128: "RGB", 1536: "128-bit float", 1792: "complex", 2048: "complex", 2304: "RGBA"}
+_OTHER_DTYPES = {
+    1: "binary", 32: "complex", 128: "RGB", 1536: "128-bit float", 1792: "complex", 2048: "complex", 2304: "RGBA",
+}  # fmt: skip
+_Order = Literal["<", ">"]
+_ORDERS: tuple[_Order, _Order] = ("<", ">")
 _UNITS: dict[int, tuple[str, float]] = {0: ("mm", 1.0), 1: ("metres", 1e3), 2: ("mm", 1.0), 3: ("micrometres", 1e-3)}
 _SIGNATURES = {
-    b"NRRD": "an NRRD file", b"\x89PNG": "a PNG picture", b"\xff\xd8\xff": "a JPEG picture", b"PK\x03\x04": "a zip archive",
-    b"MINC": "a MINC file", b"\x89HDF": "an HDF5 or MINC file", b"II*\x00": "a TIFF picture", b"BZh": "a bzip2 file",
-    b"\x28\xb5\x2f\xfd": "a zstd file",
+    b"NRRD": "an NRRD file", b"\x89PNG": "a PNG picture", b"\xff\xd8\xff": "a JPEG picture",
+    b"II*\x00": "a TIFF picture", b"PK\x03\x04": "a zip archive", b"BZh": "a bzip2 file",
+    b"\x28\xb5\x2f\xfd": "a zstd file", b"\x89HDF": "an HDF5 or MINC file",
 }  # fmt: skip
-_NEED = "need one NIfTI file, .nii or .nii.gz"
+_NEED = "one NIfTI file, .nii or .nii.gz"
+_WHOLE = "the whole file"
+_AGAIN = "copy or download it again"
 _CONVERT = "make one from the DICOM series with dcm2niix"
 _SET_SPACING = (
     "convert the DICOM series again with dcm2niix, or write the true spacing in mm into a copy: "
@@ -57,62 +66,63 @@ _SET_SPACING = (
 def read(path: Path) -> Volume:
     """Read one NIfTI-1 or NIfTI-2 file.
 
-    The voxels [x, y, z] or [x, y, z, t] keep their stored integer type where the file has no rescale, and are float32 otherwise (float64
-    where stored so). The affine is in millimetres whatever the file's unit: sform, else qform, else pixdim alone, as in nibabel.
-    A BIDS sidecar next to the file gives `thickness_mm`; NIfTI itself has no field for it.
+    The voxels [x, y, z] or [x, y, z, t] keep their stored integer type where the file has no rescale, and are float32
+    otherwise (float64 where stored so). The affine is in millimetres whatever the file's unit: sform, else qform, else
+    pixdim alone, as in nibabel. A BIDS sidecar next to the file gives `thickness_mm`; NIfTI itself has no field for it.
 
     Raises:
-        InputRefused: not a readable scan; one line that names the file, what was got, what is needed, and what to do next.
+        InputRefused: not a readable scan; one line: the file, what was got, what is needed, what to do next.
     """
     path = Path(path)
     try:
         return _read(path)
     except InputRefused as error:
-        raise InputRefused(_one_line(f"{path}: {error}")) from None
+        refusal = error
     except (EOFError, zlib.error, gzip.BadGzipFile):
-        text = f"{path}: got a damaged or cut-off gzip stream, need the whole file; copy or download it again"
-        raise InputRefused(_one_line(text)) from None
+        refusal = _refused("a damaged or cut-off gzip stream", _WHOLE, _AGAIN)
     except MemoryError:
-        text = f"{path}: got a scan larger than the free memory; crop it, or use a machine with more memory"
-        raise InputRefused(_one_line(text)) from None
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        text = f"{path}: cannot be opened ({reason}), {_NEED} that you may read; check the name and the permissions"
-        raise InputRefused(_one_line(text)) from None
+        refusal = _refused("a scan larger than the free memory", "a smaller one", "crop it, or use a larger machine")
+    except OSError as error:
+        refusal = _refused(f"no access ({error.strerror or error})", _NEED, "check the name and the permissions")
+    except ValueError as error:
+        refusal = _refused(f"what cannot be understood ({error})", _NEED, _CONVERT)
+    raise InputRefused(_one_line(f"{path}: {refusal}"))
 
 
 def write(volume: Volume, path: Path, like: Volume | None = None) -> None:
     """Write a scan as .nii or .nii.gz: under a temporary name in the same folder first, then renamed.
 
-    Type, rescale, unit, form codes, intent, description, display window and repetition time are those of the source header (`like`'s, else the
-    volume's own). Integers are rounded and clipped. Slice timing is dropped when the grid has changed, and so is every extension but
-    comments. Missing folders are made; after any failure nothing is left behind.
+    Type, rescale, unit, form codes, intent, description, display window and repetition time are those of the source
+    header (`like`'s, else the volume's own). Integers are rounded and clipped. Slice timing is dropped when the grid
+    has changed. A qform cannot hold a sheared affine: its code is then 0. Where no code was set and pixdim alone cannot
+    hold the new affine, the sform code is 2 (aligned). Missing folders are made; after a failure nothing is left.
 
     Raises:
-        OutputRefused: the name is not NIfTI's, the folder cannot be written to, or the values do not fit (not finite, no grid).
+        OutputRefused: not a NIfTI name, a folder that cannot be written to, or voxels that are not finite.
     """
     path = Path(path)
-    if sidecar_path(path) is None:
-        raise OutputRefused(_one_line(f"{path}: got another kind of name, need .nii or .nii.gz; change the output's name"))
     try:
+        if sidecar_path(path) is None:
+            raise _unwritable("another kind of name", ".nii or .nii.gz", "change the output's name")
         header = _header_for(volume, like)
         with _in_place_of(path) as stream:
             header.write_to(stream)
             for slab in _encoded(volume.voxels, header):
                 stream.write(slab)
+        return
     except OutputRefused as error:
-        raise OutputRefused(_one_line(f"{path}: {error}")) from None
+        refusal = error
     except OSError as error:
         reason = error.strerror or str(error)
-        text = f"{path}: cannot be written ({reason}), need a folder with room and permission; choose another output"
-        raise OutputRefused(_one_line(text)) from None
+        refusal = _unwritable(f"no access ({reason})", "a folder with room and permission", "choose another output")
+    raise OutputRefused(_one_line(f"{path}: {refusal}"))
 
 
 def allocate(shape: tuple[int, ...], dtype: DTypeLike, folder: Path) -> np.ndarray:
-    """An uninitialised array in file order (first axis fastest), in memory below 512 MB, else on an unlinked temporary file.
+    """An uninitialised array in file order (first axis fastest): in memory below 512 MB, else on an unlinked file.
 
-    The file lies in `folder` (or its nearest existing parent) and is reserved in full, so a full disk is an error here and
-    not a crash later; it vanishes with the array.
+    The file lies in `folder` (or its nearest existing parent) and is reserved in full, so a full disk is an error here
+    and not a crash later; it vanishes with the array.
 
     Raises:
         OutputRefused: the disk has no room for it.
@@ -128,8 +138,17 @@ def allocate(shape: tuple[int, ...], dtype: DTypeLike, folder: Path) -> np.ndarr
                 os.posix_fallocate(file.fileno(), 0, size)
             return np.asarray(np.memmap(cast(Any, file), dtype, "w+", shape=shape, order="F"))
     except OSError as error:
-        need = f"need {size / 1e9:.1f} GB there for a while; free some room or choose another output folder"
-        raise OutputRefused(_one_line(f"{folder}: got no room for the result ({error.strerror}), {need}")) from None
+        need = f"{size / 1e9:.1f} GB there for a while"
+        refusal = _unwritable(f"no room ({error.strerror})", need, "free some room or choose another output folder")
+        raise OutputRefused(_one_line(f"{folder}: {refusal}")) from None
+
+
+def _refused(got: str, need: str, then: str) -> InputRefused:
+    return InputRefused(f"got {got}, need {need}; {then}")
+
+
+def _unwritable(got: str, need: str, then: str) -> OutputRefused:
+    return OutputRefused(f"got {got}, need {need}; {then}")
 
 
 # ---- reading
@@ -156,12 +175,12 @@ def _one_line(text: str) -> str:
 def _check_is_file(path: Path) -> int:
     """Size in bytes of a regular file."""
     if path.is_dir():
-        raise InputRefused(f"got a folder, {_NEED}; name a file in it")
+        raise _refused("a folder", _NEED, "name a file in it")
     size = path.stat().st_size
     if not path.is_file():
-        raise InputRefused(f"got a pipe or device, {_NEED}; save the scan to a file first")
+        raise _refused("a pipe or device", _NEED, "save the scan to a file first")
     if size == 0:
-        raise InputRefused(f"got an empty file, {_NEED}; copy or download it again")
+        raise _refused("an empty file", _NEED, _AGAIN)
     return size
 
 
@@ -175,7 +194,8 @@ def _open(path: Path) -> Iterator[BinaryIO]:
             with gzip.GzipFile(fileobj=raw) as unpacked:
                 yield cast(BinaryIO, unpacked)
         elif path.name.lower().endswith(".gz"):
-            raise InputRefused(f"got {_kind(raw.read(348))}, not gzip, need what the name promises; rename it to .nii or copy it again")
+            got = f"{_kind(raw.read(348))}, not gzip"
+            raise _refused(got, "what the name promises", "rename it to .nii or copy it again")
         else:
             yield raw
 
@@ -186,6 +206,8 @@ def _best_ratio(stream: BinaryIO) -> int:
 
 def _kind(start: bytes) -> str:
     """What a file that is not NIfTI seems to be, from its first bytes."""
+    if not start:
+        return "no content"
     if start[128:132] == b"DICM":
         return "a DICOM file"
     for signature, kind in _SIGNATURES.items():
@@ -198,51 +220,53 @@ def _kind(start: bytes) -> str:
     return "an unknown kind of file"
 
 
-def _read_header(stream: BinaryIO) -> tuple[Any, str]:
+def _read_header(stream: BinaryIO) -> tuple[Any, _Order]:
     """The header exactly as stored but in native byte order, and the file's byte order, "<" or ">"."""
     start = stream.read(348)
-    order = next((o for o in "<>" if len(start) >= 4 and struct.unpack(o + "i", start[:4])[0] in _HEADERS), None)
+    order = next((o for o in _ORDERS if len(start) >= 4 and struct.unpack(o + "i", start[:4])[0] in _HEADERS), None)
     if order is None:
-        raise InputRefused(f"got {_kind(start)}, {_NEED}; {_CONVERT}")
+        raise _refused(_kind(start), _NEED, _CONVERT)
     size = struct.unpack(order + "i", start[:4])[0]
     start += stream.read(size - len(start))
     if len(start) < size:
-        raise InputRefused(f"got {len(start)} bytes of a {size}-byte header, need the whole file; copy or download it again")
+        raise _refused(f"{len(start)} bytes of a {size}-byte header", _WHOLE, _AGAIN)
     magic = start[344:347] if size == 348 else start[4:7]
     if magic in (b"ni1", b"ni2"):
-        raise InputRefused(f"got half of a .hdr/.img pair, {_NEED}; join the pair first (fslchfiletype NIFTI_GZ)")
+        raise _refused("half of a .hdr/.img pair", _NEED, "join the pair first (fslchfiletype NIFTI_GZ)")
     if magic not in (b"n+1", b"n+2"):
-        raise InputRefused(f"got an Analyze 7.5 or damaged header (magic {magic!r}), {_NEED}; {_CONVERT}")
+        raise _refused(f"an Analyze 7.5 or damaged header (magic {magic!r})", _NEED, _CONVERT)
     header = _HEADERS[size](start, endianness=order, check=False)
     return header.as_byteswapped("<" if struct.pack("=h", 1) == struct.pack("<h", 1) else ">"), order
 
 
-def _shape_and_dtype(header: Any, order: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
+def _shape_and_dtype(header: Any, order: _Order) -> tuple[tuple[int, ...], np.dtype[Any]]:
     """Stored shape [x, y, z] or [x, y, z, t], and stored type in the file's byte order."""
     code = int(header["datatype"])
     if code not in _DTYPES:
         kind = _OTHER_DTYPES.get(code, f"unknown (datatype {code})")
-        raise InputRefused(f"got {kind} voxels, need one real number per voxel; convert the scan to float32 or split its channels")
+        raise _refused(
+            f"{kind} voxels", "one real number per voxel", "convert the scan to float32 or split its channels"
+        )
     dims = [int(n) for n in header["dim"]]
     if not 1 <= dims[0] <= 7:
-        raise InputRefused(f"got a damaged header (dim[0] is {dims[0]}), {_NEED}; {_CONVERT}")
+        raise _refused(f"a damaged header (dim[0] is {dims[0]})", _NEED, _CONVERT)
     shape = dims[1 : dims[0] + 1]
     while len(shape) > 3 and shape[-1] == 1:
         shape.pop()
-    size = " x ".join(map(str, shape))
+    size = _by(shape)
     if min(shape) < 1:
-        raise InputRefused(f"got a grid of {size} voxels, need at least one along each axis; {_CONVERT}")
+        raise _refused(f"a grid of {size} voxels", "at least one along each axis", _CONVERT)
     if len(shape) not in (3, 4):
-        raise InputRefused(f"got a {len(shape)}-D image ({size}), need 3-D, or 4-D with time last; extract one volume from it")
+        raise _refused(f"a {len(shape)}-D image ({size})", "3-D, or 4-D with time last", "extract one volume from it")
     return tuple(shape), np.dtype(_DTYPES[code]).newbyteorder(order)
 
 
-def _read_extensions(stream: BinaryIO, header: Any, order: str, most_bytes: int) -> list[str]:
+def _read_extensions(stream: BinaryIO, header: Any, order: _Order, most_bytes: int) -> list[str]:
     """Leave `stream` at the end of the extensions; keep the comments in `header`, name the others that are dropped."""
     header_bytes = int(header["sizeof_hdr"])
     offset = float(header["vox_offset"])
     if not math.isfinite(offset) or offset > most_bytes:
-        raise InputRefused(f"got voxels said to start at byte {offset:g}, beyond the end, need the whole file; copy or download it again")
+        raise _refused(f"voxels that start at byte {offset:g}, beyond the end", _WHOLE, _AGAIN)
     header["vox_offset"] = max(int(offset), header_bytes + 4)
     block = stream.read(int(header["vox_offset"]) - header_bytes)
     dropped = 0
@@ -252,11 +276,11 @@ def _read_extensions(stream: BinaryIO, header: Any, order: str, most_bytes: int)
         else:
             dropped += 1
     if dropped:
-        return [f"{dropped} header extension(s) of other programs are not carried over: they describe the acquired grid"]
+        return [f"{dropped} header extension(s) not carried over: written by other programs for the acquired grid"]
     return []
 
 
-def _split_extensions(block: bytes, order: str) -> Iterator[tuple[int, bytes]]:
+def _split_extensions(block: bytes, order: _Order) -> Iterator[tuple[int, bytes]]:
     """(code, content) of each extension that is whole; `block` starts with the four flag bytes."""
     start = 4
     while block[:1] not in (b"", b"\0") and start + 8 <= len(block):
@@ -270,19 +294,20 @@ def _split_extensions(block: bytes, order: str) -> Iterator[tuple[int, bytes]]:
 def _read_voxels(
     stream: BinaryIO, path: Path, offset: int, shape: tuple[int, ...], dtype: np.dtype[Any], file_bytes: int
 ) -> np.ndarray:
-    """Stored values in native byte order; an uncompressed file of 512 MB or more is mapped copy-on-write, not loaded."""
+    """Stored values in native byte order; a plain file of 512 MB or more is mapped copy-on-write, not loaded."""
     size = math.prod(shape) * dtype.itemsize
-    got = f"need {size:,} bytes of voxels as its header says, got"
+    need = f"{size:,} bytes of voxels, as its header says"
     if offset + size > file_bytes * _best_ratio(stream):
-        raise InputRefused(f"{got} a file of {file_bytes:,} bytes; it is cut off: copy or download it again")
+        raise _refused(f"a file of {file_bytes:,} bytes", need, _AGAIN)
     if size >= ON_DISK_BYTES and not isinstance(stream, gzip.GzipFile):
         stored = np.asarray(np.memmap(path, dtype, "c", offset, shape, order="F"))
     else:
         stored = np.empty(shape, dtype, order="F")
         read_bytes = _fill(stream, stored)
         if read_bytes < size:
-            raise InputRefused(f"{got} {read_bytes:,}; it is cut off: copy or download it again")
-        stream.read(1)  # at the end of a gzip stream: verifies its checksum
+            raise _refused(f"{read_bytes:,} bytes", need, _AGAIN)
+        while isinstance(stream, gzip.GzipFile) and stream.read(SLAB_BYTES):
+            pass  # the checksum is at the end
     if not dtype.isnative:
         stored = stored.byteswap(inplace=True).view(dtype.newbyteorder("="))
     return stored
@@ -290,7 +315,7 @@ def _read_voxels(
 
 def _fill(stream: BinaryIO, array: np.ndarray) -> int:
     """Read into the array, in file order, until it is full or the stream ends; the number of bytes read."""
-    target = memoryview(array.reshape(-1, order="F").view(np.uint8))
+    target = memoryview(cast(Any, array.reshape(-1, order="F").view(np.uint8)))
     done = 0
     while done < len(target):
         count = cast(Any, stream).readinto(target[done : done + SLAB_BYTES])
@@ -314,7 +339,8 @@ def _slope_inter(header: Any) -> tuple[float, float]:
     if slope == 0 or not math.isfinite(slope):
         return 1.0, 0.0
     if not math.isfinite(inter):
-        raise InputRefused(f"got scl_slope {slope:g} with scl_inter {inter:g}, need two finite numbers; set scl_inter to 0 if there is no offset")
+        got = f"scl_slope {slope:g} with scl_inter {inter:g}"
+        raise _refused(got, "two finite numbers", "set scl_inter to 0 if there is no offset")
     return slope, inter
 
 
@@ -341,7 +367,7 @@ def _replace_non_finite(voxels: np.ndarray) -> tuple[np.ndarray, list[str]]:
     if not bad:
         return voxels, []
     if bad == voxels.size:
-        raise InputRefused("got no finite voxel at all (NaN or infinite), need an image; check the program that wrote it")
+        raise _refused("no finite voxel at all (NaN or infinite)", "an image", "check the program that wrote it")
     fill = 0.0 if low <= 0 <= high else low
     for at in _slabs(voxels.shape, voxels.itemsize):
         np.copyto(voxels[at], fill, where=~np.isfinite(voxels[at]), casting="same_kind")
@@ -362,11 +388,16 @@ def _read_sidecar(path: Path) -> tuple[float | None, list[str]]:
         return None, []
     is_number = isinstance(thickness_mm, int | float) and not isinstance(thickness_mm, bool)
     if not is_number or not 0 < thickness_mm < 1e3:
-        return None, [_one_line(f"SliceThickness in {sidecar.name} is {str(thickness_mm)[:40]}, not a length in mm, and is ignored")]
+        got = str(thickness_mm)[:40]
+        return None, [_one_line(f"SliceThickness in {sidecar.name} is {got}, not a length in mm, and is ignored")]
     return float(thickness_mm), []
 
 
 # ---- geometry
+
+
+def _by(numbers: Iterable[float]) -> str:
+    return " x ".join(f"{n:g}" for n in numbers)
 
 
 def _mm_per_unit(header: Any) -> tuple[str, float]:
@@ -383,34 +414,34 @@ def _geometry(header: Any, shape: tuple[int, ...]) -> tuple[np.ndarray, list[str
     _check_affine(affine)
     spacing_mm = np.linalg.norm(affine[:3, :3], axis=0)
     if mm != 1:
-        numbers = " x ".join(f"{s:g}" for s in spacing_mm)
-        notes.append(f"lengths are in {unit}: the spacing is {numbers} mm; if that is wrong, correct xyzt_units in the header")
+        notes.append(
+            f"lengths are in {unit}, the spacing is {_by(spacing_mm)} mm; if that is wrong, correct xyzt_units"
+        )
     cosine = _shear(affine)
     if cosine > SHEAR_COSINE:
         degrees = math.degrees(math.asin(min(cosine, 1.0)))
-        notes.append(f"the affine is sheared by {degrees:.1f} degrees (axes not at right angles, as with a tilted gantry); it is kept as it is")
+        notes.append(f"the affine is sheared by {degrees:.1f} degrees (as with a tilted gantry) and kept as it is")
     return affine, notes
 
 
 def _check_pixdim(header: Any) -> None:
     pixdim = [float(p) for p in header["pixdim"][1:4]]
     if not all(math.isfinite(p) and p > 0 for p in pixdim):
-        raise InputRefused(f"got a spacing (pixdim) of {' x '.join(f'{p:g}' for p in pixdim)}, need three positive lengths; {_SET_SPACING}")
+        raise _refused(f"a spacing (pixdim) of {_by(pixdim)}", "three positive lengths", _SET_SPACING)
 
 
 def _check_affine(affine: np.ndarray) -> None:
     spacing_mm = np.linalg.norm(affine[:3, :3], axis=0)
-    numbers = " x ".join(f"{s:g}" for s in spacing_mm)
     way_out = f"if pixdim is right, clear sform_code, else {_SET_SPACING}"
     if not np.isfinite(affine).all() or not (spacing_mm > 0).all():
-        raise InputRefused(f"got an affine with columns of {numbers} mm, need three positive lengths; {way_out}")
+        raise _refused(f"an affine with columns of {_by(spacing_mm)} mm", "three positive lengths", way_out)
     if abs(np.linalg.det(affine[:3, :3] / spacing_mm)) < 1e-3:
-        raise InputRefused(f"got an affine whose axes lie in one plane, need three directions; {way_out}")
+        raise _refused("an affine whose axes lie in one plane", "three directions", way_out)
 
 
 def _shear(affine: np.ndarray) -> float:
     """The largest cosine between two axes; 0 where all are at right angles."""
-    directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    directions = _directions(affine)
     return float(np.abs(directions.T @ directions - np.eye(3)).max())
 
 
@@ -419,11 +450,14 @@ def _choose_affine(header: Any, shape: tuple[int, ...], mm: float) -> tuple[np.n
     has_sform, has_qform = int(header["sform_code"]) > 0, int(header["qform_code"]) > 0
     if not has_sform and not has_qform:
         base = np.asarray(header.get_base_affine(), np.float64)
-        return base, ["neither sform nor qform is set: spacing from pixdim, position and orientation unknown (right-to-left, posterior-to-anterior, foot-to-head assumed)"]
+        assumed = "the axes are taken to run right to left, back to front, foot to head"
+        return base, [
+            f"neither sform nor qform is set: spacing from pixdim, position and orientation unknown; {assumed}"
+        ]
     qform = _qform(header) if has_qform else None
     if not has_sform:
         if qform is None:
-            raise InputRefused(f"got an impossible rotation (qform quaternion), need a valid one, or an sform; {_CONVERT}")
+            raise _refused("an impossible rotation (qform quaternion)", "a valid one, or an sform", _CONVERT)
         return qform, []
     sform = np.asarray(header.get_sform(), np.float64)
     if has_qform and qform is None:
@@ -440,40 +474,65 @@ def _qform(header: Any) -> np.ndarray | None:
         header["pixdim"][0] = 1  # the standard: anything else means 1
     try:
         qform = np.asarray(header.get_qform(), np.float64)
-    except (ValueError, ArithmeticError, nifti1.HeaderDataError):
+    except (ValueError, ArithmeticError, HeaderDataError):
         return None
     return qform if np.isfinite(qform).all() else None
 
 
-def _differences(sform: np.ndarray, qform: np.ndarray | None, header: Any, shape: tuple[int, ...], mm: float) -> list[str]:
-    """How the sform that is used differs from what else the header says, where that is more than a tenth of a voxel."""
+def _differences(
+    sform: np.ndarray, qform: np.ndarray | None, header: Any, shape: tuple[int, ...], mm: float
+) -> list[str]:
+    """How the sform, which is used, differs from what else the header says.
+
+    By more than a tenth of a voxel in position, 1 % in spacing, or 0.17 degrees: near half a turn a float32 quaternion
+    is wrong by up to 0.1 degrees.
+    """
     pixdim = np.asarray(header["pixdim"][1:4], np.float64)
+    spacing = np.linalg.norm(sform[:3, :3], axis=0)
+    same_spacing = np.allclose(spacing, pixdim, rtol=0.01, atol=0)
     if qform is None:
-        spacing = np.linalg.norm(sform[:3, :3], axis=0)
-        if np.allclose(spacing, pixdim, rtol=0.01, atol=0):
+        if same_spacing:
             return []
-        said, used = (" x ".join(f"{s * mm:g}" for s in values) for values in (pixdim, spacing))
-        return [f"pixdim says {said} mm and the sform {used} mm; the sform is used"]
+        return [f"pixdim says {_by(pixdim * mm)} mm and the sform {_by(spacing * mm)} mm; the sform is used"]
+    same_start = np.linalg.norm(sform[:3, 3] - qform[:3, 3]) <= 0.1 * pixdim.min()
+    if same_spacing and same_start and np.allclose(_directions(sform), _directions(qform), rtol=0, atol=SMALL_TURN):
+        return []
     corners = np.array([[*c, 1] for c in np.ndindex(2, 2, 2)]) * [*(np.array(shape[:3]) - 1), 1]
     apart = float(np.linalg.norm((corners @ (sform - qform).T)[:, :3], axis=1).max())
-    if apart <= 0.1 * pixdim.min():
-        return []
-    return [f"sform and qform disagree by {_describe_turn(sform, qform)}, up to {apart * mm:.1f} mm apart; the sform is used"]
+    how = _describe_turn(sform, qform)
+    return [f"sform and qform disagree by {how}, up to {apart * mm:.1f} mm apart; the sform is used"]
+
+
+def _directions(form: np.ndarray) -> np.ndarray:
+    """Unit vectors [3, 3] along the array axes, as columns."""
+    lengths = np.linalg.norm(form[:3, :3], axis=0).clip(1e-12)
+    return np.asarray(form[:3, :3] / lengths)
 
 
 def _describe_turn(sform: np.ndarray, qform: np.ndarray) -> str:
     """What leads from the qform to the sform, in a few words."""
-    directions = [form[:3, :3] / np.linalg.norm(form[:3, :3], axis=0).clip(1e-12) for form in (sform, qform)]
-    turn = directions[0] @ np.linalg.inv(directions[1])
-    for axis, name in enumerate(("left-right", "front-back", "head-foot")):
-        flip = np.eye(3)
-        flip[axis, axis] = -1
-        if np.allclose(turn, flip, atol=0.02):
-            return f"a {name} flip"
+    to_s, to_q = _directions(sform), _directions(qform)
+    turn = to_s @ np.linalg.inv(to_q)
     if np.linalg.det(turn) < 0:
-        return "a mirror image"
+        return _describe_mirror(turn, np.linalg.inv(to_q) @ to_s, to_q)
     degrees = math.degrees(math.acos(np.clip((np.trace(turn) - 1) / 2, -1, 1)))
-    return f"a rotation of {degrees:.1f} degrees" if degrees > 0.1 else "a shift or a change of spacing"
+    return (
+        f"a rotation of {degrees:.1f} degrees"
+        if degrees > math.degrees(SMALL_TURN)
+        else "a shift or a change of spacing"
+    )
+
+
+def _describe_mirror(world_turn: np.ndarray, array_turn: np.ndarray, to_world: np.ndarray) -> str:
+    """A flip of one axis of the patient or of the array, named by the patient's; some degrees of rotation allowed."""
+    names = ("left-right", "front-back", "head-foot")
+    for axis in range(3):
+        flip = np.diag(np.where(np.arange(3) == axis, -1.0, 1.0))
+        if np.allclose(world_turn, flip, atol=0.1):
+            return f"a {names[axis]} flip"
+        if np.allclose(array_turn, flip, atol=0.1):
+            return f"a {names[int(np.abs(to_world[:, axis]).argmax())]} flip"
+    return "a mirror image"
 
 
 # ---- writing
@@ -481,14 +540,15 @@ def _describe_turn(sform: np.ndarray, qform: np.ndarray) -> str:
 
 @contextmanager
 def _in_place_of(path: Path) -> Iterator[BinaryIO]:
-    """A stream to a temporary file in the same folder, which takes `path`'s place if all went well and vanishes otherwise."""
+    """A stream to a temporary file in the same folder; it takes `path`'s place if all went well, else it vanishes."""
     missing = [folder for folder in path.parents if not folder.exists()]
     temporary = path.with_name(f".{secrets.token_hex(8)}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "xb") as raw:
             if path.name.lower().endswith(".gz"):
-                with gzip.GzipFile("", "wb", GZIP_LEVEL, raw, mtime=0) as packed:  # no name, no date: same scan, same bytes
+                # neither name nor date: the same scan gives the same bytes
+                with gzip.GzipFile("", "wb", GZIP_LEVEL, raw, mtime=0) as packed:
                     yield cast(BinaryIO, packed)
             else:
                 yield raw
@@ -508,7 +568,7 @@ def _header_for(volume: Volume, like: Volume | None) -> Any:
     """The source's header on the volume's grid; a fresh one where the source was not NIfTI."""
     shape = volume.voxels.shape
     if len(shape) not in (3, 4) or 0 in shape:
-        raise OutputRefused(f"got voxels of shape {shape}, need [x, y, z] or [x, y, z, t]; this is a fault of the caller")
+        raise _unwritable(f"voxels of shape {shape}", "[x, y, z] or [x, y, z, t]", "this is a fault of the caller")
     sources = (like.header if like is not None else None, volume.header)
     source = next((h for h in sources if isinstance(h, nifti1.Nifti1Header)), None)
     header = _fresh_header(volume.voxels.dtype) if source is None else cast(Any, source).copy()
@@ -518,8 +578,8 @@ def _header_for(volume: Volume, like: Volume | None) -> Any:
     beyond_space = header["pixdim"][4:].copy()  # set_data_shape resets the repetition time of a 3-D scan
     try:
         header.set_data_shape(shape)
-    except nifti1.HeaderDataError:
-        raise OutputRefused(f"got {max(shape)} voxels along one axis, need at most 32767 in NIfTI-1; crop the scan") from None
+    except HeaderDataError:
+        raise _unwritable(f"{max(shape)} voxels along one axis", "at most 32767 in NIfTI-1", "crop the scan") from None
     header["pixdim"][4:] = beyond_space
     header["vox_offset"] = 0  # nibabel: to be set from the extensions
     _set_affine(header, np.asarray(volume.affine, np.float64))
@@ -541,7 +601,7 @@ def _fresh_header(dtype: np.dtype[Any]) -> Any:
 def _set_affine(header: Any, affine: np.ndarray) -> None:
     """Both forms get the affine [4, 4], in mm, and keep their codes where they can carry it."""
     if affine.shape != (4, 4) or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
-        raise OutputRefused("got an affine without an inverse, need a [4, 4] one; this is a fault of the caller")
+        raise _unwritable("an affine without an inverse", "a [4, 4] one", "this is a fault of the caller")
     affine = np.diag([1 / _mm_per_unit(header)[1]] * 3 + [1]) @ affine
     sform_code, qform_code = max(0, int(header["sform_code"])), max(0, int(header["qform_code"]))
     header.set_qform(affine, 0)  # pixdim too
@@ -549,10 +609,15 @@ def _set_affine(header: Any, affine: np.ndarray) -> None:
     sheared = _shear(affine) > SHEAR_COSINE
     if not sform_code and not qform_code:
         # Only pixdim spoke, and it puts the middle of the grid at the origin; "aligned" claims no scanner position.
-        sform_code = 0 if np.allclose(header.get_base_affine(), affine, rtol=0, atol=1e-3 * header["pixdim"][1:4].min()) else ALIGNED
-    elif not sform_code and (sheared or not np.allclose(_qform(header)[:3, :3], affine[:3, :3], rtol=0, atol=1e-5)):
+        sform_code = 0 if _is_close(header.get_base_affine(), affine, 1e-3 * header["pixdim"][1:4].min()) else ALIGNED
+    elif not sform_code and (sheared or not _is_close(_qform(header), affine, 1e-5)):
         sform_code = qform_code
     header["sform_code"], header["qform_code"] = sform_code, 0 if sheared else qform_code
+
+
+def _is_close(form: np.ndarray | None, affine: np.ndarray, tolerance: float) -> bool:
+    """Equal within `tolerance`, and what float32 can hold of the position."""
+    return form is not None and np.allclose(form, affine, rtol=1e-6, atol=tolerance)
 
 
 def _encoded(voxels: np.ndarray, header: Any) -> Iterator[bytes]:
@@ -562,7 +627,7 @@ def _encoded(voxels: np.ndarray, header: Any) -> Iterator[bytes]:
     if voxels.dtype.kind == "b":
         voxels = voxels.view(np.uint8)
     if voxels.dtype.kind not in "iuf":
-        raise OutputRefused(f"got {voxels.dtype} voxels, need real numbers; this is a fault of the caller")
+        raise _unwritable(f"{voxels.dtype} voxels", "real numbers", "this is a fault of the caller")
     for at in _slabs(voxels.shape, 8):
         if (slope, inter) == (1.0, 0.0) and voxels.dtype.kind in "iu" and dtype.kind in "iu":
             slab = _clip_integers(voxels[at], dtype)
@@ -580,7 +645,7 @@ def _from_floats(slab: np.ndarray, dtype: np.dtype[Any], slope: float, inter: fl
     """(slab - inter) / slope, rounded and clipped where `dtype` is an integer type."""
     values = slab.astype(np.float64) if (slope, inter) == (1.0, 0.0) else (slab.astype(np.float64) - inter) / slope
     if not np.isfinite(values).all():
-        raise OutputRefused("got NaN or infinite voxels, need finite ones; this is a fault of the model or of the caller")
+        raise _unwritable("NaN or infinite voxels", "finite ones", "this is a fault of the model or of the caller")
     if dtype.kind == "f":
         limits = np.finfo(dtype)
         return values.clip(limits.min, limits.max).astype(dtype)

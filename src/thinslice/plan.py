@@ -157,7 +157,8 @@ def make_plan(
     if abs(thick_mm / real_factor - target_mm) > 1e-6 * target_mm:
         notes.append(
             f"{n_thick} slices of {thick_mm:g} mm do not divide into {target_mm:g} mm: "
-            f"{n_thin} slices of {thick_mm / real_factor:g} mm keep the {'field of view' if grid == 'fov' else 'outer centres'}"
+            f"{n_thin} slices of {thick_mm / real_factor:g} mm keep "
+            f"the {'field of view' if grid == 'fov' else 'outer centres'}"
         )
     first_centre = (real_factor - 1) / 2 if grid == "fov" else 0.0
     affine = np.array(volume.affine, dtype=np.float64)
@@ -212,7 +213,9 @@ def intensity_range(voxels: np.ndarray) -> tuple[float, float]:
 
 def _target_mm(thick_mm: float, in_plane_mm: float, spacing_mm: float | None, factor: float | None) -> float:
     if spacing_mm is not None and factor is not None:
-        raise PlanRefused(f"got --spacing {spacing_mm:g} and --factor {factor:g}; need one of them; next: leave one out")
+        raise PlanRefused(
+            f"got --spacing {spacing_mm:g} and --factor {factor:g}; need one of them; next: leave one out"
+        )
     for name, value in (("--spacing", spacing_mm), ("--factor", factor)):
         if value is not None and not (np.isfinite(value) and value > 0):
             raise PlanRefused(f"got {name} {value:g}; need a positive number; next: correct it or leave it out")
@@ -253,7 +256,8 @@ def _thin_grid(n_thick: int, ratio: float, grid: Grid) -> tuple[int, float]:
         )
     if n_thin > MAX_SLICES:
         raise PlanRefused(
-            f"got a wish for {n_thin} slices; need at most {MAX_SLICES}; next: give a larger --spacing or a smaller --factor"
+            f"got a wish for {n_thin} slices; need at most {MAX_SLICES}; "
+            "next: give a larger --spacing or a smaller --factor"
         )
     return n_thin, realised
 
@@ -267,9 +271,7 @@ def _thickness_mm(wished: float | None, header: float | None, spacing_mm: float)
     return float(thickness)
 
 
-def _check_envelope(
-    model: str, envelope: Envelope, factor: float, ratio: float, profile: str, thick_mm: float
-) -> None:
+def _check_envelope(model: str, envelope: Envelope, factor: float, ratio: float, profile: str, thick_mm: float) -> None:
     way_out = "or use --model cubic, which is valid for any geometry"
     low, high = envelope.factor
     if not low - 1e-6 <= factor <= high + 1e-6:
@@ -290,7 +292,8 @@ def _check_envelope(
         )
     if profile not in envelope.profiles:
         raise PlanRefused(
-            f"got profile {profile} for model {model}; need {' or '.join(envelope.profiles)}; next: change --profile, {way_out}"
+            f"got profile {profile} for model {model}; need {' or '.join(envelope.profiles)}; "
+            f"next: change --profile, {way_out}"
         )
 
 

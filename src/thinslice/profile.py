@@ -43,9 +43,7 @@ def slice_profile(distance: np.ndarray, fwhm: float, profile: Profile) -> np.nda
     raise ValueError(f"profile is {profile!r}; choose one of {', '.join(PROFILES)}")
 
 
-def profile_matrix(
-    thick_centres: np.ndarray, n_thin: int, fwhm: float, profile: Profile = "gaussian"
-) -> np.ndarray:
+def profile_matrix(thick_centres: np.ndarray, n_thin: int, fwhm: float, profile: Profile = "gaussian") -> np.ndarray:
     """The acquisition matrix A: ``thick = A @ thin`` along the through-plane axis.
 
     Args:

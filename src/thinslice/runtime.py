@@ -50,7 +50,9 @@ class Model:
 def interpolation(name: str) -> Model:
     """One of the baselines as a model."""
     if name not in INTERPOLATIONS:
-        raise ModelRefused(f"got interpolation {name!r}; need one of {', '.join(INTERPOLATIONS)}; next: choose one of them")
+        raise ModelRefused(
+            f"got interpolation {name!r}; need one of {', '.join(INTERPOLATIONS)}; next: choose one of them"
+        )
     return Model(name=name, base=name)
 
 
@@ -70,7 +72,8 @@ def load_model(path: Path, name: str | None = None, threads: int | None = None) 
         content = path.read_bytes()
     except OSError as error:
         raise ModelRefused(
-            f"got {path}, which cannot be read ({error.strerror}); need a thinslice model file (.onnx); next: check the path"
+            f"got {path}, which cannot be read ({error.strerror}); need a thinslice model file (.onnx); "
+            "next: check the path"
         ) from None
     session, card = _open(content, path, threads)
     envelope = card["envelope"]

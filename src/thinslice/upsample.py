@@ -176,5 +176,6 @@ def _stored(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """Values rounded and clipped to an integer dtype, or cast to a float one."""
     if dtype.kind in "iu":
         info = np.iinfo(dtype)
-        return np.clip(np.rint(values), info.min, info.max).astype(dtype)
-    return values.astype(dtype)
+        values = np.clip(np.rint(values), info.min, info.max)
+    stored: np.ndarray = values.astype(dtype)
+    return stored

@@ -28,4 +28,6 @@ def find_model(wish: str, threads: int | None = None) -> Model:
     if wish.endswith(".onnx") or Path(wish).exists():
         return load_model(Path(wish), threads=threads)
     names = ", ".join([*embedded_names(), *INTERPOLATIONS])
-    raise ModelRefused(f"got model {wish!r}; need one of {names}, or the path of a model file (.onnx); next: choose one")
+    raise ModelRefused(
+        f"got model {wish!r}; need one of {names}, or the path of a model file (.onnx); next: choose one"
+    )

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from thinslice.networks.contract import SlabNetwork
+
 SHUFFLE = 2
 """In-plane block that becomes channels; height and width must be multiples of `SlabNet.multiple`."""
 
@@ -27,6 +29,7 @@ class Block(nn.Module):
         self.second = nn.Conv2d(width, width, 3, padding=1)
         nn.init.kaiming_normal_(self.first.weight, nonlinearity="relu")
         nn.init.normal_(self.second.weight, std=0.1 * (2.0 / (9 * width)) ** 0.5)
+        assert self.second.bias is not None
         nn.init.zeros_(self.second.bias)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -46,7 +49,7 @@ class _ComputedKernel(torch.autograd.Function):
         return g.op("Conv", features, weight, bias, kernel_shape_i=[3, 3], pads_i=[1, 1, 1, 1])
 
 
-class SlabNet(nn.Module):
+class SlabNet(SlabNetwork):
     """Residual over cubic interpolation, in normalised intensities.
 
     Args:
@@ -56,11 +59,13 @@ class SlabNet(nn.Module):
         deep_width, deep_blocks: channels and blocks at quarter resolution; 0 blocks leaves the level out.
     """
 
-    n_geometry = 3
-    n_position = 7
-
     def __init__(
-        self, context: int = 3, width: int = 96, blocks: Sequence[int] = (4, 0), deep_width: int = 128, deep_blocks: int = 0
+        self,
+        context: int = 3,
+        width: int = 96,
+        blocks: Sequence[int] = (4, 0),
+        deep_width: int = 128,
+        deep_blocks: int = 0,
     ) -> None:
         super().__init__()
         self.settings = {
@@ -92,19 +97,6 @@ class SlabNet(nn.Module):
         self.to_kernel = nn.Linear(64, SHUFFLE**2 * (width * 9 + 1))
         nn.init.normal_(self.to_kernel.weight, std=0.2 * (1.0 / (64 * 9 * width)) ** 0.5)
         nn.init.zeros_(self.to_kernel.bias)
-
-    def forward(self, slices: Tensor, geometry: Tensor, position: Tensor) -> Tensor:
-        """Thin slices inside the slab of the middle slice.
-
-        Args:
-            slices: [n, 2 * context + 1, h, w], normalised intensities, h and w multiples of ``multiple``.
-            geometry: [3], see `geometry_of`.
-            position: [p, 7], see `position_code`.
-
-        Returns:
-            [n, p, h, w], to be added to the cubic interpolation.
-        """
-        return self.read_out(self.trunk(slices, geometry), geometry, position)
 
     def trunk(self, slices: Tensor, geometry: Tensor) -> Tensor:
         """[n, 2 * context + 1, h, w] -> features [n, width, h / 2, w / 2]."""

@@ -1,0 +1,1 @@
+"""Corpus, loop, export and recipes. Needs torch."""

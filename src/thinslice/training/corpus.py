@@ -14,7 +14,6 @@ from thinslice.profile import Profile, profile_matrix
 from thinslice.runtime import interpolation
 from thinslice.upsample import upsample
 
-
 TRIES, BLANK = 4, 0.08
 """A patch whose middle is darker than BLANK is drawn again, up to TRIES times: air teaches nothing."""
 
@@ -131,7 +130,8 @@ def draw_geometry(rng: np.random.Generator, ranges: Ranges, slabs: int, context:
     low, high = ranges.factor
     if rng.random() < ranges.typical:
         factor = float(rng.choice([2, 3, 4, 4, 5, 6, 7, 8]))
-        thickness, profile, phase = 1.0, "gaussian", (factor - 1) / 2
+        thickness, phase = 1.0, (factor - 1) / 2
+        profile: Profile = "gaussian"
     else:
         factor = float(np.exp(rng.uniform(np.log(low), np.log(high))))
         thickness = float(rng.uniform(*ranges.thickness_over_spacing))
@@ -144,9 +144,7 @@ def draw_geometry(rng: np.random.Generator, ranges: Ranges, slabs: int, context:
     return Geometry(factor, thickness, profile, centres, positions)
 
 
-def draw_patch(
-    rng: np.random.Generator, corpus: Sequence[Thin], ranges: Ranges, geometry: Geometry, size: int
-) -> Draw:
+def draw_patch(rng: np.random.Generator, corpus: Sequence[Thin], ranges: Ranges, geometry: Geometry, size: int) -> Draw:
     """Where a patch is cut and how it is altered."""
     weights = np.array([thin.weight for thin in corpus])
     volume = int(rng.choice(len(corpus), p=weights / weights.sum()))
@@ -170,9 +168,7 @@ def draw_patch(
     return Draw(volume, axis, transpose, flips, (corner[0], corner[1], corner[2]), gain, offset, noise, seed)
 
 
-def _value_at(
-    voxels: np.ndarray, axis: int, transpose: bool, reverse: bool, index: Sequence[int]
-) -> float:
+def _value_at(voxels: np.ndarray, axis: int, transpose: bool, reverse: bool, index: Sequence[int]) -> float:
     """The voxel at an index of the block that `cut` would see."""
     block = np.moveaxis(voxels, axis, 0)
     depth, rows, columns = index

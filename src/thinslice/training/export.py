@@ -9,16 +9,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
+from thinslice.networks.contract import SlabNetwork
 from thinslice.runtime import CARD_KEY, load_model
 
 
-def export(network: nn.Module, card: dict[str, Any], path: Path) -> str:
+def export(network: SlabNetwork, card: dict[str, Any], path: Path) -> str:
     """Write ``path`` (.onnx) and the card beside it (.json); returns the sha256 of the model file.
 
     Args:
-        network: same contract as `thinslice.networks.slab.SlabNet`.
+        network: see `thinslice.networks.contract`.
         card: provenance and envelope; what inference needs (context, multiple, reach, base) is added here.
 
     Raises:
@@ -26,10 +26,10 @@ def export(network: nn.Module, card: dict[str, Any], path: Path) -> str:
     """
     import onnx
 
-    network = network.cpu().eval().float()
+    network.cpu().eval().float()
     card = card | {"base": "cubic", "context": network.context, "multiple": network.multiple, "reach": network.reach}
-    slices = torch.randn(1, 2 * network.context + 1, 32, 48)  # type: ignore[operator]
-    geometry, position = torch.randn(network.n_geometry), torch.randn(3, network.n_position)  # type: ignore[arg-type]
+    slices = torch.randn(1, 2 * network.context + 1, 32, 48)
+    geometry, position = torch.randn(network.n_geometry), torch.randn(3, network.n_position)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp.onnx")
     with warnings.catch_warnings():
@@ -54,7 +54,9 @@ def export(network: nn.Module, card: dict[str, Any], path: Path) -> str:
     return digest
 
 
-def _compare(network: nn.Module, path: Path, slices: torch.Tensor, geometry: torch.Tensor, position: torch.Tensor) -> None:
+def _compare(
+    network: SlabNetwork, path: Path, slices: torch.Tensor, geometry: torch.Tensor, position: torch.Tensor
+) -> None:
     with torch.no_grad():
         wanted = network(slices, geometry, position)[0].numpy()
     residual = load_model(path).residual

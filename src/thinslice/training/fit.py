@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from thinslice.networks.contract import SlabNetwork
 from thinslice.slab import geometry_of, position_code
 from thinslice.training.corpus import Batch
 from thinslice.training.muon import Muon
@@ -34,13 +35,13 @@ class Schedule:
 
 
 def fit(
-    network: nn.Module,
+    network: SlabNetwork,
     batch_at: Callable[[int], Batch],
     folder: Path,
     schedule: Schedule,
     resume: bool = False,
     report: Callable[[str], None] = print,
-) -> nn.Module:
+) -> SlabNetwork:
     """Train and return the exponential moving average of the weights.
 
     Writes ``log.jsonl`` (one line per `Schedule.log_every` steps) and ``checkpoint.pt`` (replaced atomically, every
@@ -52,7 +53,7 @@ def fit(
         batch_at: step -> `Batch`.
     """
     rank, world, device = _join_world()
-    network.to(device, memory_format=torch.channels_last)
+    network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload] # missing in torch's stub
     average = _copy_of(network)
     optimisers = _optimisers(network, schedule)
     step, spent = 0, 0.0
@@ -103,7 +104,7 @@ def fit(
     return average
 
 
-def projected_loss(network: nn.Module, batch: Batch, device: torch.device, unprojected: float) -> Tensor:
+def projected_loss(network: SlabNetwork, batch: Batch, device: torch.device, unprojected: float) -> Tensor:
     """Mean absolute error after the projection onto the acquired slices, plus a share of the error before it.
 
     What the projection repairs need not be learnt; the second term keeps the bare answer consistent by itself, so
@@ -112,7 +113,7 @@ def projected_loss(network: nn.Module, batch: Batch, device: torch.device, unpro
     thick, cubic, truth, matrix = (
         torch.from_numpy(a).to(device, non_blocking=True) for a in (batch.thick, batch.cubic, batch.truth, batch.matrix)
     )
-    context: int = network.context  # type: ignore[assignment]
+    context = network.context
     slabs = thick.shape[1] - 2 * context
     around = thick.unfold(1, 2 * context + 1, 1).permute(0, 1, 4, 2, 3)
     stack = around.reshape(-1, *around.shape[2:]).contiguous(memory_format=torch.channels_last)
@@ -136,7 +137,7 @@ def projected_loss(network: nn.Module, batch: Batch, device: torch.device, unpro
     return projected.abs().mean() + unprojected * error.abs().mean()
 
 
-def _optimisers(network: nn.Module, schedule: Schedule) -> list[torch.optim.Optimizer]:
+def _optimisers(network: SlabNetwork, schedule: Schedule) -> list[torch.optim.Optimizer]:
     """Muon for the kernels of the trunk, AdamW for everything else; ``muon_rate`` 0 leaves all to AdamW."""
     trunk = [p for p in network.parameters() if p.dim() == 4 and schedule.muon_rate]
     chosen = {id(p) for p in trunk}
@@ -157,21 +158,21 @@ def _rate(step: int, progress: float, schedule: Schedule) -> float:
     return min(1.0, (step + 1) / schedule.warm_up) * max(cosine, 1e-3)
 
 
-def _copy_of(network: nn.Module) -> nn.Module:
-    twin = type(network)(**network.settings).to(next(network.parameters()).device)  # type: ignore[arg-type]
+def _copy_of(network: SlabNetwork) -> SlabNetwork:
+    twin = type(network)(**network.settings).to(next(network.parameters()).device)
     twin.load_state_dict(network.state_dict())
     return twin.requires_grad_(False)
 
 
 @torch.no_grad()
-def _follow(average: nn.Module, network: nn.Module, decay: float) -> None:
+def _follow(average: SlabNetwork, network: SlabNetwork, decay: float) -> None:
     torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - decay)
 
 
 def _save(
     path: Path,
-    network: nn.Module,
-    average: nn.Module,
+    network: SlabNetwork,
+    average: SlabNetwork,
     optimisers: list[torch.optim.Optimizer],
     step: int,
     seconds: float,
@@ -202,7 +203,7 @@ def _join_world() -> tuple[int, int, torch.device]:
     return rank, world, device
 
 
-def _average_gradients(network: nn.Module, world: int) -> None:
+def _average_gradients(network: SlabNetwork, world: int) -> None:
     if world == 1:
         return
     for parameter in network.parameters():

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from thinslice.errors import InputRefused, ModelRefused
+from thinslice.networks.contract import SlabNetwork
 from thinslice.networks.slab import SlabNet
 from thinslice.training.corpus import Ranges, Thin, batch_at, load_isotropic, load_thick
 from thinslice.training.export import export
@@ -88,8 +88,10 @@ def run(
         length = {"minutes": minutes} if steps is None else {"minutes": None, "steps": steps}
         stages[-1] = replace(last, schedule=replace(last.schedule, **length))
     if not resume and any((out / stage.name / "checkpoint.pt").exists() for stage in stages):
-        raise InputRefused(f"got {out}, which holds an earlier training; need an empty folder; next: --resume, or another -o")
-    trained: dict[str, nn.Module] = {}
+        raise InputRefused(
+            f"got {out}, which holds an earlier training; need an empty folder; next: --resume, or another -o"
+        )
+    trained: dict[str, SlabNetwork] = {}
     for stage in stages:
         corpus = load_sources(data, stage.sources)
         report(f"{stage.name}: {len(corpus)} volumes")
@@ -107,7 +109,7 @@ def run(
 
 
 def load_sources(data: Path, sources: dict[str, float]) -> list[Thin]:
-    """The volumes of a stage. Folders whose name starts with ``iso`` may be cut along any axis, others in-plane only."""
+    """The volumes of a stage: of folders named ``iso...`` any axis may become thick, of others the in-plane ones."""
     corpus: list[Thin] = []
     for name, weight in sources.items():
         folder = data / name
@@ -125,7 +127,11 @@ def make_card(recipe: str, stages: Sequence[Stage], data: Path) -> dict[str, Any
         "recipe": [asdict(stage) for stage in stages],
         "commit": _commit(),
         "data": [row for stage in stages for name in stage.sources for row in _manifest_rows(data, name)],
-        "envelope": {"factor": VALID_FACTOR, "thickness_over_spacing": VALID_THICKNESS, "profiles": ["gaussian", "box"]},
+        "envelope": {
+            "factor": VALID_FACTOR,
+            "thickness_over_spacing": VALID_THICKNESS,
+            "profiles": ["gaussian", "box"],
+        },
     }
 
 

@@ -1,0 +1,514 @@
+"""The evaluation: models x cases x conditions -> results and one table.
+
+Protocol: *thick-slice*. A near-isotropic thin scan is the truth. It is made thick along one axis by the slice profile
+of the condition, without added noise, and every model computes the thin slices again from that, with and without the
+projection onto the acquired slices. The truth is cropped so that whole thick slices cover it. Measures are those of
+`thinslice.metrics`. The reference of every gain is cubic interpolation with projection, which is always evaluated.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import product
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Literal, TextIO
+
+import numpy as np
+
+from thinslice.degrade import along_first_axis
+from thinslice.errors import InputRefused, OutputRefused, PlanRefused, ThinsliceError
+from thinslice.metrics import banding, data_range, foreground, psnr, reslice_rms, ssim
+from thinslice.nifti import read
+from thinslice.picture import Picture, Plane, picture_centre, resliced_planes, save_picture, side_by_side
+from thinslice.plan import Plan, intensity_range, make_plan
+from thinslice.profile import Profile, profile_matrix
+from thinslice.runtime import Model
+from thinslice.upsample import upsample
+from thinslice.volume import Volume
+from thinslice.weights import find_model
+
+Axes = Literal["last", "all"]
+
+MAX_ANISOTROPY = 1.25
+"""Largest over smallest spacing of a scan that may serve as truth."""
+
+MIN_SIDE = 16
+"""A truth's smallest number of voxels along any axis."""
+
+MIN_THICK = 6
+"""A simulated scan's smallest number of slices."""
+
+REFERENCE = "cubic"
+"""The interpolation, with projection, that gains are counted from."""
+
+ERROR_GAIN = 3
+"""Error pictures are this much brighter than the scan."""
+
+
+@dataclass(frozen=True)
+class Condition:
+    """How the truth is made thick: slice spacing in thin voxels, thickness over spacing (below 1: gap), profile."""
+
+    factor: float = 4.0
+    thickness_over_spacing: float = 1.0
+    profile: Profile = "gaussian"
+
+    def __str__(self) -> str:
+        gap = 100 * (1 - self.thickness_over_spacing)
+        slabs = "touching" if abs(gap) < 0.05 else f"gap {gap:.3g} %" if gap > 0 else f"overlap {-gap:.3g} %"
+        return f"x{self.factor:g} {self.profile}, {slabs}"
+
+
+@dataclass(frozen=True)
+class Score:
+    """One answer against its truth.
+
+    Attributes:
+        case, axis: the scan, and the array axis it was made thick along.
+        condition: as asked for.
+        factor: as realised, whole thin slices over whole thick slices.
+        model, model_sha256, projection: who answered.
+        psnr_db: infinite for an answer equal to the truth.
+        ssim, banding: see `thinslice.metrics`.
+        seconds: wall-clock of the computation, reading and writing left out.
+        guard_share: share of the cells where the guard went back to interpolation.
+        reslice_rms: RMS of (answer made thick - acquired) over the truth's data range.
+    """
+
+    case: str
+    axis: int
+    condition: Condition
+    factor: float
+    model: str
+    model_sha256: str | None
+    projection: bool
+    psnr_db: float
+    ssim: float
+    banding: float
+    seconds: float
+    guard_share: float
+    reslice_rms: float
+
+
+@dataclass(frozen=True)
+class Skip:
+    """What was not scored, and why; None where the reason holds for all axes, conditions or models."""
+
+    case: str
+    reason: str
+    axis: int | None = None
+    condition: Condition | None = None
+    model: str | None = None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Everything `evaluate` found; ``table`` is Markdown, aligned to be read as plain text."""
+
+    scores: tuple[Score, ...]
+    skips: tuple[Skip, ...]
+    table: str
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """What the pictures keep of an answer: the two planes and a caption."""
+
+    planes: tuple[Plane, Plane]
+    score: Score
+
+
+def make_conditions(
+    factors: Sequence[float] = (4.0,),
+    thickness_ratios: Sequence[float] = (1.0,),
+    profiles: Sequence[Profile] = ("gaussian",),
+) -> list[Condition]:
+    """Every combination, the first of each first."""
+    return [Condition(f, t, p) for p, t, f in product(profiles, thickness_ratios, factors)]
+
+
+def simulate(
+    volume: Volume, axis: int, factor: float, thickness_over_spacing: float = 1.0, profile: Profile = "gaussian"
+) -> tuple[Volume, Volume]:
+    """Make a thin scan thick along one axis, on the field-of-view grid.
+
+    floor(N / factor) thick slices are made of the middle round(that * factor) of the N thin ones; the realised factor
+    is the quotient of the two. ``make_plan(thick, factor=realised)`` gives the truth's grid and affine and the matrix
+    used here; the thickness is on the thick volume, as a header would say it.
+
+    Args:
+        volume: [x, y, z], spacings alike.
+        axis: the array axis to make thick.
+        factor: slice spacing in thin voxels, above 1.
+        thickness_over_spacing: slice thickness over slice spacing.
+        profile: see `thinslice.profile.slice_profile`.
+
+    Returns:
+        (truth, thick), both float32: the middle of ``volume``, and what a 2-D scanner would have acquired of it.
+
+    Raises:
+        PlanRefused: fewer than `MIN_THICK` thick slices would remain, or the factor is not above 1.
+    """
+    n = volume.shape[axis]
+    n_thick = int(n / factor + 1e-9) if factor > 0 else 0
+    n_thin = round(n_thick * factor)
+    if n_thick < MIN_THICK or n_thin <= n_thick:
+        raise PlanRefused(
+            f"got {n} slices along axis {axis} and a factor of {factor:g}; need {MIN_THICK} thick slices and a factor "
+            f"above 1; next: ask for a factor of at most {n / MIN_THICK:.3g}"
+        )
+    realised = n_thin / n_thick
+    first_centre = (realised - 1) / 2
+    start = (n - n_thin) // 2
+    thin = np.take(volume.voxels, np.arange(start, start + n_thin), axis=axis).astype(np.float32)
+    centres = first_centre + realised * np.arange(n_thick)
+    matrix = profile_matrix(centres, n_thin, thickness_over_spacing * realised, profile)
+    thick = np.moveaxis(along_first_axis(matrix, np.moveaxis(thin, axis, 0)), 0, axis)
+    affine = np.array(volume.affine, dtype=np.float64)
+    affine[:3, 3] += start * affine[:3, axis]
+    truth = replace(volume, voxels=thin, affine=affine, thickness_mm=None)
+    affine_thick = affine.copy()
+    affine_thick[:3, 3] += first_centre * affine[:3, axis]
+    affine_thick[:3, axis] *= realised
+    thickness_mm = thickness_over_spacing * realised * volume.spacing_mm[axis]
+    acquired = replace(truth, voxels=np.ascontiguousarray(thick), affine=affine_thick, thickness_mm=thickness_mm)
+    return truth, acquired
+
+
+def evaluate(
+    paths: Iterable[Path],
+    models: Sequence[str],
+    conditions: Sequence[Condition] = (Condition(),),
+    out: Path = Path("evaluation"),
+    axes: Axes = "last",
+    progress: Callable[[float, str], None] | None = None,
+    threads: int | None = None,
+) -> Evaluation:
+    """Score models on simulated thick scans.
+
+    Every model is run as a user would get it, with the default regularisation of the projection, and once more
+    without projection. Writes into ``out``, replacing what an earlier evaluation left there: ``results.jsonl`` (one
+    line per answer or skip, written as it is found), ``table.md`` and one picture CASE.png per case, of the first
+    condition and axis.
+
+    Args:
+        paths: near-isotropic 3-D NIfTI files, the truths.
+        models: names or files for `thinslice.weights.find_model`; cubic is added where it is missing.
+        conditions: see `make_conditions`.
+        out: a folder, made if need be.
+        axes: ``last``: the scans are made thick along their last array axis; ``all``: along each in turn.
+        progress: called with the share done and what comes next.
+        threads: CPU threads of the networks, default: all.
+
+    Raises:
+        InputRefused: there is no path, or nothing could be scored.
+        ModelRefused: there is no such model; before anything is computed.
+        OutputRefused: ``out`` cannot be written to.
+    """
+    cases = _case_names([Path(path) for path in paths])
+    if not cases or not conditions:
+        raise InputRefused("got no scan or no condition to evaluate; need at least one; next: check the input folder")
+    found = _find_models(models, threads)
+    out = _make_folder(Path(out))
+    scores: list[Score] = []
+    skips: list[Skip] = []
+    with (out / "results.jsonl").open("w", encoding="utf-8") as lines:
+        for number, (case, path) in enumerate(cases.items()):
+            say = _share_of(progress, number, len(cases), case)
+            runs = _evaluate_case(case, path, found, conditions, axes, say, out)
+            for result in runs:
+                _write_line(lines, result)
+                if isinstance(result, Score):
+                    scores.append(result)
+                else:
+                    skips.append(result)
+    table = make_table(scores, skips)
+    (out / "table.md").write_text(table, encoding="utf-8")
+    if not scores:
+        reasons = "; ".join(dict.fromkeys(f"{skip.case}: {skip.reason}" for skip in skips))
+        raise InputRefused(f"got {len(cases)} scan(s), none of which could be scored ({reasons})")
+    if progress is not None:
+        progress(1.0, "done")
+    return Evaluation(tuple(scores), tuple(skips), table)
+
+
+def make_table(scores: Sequence[Score], skips: Sequence[Skip] = ()) -> str:
+    """One Markdown table: means over the cases (times axes) of every condition, model and projection.
+
+    Gains are differences from cubic interpolation with projection on the same case, in dB; the smallest is in brackets.
+    """
+    head = ("condition", "model", "projection", "n", "PSNR dB", "SSIM", "gain dB (min)", "banding", "guard %")
+    rows = [(*head, "re-slice RMS %", "seconds")]
+    reference = {_place(s): s.psnr_db for s in scores if s.model == REFERENCE and s.projection}
+    groups: dict[tuple[Condition, str, bool], list[Score]] = {}
+    for score in scores:
+        groups.setdefault((score.condition, score.model, score.projection), []).append(score)
+    order = list(dict.fromkeys(score.condition for score in scores))
+    for (condition, model, projection), group in sorted(groups.items(), key=lambda item: order.index(item[0][0])):
+        gains = [s.psnr_db - reference[_place(s)] for s in group if np.isfinite(reference.get(_place(s), np.nan))]
+        rows.append(
+            (
+                str(condition),
+                model,
+                "yes" if projection else "no",
+                str(len(group)),
+                f"{_mean(s.psnr_db for s in group):.2f}",
+                f"{_mean(s.ssim for s in group):.4f}",
+                f"{_mean(gains):+.2f} ({min(gains):+.2f})" if gains else "-",
+                f"{_mean(s.banding for s in group):.2f}",
+                f"{100 * _mean(s.guard_share for s in group):.2f}",
+                f"{100 * _mean(s.reslice_rms for s in group):.2f}",
+                f"{_mean(s.seconds for s in group):.1f}",
+            )
+        )
+    notes = [
+        "Thick-slice protocol. PSNR and SSIM (7x7x7 uniform window) over the foreground, all slices; range: distance",
+        "between the truth's 0.5 and 99.5 percentiles. Means over the cases; gain: over cubic with projection, the",
+        "smallest of a case in brackets. Banding: 1 means no more stripes at the slice frequency than the truth has.",
+        "Condition: slice spacing in thin voxels, slice profile, gap or overlap in shares of the slice spacing.",
+    ]
+    skipped = _skip_lines(skips)
+    return "\n".join([*notes, "", *_aligned(rows), *(["", "Skipped:", "", *skipped] if skipped else []), ""])
+
+
+def _evaluate_case(
+    case: str,
+    path: Path,
+    models: dict[str, Model],
+    conditions: Sequence[Condition],
+    axes: Axes,
+    say: Callable[[float, str], None],
+    out: Path,
+) -> Iterable[Score | Skip]:
+    """All answers for one scan, as they are found; leaves its picture."""
+    try:
+        volume = read(path)
+        _check_truth(volume)
+    except ThinsliceError as refusal:
+        yield Skip(case, str(refusal))
+        return
+    places = list(product(range(3) if axes == "all" else [2], conditions))
+    drawn = False
+    for number, (axis, condition) in enumerate(places):
+        say(number / len(places), str(condition))
+        try:
+            truth, thick = simulate(volume, axis, condition.factor, condition.thickness_over_spacing, condition.profile)
+        except PlanRefused as refusal:
+            yield Skip(case, str(refusal), axis, condition)
+            continue
+        answers: list[_Answer] = []
+        for result in _answers(case, axis, condition, truth, thick, models):
+            yield result if isinstance(result, Skip) else result.score
+            if isinstance(result, _Answer):
+                answers.append(result)
+        if answers and not drawn:
+            save_picture(_case_picture(truth, thick, answers), out / f"{case}.png")
+            drawn = True
+
+
+def _answers(
+    case: str, axis: int, condition: Condition, truth: Volume, thick: Volume, models: dict[str, Model]
+) -> Iterable[_Answer | Skip]:
+    """Every model's answers, with and without projection, to one simulated scan."""
+    mask = foreground(truth.voxels)
+    centre = picture_centre(truth)
+    for (name, model), projection in product(models.items(), (True, False)):
+        try:
+            plan = _plan(truth, thick, axis, condition, name, model, projection)
+        except PlanRefused as refusal:
+            if projection:
+                yield Skip(case, str(refusal), axis, condition, name)
+            continue
+        start = perf_counter()
+        answer = upsample(thick, plan, model)
+        seconds = perf_counter() - start
+        voxels = answer.volume.voxels
+        span = data_range(truth.voxels)
+        score = Score(
+            case=case,
+            axis=axis,
+            condition=condition,
+            factor=plan.factor,
+            model=name,
+            model_sha256=model.sha256,
+            projection=projection,
+            psnr_db=psnr(voxels, truth.voxels, span, mask),
+            ssim=ssim(voxels, truth.voxels, span, mask),
+            banding=banding(voxels, truth.voxels, plan.factor, mask, axis),
+            seconds=seconds,
+            guard_share=answer.guard.share,
+            reslice_rms=reslice_rms(voxels, thick.voxels, plan.matrix(), axis) / span,
+        )
+        yield _Answer(resliced_planes(answer.volume, axis, centre), score)
+
+
+def _plan(
+    truth: Volume, thick: Volume, axis: int, condition: Condition, name: str, model: Model, projection: bool
+) -> Plan:
+    plan = make_plan(
+        thick,
+        factor=truth.shape[axis] / thick.shape[axis],
+        thickness_mm=thick.thickness_mm,
+        profile=condition.profile,
+        model=name,
+        model_sha256=model.sha256,
+        envelope=model.envelope,
+        projection=projection,
+    )
+    if plan.axis != axis:
+        spacings = " x ".join(f"{mm:.3g}" for mm in thick.spacing_mm)
+        raise PlanRefused(
+            f"got spacings of {spacings} mm after making axis {axis} thick, so axis {plan.axis} looks like the slice "
+            "axis; need the thick axis to be the coarsest; next: ask for a larger factor"
+        )
+    return plan
+
+
+def _check_truth(volume: Volume) -> None:
+    """A truth must be 3-D, near-isotropic, not tiny and not flat."""
+    if volume.voxels.ndim != 3:
+        got, need, then = f"{volume.voxels.ndim} axes", "a 3-D scan", "give one volume of the series"
+    elif min(volume.shape) < MIN_SIDE:
+        got, need, then = f"{volume.shape} voxels", f"at least {MIN_SIDE} along each axis", "use a larger scan"
+    elif max(volume.spacing_mm) > MAX_ANISOTROPY * min(volume.spacing_mm):
+        spacings = " x ".join(f"{mm:.3g}" for mm in volume.spacing_mm)
+        got, need = f"spacings of {spacings} mm", f"a near-isotropic truth (at most {MAX_ANISOTROPY:g} to 1)"
+        then = "use a 3-D acquisition"
+    elif not np.isfinite(volume.voxels).all():
+        got, need, then = "voxels that are not finite", "numbers everywhere", "repair the scan"
+    elif volume.voxels.min() == volume.voxels.max():
+        got, need, then = "the same value everywhere", "an image", "check the file"
+    else:
+        return
+    raise InputRefused(f"got {got}; need {need}; next: {then}")
+
+
+def _case_picture(truth: Volume, thick: Volume, answers: Sequence[_Answer]) -> Any:
+    """Truth, acquired, cubic, ours and the two errors, in both re-sliced planes."""
+    axis = answers[0].score.axis
+    projected = [a for a in answers if a.score.projection]
+    cubic = next(a for a in projected if a.score.model == REFERENCE)
+    ours = next((a for a in projected if a.score.model_sha256), None)
+    ours = ours or next((a for a in projected if a.score.model != REFERENCE), cubic)
+    window = intensity_range(thick.voxels)
+    centre = picture_centre(truth)
+    true_planes, thick_planes = resliced_planes(truth, axis, centre), resliced_planes(thick, axis, centre)
+    dark = (0.0, (window[1] - window[0]) / ERROR_GAIN)
+    rows = []
+    for row in range(2):
+        pair = (("cubic, projected", cubic), (f"{ours.score.model}, projected", ours))
+        shown = [Picture(_caption(name, a), a.planes[row], window) for name, a in pair]
+        errors = [
+            Picture(
+                f"error of {a.score.model}\n{ERROR_GAIN} times brighter", _error(a.planes[row], true_planes[row]), dark
+            )
+            for _, a in pair
+        ]
+        thick_mm = thick.spacing_mm[axis]
+        true = Picture(f"truth\n{truth.spacing_mm[axis]:.3g} mm slices", true_planes[row], window)
+        acquired = Picture(f"thick slices\n{thick_mm:.3g} mm apart", thick_planes[row], window, staircase=True)
+        rows.append([true, acquired, *shown, *errors])
+    score = answers[0].score
+    return side_by_side(rows, f"{score.case}: {score.condition}, axis {axis}")
+
+
+def _caption(name: str, answer: _Answer) -> str:
+    return f"{name}\n{answer.score.psnr_db:.2f} dB, SSIM {answer.score.ssim:.4f}"
+
+
+def _error(plane: Plane, truth: Plane) -> Plane:
+    return replace(plane, pixels=np.abs(plane.pixels - truth.pixels))
+
+
+def _find_models(wishes: Sequence[str], threads: int | None) -> dict[str, Model]:
+    """Name -> model, each once, with the reference; a second file of the same name has its path."""
+    found: dict[str, Model] = {}
+    for wish in dict.fromkeys([*wishes, REFERENCE]):
+        model = find_model(wish, threads)
+        found[wish if model.name in found else model.name] = model
+    return found
+
+
+def _case_names(paths: Sequence[Path]) -> dict[str, Path]:
+    """Short, unique names: the file's stem, with the folder's name before it and a number behind it where needed."""
+    names: dict[str, Path] = {}
+    stems = [path.name.removesuffix(".gz").removesuffix(".nii") for path in paths]
+    for path, stem in zip(paths, stems, strict=True):
+        name = stem if stems.count(stem) == 1 else f"{path.parent.name}-{stem}"
+        number = 2
+        while name in names:
+            name, number = f"{path.parent.name}-{stem}-{number}", number + 1
+        names[name] = path
+    return names
+
+
+def _make_folder(out: Path) -> Path:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "results.jsonl").touch()
+    except OSError as error:
+        raise OutputRefused(
+            f"got {out} for the results, which cannot be written to ({error.strerror}); need a folder; "
+            "next: give another"
+        ) from None
+    return out
+
+
+def _share_of(
+    progress: Callable[[float, str], None] | None, number: int, count: int, case: str
+) -> Callable[[float, str], None]:
+    """Progress of one case -> progress of the whole."""
+
+    def say(share: float, text: str) -> None:
+        if progress is not None:
+            progress((number + share) / count, f"{case}: {text}")
+
+    return say
+
+
+def _write_line(lines: TextIO, result: Score | Skip) -> None:
+    """One line of strict JSON; an infinite number becomes null, with ``identical`` beside it."""
+    record: dict[str, Any] = {"kind": "score" if isinstance(result, Score) else "skip", **asdict(result)}
+    if isinstance(result, Score):
+        record["identical"] = bool(np.isposinf(result.psnr_db))
+    clean = {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in record.items()}
+    lines.write(json.dumps(clean, allow_nan=False) + "\n")
+    lines.flush()
+
+
+def _place(score: Score) -> tuple[str, int, Condition]:
+    return score.case, score.axis, score.condition
+
+
+def _mean(values: Iterable[float]) -> float:
+    return float(np.mean(list(values)))
+
+
+def _skip_lines(skips: Sequence[Skip]) -> list[str]:
+    """One line per case and model: the first reason, and how many more there are in results.jsonl."""
+    groups: dict[tuple[str, str | None], list[Skip]] = {}
+    for skip in skips:
+        groups.setdefault((skip.case, skip.model), []).append(skip)
+    lines = []
+    for group in groups.values():
+        first = group[0]
+        axis = f"axis {first.axis}" if first.axis is not None else ""
+        place = ", ".join(part for part in (first.case, axis, str(first.condition or ""), first.model or "") if part)
+        more = f" (and {len(group) - 1} more, see results.jsonl)" if len(group) > 1 else ""
+        lines.append(f"- {place}: {first.reason}{more}")
+    return lines
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Markdown table lines with columns of even width, numbers to the right."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    left = 3
+    lines = [
+        "| "
+        + " | ".join(c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
+        + " |"
+        for row in rows
+    ]
+    rule = "|" + "|".join("-" * (w + 2) if i < left else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|"
+    return [lines[0], rule, *lines[1:]]

@@ -1,0 +1,682 @@
+"""The command line: one function per verb; the only place that prints.
+
+Whatever is slow to import is imported by the verb that needs it, so that ``thinslice --help`` answers at once. Answers
+go to standard output, refusals and the progress bar to standard error. Exit codes: 0 done, 2 refused, 130 interrupted.
+"""
+
+import argparse
+import json
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from time import perf_counter
+from types import FrameType
+from typing import TYPE_CHECKING, NoReturn
+
+from thinslice.errors import InputRefused, OutputRefused, ThinsliceError
+
+if TYPE_CHECKING:
+    from thinslice.cases import Case
+    from thinslice.guard import GuardCount
+    from thinslice.plan import Plan
+    from thinslice.report import Report
+    from thinslice.runtime import Model
+    from thinslice.volume import Volume
+
+PROFILES = ("gaussian", "box")
+GRIDS = ("fov", "centres")
+"""As `thinslice.profile.PROFILES` and `thinslice.plan.GRIDS`, which would import numpy."""
+
+SAMPLE = Path(__file__).parent / "sample" / "spine_t2_sag_thick_4p5mm.nii.gz"
+"""The bundled scan: lumbar spine, T2, 0.5 T, slices 4.5 mm apart; CC0."""
+
+DEMO_FILES = ("spine_thin.nii.gz", "spine_thin.json", "spine_thin.png")
+
+REFUSED, INTERRUPTED = 2, 130
+BAR_CELLS = 30
+PATIENT_AXES = ("left-right", "front-back", "head-foot")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code.
+
+    Args:
+        argv: the words after ``thinslice``; default: those this process was started with.
+    """
+    arguments = make_parser().parse_args(argv)
+    verb: Callable[[argparse.Namespace], int] = arguments.verb
+    try:
+        with _terminated_as_interrupted():
+            return verb(arguments)
+    except KeyboardInterrupt:
+        _complain("interrupted; no unfinished file was left behind")
+        return INTERRUPTED
+    except BrokenPipeError:  # as in: thinslice info ... | head -1
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return REFUSED
+    except (ThinsliceError, OSError, MemoryError) as error:
+        _complain(_reason(error))
+        return REFUSED
+
+
+class _Parser(argparse.ArgumentParser):
+    """Refuses in one line that says where help is."""
+
+    def error(self, message: str) -> NoReturn:
+        _complain(f"{message}; next: see '{self.prog} --help'")
+        sys.exit(REFUSED)
+
+
+class _Version(argparse.Action):
+    """Looks the version up only when asked for it."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib.metadata import version
+
+        _say(f"thinslice {version('thinslice')}")
+        parser.exit()
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    parser = _Parser(
+        prog="thinslice",
+        description="Turn thick-slice MR and CT scans into thin-slice ones, and check the answer.",
+        epilog="Start with: thinslice demo",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+    _add_demo(verbs)
+    _add_enhance(verbs)
+    _add_info(verbs)
+    _add_reslice(verbs)
+    _add_train(verbs)
+    _add_evaluate(verbs)
+    return parser
+
+
+# ---- demo
+
+
+def _add_demo(verbs: "argparse._SubParsersAction[_Parser]") -> None:
+    verb = _add_verb(verbs, "demo", demo, "enhance the bundled real thick scan and draw a picture of it")
+    verb.add_argument("-o", "--output", type=Path, default=Path("thinslice-demo"), metavar="DIR", help="%(default)s")
+    _add_model(verb)
+
+
+def demo(arguments: argparse.Namespace) -> int:
+    """Enhance the bundled scan; three lines: what was done, what was measured, where the files are."""
+    from thinslice.nifti import write
+    from thinslice.picture import demo_picture
+    from thinslice.plan import make_plan
+    from thinslice.upsample import upsample
+    from thinslice.weights import find_model
+
+    model = find_model(arguments.model)
+    volume = _read(SAMPLE)
+    plan = make_plan(volume, model=model.name, model_sha256=model.sha256, envelope=model.envelope)
+    with _bar("demo", quiet=False) as show:
+        thin, report = _compute(volume, plan, model, None, show)
+    plain_cubic = make_plan(volume, model="cubic", projection=False)
+    by_cubic = upsample(volume, plain_cubic, find_model("cubic")).volume
+    folder: Path = arguments.output
+    with _all_or_none([folder / name for name in DEMO_FILES]) as (image, facts, picture):
+        write(thin, image)
+        report.save(facts)
+        demo_picture(volume, by_cubic, thin, picture)
+    _say(f"did       a real lumbar spine, T2, 0.5 T: {_what_was_done(plan)}")
+    _say(f"measured  {report.seconds:.1f} s; {_agreement(report)}")
+    _say(f"wrote     {folder / DEMO_FILES[2]} (look at this first), and beside it {' and '.join(DEMO_FILES[:2])}")
+    return 0
+
+
+# ---- enhance
+
+
+def _add_enhance(verbs: "argparse._SubParsersAction[_Parser]") -> None:
+    verb = _add_verb(verbs, "enhance", enhance, "compute the thin slices of a scan, or of every scan in a folder")
+    verb.add_argument("-i", "--input", required=True, type=Path, metavar="IN", help="NIfTI file, or a folder of them")
+    verb.add_argument("-o", "--output", required=True, metavar="OUT", help="file for a file, folder for a folder")
+    _add_plan_options(verb)
+    verb.add_argument(
+        "--labels",
+        type=Path,
+        metavar="SEG",
+        help="segmentation on the scan's grid to bring along, written as OUT with _labels before .nii.gz; "
+        "for a folder: a folder with segmentations of the scans' names",
+    )
+    verb.add_argument("--labels-out", type=Path, metavar="FILE", help="another name for it (one scan only)")
+    verb.add_argument("--overwrite", action="store_true", help="replace answers that exist already")
+    verb.add_argument("-q", "--quiet", action="store_true", help="say nothing unless something is refused")
+
+
+def enhance(arguments: argparse.Namespace) -> int:
+    """Compute thin slices; in a folder, a scan that is refused is named and the rest goes on."""
+    from thinslice.cases import find_cases
+    from thinslice.weights import find_model
+
+    cases = find_cases(arguments.input, arguments.output, arguments.overwrite)
+    is_folder = arguments.input.is_dir()
+    targets = [_labels_case(case, arguments, is_folder) for case in cases]
+    model = find_model(arguments.model)
+    if not is_folder:
+        _enhance_one(cases[0], targets[0], model, arguments)
+        return 0
+    done = [_enhance_if_possible(case, labels, model, arguments) for case, labels in zip(cases, targets, strict=True)]
+    refused = done.count(False)
+    if refused:
+        _complain(f"{refused} of {len(cases)} scans refused, {len(cases) - refused} enhanced")
+    return REFUSED if refused else 0
+
+
+def _labels_case(case: "Case", arguments: argparse.Namespace, is_folder: bool) -> "tuple[Path, Path] | None":
+    """The segmentation of a scan, and where its answer goes; None without --labels."""
+    if arguments.labels is None:
+        if arguments.labels_out is not None:
+            raise InputRefused("got --labels-out without --labels; need both; next: give --labels, or leave both out")
+        return None
+    if is_folder and arguments.labels_out is not None:
+        raise OutputRefused("got --labels-out for a folder of scans; need one scan; next: leave it out")
+    source = arguments.labels / case.source.name if arguments.labels.is_dir() else arguments.labels
+    if is_folder and not arguments.labels.is_dir():
+        raise InputRefused(f"{source}: got one segmentation for a folder of scans; need a folder; next: give a folder")
+    target = arguments.labels_out or _with_labels(case.destination)
+    _check_labels_target(target, case, source, arguments.overwrite)
+    return source, target
+
+
+def _with_labels(path: Path) -> Path:
+    """scan.nii.gz -> scan_labels.nii.gz."""
+    suffix = ".nii.gz" if path.name.lower().endswith(".nii.gz") else path.suffix
+    return path.with_name(f"{path.name[: -len(suffix)]}_labels{path.name[-len(suffix) :]}")
+
+
+def _check_labels_target(target: Path, case: "Case", source: Path, overwrite: bool) -> None:
+    from thinslice.volume import sidecar_path
+
+    if sidecar_path(target) is None:
+        raise OutputRefused(f"{target}: got another kind of name; need .nii or .nii.gz; next: change --labels-out")
+    if os.path.realpath(target) in {os.path.realpath(path) for path in (case.source, case.destination, source)}:
+        raise OutputRefused(f"{target}: got an output that is an input or the other output; next: choose another")
+    if target.is_dir() or (os.path.lexists(target) and not overwrite):
+        raise OutputRefused(f"{target}: got an output that exists already; next: choose another, or add --overwrite")
+
+
+def _enhance_if_possible(
+    case: "Case", labels: "tuple[Path, Path] | None", model: "Model", arguments: argparse.Namespace
+) -> bool:
+    """`_enhance_one`; False where the scan was refused, after saying why."""
+    try:
+        _enhance_one(case, labels, model, arguments)
+    except (ThinsliceError, OSError, MemoryError) as error:
+        _complain(_named(case.source, _reason(error)))
+        return False
+    return True
+
+
+def _enhance_one(
+    case: "Case", labels: "tuple[Path, Path] | None", model: "Model", arguments: argparse.Namespace
+) -> None:
+    """Read, plan, compute, check, and put all files in their places, or none of them."""
+    from thinslice.labels import check_labels, labels_to_thin
+    from thinslice.nifti import write
+
+    volume = _read(case.source)
+    plan = _plan(volume, model, arguments)
+    drawn = _read(labels[0]) if labels is not None else None
+    if drawn is not None:
+        check_labels(drawn, plan)
+    with _bar(case.source.name, arguments.quiet) as show:
+        thin, report = _compute(volume, plan, model, case.destination.parent, show)
+    with _all_or_none([case.destination, case.sidecar, *([labels[1]] if labels else [])]) as parts:
+        write(thin, parts[0])
+        report.save(parts[1])
+        if drawn is not None:
+            write(labels_to_thin(drawn, plan), parts[2])
+    if not arguments.quiet:
+        _say(f"{case.source.name}: {_what_was_done(plan)}, {report.seconds:.1f} s")
+        _say(f"  {_agreement(report)}")
+        for note in report.notes:
+            _say(f"  note: {note}")
+
+
+def _compute(
+    volume: "Volume", plan: "Plan", model: "Model", folder: Path | None, show: Callable[[float], None]
+) -> "tuple[Volume, Report]":
+    """The answer in the scan's own kind of numbers, and the report on it; large answers live in ``folder``."""
+    from thinslice.nifti import allocate
+    from thinslice.report import make_report
+    from thinslice.upsample import upsample
+
+    kind = volume.voxels.dtype
+    shape = (*plan.shape_thin, *volume.voxels.shape[3:])
+    out = allocate(shape, kind if kind.kind in "iu" else "float32", folder or Path(tempfile.gettempdir()))
+    started = perf_counter()
+    answer = upsample(volume, plan, model, out, show)
+    seconds = perf_counter() - started
+    return answer.volume, make_report(volume, answer.volume, plan, answer.guard, seconds)
+
+
+# ---- info
+
+
+def _add_info(verbs: "argparse._SubParsersAction[_Parser]") -> None:
+    verb = _add_verb(verbs, "info", info, "say what a scan is and what enhance would do, or why it would refuse")
+    verb.add_argument("-i", "--input", required=True, type=Path, metavar="IN", help="NIfTI file, or a folder of them")
+    _add_plan_options(verb)
+    verb.add_argument("--json", action="store_true", help="as JSON: an object, or a list of them for a folder")
+
+
+def info(arguments: argparse.Namespace) -> int:
+    """What a scan is and what would be done to it; exit code 2 where it would be refused."""
+    from thinslice.weights import find_model
+
+    model = find_model(arguments.model)
+    is_folder = arguments.input.is_dir()
+    facts = [_facts(path, model, arguments) for path in _sources(arguments.input)]
+    if arguments.json:
+        _say(json.dumps(facts if is_folder else facts[0], indent=2))
+    for fact in facts:
+        if not arguments.json:
+            _describe(fact)
+        if fact["refused"] is not None:
+            _complain(_named(Path(str(fact["source"])), str(fact["refused"])) if is_folder else str(fact["refused"]))
+    return REFUSED if any(fact["refused"] is not None for fact in facts) else 0
+
+
+def _facts(path: Path, model: "Model", arguments: argparse.Namespace) -> dict[str, object]:
+    """What is seen in a file (None where it cannot be read), the plan (None where refused), and the refusal."""
+    import dataclasses
+
+    seen: dict[str, object] | None = None
+    try:
+        volume = _read(path)
+        seen = _seen(volume)
+        plan = dataclasses.asdict(_plan(volume, model, arguments))
+    except (ThinsliceError, OSError, MemoryError) as error:
+        return {"source": str(path), "sees": seen, "plan": None, "refused": _reason(error)}
+    return {"source": str(path), "sees": seen, "plan": plan, "refused": None}
+
+
+def _seen(volume: "Volume") -> dict[str, object]:
+    import numpy as np
+
+    from thinslice.plan import through_plane_axis
+
+    axis = through_plane_axis(volume)
+    direction = np.abs(volume.affine[:3, axis]).argmax()
+    return {
+        "shape": list(volume.voxels.shape),
+        "spacing_mm": list(volume.spacing_mm),
+        "dtype": str(volume.voxels.dtype),
+        "axis": axis,
+        "direction": PATIENT_AXES[int(direction)],
+        "thickness_mm": volume.thickness_mm,
+        "notes": list(volume.notes),
+    }
+
+
+def _describe(fact: dict[str, object]) -> None:
+    """The facts about one file as a few aligned lines."""
+    from thinslice.plan import Plan
+
+    _say(f"scan   {fact['source']}")
+    seen = fact["sees"]
+    if isinstance(seen, dict):
+        spacing = " x ".join(f"{mm:.4g}" for mm in seen["spacing_mm"])
+        _say(f"sees   {' x '.join(map(str, seen['shape']))} voxels of {spacing} mm, {seen['dtype']}")
+        thickness = "not stated" if seen["thickness_mm"] is None else f"{seen['thickness_mm']:g} mm"
+        _say(f"       slices along axis {seen['axis']} ({seen['direction']}); slice thickness: {thickness}")
+    if isinstance(fact["plan"], dict):
+        plan = Plan(**fact["plan"])
+        slab = f"{plan.profile} profile of {plan.thickness_mm:.4g} mm"
+        kept = "field of view" if plan.grid == "fov" else "outer slice centres"
+        _say(f"would  {_what_was_done(plan)}")
+        _say(f"       factor {plan.factor:.4g}, {slab}, same {kept}, {'' if plan.projection else 'not '}projected")
+    notes = fact["plan"]["notes"] if isinstance(fact["plan"], dict) else seen["notes"] if isinstance(seen, dict) else ()
+    for note in notes:
+        _say(f"note: {note}")
+    if fact["refused"] is not None:
+        _say("would  refuse")
+
+
+# ---- reslice
+
+
+def _add_reslice(verbs: "argparse._SubParsersAction[_Parser]") -> None:
+    verb = _add_verb(verbs, "reslice", reslice, "bring a thin scan or segmentation back onto the acquired slices")
+    verb.add_argument("-i", "--input", required=True, type=Path, metavar="THIN", help="scan or segmentation, NIfTI")
+    verb.add_argument("--like", required=True, type=Path, metavar="THICK", help="the scan whose grid is wanted")
+    verb.add_argument("-o", "--output", required=True, metavar="OUT", help="file or folder")
+    verb.add_argument("--labels", action="store_true", help="THIN is a segmentation: majority instead of mean")
+    verb.add_argument(
+        "--thickness",
+        type=float,
+        metavar="MM",
+        help="slice thickness; default: that of the plan beside THIN, else of THICK's header, else its slice spacing",
+    )
+    verb.add_argument(
+        "--profile", choices=PROFILES, help="slice profile; default: that of the plan beside THIN, else gaussian"
+    )
+    verb.add_argument("--overwrite", action="store_true", help="replace OUT if it exists already")
+
+
+def reslice(arguments: argparse.Namespace) -> int:
+    """Bring a thin image or segmentation onto the grid of a thick scan."""
+    from thinslice.cases import find_cases
+    from thinslice.nifti import write
+    from thinslice.report import plan_beside
+    from thinslice.reslice import reslice as to_thick
+
+    thin, like = _read(arguments.input), _read(arguments.like)
+    case = find_cases(arguments.input, arguments.output, arguments.overwrite)[0]
+    if os.path.realpath(case.destination) == os.path.realpath(arguments.like):
+        raise OutputRefused(f"{case.destination}: got an output that is an input; next: choose another")
+    plan = plan_beside(arguments.input)
+    thickness_mm = arguments.thickness if arguments.thickness is not None or plan is None else plan.thickness_mm
+    profile = arguments.profile or (plan.profile if plan is not None else "gaussian")
+    thick = to_thick(thin, like, thickness_mm=thickness_mm, profile=profile, labels=arguments.labels)
+    with _all_or_none([case.destination]) as (part,):
+        write(thick, part)
+    how = "majority" if arguments.labels else "mean"
+    _say(f"{case.source.name}: {how} under a {profile} profile of {thick.thickness_mm:.4g} mm -> {case.destination}")
+    return 0
+
+
+# ---- train
+
+
+def _add_train(verbs: "argparse._SubParsersAction[_Parser]") -> None:
+    verb = _add_verb(verbs, "train", train, "run a training recipe; ends with a model file for --model")
+    verb.add_argument("recipe", metavar="RECIPE", help="name of the recipe, such as: default")
+    verb.add_argument("--data", required=True, type=Path, metavar="DIR", help="folder with the recipe's source folders")
+    verb.add_argument("-o", "--output", required=True, type=Path, metavar="DIR", help="checkpoints, logs, the model")
+    verb.add_argument("--resume", action="store_true", help="continue from the checkpoints in the output folder")
+    verb.add_argument("--minutes", type=float, metavar="M", help="length of the last stage")
+    verb.add_argument("--steps", type=int, metavar="N", help="length of the last stage")
+
+
+def train(arguments: argparse.Namespace) -> int:
+    """Run a recipe; checkpoints stay after an interruption, for --resume."""
+    try:
+        from thinslice.training.recipes import run
+
+        path = run(
+            arguments.recipe,
+            arguments.data,
+            arguments.output,
+            resume=arguments.resume,
+            minutes=arguments.minutes,
+            steps=arguments.steps,
+            report=_say,
+        )
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] not in ("torch", "onnx"):
+            raise
+        missing = error.name.partition(".")[0]
+        raise InputRefused(
+            f"training needs {missing}, which is not installed; next: pip install 'thinslice[train]'"
+        ) from None
+    _say(f"use it: thinslice enhance --model {path} -i IN -o OUT")
+    return 0
+
+
+# ---- evaluate
+
+
+def _add_evaluate(verbs: "argparse._SubParsersAction[_Parser]") -> None:
+    verb = _add_verb(verbs, "evaluate", evaluate, "make thin scans thick, compute them back, and score the models")
+    verb.add_argument("-i", "--input", required=True, type=Path, metavar="DIR", help="near-isotropic scans, the truth")
+    verb.add_argument("-o", "--output", required=True, type=Path, metavar="DIR", help="results, a table and pictures")
+    verb.add_argument("--factors", type=_numbers, default=[4.0], metavar="2,3,4", help="slice spacings in thin voxels")
+    verb.add_argument("--models", type=_words, default=["default", "cubic"], metavar="NAMES", help="default,cubic")
+    verb.add_argument(
+        "--thickness-ratios", type=_numbers, default=[1.0], metavar="1,0.75", help="slice thickness over slice spacing"
+    )
+    verb.add_argument("--profiles", type=_profiles, default=["gaussian"], metavar="gaussian,box", help="slice profiles")
+    verb.add_argument("--axes", choices=("last", "all"), default="last", help="made thick along these (default: last)")
+    verb.add_argument("-q", "--quiet", action="store_true", help="no progress, no table on the terminal")
+
+
+def evaluate(arguments: argparse.Namespace) -> int:
+    """Score models on simulated thick scans, and print the table."""
+    from thinslice import bench
+
+    conditions = bench.make_conditions(arguments.factors, arguments.thickness_ratios, arguments.profiles)
+    paths = _sources(arguments.input)
+    with _bar("evaluate", arguments.quiet) as show:
+        found = bench.evaluate(
+            paths,
+            arguments.models,
+            conditions,
+            arguments.output,
+            axes=arguments.axes,
+            progress=lambda share, text: show(share),
+        )
+    if not arguments.quiet:
+        _say(found.table.rstrip())
+        _say(f"wrote {arguments.output / 'table.md'}, results.jsonl and pictures beside it")
+    return 0
+
+
+# ---- options that several verbs share
+
+
+def _add_verb(
+    verbs: "argparse._SubParsersAction[_Parser]", name: str, run: Callable[[argparse.Namespace], int], what: str
+) -> argparse.ArgumentParser:
+    verb = verbs.add_parser(name, help=what, description=what[0].upper() + what[1:] + ".", allow_abbrev=False)
+    verb.set_defaults(verb=run)
+    return verb
+
+
+def _add_model(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--model",
+        default="default",
+        metavar="NAME",
+        help="default (embedded network), a model file (.onnx), nearest, linear, cubic or lanczos",
+    )
+
+
+def _add_plan_options(verb: argparse.ArgumentParser) -> None:
+    wish = verb.add_mutually_exclusive_group()
+    wish.add_argument("--spacing", type=float, metavar="MM", help="wanted slice spacing; default: as in-plane")
+    wish.add_argument("--factor", type=float, metavar="K", help="wanted number of times closer slices")
+    verb.add_argument("--thickness", type=float, metavar="MM", help="slice thickness; default: header, else spacing")
+    verb.add_argument("--profile", choices=PROFILES, default="gaussian", help="slice profile (default: gaussian)")
+    verb.add_argument(
+        "--grid",
+        choices=GRIDS,
+        default="fov",
+        help="keep the outer edges of the field of view (fov, default) or the outermost slice centres",
+    )
+    _add_model(verb)
+    verb.add_argument(
+        "--no-projection",
+        action="store_true",
+        help="leave the model's answer as it is, not made to agree with the scan",
+    )
+
+
+def _plan(volume: "Volume", model: "Model", arguments: argparse.Namespace) -> "Plan":
+    from thinslice.plan import make_plan
+
+    return make_plan(
+        volume,
+        spacing_mm=arguments.spacing,
+        factor=arguments.factor,
+        thickness_mm=arguments.thickness,
+        profile=arguments.profile,
+        grid=arguments.grid,
+        model=model.name,
+        model_sha256=model.sha256,
+        envelope=model.envelope,
+        projection=not arguments.no_projection,
+    )
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(word) for word in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers like 2,3,4") from None
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _profiles(text: str) -> list[str]:
+    wrong = [word for word in _words(text) if word not in PROFILES]
+    if wrong or not _words(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of {', '.join(PROFILES)}")
+    return _words(text)
+
+
+# ---- files
+
+
+def _read(path: Path) -> "Volume":
+    from thinslice.nifti import read
+
+    return read(path)
+
+
+def _sources(path: Path) -> list[Path]:
+    """The scans at a path: the file itself, or those that lie directly in the folder."""
+    from thinslice.cases import _find_sources
+
+    return _find_sources(path)
+
+
+@contextmanager
+def _all_or_none(targets: Sequence[Path]) -> Iterator[list[Path]]:
+    """Places to write the targets to, in hidden folders beside them; at the end all are moved into place, or none."""
+    with ExitStack() as stack:
+        stages = {folder: stack.enter_context(_stage(folder)) for folder in dict.fromkeys(t.parent for t in targets)}
+        parts = [stages[target.parent] / target.name for target in targets]
+        yield parts
+        _move_all(parts, targets)
+
+
+@contextmanager
+def _stage(folder: Path) -> Iterator[Path]:
+    """A hidden folder inside ``folder`` for a while; after a failure folders that had to be made for it vanish too."""
+    missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".thinslice-", dir=folder, ignore_cleanup_errors=True) as stage:
+            yield Path(stage)
+    except BaseException:  # KeyboardInterrupt too
+        with suppress(OSError):
+            for parent in missing:
+                parent.rmdir()
+        raise
+
+
+def _move_all(parts: Sequence[Path], targets: Sequence[Path]) -> None:
+    """Rename every part to its target; after a failure the targets are as they were."""
+    moved: list[Path] = []
+    replaced: dict[Path, Path] = {}
+    try:
+        for part, target in zip(parts, targets, strict=True):
+            if os.path.lexists(target):
+                earlier = part.with_name(f"earlier-{part.name}")
+                os.replace(target, earlier)
+                replaced[target] = earlier
+            os.replace(part, target)
+            moved.append(target)
+    except BaseException:
+        for target in moved:
+            target.unlink(missing_ok=True)
+        for target, earlier in replaced.items():
+            os.replace(earlier, target)
+        raise
+
+
+# ---- words
+
+
+def _what_was_done(plan: "Plan") -> str:
+    before, after = plan.spacing_thick_mm[plan.axis], plan.spacing_thin_mm[plan.axis]
+    return f"{plan.n_thick} slices x {before:.4g} mm -> {plan.n_thin} slices x {after:.4g} mm with {plan.model}"
+
+
+def _agreement(report: "Report") -> str:
+    """The consistency, and the guard where it stepped in."""
+    found = report.consistency
+    text = (
+        f"re-sliced thick, it differs from the acquired slices by {found.rms_percent:.2g} % RMS, "
+        f"{found.worst_percent:.2g} % at worst, of the intensity range"
+    )
+    return text + _fallback(report.guard)
+
+
+def _fallback(guard: "GuardCount") -> str:
+    return f"; {100 * guard.share:.2g} % taken back to interpolation" if guard.suspect else ""
+
+
+def _named(source: Path, reason: str) -> str:
+    """The reason with the file's name before it, once."""
+    return reason if source.name in reason else f"{source.name}: {reason}"
+
+
+def _reason(error: Exception) -> str:
+    """One line about an error that a user can do something about."""
+    if isinstance(error, MemoryError):
+        return "got a scan larger than the free memory; need a smaller one; next: crop it, or use a larger machine"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return " ".join(str(error).split())
+
+
+@contextmanager
+def _bar(name: str, quiet: bool) -> Iterator[Callable[[float], None]]:
+    """Draws the share done, 0 .. 1, as a bar on one line of the terminal, and wipes it at the end."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda share: None
+        return
+
+    def show(share: float) -> None:
+        done = round(share * BAR_CELLS)
+        sys.stderr.write(f"\r{name[:30]} [{'#' * done}{'.' * (BAR_CELLS - done)}] {100 * share:3.0f} %")
+        sys.stderr.flush()
+
+    try:
+        show(0.0)
+        yield show
+    finally:
+        sys.stderr.write("\r\x1b[K")
+        sys.stderr.flush()
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def _complain(text: str) -> None:
+    print(f"thinslice: {text}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """A polite kill (SIGTERM, as job schedulers send it) cleans up like Ctrl-C."""
+
+    def interrupt(_signal: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, interrupt)
+    except ValueError:  # not the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,46 @@
+"""What the training loop, the export and the runtime expect of a network."""
+
+from abc import abstractmethod
+from typing import Any
+
+from torch import Tensor, nn
+
+
+class SlabNetwork(nn.Module):
+    """A trunk that is paid once per acquired slice, and a read-out per thin slice.
+
+    Attributes:
+        settings: keyword arguments that build it again.
+        context: acquired slices seen on each side of the slab's own.
+        multiple: height and width must be multiples of this.
+        reach: pixels that an answer may depend on, in every in-plane direction.
+        n_geometry, n_position: lengths of the codes of `thinslice.slab`.
+    """
+
+    settings: dict[str, Any]
+    context: int
+    multiple: int
+    reach: int
+    n_geometry: int = 3
+    n_position: int = 7
+
+    @abstractmethod
+    def trunk(self, slices: Tensor, geometry: Tensor) -> Tensor:
+        """[n, 2 context + 1, h, w] and [n_geometry] -> features [n, ...]."""
+
+    @abstractmethod
+    def read_out(self, features: Tensor, geometry: Tensor, position: Tensor) -> Tensor:
+        """Features and positions [p, n_position] -> residual over cubic [n, p, h, w]."""
+
+    def forward(self, slices: Tensor, geometry: Tensor, position: Tensor) -> Tensor:
+        """Thin slices inside the slab of the middle slice.
+
+        Args:
+            slices: [n, 2 context + 1, h, w], normalised intensities, h and w multiples of ``multiple``.
+            geometry: [n_geometry], see `thinslice.slab.geometry_of`.
+            position: [p, n_position], see `thinslice.slab.position_code`.
+
+        Returns:
+            [n, p, h, w], to be added to the cubic interpolation.
+        """
+        return self.read_out(self.trunk(slices, geometry), geometry, position)

@@ -1,0 +1,141 @@
+"""Before, after, plan -> what was done and how well the answer agrees with what the scanner acquired."""
+
+import dataclasses
+import json
+import os
+import secrets
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from thinslice.degrade import thicken
+from thinslice.guard import GuardCount
+from thinslice.plan import Plan, intensity_range
+from thinslice.volume import Volume, sidecar_path
+
+ROWS = 32
+"""In-plane rows that are made thick together; bounds the memory."""
+
+
+@dataclass(frozen=True)
+class Consistency:
+    """The answer re-sliced thick minus the acquired slices: the one error that can be measured without the truth.
+
+    Attributes:
+        rms, worst: root mean square and largest absolute difference, in the scan's own units.
+        rms_percent, worst_percent: the same in percent of the intensity range (0.5 to 99.5 percentile); in a 4-D series
+            every volume is measured against its own range.
+    """
+
+    rms: float
+    worst: float
+    rms_percent: float
+    worst_percent: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was done to one scan.
+
+    Attributes:
+        source: name of the file that went in.
+        plan: every decision.
+        seconds: to compute the thin slices, without reading and writing.
+        consistency: see `check`.
+        guard: how many cells were looked at, and how many fell back to interpolation.
+        notes: what had to be decided or fell back, in plain words.
+    """
+
+    source: str
+    plan: Plan
+    seconds: float
+    consistency: Consistency
+    guard: GuardCount
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> str:
+        """Readable JSON; its ``plan`` is that of `thinslice.plan.Plan.to_json`."""
+        content = {
+            "source": self.source,
+            "model": {"name": self.plan.model, "sha256": self.plan.model_sha256},
+            "seconds": round(self.seconds, 3),
+            "consistency": dataclasses.asdict(self.consistency),
+            "guard": {"cells": self.guard.cells, "fell_back": self.guard.suspect, "fell_back_share": self.guard.share},
+            "notes": self.notes,
+            "plan": dataclasses.asdict(self.plan),
+        }
+        return json.dumps(content, indent=2) + "\n"
+
+    def save(self, path: Path) -> None:
+        """Write the JSON under a temporary name in the same folder, then rename; a failure leaves nothing behind."""
+        temporary = path.with_name(f".{secrets.token_hex(8)}.part")
+        try:
+            temporary.write_text(self.to_json(), encoding="utf-8")
+            os.replace(temporary, path)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+
+
+def make_report(volume: Volume, thin: Volume, plan: Plan, guard: GuardCount, seconds: float) -> Report:
+    """The report on one answer: `check`, the guard's count, and the plan's notes."""
+    notes = list(plan.notes)
+    if guard.suspect:
+        notes.append(
+            f"the guard took {guard.suspect} of {guard.cells} cells ({100 * guard.share:.2g} %) back to interpolation"
+        )
+    name = volume.source.name if volume.source is not None else ""
+    return Report(name, plan, seconds, check(volume, thin, plan), guard, tuple(notes))
+
+
+def check(volume: Volume, thin: Volume, plan: Plan) -> Consistency:
+    """Re-slice the answer thick with the plan's matrix, and compare with the acquired slices.
+
+    Args:
+        volume: the scan that went in, [x, y, z] or [x, y, z, t].
+        thin: the answer, ``plan.shape_thin`` (plus t).
+        plan: the plan that led from one to the other.
+    """
+    matrix = plan.matrix()
+    measured = [
+        _differences(np.moveaxis(before, plan.axis, 0), np.moveaxis(after, plan.axis, 0), matrix)
+        for before, after in zip(_volumes(volume.voxels), _volumes(thin.voxels), strict=True)
+    ]
+    mean_square, worst, scale = (np.array(column) for column in zip(*measured, strict=True))
+    return Consistency(
+        rms=float(np.sqrt(mean_square.mean())),
+        worst=float(worst.max()),
+        rms_percent=float(100 * np.sqrt((mean_square / scale**2).mean())),
+        worst_percent=float(100 * (worst / scale).max()),
+    )
+
+
+def plan_beside(path: Path) -> Plan | None:
+    """The plan in the report beside an answer of ours; None where there is none."""
+    sidecar = sidecar_path(path)
+    try:
+        content: Any = json.loads(sidecar.read_text(encoding="utf-8")) if sidecar is not None else None
+        return Plan.from_json(json.dumps(content["plan"]))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+
+
+def _volumes(voxels: np.ndarray) -> list[np.ndarray]:
+    """The 3-D volumes [x, y, z] of a scan."""
+    return [voxels] if voxels.ndim == 3 else [voxels[..., t] for t in range(voxels.shape[3])]
+
+
+def _differences(thick: np.ndarray, thin: np.ndarray, matrix: np.ndarray) -> tuple[float, float, float]:
+    """Mean square and largest difference of [thick, h, w] and A [thin, h, w], and the intensity range of the former."""
+    total, worst = 0.0, 0.0
+    for top in range(0, thick.shape[1], ROWS):
+        band = slice(top, top + ROWS)
+        difference = thicken(thin[:, band].astype(np.float64), matrix) - thick[:, band]
+        total += float(np.sum(difference**2))
+        worst = max(worst, float(np.abs(difference).max()))
+    low, high = intensity_range(thick)
+    return total / thick.size, worst, high - low

@@ -1,0 +1,128 @@
+"""Back to the acquired grid: a thin image or segmentation as the thick slices of a given scan see it."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from thinslice.degrade import thicken
+from thinslice.errors import InputRefused, PlanRefused
+from thinslice.labels import check_whole_numbers
+from thinslice.plan import through_plane_axis
+from thinslice.profile import Profile, profile_matrix
+from thinslice.volume import Volume
+
+SAME_PLACE_MM = 1e-3
+"""How far the in-plane grids of the two scans may lie apart."""
+
+ROWS = 32
+"""In-plane rows that are made thick together; bounds the memory."""
+
+
+def reslice(
+    thin: Volume,
+    like: Volume,
+    *,
+    thickness_mm: float | None = None,
+    profile: Profile = "gaussian",
+    labels: bool = False,
+) -> Volume:
+    """Slices of ``thin`` on the grid of ``like``.
+
+    Args:
+        thin: image or segmentation on a thin grid, [x, y, z] or [x, y, z, t]; in-plane it has the grid of ``like``.
+        like: the scan with thick slices; only its grid, thickness and header are used.
+        thickness_mm: default: the thickness that the header of ``like`` states, else its slice spacing.
+        profile: shape of the slice profile.
+        labels: ``thin`` is a segmentation: each voxel gets the label with the largest weight under the profile (of
+            equal ones the smallest), instead of a weighted mean.
+
+    Returns:
+        Shape and affine of ``like``, dtype of ``thin``; integers are rounded and clipped.
+
+    Raises:
+        InputRefused: the two grids do not fit together, or a segmentation has fractions.
+        PlanRefused: the thickness is not positive or too small.
+    """
+    axis = through_plane_axis(like)
+    centres, thin_mm = _thick_centres(thin, like, axis)
+    if thickness_mm is None:
+        thickness_mm = like.thickness_mm if like.thickness_mm is not None else like.spacing_mm[axis]
+    matrix = _matrix(centres, thin.shape[axis], thickness_mm, thin_mm, profile)
+    if labels:
+        check_whole_numbers(thin)
+    out = np.empty((*like.shape, *thin.voxels.shape[3:]), thin.voxels.dtype)
+    for at in np.ndindex(*thin.voxels.shape[3:]):
+        source, target = (np.moveaxis(voxels[(..., *at)], axis, 0) for voxels in (thin.voxels, out))
+        (_fill_labels if labels else _fill_image)(source, target, matrix)
+    return replace(thin, voxels=out, affine=like.affine, thickness_mm=thickness_mm)
+
+
+def _matrix(centres: np.ndarray, n_thin: int, thickness_mm: float, thin_mm: float, profile: Profile) -> np.ndarray:
+    need = f"got a slice thickness of {thickness_mm:g} mm; need a positive number, not much below the {thin_mm:.3g} mm "
+    refusal = PlanRefused(need + "of the thin slices; next: give --thickness in millimetres")
+    if not (np.isfinite(thickness_mm) and thickness_mm > 0):
+        raise refusal
+    try:
+        return profile_matrix(centres, n_thin, thickness_mm / thin_mm, profile)
+    except ValueError:
+        raise refusal from None
+
+
+def _thick_centres(thin: Volume, like: Volume, axis: int) -> tuple[np.ndarray, float]:
+    """Centres of the thick slices in thin-voxel units [thick], and the thin spacing in mm; all from the affines."""
+    to_thin = np.linalg.inv(thin.affine) @ like.affine
+    thin_mm = thin.spacing_mm[axis]
+    apart_mm = _in_plane_distance_mm(to_thin, thin, like, axis)
+    same_shape = all(a == b for i, (a, b) in enumerate(zip(thin.shape, like.shape, strict=True)) if i != axis)
+    if not same_shape or apart_mm > SAME_PLACE_MM:
+        got = f"grids of {thin.shape} and {like.shape} voxels, up to {apart_mm:.3g} mm apart in-plane"
+        raise _misfit(thin, f"{got}; need the same grid within the slices (axes other than {axis})")
+    centres = to_thin[axis, axis] * np.arange(like.shape[axis]) + to_thin[axis, 3]
+    if abs(to_thin[axis, axis]) < 1 - 1e-4:
+        raise _misfit(
+            thin, f"slices {thin_mm:.3g} mm apart; need slices no farther apart than {like.spacing_mm[axis]:.3g} mm"
+        )
+    beyond = max(-0.5 - centres.min(), centres.max() - (thin.shape[axis] - 0.5)) * thin_mm
+    if beyond > SAME_PLACE_MM:
+        raise _misfit(
+            thin, f"slices that end {beyond:.3g} mm before a slice of the thick scan; need all of them inside"
+        )
+    return centres, thin_mm
+
+
+def _in_plane_distance_mm(to_thin: np.ndarray, thin: Volume, like: Volume, axis: int) -> float:
+    """How far a thick voxel lies beside the thin voxels of the same in-plane index, at most."""
+    corners = np.array([[*corner, 1] for corner in np.ndindex(2, 2, 2)]) * [*(np.array(like.shape) - 1), 1]
+    moved = (corners @ to_thin.T - corners)[:, :3] * thin.spacing_mm
+    along = to_thin[axis, axis] * corners[:, axis] + to_thin[axis, 3]
+    tilt = (corners @ to_thin.T)[:, axis] - along
+    return float(np.abs(np.column_stack([np.delete(moved, axis, axis=1), tilt * thin.spacing_mm[axis]])).max())
+
+
+def _misfit(thin: Volume, what: str) -> InputRefused:
+    name = thin.source or "the thin scan"
+    return InputRefused(f"{name}: got {what}; next: give the thick scan that the thin one was made from")
+
+
+def _fill_image(thin: np.ndarray, out: np.ndarray, matrix: np.ndarray) -> None:
+    """[thin, h, w] -> ``out`` [thick, h, w], row band by row band."""
+    for top in range(0, thin.shape[1], ROWS):
+        band = slice(top, top + ROWS)
+        values = thicken(thin[:, band].astype(np.float64), matrix)
+        if out.dtype.kind in "iu":
+            info = np.iinfo(out.dtype)
+            values = np.clip(np.rint(values), info.min, info.max)
+        out[:, band] = values
+
+
+def _fill_labels(thin: np.ndarray, out: np.ndarray, matrix: np.ndarray) -> None:
+    """[thin, h, w] -> ``out`` [thick, h, w], slice by slice, one label at a time."""
+    for i, weights in enumerate(matrix):
+        seen = np.flatnonzero(weights)
+        under, weights = thin[seen], weights[seen]
+        best = np.full(thin.shape[1:], -1.0)
+        for label in np.unique(under):
+            weight = np.tensordot(weights, under == label, axes=1)
+            wins = weight > best + 1e-9
+            out[i][wins] = label
+            best[wins] = weight[wins]

@@ -1,0 +1,11 @@
+"""How the suite is run: the same examples every time, no deadline (the machine may be busy)."""
+
+import os
+
+from hypothesis import HealthCheck, settings
+
+settings.register_profile(
+    "suite", max_examples=20, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck)
+)
+settings.register_profile("search", max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
+settings.load_profile(os.environ.get("THINSLICE_HYPOTHESIS", "suite"))

@@ -1,0 +1,500 @@
+"""Planted faults: the suite must catch every one of them. Run ``python tests/faults.py [name ...]``.
+
+A fault is one small change of the source, of the kind that is easily made and hard to see. The source and the tests
+are copied to a temporary folder, each fault is planted there in turn, and the tests named with it are run.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Fault:
+    """``old`` becomes ``new`` in ``file``; ``tests`` must then fail, by the law named in ``law``."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    law: str
+    tests: tuple[str, ...]
+
+
+PLAN, UP, PROFILE, GUARD = ("test_plan.py",), ("test_upsample.py",), ("test_profile.py",), ("test_guard.py",)
+DEGRADE, TILE, TRAIN, INTER = ("test_degrade.py",), ("test_tile.py",), ("test_training.py",), ("test_interpolate.py",)
+
+FAULTS = [
+    # grids and places
+    Fault(
+        "half-voxel shift on the fov grid",
+        "plan.py",
+        "(real_factor - 1) / 2 if",
+        "real_factor / 2 if",
+        "edges kept",
+        PLAN,
+    ),
+    Fault(
+        "fov treated as centres",
+        "plan.py",
+        "first_centre = (real_factor - 1) / 2 if",
+        "first_centre = 0.0 if",
+        "edges kept",
+        PLAN,
+    ),
+    Fault(
+        "centres treated as fov",
+        "plan.py",
+        'if grid == "fov" else 0.0',
+        'if grid == "fov" else 0.5',
+        "centres kept",
+        PLAN,
+    ),
+    Fault(
+        "one slice too many on the centre grid",
+        "plan.py",
+        "realised = (n_thin - 1) / (n_thick - 1)",
+        "realised = n_thin / n_thick",
+        "centres kept",
+        PLAN,
+    ),
+    Fault(
+        "origin not moved",
+        "plan.py",
+        "affine_thin[:3, 3] -= affine_thin[:3, axis] * first_centre",
+        "pass",
+        "edges kept",
+        PLAN,
+    ),
+    Fault(
+        "origin moved the wrong way", "plan.py", "affine_thin[:3, 3] -=", "affine_thin[:3, 3] +=", "edges kept", PLAN
+    ),
+    Fault("affine not scaled", "plan.py", "affine_thin[:3, axis] /= real_factor", "pass", "directions kept", PLAN),
+    Fault(
+        "wished factor used, not the realised one",
+        "plan.py",
+        "affine_thin[:3, axis] /= real_factor",
+        "affine_thin[:3, axis] *= target_mm / thick_mm",
+        "edges kept",
+        PLAN,
+    ),
+    Fault(
+        "positions half a thin voxel away",
+        "plan.py",
+        "(np.arange(self.n_thin) - self.first_centre)",
+        "(np.arange(self.n_thin) + 0.5 - self.first_centre)",
+        "positions and affines say the same",
+        PLAN,
+    ),
+    Fault("wrong axis", "plan.py", "(1 - 1e-4))[-1])", "(1 - 1e-4))[-1] * 0 + 2)", "axis found", PLAN),
+    Fault(
+        "finest in-plane spacing as the target",
+        "plan.py",
+        "in_plane_mm = max(",
+        "in_plane_mm = min(",
+        "default is the coarser",
+        PLAN,
+    ),
+    Fault(
+        "answer keeps the thick affine",
+        "upsample.py",
+        "affine = np.array(plan.affine_thin)",
+        "affine = np.array(plan.affine_thick)",
+        "scipy's",
+        UP,
+    ),
+    Fault(
+        "slices turned back onto the wrong axis",
+        "upsample.py",
+        "thick = np.moveaxis(series[..., t], plan.axis, 0)",
+        "thick = np.swapaxes(series[..., t], plan.axis, 0)",
+        "axes are only names",
+        UP,
+    ),
+    # the profile
+    Fault(
+        "FWHM used as sigma",
+        "profile.py",
+        "-4.0 * np.log(2.0) * (distance / fwhm) ** 2",
+        "-0.5 * (distance / fwhm) ** 2",
+        "FWHM is the thickness",
+        PROFILE,
+    ),
+    Fault(
+        "spacing used as thickness",
+        "plan.py",
+        "self.thickness_over_spacing * self.factor, self.profile",
+        "self.factor, self.profile",
+        "matrix sees the thickness",
+        PLAN,
+    ),
+    Fault(
+        "box twice as wide",
+        "profile.py",
+        "np.minimum(distance + 0.5, fwhm / 2)",
+        "np.minimum(distance + 0.5, fwhm)",
+        "FWHM is the thickness",
+        PROFILE,
+    ),
+    Fault(
+        "profile not centred",
+        "profile.py",
+        "[None, :] - thick_centres[:, None]",
+        "[None, :] - thick_centres[:, None] - 0.5",
+        "centred",
+        PROFILE,
+    ),
+    Fault("rows not normalised", "profile.py", "return weights / total", "return weights", "rows sum to one", PROFILE),
+    Fault(
+        "Gaussian cut short",
+        "profile.py",
+        "GAUSSIAN_REACH_FWHM = 2.0",
+        "GAUSSIAN_REACH_FWHM = 0.6",
+        "known variance",
+        PROFILE,
+    ),
+    Fault(
+        "box planned, Gaussian used",
+        "plan.py",
+        "thickness_over_spacing * self.factor, self.profile)",
+        "thickness_over_spacing * self.factor)",
+        "profile changes the matrix",
+        PLAN,
+    ),
+    # the projection
+    Fault(
+        "transpose is not the adjoint",
+        "degrade.py",
+        "along_first_axis(matrix.T, thick)",
+        "along_first_axis(matrix.T / matrix.sum(axis=0)[:, None].clip(1e-9), thick)",
+        "adjoint",
+        PROFILE,
+    ),
+    Fault(
+        "projection has the wrong sign",
+        "degrade.py",
+        "return thin + along_first_axis(",
+        "return thin - along_first_axis(",
+        "gives back what was acquired",
+        DEGRADE,
+    ),
+    Fault(
+        "projection's noise not scaled",
+        "degrade.py",
+        "damping = noise * np.linalg.eigvalsh(gram)[-1]",
+        "damping = noise",
+        "regularised least squares",
+        DEGRADE,
+    ),
+    Fault(
+        "projection skipped",
+        "upsample.py",
+        "part = part + along_first_axis(repair",
+        "part = part + 0 * along_first_axis(repair",
+        "reslicing",
+        UP,
+    ),
+    Fault(
+        "projection has the wrong sign in the chunks",
+        "upsample.py",
+        "part = part + along_first_axis(repair",
+        "part = part - along_first_axis(repair",
+        "reslicing",
+        UP,
+    ),
+    Fault(
+        "chunks do not look beyond themselves",
+        "upsample.py",
+        "PROJECTION_HALO = 12",
+        "PROJECTION_HALO = 1",
+        "chunked equals whole",
+        UP,
+    ),
+    # intensities
+    Fault(
+        "inverse intensity dropped",
+        "upsample.py",
+        "part * np.float32(self.scale) + np.float32(self.low)",
+        "part * np.float32(self.scale)",
+        "scale and offset",
+        UP,
+    ),
+    Fault(
+        "scale is the maximum",
+        "upsample.py",
+        "self.scale = high - self.low",
+        "self.scale = high",
+        "scale and offset",
+        UP,
+    ),
+    Fault(
+        "whole numbers cut, not rounded",
+        "upsample.py",
+        "np.clip(np.rint(values), info.min, info.max)",
+        "np.clip(np.trunc(values), info.min, info.max)",
+        "rounded and clipped",
+        UP,
+    ),
+    Fault(
+        "whole numbers wrap around",
+        "upsample.py",
+        "np.clip(np.rint(values), info.min, info.max)",
+        "np.rint(values).astype(np.int64)",
+        "rounded and clipped",
+        UP,
+    ),
+    Fault(
+        "one intensity range for a series",
+        "upsample.py",
+        "self.low, high = intensity_range(thick)",
+        "self.low, high = 0.0, float(np.abs(thick).max() or 1)",
+        "scale and offset",
+        UP,
+    ),
+    # the network
+    Fault(
+        "off-by-one owner",
+        "upsample.py",
+        "np.floor(self.positions + 0.5).astype(int), 0",
+        "np.floor(self.positions).astype(int), 0",
+        "straight lines",
+        UP,
+    ),
+    Fault(
+        "context runs backwards",
+        "upsample.py",
+        "around = self.slices(slab - self.model.context, slab + self.model.context + 1)",
+        "around = self.slices(slab - self.model.context, slab + self.model.context + 1)[::-1]",
+        "straight lines",
+        UP,
+    ),
+    Fault(
+        "position has the wrong sign",
+        "upsample.py",
+        "position_code(self.positions[own] - slab)",
+        "position_code(slab - self.positions[own])",
+        "straight lines",
+        UP,
+    ),
+    Fault(
+        "position in thin voxels",
+        "upsample.py",
+        "position_code(self.positions[own] - slab)",
+        "position_code((self.positions[own] - slab) * self.plan.factor)",
+        "straight lines",
+        UP,
+    ),
+    Fault(
+        "slices beyond the end wrap around",
+        "upsample.py",
+        "index = np.clip(np.arange(low, high), 0, self.plan.n_thick - 1)",
+        "index = np.arange(low, high) % self.plan.n_thick",
+        "shown in order",
+        UP,
+    ),
+    Fault(
+        "the network is not asked",
+        "upsample.py",
+        "answer += np.concatenate([r[:, band] for r in residuals])",
+        "pass",
+        "knows the truth",
+        UP,
+    ),
+    Fault(
+        "tiles without margin",
+        "tile.py",
+        "low, high = max(start - margin, 0), min(stop + margin, length)",
+        "low, high = start, stop",
+        "tiled equals whole",
+        TILE,
+    ),
+    Fault("model's reach ignored", "runtime.py", 'int(card["reach"])', "0", "tiled equals whole", TILE),
+    # the guard
+    Fault("guard never triggers", "upsample.py", "if cells.any():", "if False:", "falls back", GUARD),
+    Fault(
+        "NaN passes the guard", "guard.py", "~(change <= allowed) | broken", "(change > allowed)", "single NaN", GUARD
+    ),
+    Fault(
+        "guard throws everything away", "upsample.py", "* keep_map(cells, own.shape[1:])", "* 0.0", "only there", GUARD
+    ),
+    Fault(
+        "guard forgets the neighbours",
+        "upsample.py",
+        "max(slab - self.plan_reach, 0), min(slab + self.plan_reach + 1, self.plan.n_thick)",
+        "slab, slab + 1",
+        "null space is not flagged",
+        GUARD,
+    ),
+    # the baselines
+    Fault("linear for cubic", "interpolate.py", '"cubic": cubic_matrix', '"cubic": linear_matrix', "scipy's", UP),
+    Fault(
+        "spline without its prefilter",
+        "interpolate.py",
+        "reach=2) @ np.linalg.inv(knots)",
+        "reach=2)",
+        "equals scipy",
+        INTER,
+    ),
+    Fault(
+        "mirror includes the edge twice",
+        "interpolate.py",
+        "period = max(2 * (n_thick - 1), 1)",
+        "period = max(2 * n_thick - 1, 1)",
+        "equals scipy",
+        INTER,
+    ),
+    Fault(
+        "nearest rounds down",
+        "interpolate.py",
+        "np.floor(np.asarray(position) + 0.5)",
+        "np.floor(np.asarray(position))",
+        "closest slice",
+        INTER,
+    ),
+    # the training
+    Fault(
+        "training cuts half a slice away",
+        "training/corpus.py",
+        "position = (inner - geometry.thick_centres[0]) / geometry.factor",
+        "position = (inner + 0.5 - geometry.thick_centres[0]) / geometry.factor",
+        "ramp",
+        TRAIN,
+    ),
+    Fault(
+        "training blurs by the spacing",
+        "training/corpus.py",
+        "acquire = profile_matrix(geometry.thick_centres - low, len(wide), fwhm, geometry.profile)",
+        "acquire = profile_matrix(geometry.thick_centres - low, len(wide), geometry.factor, geometry.profile)",
+        "matrix times thin",
+        TRAIN,
+    ),
+    Fault(
+        "training positions have the wrong sign",
+        "training/fit.py",
+        "offset = (positions - geometry.thick_centres[context + slab]) / geometry.factor",
+        "offset = (geometry.thick_centres[context + slab] - positions) / geometry.factor",
+        "training and inference",
+        TRAIN,
+    ),
+    Fault(
+        "a resumed training starts at its first batch",
+        "training/fit.py",
+        'step, spent = state["step"], state["seconds"]',
+        'step, spent = 0, state["seconds"]',
+        "killed and resumed",
+        TRAIN,
+    ),
+    Fault(
+        "a resumed training forgets the average",
+        "training/fit.py",
+        'average.load_state_dict(state["average"])',
+        "pass",
+        "killed and resumed",
+        TRAIN,
+    ),
+    Fault(
+        "the seed is ignored",
+        "training/corpus.py",
+        "rng = np.random.default_rng([seed, step])",
+        "rng = np.random.default_rng(step)",
+        "other seeds",
+        TRAIN,
+    ),
+    # what is said
+    Fault(
+        "the plan forgets to make tuples",
+        "plan.py",
+        "{name: _to_tuples(value) for name, value",
+        "{name: value for name, value",
+        "survives JSON",
+        PLAN,
+    ),
+    Fault(
+        "isotropic scans are accepted",
+        "plan.py",
+        "if thick_mm / target < ISOTROPIC_BELOW:",
+        "if thick_mm / target < 0.5:",
+        "isotropic refused",
+        PLAN,
+    ),
+    Fault(
+        "the envelope's lower end is forgotten",
+        "plan.py",
+        "if not low - 1e-6 <= ratio <= high + 1e-6:",
+        "if not ratio <= high + 1e-6:",
+        "envelope",
+        PLAN,
+    ),
+]
+
+
+def run(fault: Fault | None, copy: Path, tests: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
+    """The tests, in the copy, with a fault planted there."""
+    target = copy / "src" / "thinslice" / fault.file if fault else None
+    sound = target.read_text() if target else ""
+    if fault and target:
+        assert sound.count(fault.old) == 1, f"{fault.file}: {fault.old!r} is there {sound.count(fault.old)} times"
+        target.write_text(sound.replace(fault.old, fault.new))
+    environment = os.environ | {"PYTHONPATH": str(copy / "src"), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "--tb=line", "-p", "no:cacheprovider"]
+    try:
+        return subprocess.run(
+            command + [f"tests/{name}" for name in tests], cwd=copy, env=environment, capture_output=True, text=True
+        )
+    finally:
+        if target:
+            target.write_text(sound)
+
+
+def copied(folder: Path) -> Path:
+    """Source, tests and settings in a folder, checked to be what Python imports there."""
+    ignore = shutil.ignore_patterns("__pycache__", "embedded", ".hypothesis")
+    for name in ("src", "tests"):
+        shutil.copytree(ROOT / name, folder / name, ignore=ignore)
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    (folder / "tests" / "conftest.py").open("a").write(
+        "\nimport thinslice\nfrom pathlib import Path\n"
+        "assert Path(thinslice.__file__).parents[2] == Path(__file__).resolve().parents[1], thinslice.__file__\n"
+    )
+    return folder
+
+
+def main(names: list[str]) -> int:
+    """Plant every fault (or those whose name contains a word given), report, and return how many survived."""
+    chosen = [fault for fault in FAULTS if not names or any(name in fault.name for name in names)]
+    survived = []
+    with tempfile.TemporaryDirectory() as temporary:
+        copy = copied(Path(temporary).resolve())
+        for test in sorted({test for fault in chosen for test in fault.tests}):
+            sound = run(None, copy, (test,))
+            if sound.returncode != 0:
+                print(sound.stdout[-2000:], sound.stderr[-2000:])
+                print(f"{test} fails without any fault; nothing can be told")
+                return 1
+        for fault in chosen:
+            started = time.monotonic()
+            result = run(fault, copy, fault.tests)
+            caught = result.returncode == 1
+            by = next(
+                (line.split("::")[1].split(" ")[0] for line in result.stdout.splitlines() if "FAILED" in line), "?"
+            )
+            by = by if caught else f"exit {result.returncode}"
+            print(
+                f"{'caught  ' if caught else 'SURVIVED'}  {time.monotonic() - started:4.0f} s  {fault.name}  ({by})",
+                flush=True,
+            )
+            if not caught:
+                survived.append(fault.name)
+    print(f"{len(chosen) - len(survived)} of {len(chosen)} faults caught")
+    return len(survived)
+
+
+if __name__ == "__main__":
+    sys.exit(1 if main(sys.argv[1:]) else 0)

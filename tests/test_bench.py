@@ -1,0 +1,218 @@
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from thinslice import bench
+from thinslice.bench import Condition, Score, Skip, evaluate, make_conditions, make_table, simulate
+from thinslice.degrade import thicken
+from thinslice.errors import InputRefused, ModelRefused, OutputRefused, PlanRefused
+from thinslice.plan import Envelope, make_plan
+from thinslice.runtime import interpolation
+from thinslice.upsample import upsample
+from thinslice.volume import Volume
+
+AFFINE = np.array([[0, 0, -1.1, 30], [0.9, 0, 0, -40], [0, 1.0, 0, 12], [0, 0, 0, 1.0]])
+
+
+def thin_volume(shape=(26, 32, 30), seed=0, affine=AFFINE) -> Volume:
+    """Smooth noise with a dark border."""
+    rng = np.random.default_rng(seed)
+    voxels = rng.normal(size=shape)
+    for axis in range(3):
+        voxels = voxels + np.roll(voxels, 1, axis) + np.roll(voxels, 2, axis)
+    voxels = 500 + 30 * voxels
+    voxels[:3] = voxels[-3:] = 5
+    return Volume(voxels.astype(np.float32), affine)
+
+
+@pytest.fixture
+def scans(monkeypatch, tmp_path):
+    """A folder of names, and the scans that a reader finds behind them."""
+    store: dict[str, Volume] = {}
+
+    def read(path):
+        if path.name not in store:
+            raise InputRefused(f"got {path.name}, which is damaged")
+        return store[path.name]
+
+    monkeypatch.setattr(bench, "read", read)
+    return store
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("factor", [2, 2.5, 3, 3.7, 4])
+@pytest.mark.parametrize(("ratio", "profile"), [(1.0, "gaussian"), (0.75, "gaussian"), (1.25, "box")])
+def test_the_plan_of_a_simulated_scan_gives_the_truths_grid_and_the_simulations_matrix(axis, factor, ratio, profile):
+    volume = thin_volume()
+    truth, thick = simulate(volume, axis, factor, ratio, profile)
+    plan = make_plan(thick, factor=truth.shape[axis] / thick.shape[axis], profile=profile)
+    assert plan.axis == axis
+    assert plan.shape_thin == truth.shape
+    assert plan.shape_thick == thick.shape
+    np.testing.assert_allclose(plan.affine_thin, truth.affine, atol=1e-9)
+    assert plan.thickness_over_spacing == pytest.approx(ratio)
+    again = np.moveaxis(thicken(np.moveaxis(truth.voxels, axis, 0), plan.matrix()), 0, axis)
+    np.testing.assert_allclose(again, thick.voxels, rtol=1e-5)
+    assert truth.shape[axis] > volume.shape[axis] - factor
+
+
+def test_the_truth_is_the_middle_of_the_scan_and_stays_in_place():
+    volume = thin_volume()
+    truth, thick = simulate(volume, 2, 4)
+    assert (truth.shape[2], thick.shape[2]) == (28, 7)
+    np.testing.assert_array_equal(truth.voxels, volume.voxels[:, :, 1:29])
+    np.testing.assert_allclose(truth.affine @ [3, 4, 5, 1], volume.affine @ [3, 4, 6, 1])
+    np.testing.assert_allclose(thick.affine @ [3, 4, 2, 1], truth.affine @ [3, 4, 9.5, 1])
+    assert thick.thickness_mm == pytest.approx(4.4)
+
+
+@pytest.mark.parametrize("factor", [8, 1, 0.5, 0, -2])
+def test_a_factor_that_leaves_too_few_slices_or_none_to_compute_is_refused(factor):
+    with pytest.raises(PlanRefused, match="next: ask for a factor"):
+        simulate(thin_volume(), 2, factor)
+
+
+def test_conditions_are_every_combination():
+    made = make_conditions((2, 4), (1.0, 0.75), ("gaussian", "box"))
+    assert len(set(made)) == 8
+    assert made[0] == Condition(2, 1.0, "gaussian")
+    assert [str(c) for c in made[1:4]] == ["x4 gaussian, touching", "x2 gaussian, gap 25 %", "x4 gaussian, gap 25 %"]
+
+
+def test_results_table_and_picture(scans, tmp_path):
+    scans["a.nii.gz"], scans["b.nii"] = thin_volume(seed=1), thin_volume(seed=2)
+    shares = []
+    found = evaluate(
+        [tmp_path / "a.nii.gz", tmp_path / "b.nii", tmp_path / "broken.nii"],
+        ["linear"],
+        make_conditions((4, 2.5)),
+        tmp_path / "out",
+        progress=lambda share, text: shares.append(share),
+    )
+    assert len(found.scores) == 2 * 2 * 2 * 2  # cases, conditions, linear and cubic, projection or not
+    assert found.skips == (Skip("broken", "got broken.nii, which is damaged"),)
+    assert len(lines(tmp_path / "out")) == 17
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.png", "b.png", "results.jsonl", "table.md"]
+    assert shares == sorted(shares)
+    assert shares[-1] == 1
+    assert (tmp_path / "out" / "table.md").read_text() == found.table
+    assert "broken: got broken.nii" in found.table
+    first = found.scores[0]
+    assert (first.case, first.axis, first.model, first.projection) == ("a", 2, "linear", True)
+
+
+def test_a_score_is_that_of_what_a_user_gets(scans, tmp_path):
+    volume = scans["a.nii"] = thin_volume()
+    found = evaluate([tmp_path / "a.nii"], ["cubic"], out=tmp_path / "out")
+    truth, thick = simulate(volume, 2, 4.0)
+    by_projection = {score.projection: score for score in found.scores}
+    for projection in (True, False):
+        plan = make_plan(thick, factor=4.0, projection=projection)
+        answer = upsample(thick, plan, interpolation("cubic")).volume.voxels
+        mask = bench.foreground(truth.voxels)
+        span = bench.data_range(truth.voxels)
+        assert by_projection[projection].psnr_db == bench.psnr(answer, truth.voxels, span, mask)
+    assert by_projection[True].reslice_rms < by_projection[False].reslice_rms / 3
+    assert by_projection[True].psnr_db > by_projection[False].psnr_db
+
+
+def test_every_axis_in_turn(scans, tmp_path):
+    scans["a.nii"] = thin_volume()
+    found = evaluate([tmp_path / "a.nii"], ["cubic"], make_conditions((3,)), tmp_path / "out", axes="all")
+    assert sorted({score.axis for score in found.scores}) == [0, 1, 2]
+    assert "|  3 |" in found.table or "| 3 |" in found.table
+
+
+@pytest.mark.parametrize(
+    ("volume", "reason"),
+    [
+        (thin_volume((26, 32, 15)), "at least 16"),
+        (thin_volume(affine=np.diag([1, 1, 1.3, 1])), "near-isotropic"),
+        (Volume(np.full((20, 20, 20), 7.0), np.eye(4)), "same value everywhere"),
+        (Volume(np.full((20, 20, 20), np.nan), np.eye(4)), "not finite"),
+        (Volume(np.zeros((20, 20, 20, 2)), np.eye(4)), "3-D"),
+    ],
+)
+def test_unusable_scans_are_named_and_skipped_and_refused_if_there_is_nothing_else(scans, tmp_path, volume, reason):
+    scans["good.nii"], scans["bad.nii"] = thin_volume(), volume
+    found = evaluate([tmp_path / "bad.nii", tmp_path / "good.nii"], ["cubic"], out=tmp_path / "out")
+    assert [skip.case for skip in found.skips] == ["bad"]
+    assert reason in found.skips[0].reason
+    assert lines(tmp_path / "out")[0]["kind"] == "skip"
+    with pytest.raises(InputRefused, match=reason):
+        evaluate([tmp_path / "bad.nii"], ["cubic"], out=tmp_path / "out2")
+    assert lines(tmp_path / "out2")[0]["case"] == "bad"
+
+
+def test_a_condition_too_coarse_for_a_scan_is_skipped_with_the_others_scored(scans, tmp_path):
+    scans["a.nii"] = thin_volume()
+    found = evaluate([tmp_path / "a.nii"], ["cubic"], make_conditions((8, 2)), tmp_path / "out")
+    assert [skip.condition for skip in found.skips] == [Condition(8)]
+    assert {score.condition for score in found.scores} == {Condition(2)}
+    assert (tmp_path / "out" / "a.png").exists()
+
+
+def test_wrong_wishes_are_refused_before_anything_is_computed(scans, tmp_path):
+    scans["a.nii"] = thin_volume()
+    with pytest.raises(ModelRefused, match="no_such"):
+        evaluate([tmp_path / "a.nii"], ["no_such"], out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(InputRefused, match="at least one"):
+        evaluate([], ["cubic"], out=tmp_path / "out")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputRefused, match="need a folder"):
+        evaluate([tmp_path / "a.nii"], ["cubic"], out=tmp_path / "file")
+
+
+def test_equal_names_in_two_folders_stay_apart(scans, tmp_path):
+    scans["a.nii"] = thin_volume()
+    found = evaluate([tmp_path / "x" / "a.nii", tmp_path / "y" / "a.nii"], ["cubic"], out=tmp_path / "out")
+    assert sorted({score.case for score in found.scores}) == ["x-a", "y-a"]
+
+
+def score(case="a", model="cubic", projection=True, psnr_db=20.0) -> Score:
+    return Score(case, 2, Condition(), 4.0, model, None, projection, psnr_db, 0.8, 1.0, 0.1, 0.0, 0.01)
+
+
+def test_gain_is_over_cubic_with_projection_of_the_same_case_and_shows_the_smallest():
+    table = make_table(
+        [
+            score("a"),
+            score("a", projection=False, psnr_db=10),
+            score("a", "net", psnr_db=23),
+            score("b", psnr_db=30),
+            score("b", "net", psnr_db=29.5),
+        ]
+    )
+    row = next(line for line in table.splitlines() if "net" in line)
+    assert [cell.strip() for cell in row.split("|")][4:8] == ["2", "26.25", "0.8000", "+1.25 (-0.50)"]
+
+
+def test_the_table_names_every_skipped_case_once():
+    skips = [Skip("a", "no", 2, Condition(8)), Skip("a", "no", 1, Condition(8)), Skip("b", "bad", model="net")]
+    table = make_table([score()], skips)
+    assert "- a, axis 2, x8 gaussian, touching: no (and 1 more, see results.jsonl)\n- b, net: bad\n" in table
+
+
+def test_a_model_outside_its_envelope_is_skipped_and_the_reference_still_scored(scans, tmp_path, monkeypatch):
+    narrow = replace(interpolation("linear"), name="net", envelope=Envelope((2, 3), (0.9, 1.1)))
+    monkeypatch.setattr(bench, "find_model", lambda wish, threads: narrow if wish == "net" else interpolation(wish))
+    scans["a.nii"] = thin_volume()
+    found = evaluate([tmp_path / "a.nii"], ["net"], make_conditions((4, 2)), tmp_path / "out")
+    assert [(skip.model, skip.condition.factor) for skip in found.skips] == [("net", 4)]
+    assert {(s.model, s.condition.factor) for s in found.scores} == {("cubic", 4), ("net", 2), ("cubic", 2)}
+
+
+def test_an_infinite_psnr_is_null_in_the_results_and_never_a_number(tmp_path):
+    with (tmp_path / "results.jsonl").open("w") as file:
+        bench._write_line(file, score(psnr_db=float("inf")))
+    (record,) = lines(tmp_path)
+    assert record["psnr_db"] is None
+    assert record["identical"] is True
+    assert " inf |" in make_table([score(psnr_db=float("inf"))])

@@ -1,0 +1,485 @@
+"""The command line as a user meets it: what is written, what is said and where, and the exit code."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from thinslice import cli, nifti, upsample
+from thinslice.plan import GRIDS, Plan
+from thinslice.profile import PROFILES
+from thinslice.volume import Volume
+
+SHAPE = (24, 20, 6)
+
+
+def make_scan(path: Path, spacing_mm: tuple[float, ...] = (1.0, 1.0, 4.0), shape: tuple[int, ...] = SHAPE) -> Path:
+    at = np.indices(shape)
+    voxels = (500 + 200 * np.sin(at[0] / 4) * np.cos(at[1] / 3) + 40 * at[2]).astype(np.int16)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nifti.write(Volume(voxels, np.diag([*spacing_mm, 1.0])), path)
+    return path
+
+
+def make_labels(path: Path) -> Path:
+    drawn = np.zeros(SHAPE, np.uint8)
+    drawn[5:15, 4:12, 1:5] = 7
+    drawn[8:12, 4:12, 2:4] = 200
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nifti.write(Volume(drawn, np.diag([1.0, 1.0, 4.0, 1.0])), path)
+    return path
+
+
+@pytest.fixture
+def scan(tmp_path):
+    return make_scan(tmp_path / "in" / "scan.nii.gz")
+
+
+@pytest.fixture
+def run(capsys):
+    """main(words) -> exit code, lines of standard output, lines of standard error."""
+
+    def call(*words: object) -> tuple[int, list[str], list[str]]:
+        try:
+            code = cli.main([str(word) for word in words])
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        said = capsys.readouterr()
+        return code, said.out.splitlines(), said.err.splitlines()
+
+    return call
+
+
+def shell(*words: object, **options: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "thinslice", *(str(word) for word in words)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, **options)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def raising(error: BaseException) -> Callable[..., None]:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    return fail
+
+
+# ---- the parser
+
+
+def test_help_comes_without_anything_slow():
+    code = (
+        "import sys; from thinslice import cli\n"
+        "try: cli.main(['--help'])\nexcept SystemExit as stop: assert stop.code in (0, None)\n"
+        "slow = {'numpy', 'nibabel', 'onnxruntime', 'PIL', 'torch', 'importlib.metadata'} & set(sys.modules)\n"
+        "assert not slow, slow"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert answer.returncode == 0, answer.stderr
+    for verb in ("demo", "enhance", "info", "reslice", "train", "evaluate"):
+        assert verb in answer.stdout
+
+
+@pytest.mark.parametrize("verb", ["demo", "enhance", "info", "reslice", "train", "evaluate"])
+def test_every_verb_has_help(run, verb):
+    code, out, err = run(verb, "--help")
+    assert (code, err) == (0, [])
+    assert out[0].startswith(f"usage: thinslice {verb}")
+
+
+def test_version(run):
+    code, out, _ = run("--version")
+    assert code == 0
+    assert out[0].split()[0] == "thinslice"
+
+
+def test_choices_are_those_of_the_library():
+    assert cli.PROFILES == PROFILES
+    assert cli.GRIDS == GRIDS
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["enlarge"],
+        ["enhance", "-i", "scan.nii"],
+        ["enhance", "-i", "a.nii", "-o", "b.nii", "--factor", "many"],
+        ["enhance", "-i", "a.nii", "-o", "b.nii", "--factor", "2", "--spacing", "1"],
+        ["enhance", "-i", "a.nii", "-o", "b.nii", "--profile", "round"],
+        ["evaluate", "-i", "a", "-o", "b", "--factors", "2,x"],
+        ["evaluate", "-i", "a", "-o", "b", "--profiles", "gaussian,round"],
+    ],
+)
+def test_wrong_words_are_refused_in_one_line_with_a_hint(run, words):
+    code, out, err = run(*words)
+    assert (code, out, len(err)) == (2, [], 1)
+    assert err[0].startswith("thinslice: ")
+    assert err[0].endswith("--help'")
+
+
+# ---- enhance
+
+
+def test_enhance_one_file(run, scan, tmp_path):
+    out_path = tmp_path / "new" / "thin.nii.gz"
+    code, out, err = run("enhance", "-i", scan, "-o", out_path, "--model", "cubic")
+    assert (code, err) == (0, [])
+    assert out[0].startswith("scan.nii.gz: 6 slices x 4 mm -> 24 slices x 1 mm with cubic, ")
+    assert "% RMS" in out[1]
+    assert names(out_path.parent) == ["thin.json", "thin.nii.gz"]
+    thin = nifti.read(out_path)
+    assert thin.voxels.shape == (24, 20, 24)
+    assert thin.voxels.dtype == np.int16
+    np.testing.assert_allclose(thin.affine[:3, 3], [0, 0, -1.5])
+    content = json.loads((out_path.parent / "thin.json").read_text())
+    assert Plan.from_json(json.dumps(content["plan"])).factor == 4
+    assert content["source"] == "scan.nii.gz"
+
+
+def test_enhance_obeys_its_options(run, scan, tmp_path):
+    wish = ["--spacing", 2, "--thickness", 3, "--profile", "box", "--grid", "centres", "--no-projection"]
+    code, _, _ = run("enhance", "-i", scan, "-o", tmp_path / "thin.nii", "--model", "linear", *wish)
+    assert code == 0
+    plan = json.loads((tmp_path / "thin.json").read_text())["plan"]
+    found = [plan[key] for key in ("factor", "thickness_mm", "profile", "grid", "projection", "model")]
+    assert found == [2, 3, "box", "centres", False, "linear"]
+    assert nifti.read(tmp_path / "thin.nii").voxels.shape == (24, 20, 11)
+
+
+def test_notes_are_said(run, scan, tmp_path):
+    code, out, _ = run("enhance", "-i", scan, "-o", tmp_path / "thin.nii", "--model", "cubic", "--factor", 2.2)
+    assert code == 0
+    assert any(line.startswith("  note: 6 slices of 4 mm do not divide") for line in out)
+
+
+def test_quiet_says_nothing(run, scan, tmp_path):
+    assert run("enhance", "-i", scan, "-o", tmp_path / "thin.nii", "--model", "cubic", "-q") == (0, [], [])
+
+
+def test_nothing_is_overwritten_unless_asked_to(run, scan, tmp_path):
+    words = ["enhance", "-i", scan, "-o", tmp_path / "thin.nii", "--model", "cubic", "-q"]
+    assert run(*words)[0] == 0
+    before = (tmp_path / "thin.json").read_bytes()
+    code, out, err = run(*words)
+    assert (code, out, len(err)) == (2, [], 1)
+    assert (tmp_path / "thin.json").read_bytes() == before
+    assert run(*words, "--overwrite", "--factor", 2)[0] == 0
+    assert nifti.read(tmp_path / "thin.nii").voxels.shape == (24, 20, 12)
+    assert names(tmp_path) == ["in", "thin.json", "thin.nii"]
+
+
+def test_a_folder_goes_on_after_a_refusal(run, tmp_path):
+    make_scan(tmp_path / "in" / "a.nii.gz")
+    make_scan(tmp_path / "in" / "b.nii.gz", spacing_mm=(1, 1, 1))
+    make_scan(tmp_path / "in" / "d.nii.gz")
+    (tmp_path / "in" / "c.nii.gz").write_bytes(b"nonsense")
+    code, out, err = run("enhance", "-i", tmp_path / "in", "-o", tmp_path / "out", "--model", "cubic")
+    assert code == 2
+    assert [line.split(":")[0] for line in out if not line.startswith(" ")] == ["a.nii.gz", "d.nii.gz"]
+    assert len(err) == 3
+    assert "b.nii.gz: got slices 1 mm apart" in err[0]
+    assert "c.nii.gz" in err[1]
+    assert err[2] == "thinslice: 2 of 4 scans refused, 2 enhanced"
+    assert names(tmp_path / "out") == ["a.json", "a.nii.gz", "d.json", "d.nii.gz"]
+
+
+def test_labels_come_along(run, scan, tmp_path):
+    drawn = make_labels(tmp_path / "seg.nii.gz")
+    out = tmp_path / "out" / "thin.nii.gz"
+    assert run("enhance", "-i", scan, "-o", out, "--model", "cubic", "--labels", drawn)[0] == 0
+    assert names(out.parent) == ["thin.json", "thin.nii.gz", "thin_labels.nii.gz"]
+    thin = nifti.read(out.parent / "thin_labels.nii.gz")
+    assert set(np.unique(thin.voxels)) == {0, 7, 200}
+    assert thin.voxels.dtype == np.uint8
+    np.testing.assert_allclose(thin.affine, nifti.read(out).affine)
+
+
+def test_labels_of_a_folder_and_under_another_name(run, scan, tmp_path):
+    make_labels(tmp_path / "seg" / "scan.nii.gz")
+    words = ["--model", "cubic", "-q", "--labels", tmp_path / "seg"]
+    assert run("enhance", "-i", scan.parent, "-o", tmp_path / "out", *words)[0] == 0
+    assert names(tmp_path / "out") == ["scan.json", "scan.nii.gz", "scan_labels.nii.gz"]
+    other = tmp_path / "elsewhere" / "seg.nii"
+    assert run("enhance", "-i", scan, "-o", tmp_path / "out2" / "a.nii", *words, "--labels-out", other)[0] == 0
+    assert other.exists()
+    assert names(tmp_path / "out2") == ["a.json", "a.nii"]
+
+
+@pytest.mark.parametrize("target", ["scan", "seg", "thin"])
+def test_labels_never_replace_an_input(run, scan, tmp_path, target):
+    seg = make_labels(tmp_path / "seg.nii.gz")
+    thin = tmp_path / "thin.nii.gz"
+    place = {"scan": scan, "seg": seg, "thin": thin}[target]
+    words = ["--model", "cubic", "--labels", seg, "--labels-out", place, "--overwrite"]
+    code, out, err = run("enhance", "-i", scan, "-o", thin, *words)
+    assert (code, out, len(err)) == (2, [], 1)
+    assert names(tmp_path) == ["in", "seg.nii.gz"]
+
+
+def test_labels_that_do_not_fit_are_refused_before_any_work(run, scan, tmp_path, monkeypatch):
+    monkeypatch.setattr(upsample, "upsample", raising(AssertionError("too late")))
+    wrong = make_scan(tmp_path / "seg.nii.gz", shape=(24, 20, 5))
+    code, _, err = run("enhance", "-i", scan, "-o", tmp_path / "o" / "t.nii", "--model", "cubic", "--labels", wrong)
+    assert code == 2
+    assert "need 24 x 20 x 6 as in the scan" in err[0]
+    assert names(tmp_path) == ["in", "seg.nii.gz"]
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["--model", "nonesuch"], "nonesuch"),
+        (["--factor", "0.5"], "apart already"),
+        (["--thickness", "nan"], "--thickness"),
+        (["--labels-out", "x.nii"], "--labels"),
+    ],
+)
+def test_refusals_take_one_line_and_leave_nothing(run, scan, tmp_path, words, reason):
+    code, out, err = run("enhance", "-i", scan, "-o", tmp_path / "out" / "thin.nii.gz", "--model", "cubic", *words)
+    assert (code, out, len(err)) == (2, [], 1)
+    assert err[0].startswith("thinslice: ")
+    assert reason in err[0]
+    assert names(tmp_path) == ["in"]
+
+
+# ---- failures on the way: nothing half-done stays
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "word"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (OSError(28, "No space left on device"), 2, "No space left"),
+        (PermissionError(13, "Permission denied", "thin.nii"), 2, "thin.nii: Permission denied"),
+        (MemoryError(), 2, "memory"),
+    ],
+)
+@pytest.mark.parametrize("where", ["upsample", "write", "report", "rename"])
+def test_a_failure_leaves_no_trace(run, scan, tmp_path, monkeypatch, error, code, word, where):
+    if where == "rename":
+        real, calls = os.replace, []
+
+        def second_fails(source: Path, target: Path) -> None:
+            calls.append(target)
+            if Path(target) == tmp_path / "out" / "thin.json":
+                raise error
+            real(source, target)
+
+        monkeypatch.setattr(os, "replace", second_fails)
+    else:
+        place = {
+            "upsample": "thinslice.upsample.upsample",
+            "write": "thinslice.nifti.write",
+            "report": "thinslice.report.Report.save",
+        }[where]
+        monkeypatch.setattr(place, raising(error))
+    found, out, err = run("enhance", "-i", scan, "-o", tmp_path / "out" / "thin.nii.gz", "--model", "cubic")
+    assert (found, out, len(err)) == (code, [], 1)
+    assert word in err[0]
+    assert names(tmp_path) == ["in"]
+
+
+def test_a_failed_overwrite_keeps_the_earlier_answer(run, scan, tmp_path, monkeypatch):
+    words = ["enhance", "-i", scan, "-o", tmp_path / "out" / "thin.nii", "--model", "cubic", "--overwrite"]
+    assert run(*words)[0] == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    real = os.replace
+
+    def sidecar_fails(source: Path, target: Path) -> None:
+        if Path(target) == tmp_path / "out" / "thin.json" and "earlier" not in Path(source).name:
+            raise OSError(5, "Input/output error")
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", sidecar_fails)
+    assert run(*words, "--factor", 2)[0] == 2
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+
+
+def test_a_bug_is_not_hidden(scan, tmp_path, monkeypatch):
+    monkeypatch.setattr("thinslice.upsample.upsample", raising(ZeroDivisionError("a bug")))
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["enhance", "-i", str(scan), "-o", str(tmp_path / "thin.nii"), "--model", "cubic"])
+    assert names(tmp_path) == ["in"]
+
+
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_cleanly(tmp_path, kind):
+    scan = make_scan(tmp_path / "in" / "scan.nii.gz", shape=(320, 320, 40), spacing_mm=(0.1, 0.1, 4.0))
+    command = [sys.executable, "-m", "thinslice", "enhance", "-i", scan, "-o", tmp_path / "out.nii.gz"]
+    words = ["--model", "cubic", "--factor", "30"]
+    with subprocess.Popen([*command, *words], stdout=-1, stderr=-1, text=True) as process:
+        time.sleep(1.5)
+        process.send_signal(kind)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, (out, err)
+    assert err.splitlines() == ["thinslice: interrupted; no unfinished file was left behind"]
+    assert names(tmp_path) == ["in"]
+
+
+def test_as_a_process(scan, tmp_path):
+    answer = shell("enhance", "-i", scan, "-o", tmp_path / "thin.nii.gz", "--model", "cubic")
+    assert (answer.returncode, answer.stderr) == (0, "")
+    refused = shell("enhance", "-i", tmp_path / "none.nii", "-o", tmp_path / "x.nii", "--model", "cubic")
+    assert refused.returncode == 2
+    assert len(refused.stderr.splitlines()) == 1
+
+
+def test_the_bar_is_drawn_on_a_terminal_only(run, scan, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    words = ["enhance", "-i", str(scan), "-o", str(tmp_path / "a.nii"), "--model", "cubic"]
+    assert cli.main(words) == 0
+    shown = capsys.readouterr().err
+    assert "100 %" in shown
+    assert shown.endswith("\r\x1b[K")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    assert cli.main([*words, "--overwrite", "-q"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+# ---- info
+
+
+def test_info_says_what_would_be_done(run, scan, tmp_path):
+    code, out, err = run("info", "-i", scan, "--model", "cubic", "--factor", 2)
+    assert (code, err) == (0, [])
+    text = "\n".join(out)
+    for words in (
+        "24 x 20 x 6 voxels of 1 x 1 x 4 mm, int16",
+        "axis 2 (head-foot)",
+        "6 slices x 4 mm -> 12 slices x 2 mm",
+    ):
+        assert words in text
+    assert names(tmp_path) == ["in"]
+
+
+def test_info_as_json_is_the_plan_that_enhance_obeys(run, scan, tmp_path):
+    code, out, _ = run("info", "-i", scan, "--model", "cubic", "--json", "--grid", "centres")
+    fact = json.loads("\n".join(out))
+    assert (code, fact["refused"]) == (0, None)
+    run("enhance", "-i", scan, "-o", tmp_path / "thin.nii", "--model", "cubic", "--grid", "centres")
+    assert json.loads((tmp_path / "thin.json").read_text())["plan"] == fact["plan"]
+
+
+def test_info_says_why_it_would_refuse(run, tmp_path):
+    make_scan(tmp_path / "iso.nii", spacing_mm=(1, 1, 1))
+    code, out, err = run("info", "-i", tmp_path / "iso.nii", "--model", "cubic")
+    assert (code, len(err)) == (2, 1)
+    assert "already isotropic" in err[0]
+    assert out[-1] == "would  refuse"
+    code, out, _ = run("info", "-i", tmp_path / "iso.nii", "--model", "cubic", "--json")
+    fact = json.loads("\n".join(out))
+    assert code == 2
+    assert fact["plan"] is None
+    assert fact["sees"]["shape"] == list(SHAPE)
+    assert "already isotropic" in fact["refused"]
+
+
+def test_info_of_a_folder(run, scan, tmp_path):
+    (scan.parent / "bad.nii").write_bytes(b"nonsense")
+    code, out, err = run("info", "-i", scan.parent, "--model", "cubic", "--json")
+    facts = json.loads("\n".join(out))
+    assert (code, len(err)) == (2, 1)
+    assert [fact["refused"] is None for fact in facts] == [False, True]
+
+
+# ---- reslice
+
+
+def test_there_and_back(run, scan, tmp_path):
+    thin, back = tmp_path / "thin.nii.gz", tmp_path / "back.nii.gz"
+    assert run("enhance", "-i", scan, "-o", thin, "--model", "cubic", "--thickness", 3, "--profile", "box")[0] == 0
+    code, out, err = run("reslice", "-i", thin, "--like", scan, "-o", back)
+    assert (code, err, len(out)) == (0, [], 1)
+    assert "box profile of 3 mm" in out[0]
+    before, after = nifti.read(scan), nifti.read(back)
+    assert np.abs(after.voxels.astype(float) - before.voxels).max() < 5
+    assert after.voxels.dtype == np.int16
+    np.testing.assert_allclose(after.affine, before.affine)
+    assert (
+        "gaussian profile of 2 mm"
+        in run(
+            "reslice", "-i", thin, "--like", scan, "-o", tmp_path / "b.nii", "--profile", "gaussian", "--thickness", 2
+        )[1][0]
+    )
+
+
+def test_labels_there_and_back(run, scan, tmp_path):
+    drawn = make_labels(tmp_path / "seg.nii.gz")
+    thin = tmp_path / "thin.nii.gz"
+    run("enhance", "-i", scan, "-o", thin, "--model", "cubic", "--labels", drawn)
+    words = ["-i", tmp_path / "thin_labels.nii.gz", "--like", scan, "--labels", "-o", tmp_path / "back.nii.gz"]
+    assert run("reslice", *words)[0] == 0
+    before, after = nifti.read(drawn).voxels, nifti.read(tmp_path / "back.nii.gz").voxels
+    assert after.dtype == np.uint8
+    assert (before == after).mean() > 0.97
+
+
+def test_reslice_refuses_what_does_not_fit_and_to_replace_an_input(run, scan, tmp_path):
+    other = make_scan(tmp_path / "other.nii", spacing_mm=(1.1, 1, 4))
+    before = scan.read_bytes()
+    assert run("reslice", "-i", other, "--like", scan, "-o", tmp_path / "x.nii")[0] == 2
+    assert run("reslice", "-i", other, "--like", scan, "-o", scan, "--overwrite")[0] == 2
+    assert scan.read_bytes() == before
+    assert names(tmp_path) == ["in", "other.nii"]
+
+
+# ---- demo, train, evaluate
+
+
+def test_demo(run, tmp_path):
+    code, out, err = run("demo", "-o", tmp_path / "demo", "--model", "cubic")
+    assert (code, err, len(out)) == (0, [], 3)
+    assert "11 slices x 4.5 mm -> 72 slices" in out[0]
+    assert "% RMS" in out[1]
+    assert names(tmp_path / "demo") == ["spine_thin.json", "spine_thin.nii.gz", "spine_thin.png"]
+    assert (tmp_path / "demo" / "spine_thin.png").read_bytes().startswith(b"\x89PNG")
+    assert nifti.read(tmp_path / "demo" / "spine_thin.nii.gz").voxels.shape == (256, 324, 72)
+
+
+@pytest.mark.parametrize("module", ["torch", "onnx"])
+def test_training_without_its_packages_names_the_remedy(run, tmp_path, monkeypatch, module):
+    for name in [name for name in sys.modules if name.startswith("thinslice.training")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "thinslice.training.recipes", None)
+    real = __import__
+
+    def without(name: str, *rest: object) -> object:
+        if name == "thinslice.training.recipes":
+            raise ModuleNotFoundError(f"No module named {module!r}", name=module)
+        return real(name, *rest)
+
+    monkeypatch.setattr("builtins.__import__", without)
+    code, out, err = run("train", "default", "--data", tmp_path, "-o", tmp_path / "run")
+    assert (code, out) == (2, [])
+    assert err == [f"thinslice: training needs {module}, which is not installed; next: pip install 'thinslice[train]'"]
+
+
+def test_evaluate(run, tmp_path):
+    pytest.importorskip("thinslice.bench")
+    truth = tmp_path / "truths" / "iso.nii.gz"
+    make_scan(truth, spacing_mm=(1, 1, 1), shape=(32, 30, 34))
+    words = ["--models", "cubic,linear", "--factors", "2,3", "--profiles", "gaussian"]
+    code, out, err = run("evaluate", "-i", truth.parent, "-o", tmp_path / "out", *words)
+    assert (code, err) == (0, [])
+    assert any("linear" in line and line.startswith("|") for line in out)
+    assert {"table.md", "results.jsonl"} <= set(names(tmp_path / "out"))
+    assert run("evaluate", "-i", tmp_path / "none", "-o", tmp_path / "out", *words)[0] == 2
+
+
+def test_large_floats_come_back_as_float32(run, tmp_path):
+    scan = make_scan(tmp_path / "in" / "scan.nii")
+    volume = nifti.read(scan)
+    nifti.write(replace(volume, voxels=volume.voxels * np.float32(0.1), header=None), tmp_path / "in" / "scan.nii")
+    assert run("enhance", "-i", scan, "-o", tmp_path / "thin.nii", "--model", "cubic")[0] == 0
+    assert nifti.read(tmp_path / "thin.nii").voxels.dtype == np.float32

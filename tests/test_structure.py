@@ -1,0 +1,109 @@
+"""The house rules that can be read off the source."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import thinslice
+from faults import FAULTS
+
+SOURCE = Path(thinslice.__file__).parent
+FILES = sorted(SOURCE.rglob("*.py"))
+
+# fmt: off
+ORDER = [
+    "errors", "volume", "nifti", "dicom", "cases", "profile", "plan", "degrade", "guard", "interpolate", "slab",
+    "tile", "runtime", "weights", "upsample", "labels", "reslice", "metrics", "picture", "bench", "report", "batch",
+    "networks.contract", "networks.slab", "training.corpus", "training.muon", "training.fit", "training.export",
+    "training.recipes", "cli", "__main__",
+]
+# fmt: on
+"""The order in which data meets the modules (house.md); each imports only from those before it. The plan comes after
+the profile, whose matrix it makes; the training uses the line, so it comes after it."""
+
+
+def name_of(path):
+    return ".".join(path.relative_to(SOURCE).with_suffix("").parts)
+
+
+def imports_of(path):
+    """Full names of everything imported anywhere in a file."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import"
+            yield node.module or ""
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def importers(package):
+    return {name_of(path) for path in FILES if any(n.split(".")[0] == package for n in imports_of(path))}
+
+
+def test_only_networks_and_training_import_torch():
+    assert all(name.split(".")[0] in ("networks", "training") for name in importers("torch"))
+
+
+@pytest.mark.parametrize(("package", "door"), [("nibabel", "nifti"), ("onnxruntime", "runtime"), ("pydicom", "dicom")])
+def test_there_is_one_door_to_each_package(package, door):
+    assert importers(package) <= {door}
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if p.name != "__init__.py"], ids=name_of)
+def test_modules_import_only_from_those_above(path):
+    name = name_of(path)
+    assert name in ORDER, f"{name} has no place in the order yet; give it one in test_structure.ORDER"
+    above = ORDER[: ORDER.index(name)]
+    for target in imports_of(path):
+        if target.startswith("thinslice."):
+            module = target.removeprefix("thinslice.")
+            known = [m for m in ORDER if module == m or module.startswith(m + ".")]
+            if known:
+                assert known[0] in above, f"{name} imports {known[0]}, which comes after it"
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_only_the_command_line_prints(path):
+    if name_of(path) in ("cli", "__main__"):
+        return
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            assert node.func.id not in ("print", "input", "breakpoint"), f"{path}:{node.lineno}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_annotations_are_real(path):
+    assert "__future__" not in list(imports_of(path))
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_no_module_is_a_drawer_for_odds_and_ends(path):
+    assert path.stem not in ("utils", "helpers", "common", "misc", "base", "core", "manager", "handler")
+
+
+def modules_after(statement):
+    code = f"import sys; {statement}; print(*sys.modules)"
+    return set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
+
+
+@pytest.mark.skipif(not (SOURCE / "cli.py").exists(), reason="there is no cli.py yet")
+def test_the_command_line_starts_without_numpy():
+    assert not modules_after("import thinslice.cli") & {"numpy", "nibabel", "onnxruntime", "torch", "PIL"}
+
+
+def test_enhancing_a_scan_does_not_load_torch():
+    loaded = modules_after("import thinslice.upsample, thinslice.weights, thinslice.nifti")
+    assert not loaded & {"torch", "onnx", "onnxruntime"}
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_every_planted_fault_still_fits_the_source(fault):
+    text = (SOURCE / fault.file).read_text()
+    assert text.count(fault.old) == 1, f"{fault.file}: {fault.old!r} is there {text.count(fault.old)} times"
+    assert fault.old != fault.new
+    for test in fault.tests:
+        assert (Path(__file__).parent / test).exists()

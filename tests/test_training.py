@@ -1,0 +1,366 @@
+"""Laws of the training: what it sees is what inference will see, and it can be killed at any time."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from strategies import seeds
+
+pytest.importorskip("torch", reason="training needs torch, which comes with thinslice[train]")
+
+import torch
+
+from thinslice.networks.slab import SlabNet
+from thinslice.plan import intensity_range, make_plan
+from thinslice.profile import profile_matrix
+from thinslice.runtime import Model
+from thinslice.slab import geometry_of, position_code
+from thinslice.training.corpus import (
+    Draw,
+    Geometry,
+    Ranges,
+    Thin,
+    batch_at,
+    cut,
+    draw_geometry,
+    draw_patch,
+    normalised,
+    render,
+)
+from thinslice.training.fit import Schedule, fit, projected_loss
+from thinslice.upsample import upsample
+from thinslice.volume import Volume
+
+CONTEXT, SLABS, SIZE = 1, 2, 16
+ATOL = 2e-5
+"""Float32 intensities of order one to three, summed with weights of sum one, through a spline inverse."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def a_corpus():
+    rng = np.random.default_rng(0)
+    volumes = []
+    for name, shape, axes in (("a", (34, 30, 28), (0, 1, 2)), ("b", (20, 40, 36), (1,))):
+        rough = rng.random(shape)
+        for axis in range(3):
+            rough = (rough + np.roll(rough, 1, axis) + np.roll(rough, 2, axis)) / 3
+        volumes.append(Thin(name, normalised(rough), axes, rough.size**0.5))
+    return volumes
+
+
+CORPUS = a_corpus()
+
+
+def batches(step, seed=3, ranges=Ranges()):  # noqa: B008 # frozen
+    return batch_at(step, seed, CORPUS, ranges, patches=2, size=SIZE, slabs=SLABS, context=CONTEXT)
+
+
+def same_batch(one, other):
+    assert one.geometry.factor == other.geometry.factor
+    for name in ("thick", "cubic", "truth", "matrix"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+
+
+@given(step=st.integers(0, 10**6), seed=seeds)
+def test_a_batch_is_a_function_of_seed_and_step_alone(step, seed):
+    same_batch(batches(step, seed), batches(step, seed))
+
+
+def test_other_steps_and_seeds_are_other_batches():
+    first = batches(7)
+    for other in (batches(8), batches(7, seed=4)):
+        assert first.thick.shape != other.thick.shape or np.abs(first.thick - other.thick).max() > 0.01
+
+
+def test_steps_see_many_acquisitions():
+    geometries = [batches(step).geometry for step in range(60)]
+    assert {g.profile for g in geometries} == {"gaussian", "box"}
+    ratios = [g.thickness_over_spacing for g in geometries]
+    assert min(ratios) < 0.8
+    assert max(ratios) > 1.2
+    assert 0.3 < np.mean([g.factor == round(g.factor) for g in geometries]) < 0.75
+
+
+@given(seed=seeds, slabs=st.integers(1, 4), context=st.integers(0, 3))
+def test_every_thin_slice_lies_in_the_slab_of_its_nearest_thick_slice(seed, slabs, context):
+    geometry = draw_geometry(np.random.default_rng(seed), Ranges(), slabs, context)
+    assert len(geometry.thick_centres) == slabs + 2 * context
+    np.testing.assert_allclose(np.diff(geometry.thick_centres), geometry.factor)
+    inner = np.concatenate(geometry.thin_positions)
+    np.testing.assert_array_equal(inner, np.arange(inner[0], inner[-1] + 1))
+    for slab, positions in enumerate(geometry.thin_positions):
+        offset = (positions - geometry.thick_centres[context + slab]) / geometry.factor
+        assert (np.abs(offset) <= 0.5 + 1e-9).all()
+
+
+@given(seed=seeds)
+def test_draws_are_reproducible_and_stay_inside(seed):
+    ranges = Ranges(noisy=1.0)
+    geometry = draw_geometry(np.random.default_rng(seed), ranges, SLABS, CONTEXT)
+    draw, again = (draw_patch(np.random.default_rng(seed), CORPUS, ranges, geometry, SIZE) for _ in range(2))
+    assert draw == again
+    assert draw.axis in CORPUS[draw.volume].axes
+    assert 0 <= draw.noise <= ranges.noise[1]
+    inner = np.concatenate(geometry.thin_positions) + draw.corner[0]
+    depth = CORPUS[draw.volume].voxels.shape[draw.axis]
+    assert inner[0] >= 0
+    assert inner[-1] < max(depth, len(inner))
+
+
+PLAIN = Draw(0, 0, False, (False, False, False), (0, 0, 0), 1.0, 0.0, 0.0, 0)
+
+
+@given(
+    axis=st.integers(0, 2),
+    transpose=st.booleans(),
+    flips=st.tuples(st.booleans(), st.booleans(), st.booleans()),
+    corner=st.tuples(st.integers(0, 3), st.integers(0, 3), st.integers(0, 3)),
+    gain=st.sampled_from([1.0, -0.7]),
+)
+def test_a_patch_is_cut_from_where_the_draw_says(axis, transpose, flips, corner, gain):
+    x, y, z = np.meshgrid(np.arange(9), np.arange(10), np.arange(11), indexing="ij")
+    corpus = [Thin("ramp", (x + 20 * y + 400 * z).astype(np.float32), (0, 1, 2), 1.0)]
+    draw = Draw(0, axis, transpose, flips, corner, gain, 0.25, 0.0, 0)
+    got = cut(corpus, draw, np.arange(4), 5)
+    assert got.shape == (4, 5, 5)
+    lengths = [9, 10, 11]
+    weights = [1, 20, 400]
+    in_plane = [a for a in range(3) if a != axis]
+    if transpose:
+        in_plane.reverse()
+    for d, r, c in ((0, 0, 0), (3, 1, 4), (2, 4, 0)):
+        depth = corner[0] + d
+        depth = lengths[axis] - 1 - depth if flips[0] else depth
+        row = corner[1] + (4 - r if flips[1] else r)
+        column = corner[2] + (4 - c if flips[2] else c)
+        value = weights[axis] * depth + weights[in_plane[0]] * row + weights[in_plane[1]] * column
+        assert got[d, r, c] == pytest.approx(gain * value + 0.25, rel=1e-6)
+
+
+@given(seed=seeds, gain=st.sampled_from([1.0, -1.0]))
+def test_on_a_ramp_thick_truth_and_cubic_all_say_the_position(seed, gain):
+    geometry = draw_geometry(np.random.default_rng(seed), replace(Ranges(), factor=(1.4, 4.0)), 3, 4)
+    geometry = Geometry(geometry.factor, geometry.thickness_over_spacing, "gaussian", *_moved(geometry))
+    ramp = np.broadcast_to(np.arange(300, dtype=np.float32)[:, None, None] / 100, (300, 4, 4))
+    draw = replace(PLAIN, corner=(150, 0, 0), gain=gain)
+    batch = render([Thin("ramp", ramp, (0,), 1.0)], geometry, [draw], 4, 4)
+    inner = np.concatenate(geometry.thin_positions)
+    np.testing.assert_allclose(batch.truth[0, :, 0, 0], gain * (150 + inner) / 100, atol=ATOL)
+    # A Gaussian is symmetric: on a ramp it says its centre; sampled at whole voxels, to 2e-3 voxel from FWHM 1.6 on,
+    # and less well when it is narrower than a voxel and a half.
+    sampling = 2e-3 if geometry.factor * geometry.thickness_over_spacing > 1.6 else 0.12
+    np.testing.assert_allclose(
+        batch.thick[0, :, 0, 0], gain * (150 + geometry.thick_centres) / 100, atol=sampling / 100
+    )
+    # The mirrored ends are felt as 0.27^4 of a slice step, four slices away.
+    np.testing.assert_allclose(batch.cubic, batch.truth, atol=(0.01 * geometry.factor + 2 * sampling) / 100)
+
+
+def _moved(geometry):
+    return geometry.thick_centres, geometry.thin_positions
+
+
+@given(seed=seeds)
+def test_the_thick_slices_are_the_profile_matrix_times_the_thin_ones(seed):
+    geometry = draw_geometry(np.random.default_rng(seed), replace(Ranges(), factor=(1.4, 4.0)), SLABS, CONTEXT)
+    voxels = np.random.default_rng(seed).random((120, SIZE, SIZE), dtype=np.float32)
+    corpus = [Thin("noise", voxels, (0,), 1.0)]
+    batch = render(corpus, geometry, [replace(PLAIN, corner=(60, 0, 0))], SIZE, CONTEXT)
+    fwhm = geometry.factor * geometry.thickness_over_spacing
+    wanted = np.einsum("mn,nyx->myx", profile_matrix(60 + geometry.thick_centres, 120, fwhm, geometry.profile), voxels)
+    np.testing.assert_allclose(batch.thick[0], wanted, atol=ATOL)
+
+
+@pytest.mark.parametrize("factor", [2, 3, 4])
+def test_the_truth_made_thick_is_the_acquired_slice(factor):
+    centres = (factor - 1) / 2 + factor * np.arange(-1.0, 4.0)
+    positions = tuple(np.arange(factor * i, factor * (i + 1)) for i in range(3))
+    geometry = Geometry(float(factor), 1.0, "box", centres, positions)
+    voxels = np.random.default_rng(0).random((60, SIZE, SIZE), dtype=np.float32)
+    batch = render([Thin("noise", voxels, (0,), 1.0)], geometry, [replace(PLAIN, corner=(20, 0, 0))], SIZE, 1)
+    again = np.einsum("sp,bphw->bshw", batch.matrix, batch.truth)
+    np.testing.assert_allclose(again, batch.thick[:, 1:-1], atol=ATOL)
+
+
+@given(seed=seeds)
+def test_the_matrix_of_a_batch_sums_to_one_and_fits_its_slabs(seed):
+    batch = batches(seed)
+    np.testing.assert_allclose(batch.matrix.sum(axis=1), 1, atol=1e-5)
+    assert batch.matrix.shape == (SLABS, batch.truth.shape[1])
+    assert batch.cubic.shape == batch.truth.shape == (2, batch.matrix.shape[1], SIZE, SIZE)
+    assert batch.thick.shape == (2, SLABS + 2 * CONTEXT, SIZE, SIZE)
+    inner = np.concatenate(batch.geometry.thin_positions)
+    own = batch.geometry.thick_centres[CONTEXT:-CONTEXT] - inner[0]
+    nearest = np.abs(np.arange(len(inner))[None, :] - own[:, None]).argmin(axis=1)
+    largest = batch.matrix[np.arange(SLABS), nearest]
+    np.testing.assert_allclose(largest, batch.matrix.max(axis=1), rtol=1e-5)
+
+
+def test_noise_is_added_to_the_acquired_slices_only_and_repeats():
+    geometry = draw_geometry(np.random.default_rng(1), Ranges(typical=1.0), SLABS, CONTEXT)
+    draw = replace(PLAIN, corner=(8, 0, 0), seed=5)
+    clean, noisy, again = (render(CORPUS, geometry, [replace(draw, noise=n)], SIZE, CONTEXT) for n in (0.0, 0.02, 0.02))
+    same_batch(noisy, again)
+    np.testing.assert_array_equal(noisy.truth, clean.truth)
+    assert np.std(noisy.thick - clean.thick) == pytest.approx(0.02, rel=0.1)
+
+
+class Answering(torch.nn.Module):
+    """Adds given answers, slab by slab, and keeps what it was shown."""
+
+    context = CONTEXT
+
+    def __init__(self, residual):
+        super().__init__()
+        self.residual, self.at, self.codes, self.stack = residual, 0, [], None
+
+    def trunk(self, slices, geometry):
+        self.stack, self.about = slices, geometry
+        return slices
+
+    def read_out(self, features, geometry, position):
+        self.codes.append(position.numpy())
+        first, self.at = self.at, self.at + len(position)
+        return self.residual[:, first : self.at]
+
+
+@given(step=st.integers(0, 10**6))
+def test_the_loss_of_the_truth_is_zero_and_of_anything_else_is_not(step):
+    batch = batches(step)
+    right = torch.from_numpy(batch.truth - batch.cubic)
+    cpu = torch.device("cpu")
+    assert projected_loss(Answering(right), batch, cpu, 0.2).item() < 1e-6
+    wrong = right + 0.1 * torch.randn(right.shape, generator=torch.Generator().manual_seed(0))
+    assert projected_loss(Answering(wrong), batch, cpu, 0.2).item() > 0.01
+
+
+def test_the_loss_forgives_what_the_projection_repairs():
+    batch = batches(0, ranges=Ranges(typical=1.0))
+    right = batch.truth - batch.cubic
+    seen = np.einsum("sp,bs->bp", batch.matrix, np.ones((2, SLABS), np.float32))[:, :, None, None]
+    repaired = torch.from_numpy(right + 0.1 * seen)
+    cpu = torch.device("cpu")
+    # The projection is damped by 1e-3, against eigenvalues of about 1 / factor.
+    assert projected_loss(Answering(repaired), batch, cpu, 0.0).item() < 0.1 * 0.05
+    assert projected_loss(Answering(repaired), batch, cpu, 1.0).item() > 0.01
+
+
+def test_training_and_inference_show_the_network_the_same():
+    batch = batches(11, ranges=Ranges(typical=1.0))
+    geometry = batch.geometry
+    spy = Answering(torch.zeros(batch.truth.shape))
+    projected_loss(spy, batch, torch.device("cpu"), 0.2)
+    scan = np.moveaxis(batch.thick[0], 0, 2)
+    volume = Volume(scan, np.diag([1.0, 1.0, geometry.factor, 1.0]))
+    shown = []
+
+    def run(slices, about, position):
+        shown.append((slices, about, position))
+        return np.zeros((len(position), *slices.shape[1:]), np.float32)
+
+    upsample(volume, make_plan(volume), Model("spy", "cubic", run, CONTEXT))
+    low, high = intensity_range(scan)
+    for slab in range(SLABS):
+        slices, about, position = shown[CONTEXT + slab]
+        np.testing.assert_allclose(slices * (high - low) + low, spy.stack[slab].numpy(), atol=ATOL)
+        np.testing.assert_array_equal(about, spy.about.numpy())
+        np.testing.assert_allclose(position, spy.codes[slab], atol=1e-6)
+
+
+def test_training_positions_are_offsets_from_the_slabs_centre():
+    batch = batches(5, ranges=Ranges(typical=0.0))
+    geometry = batch.geometry
+    spy = Answering(torch.zeros(batch.truth.shape))
+    projected_loss(spy, batch, torch.device("cpu"), 0.2)
+    filled = [slab for slab in range(SLABS) if len(geometry.thin_positions[slab])]
+    for slab, code in zip(filled, spy.codes, strict=True):
+        offset = (geometry.thin_positions[slab] - geometry.thick_centres[CONTEXT + slab]) / geometry.factor
+        np.testing.assert_array_equal(code, position_code(offset))
+    about = geometry_of(geometry.factor, geometry.thickness_over_spacing, geometry.profile)
+    np.testing.assert_array_equal(spy.about.numpy(), about)
+
+
+SCHEDULE = Schedule(steps=6, warm_up=2, save_every=3, log_every=1)
+
+
+class Killed(Exception):
+    pass
+
+
+def fresh():
+    torch.manual_seed(0)
+    return SlabNet(context=CONTEXT, width=8, blocks=(1, 0))
+
+
+def train(folder, feed=batches, resume=False):
+    return fit(fresh(), feed, folder, SCHEDULE, resume, report=lambda line: None)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    return train(folder), folder
+
+
+def test_a_killed_and_resumed_training_equals_an_undisturbed_one(tmp_path, undisturbed):
+    asked = []
+
+    def until_killed(step):
+        if step == 3:
+            raise Killed
+        return batches(step)
+
+    def recorded(step):
+        asked.append(step)
+        return batches(step)
+
+    with pytest.raises(Killed):
+        train(tmp_path, until_killed)
+    assert torch.load(tmp_path / "checkpoint.pt")["step"] == 3
+    (tmp_path / "checkpoint.tmp").write_bytes(b"half a checkpoint")  # as a kill during a save leaves it
+    again = train(tmp_path, recorded, resume=True)
+    assert asked[:3] == [3, 4, 5]
+    for one, other in zip(again.state_dict().values(), undisturbed[0].state_dict().values(), strict=True):
+        # One thread and the same data: the same sums in the same order.
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
+    lines = (tmp_path / "log.jsonl").read_text().splitlines()
+    assert len(lines) == 6
+    assert not (tmp_path / "checkpoint.tmp").exists()
+
+
+def test_training_changes_the_network_and_returns_its_average(undisturbed):
+    average, folder = undisturbed
+    state = torch.load(folder / "checkpoint.pt")
+    assert state["step"] == 6
+    assert state["settings"] == fresh().settings
+    for name, start in fresh().state_dict().items():
+        torch.testing.assert_close(average.state_dict()[name], state["average"][name])
+        if name.endswith("weight"):
+            assert not torch.equal(state["network"][name], start)
+            assert not torch.equal(state["network"][name], state["average"][name])
+
+
+def test_without_resume_a_training_starts_anew(tmp_path, undisturbed):
+    train(tmp_path)
+    again = train(tmp_path)
+    for one, other in zip(again.state_dict().values(), undisturbed[0].state_dict().values(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
+
+
+def test_an_answer_that_is_not_finite_does_not_spoil_the_weights(tmp_path):
+    def feed(step):
+        batch = batches(step)
+        return replace(batch, truth=np.full_like(batch.truth, np.nan)) if step == 2 else batch
+
+    network = train(tmp_path, feed)
+    assert all(torch.isfinite(weight).all() for weight in network.state_dict().values())
