@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -314,15 +313,21 @@ def test_a_bug_is_not_hidden(scan, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_it_cleanly(tmp_path, kind):
-    scan = make_scan(tmp_path / "in" / "scan.nii.gz", shape=(320, 320, 40), spacing_mm=(0.1, 0.1, 4.0))
-    command = [sys.executable, "-m", "thinslice", "enhance", "-i", scan, "-o", tmp_path / "out.nii.gz"]
-    words = ["--model", "cubic", "--factor", "30"]
-    with subprocess.Popen([*command, *words], stdout=-1, stderr=-1, text=True) as process:
-        time.sleep(1.5)
+def test_a_signal_ends_it_cleanly(scan, tmp_path, kind):
+    """It arrives when the image is written and its report is not."""
+    code = (
+        "import sys, time; from thinslice import cli, report\n"
+        "report.Report.save = lambda *_: (print('ready', flush=True), time.sleep(60))\n"
+        "sys.exit(cli.main(sys.argv[1:]))"
+    )
+    words = ["enhance", "-i", scan, "-o", tmp_path / "out" / "thin.nii.gz", "--model", "cubic"]
+    with subprocess.Popen([sys.executable, "-c", code, *words], stdout=-1, stderr=-1, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        assert any(name.startswith(".thinslice-") for name in names(tmp_path / "out"))
         process.send_signal(kind)
-        out, err = process.communicate(timeout=60)
-    assert process.returncode == 130, (out, err)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
     assert err.splitlines() == ["thinslice: interrupted; no unfinished file was left behind"]
     assert names(tmp_path) == ["in"]
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.optimize import linprog
 
 from phantoms import acquired, knowing, network, silent, thick_grid
 from strategies import seeds
@@ -151,6 +152,25 @@ def test_a_plausible_answer_in_the_null_space_is_not_flagged(grid, factor):
     # What the scanner cannot see passes the guard and the projection untouched.
     difference = np.moveaxis(result.volume.voxels - cubic, 2, 0) / (high - low)
     np.testing.assert_allclose(difference, unseen, atol=ROUNDING)
+
+
+def test_what_a_slab_adds_is_judged_together_with_its_neighbours():
+    voxels = np.random.default_rng(2).random((CELL, 2 * CELL, 9), dtype=np.float32)
+    voxels[:, CELL:] = 0.5  # a flat cell, where little is allowed
+    volume = Volume(voxels, np.diag([1.0, 1.0, 4.0, 1.0]))
+    plan = make_plan(volume, thickness_mm=5.2)
+    matrix = plan.matrix()
+    own = np.zeros(plan.n_thin)
+    middle = slice(4 * 4, 5 * 4)
+    own[middle] = matrix[4, middle]
+    most = 0.8 * OVERSHOOT
+    found = linprog(-own, A_eq=matrix, b_eq=np.zeros(plan.n_thick), bounds=(-most, most))
+    unseen = found.x  # of all answers that change no acquired slice, the one whose middle slab alone would change most
+    assert own @ unseen > 1.5 * DISAGREEMENT  # the slab alone would be suspect
+    assert np.abs(matrix @ unseen).max() < 1e-6  # with its neighbours it changes nothing
+    residual = np.zeros((plan.n_thin, CELL, 2 * CELL))
+    residual[:, :, CELL:] = unseen[:, None, None]
+    assert upsample(volume, plan, knowing(volume, plan, residual)).guard.suspect == 0
 
 
 @given(seed=seeds, share=st.floats(0.0, 0.4))

@@ -205,9 +205,9 @@ def test_what_is_not_a_segmentation_of_the_scan_is_refused():
     plan = make_plan(volume(drawn), factor=3)
     with pytest.raises(InputRefused, match="60 x 50 x 11 voxels; need 60 x 50 x 12"):
         labels_to_thin(volume(drawn[..., :-1]), plan)
+    shifted = volume(drawn)
+    shifted.affine[2, 3] += 4
     with pytest.raises(InputRefused, match="4 mm away"):
-        shifted = volume(drawn)
-        shifted.affine[2, 3] += 4
         labels_to_thin(shifted, plan)
     with pytest.raises(InputRefused, match="fractions"):
         labels_to_thin(volume(drawn + 0.5), plan)
