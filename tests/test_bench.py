@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 
 from thinslice import bench
-from thinslice.bench import Condition, Score, Skip, evaluate, make_conditions, make_table, simulate
+from thinslice.bench import evaluate, make_conditions, simulate
 from thinslice.degrade import thicken
 from thinslice.errors import InputRefused, ModelRefused, OutputRefused, PlanRefused
 from thinslice.plan import Envelope, make_plan
+from thinslice.results import Condition, Score, Skip, make_table, write_line
 from thinslice.runtime import interpolation
 from thinslice.upsample import upsample
 from thinslice.volume import Volume
@@ -211,7 +212,7 @@ def test_a_model_outside_its_envelope_is_skipped_and_the_reference_still_scored(
 
 def test_an_infinite_psnr_is_null_in_the_results_and_never_a_number(tmp_path):
     with (tmp_path / "results.jsonl").open("w") as file:
-        bench._write_line(file, score(psnr_db=float("inf")))
+        write_line(file, score(psnr_db=float("inf")))
     (record,) = lines(tmp_path)
     assert record["psnr_db"] is None
     assert record["identical"] is True

@@ -90,7 +90,9 @@ def test_existing_outputs_are_kept_unless_overwriting(scans, tmp_path, there):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / there).touch()
     for source in (scans, scans / "a.nii"):
-        assert "exists already" in refusal(OutputRefused, source, tmp_path / "out", False)
+        message = refusal(OutputRefused, source, tmp_path / "out", False)
+        assert "exists already" in message
+        assert "--overwrite" in message
         assert find_cases(source, tmp_path / "out", True)
 
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from strategies import profiles, seeds
-from thinslice.degrade import NOISE_LEVEL, along_first_axis, correction_matrix, project, spread, thicken
+from thinslice.degrade import NOISE_LEVEL, along_first_axis, correction_matrix, damping_of, project, spread, thicken
 from thinslice.profile import profile_matrix
 
 
@@ -44,11 +44,20 @@ def test_projection_is_the_smallest_change_that_agrees(matrix, seed):
 def test_projection_with_noise_is_the_regularised_least_squares_answer(matrix, seed):
     rng = np.random.default_rng(seed)
     thin, thick = rng.standard_normal((matrix.shape[1], 4)), rng.standard_normal((len(matrix), 4))
-    damping = NOISE_LEVEL * np.linalg.norm(matrix, 2) ** 2
+    damping = NOISE_LEVEL * np.median((matrix @ matrix.T).sum(axis=1))
     change = project(thin, thick, matrix) - thin
     # The gradient of |A (x + d) - y|^2 + damping |d|^2 vanishes at the answer.
     gradient = spread(thicken(thin + change, matrix) - thick, matrix) + damping * change
     np.testing.assert_allclose(gradient, 0, atol=1e-10)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.01, 1.0])
+@pytest.mark.parametrize("ratio", [0.75, 1.0, 1.25])
+@pytest.mark.parametrize(("shift", "n_thin"), [(1.5, 240), (0.0, 237)], ids=["fov", "centres"])
+def test_the_damping_is_the_noise_in_units_of_what_a_flat_image_keeps(shift, n_thin, ratio, noise):
+    matrix = profile_matrix(shift + 4.0 * np.arange(60), n_thin, 4.0 * ratio)
+    inside = matrix[10:50] @ matrix[10:50].T
+    assert damping_of(matrix, noise) == pytest.approx(noise * np.linalg.eigvalsh(inside)[-1], rel=0.01)
 
 
 @given(matrix=acquisitions, seed=seeds)
@@ -68,7 +77,9 @@ def test_flat_stays_flat(matrix, value):
 
 @given(matrix=acquisitions)
 def test_the_correction_fades_with_the_noise_level(matrix):
-    sizes = [np.linalg.norm(correction_matrix(matrix, noise)) for noise in (0.0, 0.01, 0.1, 1.0, 1e6)]
+    sizes = [
+        np.linalg.norm(correction_matrix(matrix, damping_of(matrix, noise))) for noise in (0.0, 0.01, 0.1, 1.0, 1e6)
+    ]
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[-1] < 1e-4 * sizes[0]
 
@@ -82,8 +93,11 @@ def test_a_matrix_acts_on_the_first_axis_only_and_keeps_the_dtype(seed, dtype):
     np.testing.assert_allclose(answer, np.einsum("mn,nyx->myx", matrix, array), atol=1e-5)
 
 
-@pytest.mark.xfail(strict=True, reason="along_first_axis casts the matrix to the array's integer dtype: all zeros")
-def test_whole_numbers_are_made_thick_like_any_others():
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int64, bool])
+def test_whole_numbers_are_made_thick_like_any_others(dtype):
     matrix = profile_matrix(np.array([1.5, 5.5]), 8, 4.0)
-    thin = np.arange(0, 800, 100)[:, None]
-    np.testing.assert_allclose(thicken(thin, matrix), thicken(thin.astype(float), matrix), atol=0.5)
+    thin = (np.arange(0, 240, 30)[:, None] % 77).astype(dtype)
+    thick = thicken(thin, matrix)
+    assert thick.dtype == np.float32
+    np.testing.assert_allclose(thick, thicken(thin.astype(float), matrix), rtol=1e-6)
+    np.testing.assert_allclose(project(thin, thick, matrix), thin, atol=1e-4)

@@ -16,9 +16,9 @@ FILES = sorted(SOURCE.rglob("*.py"))
 # fmt: off
 ORDER = [
     "errors", "volume", "nifti", "dicom", "cases", "profile", "plan", "degrade", "guard", "interpolate", "slab",
-    "tile", "runtime", "weights", "upsample", "labels", "reslice", "metrics", "picture", "bench", "report", "batch",
-    "networks.contract", "networks.slab", "training.corpus", "training.muon", "training.fit", "training.export",
-    "training.recipes", "cli", "__main__",
+    "tile", "runtime", "weights", "upsample", "labels", "reslice", "metrics", "picture", "results", "bench", "report",
+    "batch", "networks.contract", "networks.slab", "training.corpus", "training.muon", "training.fit",
+    "training.export", "training.recipes", "cli", "__main__",
 ]
 # fmt: on
 """The order in which data meets the modules (house.md); each imports only from those before it. The plan comes after

@@ -6,13 +6,12 @@ projection onto the acquired slices. The truth is cropped so that whole thick sl
 `thinslice.metrics`. The reference of every gain is cubic interpolation with projection, which is always evaluated.
 """
 
-import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Literal, TextIO
+from typing import Any, Literal
 
 import numpy as np
 
@@ -23,6 +22,7 @@ from thinslice.nifti import read
 from thinslice.picture import Picture, Plane, picture_centre, resliced_planes, save_picture, side_by_side
 from thinslice.plan import Plan, intensity_range, make_plan
 from thinslice.profile import Profile, profile_matrix
+from thinslice.results import REFERENCE, Condition, Score, Skip, make_table, write_line
 from thinslice.runtime import Model
 from thinslice.upsample import upsample
 from thinslice.volume import Volume
@@ -39,67 +39,8 @@ MIN_SIDE = 16
 MIN_THICK = 6
 """A simulated scan's smallest number of slices."""
 
-REFERENCE = "cubic"
-"""The interpolation, with projection, that gains are counted from."""
-
 ERROR_GAIN = 3
 """Error pictures are this much brighter than the scan."""
-
-
-@dataclass(frozen=True)
-class Condition:
-    """How the truth is made thick: slice spacing in thin voxels, thickness over spacing (below 1: gap), profile."""
-
-    factor: float = 4.0
-    thickness_over_spacing: float = 1.0
-    profile: Profile = "gaussian"
-
-    def __str__(self) -> str:
-        gap = 100 * (1 - self.thickness_over_spacing)
-        slabs = "touching" if abs(gap) < 0.05 else f"gap {gap:.3g} %" if gap > 0 else f"overlap {-gap:.3g} %"
-        return f"x{self.factor:g} {self.profile}, {slabs}"
-
-
-@dataclass(frozen=True)
-class Score:
-    """One answer against its truth.
-
-    Attributes:
-        case, axis: the scan, and the array axis it was made thick along.
-        condition: as asked for.
-        factor: as realised, whole thin slices over whole thick slices.
-        model, model_sha256, projection: who answered.
-        psnr_db: infinite for an answer equal to the truth.
-        ssim, banding: see `thinslice.metrics`.
-        seconds: wall-clock of the computation, reading and writing left out.
-        guard_share: share of the cells where the guard went back to interpolation.
-        reslice_rms: RMS of (answer made thick - acquired) over the truth's data range.
-    """
-
-    case: str
-    axis: int
-    condition: Condition
-    factor: float
-    model: str
-    model_sha256: str | None
-    projection: bool
-    psnr_db: float
-    ssim: float
-    banding: float
-    seconds: float
-    guard_share: float
-    reslice_rms: float
-
-
-@dataclass(frozen=True)
-class Skip:
-    """What was not scored, and why; None where the reason holds for all axes, conditions or models."""
-
-    case: str
-    reason: str
-    axis: int | None = None
-    condition: Condition | None = None
-    model: str | None = None
 
 
 @dataclass(frozen=True)
@@ -218,7 +159,7 @@ def evaluate(
             say = _share_of(progress, number, len(cases), case)
             runs = _evaluate_case(case, path, found, conditions, axes, say, out)
             for result in runs:
-                _write_line(lines, result)
+                write_line(lines, result)
                 if isinstance(result, Score):
                     scores.append(result)
                 else:
@@ -231,45 +172,6 @@ def evaluate(
     if progress is not None:
         progress(1.0, "done")
     return Evaluation(tuple(scores), tuple(skips), table)
-
-
-def make_table(scores: Sequence[Score], skips: Sequence[Skip] = ()) -> str:
-    """One Markdown table: means over the cases (times axes) of every condition, model and projection.
-
-    Gains are differences from cubic interpolation with projection on the same case, in dB; the smallest is in brackets.
-    """
-    head = ("condition", "model", "projection", "n", "PSNR dB", "SSIM", "gain dB (min)", "banding", "guard %")
-    rows = [(*head, "re-slice RMS %", "seconds")]
-    reference = {_place(s): s.psnr_db for s in scores if s.model == REFERENCE and s.projection}
-    groups: dict[tuple[Condition, str, bool], list[Score]] = {}
-    for score in scores:
-        groups.setdefault((score.condition, score.model, score.projection), []).append(score)
-    order = list(dict.fromkeys(score.condition for score in scores))
-    for (condition, model, projection), group in sorted(groups.items(), key=lambda item: order.index(item[0][0])):
-        gains = [s.psnr_db - reference[_place(s)] for s in group if np.isfinite(reference.get(_place(s), np.nan))]
-        rows.append(
-            (
-                str(condition),
-                model,
-                "yes" if projection else "no",
-                str(len(group)),
-                f"{_mean(s.psnr_db for s in group):.2f}",
-                f"{_mean(s.ssim for s in group):.4f}",
-                f"{_mean(gains):+.2f} ({min(gains):+.2f})" if gains else "-",
-                f"{_mean(s.banding for s in group):.2f}",
-                f"{100 * _mean(s.guard_share for s in group):.2f}",
-                f"{100 * _mean(s.reslice_rms for s in group):.2f}",
-                f"{_mean(s.seconds for s in group):.1f}",
-            )
-        )
-    notes = [
-        "Thick-slice protocol. PSNR and SSIM (7x7x7 uniform window) over the foreground, all slices; range: distance",
-        "between the truth's 0.5 and 99.5 percentiles. Means over the cases; gain: over cubic with projection, the",
-        "smallest of a case in brackets. Banding: 1 means no more stripes at the slice frequency than the truth has.",
-        "Condition: slice spacing in thin voxels, slice profile, gap or overlap in shares of the slice spacing.",
-    ]
-    skipped = _skip_lines(skips)
-    return "\n".join([*notes, "", *_aligned(rows), *(["", "Skipped:", "", *skipped] if skipped else []), ""])
 
 
 def _evaluate_case(
@@ -465,50 +367,3 @@ def _share_of(
             progress((number + share) / count, f"{case}: {text}")
 
     return say
-
-
-def _write_line(lines: TextIO, result: Score | Skip) -> None:
-    """One line of strict JSON; an infinite number becomes null, with ``identical`` beside it."""
-    record: dict[str, Any] = {"kind": "score" if isinstance(result, Score) else "skip", **asdict(result)}
-    if isinstance(result, Score):
-        record["identical"] = bool(np.isposinf(result.psnr_db))
-    clean = {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in record.items()}
-    lines.write(json.dumps(clean, allow_nan=False) + "\n")
-    lines.flush()
-
-
-def _place(score: Score) -> tuple[str, int, Condition]:
-    return score.case, score.axis, score.condition
-
-
-def _mean(values: Iterable[float]) -> float:
-    return float(np.mean(list(values)))
-
-
-def _skip_lines(skips: Sequence[Skip]) -> list[str]:
-    """One line per case and model: the first reason, and how many more there are in results.jsonl."""
-    groups: dict[tuple[str, str | None], list[Skip]] = {}
-    for skip in skips:
-        groups.setdefault((skip.case, skip.model), []).append(skip)
-    lines = []
-    for group in groups.values():
-        first = group[0]
-        axis = f"axis {first.axis}" if first.axis is not None else ""
-        place = ", ".join(part for part in (first.case, axis, str(first.condition or ""), first.model or "") if part)
-        more = f" (and {len(group) - 1} more, see results.jsonl)" if len(group) > 1 else ""
-        lines.append(f"- {place}: {first.reason}{more}")
-    return lines
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Markdown table lines with columns of even width, numbers to the right."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    left = 3
-    lines = [
-        "| "
-        + " | ".join(c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
-        + " |"
-        for row in rows
-    ]
-    rule = "|" + "|".join("-" * (w + 2) if i < left else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|"
-    return [lines[0], rule, *lines[1:]]

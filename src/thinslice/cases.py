@@ -37,7 +37,7 @@ def find_cases(source: Path | str, destination: Path | str, overwrite: bool = Fa
             be put there.
     """
     source, target = Path(source), Path(destination)
-    sources = _find_sources(source)
+    sources = find_sources(source)
     into_folder = source.is_dir() or target.is_dir() or str(destination).endswith(("/", os.sep))
     if into_folder:
         _check_folder(target, sources)
@@ -50,11 +50,12 @@ def find_cases(source: Path | str, destination: Path | str, overwrite: bool = Fa
     return cases
 
 
-def _say(path: Path, got: str, need: str, then: str) -> str:
-    return " ".join(f"{path}: got {got}, need {need}; {then}".split())
+def find_sources(source: Path) -> list[Path]:
+    """The scans at a path: the file itself, or every .nii and .nii.gz that lies directly in the folder, by name.
 
-
-def _find_sources(source: Path) -> list[Path]:
+    Raises:
+        InputRefused: there is no NIfTI file at `source`.
+    """
     need, then = "a NIfTI file (.nii, .nii.gz) or a folder of them", "make one from the DICOM series with dcm2niix"
     try:
         if source.is_dir():
@@ -69,6 +70,10 @@ def _find_sources(source: Path) -> list[Path]:
     if sidecar_path(source) is None:
         raise InputRefused(_say(source, "another kind of file", need, then))
     return [source]
+
+
+def _say(path: Path, got: str, need: str, then: str) -> str:
+    return " ".join(f"{path}: got {got}, need {need}; {then}".split())
 
 
 def _pair(source: Path, destination: Path) -> Case:
@@ -120,7 +125,7 @@ def _check_free(case: Case, overwrite: bool) -> None:
         if output.is_dir():
             raise OutputRefused(_say(output, "a folder in the place of an output", "a free name", "choose another"))
         if not overwrite and os.path.lexists(output):
-            then = "choose another, or allow overwriting"
+            then = "choose another, or give --overwrite"
             raise OutputRefused(_say(output, "an output that exists already", "a free name", then))
 
 

@@ -550,9 +550,9 @@ def _read(path: Path) -> "Volume":
 
 def _sources(path: Path) -> list[Path]:
     """The scans at a path: the file itself, or those that lie directly in the folder."""
-    from thinslice.cases import _find_sources
+    from thinslice.cases import find_sources
 
-    return _find_sources(path)
+    return find_sources(path)
 
 
 @contextmanager

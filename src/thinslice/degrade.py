@@ -7,7 +7,7 @@ from `thinslice.profile`; nothing else in the project blurs.
 import numpy as np
 
 NOISE_LEVEL = 0.01
-"""Default regularisation of the projection, relative to the largest eigenvalue of A At.
+"""Default regularisation of the projection, see `damping_of`.
 
 It is the assumed noise-to-signal power of an acquired slice: with 0 the acquired noise is reproduced to the last
 bit, with 0.01 the components that A nearly destroys are not amplified.
@@ -15,39 +15,58 @@ bit, with 0.01 the components that A nearly destroys are not amplified.
 
 
 def thicken(thin: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """What the scanner would acquire: A x. Shapes [thin, ...] -> [thick, ...], dtype of ``thin``."""
+    """What the scanner would acquire: A x. Shapes [thin, ...] -> [thick, ...], see `along_first_axis`."""
     return along_first_axis(matrix, thin)
 
 
 def spread(thick: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """The adjoint of `thicken`: At y. Shapes [thick, ...] -> [thin, ...], dtype of ``thick``."""
+    """The adjoint of `thicken`: At y. Shapes [thick, ...] -> [thin, ...], see `along_first_axis`."""
     return along_first_axis(matrix.T, thick)
 
 
-def correction_matrix(matrix: np.ndarray, noise: float = NOISE_LEVEL) -> np.ndarray:
-    """At (A At + noise * e1 * I)^-1, [thin, thick], where e1 is the largest eigenvalue of A At.
+def damping_of(matrix: np.ndarray, noise: float = NOISE_LEVEL) -> float:
+    """``noise`` in the units of A At: relative to its median row sum.
+
+    That sum is what an inner slice keeps of a flat image, the largest eigenvalue of a long stack. The outermost slices,
+    of which only a half lies inside the field of view on the centres grid, have no say in it.
+    """
+    return float(noise * np.median(matrix @ matrix.sum(axis=0)))
+
+
+def correction_matrix(matrix: np.ndarray, damping: float) -> np.ndarray:
+    """At (A At + damping * I)^-1, [thin, thick].
 
     Applied to ``thick - A thin`` it gives the smallest change of ``thin`` (in the least-squares sense) that agrees
     with the acquired slices: the null-space projection of inverse problems.
+
+    Args:
+        matrix: A [thick, thin].
+        damping: see `damping_of`; for a piece of a stack, that of the whole stack.
     """
-    gram = matrix @ matrix.T
-    damping = noise * np.linalg.eigvalsh(gram)[-1]
-    return np.linalg.solve(gram + damping * np.eye(len(gram)), matrix).T
+    correction: np.ndarray = np.linalg.solve(matrix @ matrix.T + damping * np.eye(len(matrix)), matrix).T
+    return correction
 
 
 def project(thin: np.ndarray, thick: np.ndarray, matrix: np.ndarray, noise: float = NOISE_LEVEL) -> np.ndarray:
-    """The answer nearest to ``thin`` that agrees with the acquired slices: x + At(A At + n I)^-1 (y - A x).
+    """The answer nearest to ``thin`` that agrees with the acquired slices: x + At(A At + d I)^-1 (y - A x).
 
     Args:
         thin: an answer [thin, ...], any float dtype.
         thick: the acquired slices [thick, ...].
         matrix: A [thick, thin].
-        noise: see `NOISE_LEVEL`; 0 makes ``thicken(result) == thick`` to rounding.
+        noise: gives the damping d, see `damping_of`; 0 makes ``thicken(result) == thick`` to rounding.
     """
-    return thin + along_first_axis(correction_matrix(matrix, noise), thick - thicken(thin, matrix))
+    repair = correction_matrix(matrix, damping_of(matrix, noise))
+    answer: np.ndarray = thin + along_first_axis(repair, thick - thicken(thin, matrix))
+    return answer
 
 
 def along_first_axis(matrix: np.ndarray, array: np.ndarray) -> np.ndarray:
-    """``matrix`` [m, n] applied to the first axis of ``array`` [n, ...] -> [m, ...], in the array's dtype."""
+    """``matrix`` [m, n] applied to the first axis of ``array`` [n, ...] -> [m, ...].
+
+    Computed in the array's dtype if that is a float one, otherwise in float32.
+    """
+    array = array if array.dtype.kind == "f" else array.astype(np.float32)
     flat = array.reshape(len(array), -1)
-    return (matrix.astype(array.dtype, copy=False) @ flat).reshape(len(matrix), *array.shape[1:])
+    product: np.ndarray = matrix.astype(array.dtype, copy=False) @ flat
+    return product.reshape(len(matrix), *array.shape[1:])

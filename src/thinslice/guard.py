@@ -81,7 +81,9 @@ def keep_map(cells: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     shrunk = np.pad(keep, 1, mode="edge")
     rows, columns = keep.shape
     shrunk = np.min([shrunk[y : y + rows, x : x + columns] for y in range(3) for x in range(3)], axis=0)
-    return np.minimum(_bilinear(shrunk, shape), np.repeat(np.repeat(keep, CELL, 0), CELL, 1)[: shape[0], : shape[1]])
+    own = np.repeat(np.repeat(keep, CELL, 0), CELL, 1)[: shape[0], : shape[1]]
+    trust: np.ndarray = np.minimum(_bilinear(shrunk, shape), own)
+    return trust
 
 
 def _cell_mean(image: np.ndarray) -> np.ndarray:
@@ -89,7 +91,9 @@ def _cell_mean(image: np.ndarray) -> np.ndarray:
     image = image if image.ndim == 2 else image.mean(axis=0)
     height, width = image.shape
     filled = np.pad(image, ((0, -height % CELL), (0, -width % CELL)), mode="edge")
-    return filled.reshape(filled.shape[0] // CELL, CELL, filled.shape[1] // CELL, CELL).mean(axis=(1, 3))
+    cells = filled.reshape(filled.shape[0] // CELL, CELL, filled.shape[1] // CELL, CELL)
+    means: np.ndarray = cells.mean(axis=(1, 3))
+    return means
 
 
 def _bilinear(cells: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

@@ -14,13 +14,15 @@ LANCZOS_LOBES = 3
 def nearest_matrix(position: np.ndarray, n_thick: int) -> np.ndarray:
     """Each thin slice repeats the thick slice it lies in: the staircase."""
     index = np.clip(np.floor(np.asarray(position) + 0.5).astype(int), 0, n_thick - 1)
-    return np.eye(n_thick)[index]
+    weights: np.ndarray = np.eye(n_thick)[index]
+    return weights
 
 
 def linear_matrix(position: np.ndarray, n_thick: int) -> np.ndarray:
     """Straight lines between slice centres, the outermost slice held beyond them."""
     index = np.clip(position, 0, n_thick - 1)
-    return np.maximum(0.0, 1.0 - np.abs(index[:, None] - np.arange(n_thick)[None, :]))
+    weights: np.ndarray = np.maximum(0.0, 1.0 - np.abs(index[:, None] - np.arange(n_thick)[None, :]))
+    return weights
 
 
 def cubic_matrix(position: np.ndarray, n_thick: int) -> np.ndarray:
@@ -34,7 +36,8 @@ def cubic_matrix(position: np.ndarray, n_thick: int) -> np.ndarray:
 def lanczos_matrix(position: np.ndarray, n_thick: int) -> np.ndarray:
     """Windowed sinc with three lobes, rows normalised to one, mirrored ends."""
     weights = _mirrored_weights(position, n_thick, _lanczos_kernel, reach=LANCZOS_LOBES)
-    return weights / weights.sum(axis=1, keepdims=True)
+    rows: np.ndarray = weights / weights.sum(axis=1, keepdims=True)
+    return rows
 
 
 INTERPOLATIONS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from thinslice.errors import PlanRefused
-from thinslice.profile import PROFILES, Profile, profile_matrix
+from thinslice.profile import GAUSSIAN_REACH_FWHM, PROFILES, Profile, profile_matrix
 from thinslice.volume import Volume
 
 Grid = Literal["fov", "centres"]
@@ -21,6 +21,9 @@ ISOTROPIC_BELOW = 1.05
 
 MAX_SLICES = 32_767
 """The largest size of one axis that NIfTI-1 can store."""
+
+TOLERANCE = 1e-6
+"""How far beyond its ends an envelope is still valid: the rounding of millimetres."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +138,8 @@ def make_plan(
         projection, noise: see `Plan`.
 
     Raises:
-        PlanRefused: the scan is isotropic, has one slice, or the wish lies outside what the model is valid for.
+        PlanRefused: the scan is isotropic, has one slice, the wish lies outside what the model is valid for, or a
+            slice is so thin that it would fall between the new ones.
     """
     notes = list(volume.notes)
     axis = through_plane_axis(volume)
@@ -148,12 +152,14 @@ def make_plan(
             "need at least 2 slices to compute any between them; next: give the whole stack, not one slice of it"
         )
     target_mm = _target_mm(thick_mm, in_plane_mm, spacing_mm, factor)
-    n_thin, real_factor = _thin_grid(n_thick, thick_mm / target_mm, grid)
+    valid = envelope.factor if envelope is not None else (1.0, float("inf"))
+    spacings = _advised_spacings(n_thick, thick_mm, valid, grid)
+    n_thin, real_factor = _thin_grid(n_thick, thick_mm / target_mm, grid, spacings)
     if thickness_mm is None and volume.thickness_mm is not None:
         notes.append(f"slice thickness {volume.thickness_mm:g} mm taken from the header")
     thickness = _thickness_mm(thickness_mm, volume.thickness_mm, thick_mm)
     if envelope is not None:
-        _check_envelope(model, envelope, real_factor, thickness / thick_mm, profile, thick_mm)
+        _check_envelope(model, envelope, real_factor, thickness / thick_mm, profile, thick_mm, spacings)
     if abs(thick_mm / real_factor - target_mm) > 1e-6 * target_mm:
         notes.append(
             f"{n_thick} slices of {thick_mm:g} mm do not divide into {target_mm:g} mm: "
@@ -169,7 +175,7 @@ def make_plan(
     spacing_thin[axis] = thick_mm / real_factor
     shape_thin = list(volume.shape)
     shape_thin[axis] = n_thin
-    return Plan(
+    plan = Plan(
         axis=axis,
         shape_thick=volume.shape,
         shape_thin=(shape_thin[0], shape_thin[1], shape_thin[2]),
@@ -189,6 +195,8 @@ def make_plan(
         notes=tuple(notes),
         versions=_versions(),
     )
+    _check_matrix(plan)
+    return plan
 
 
 def through_plane_axis(volume: Volume) -> int:
@@ -239,8 +247,11 @@ def _target_mm(thick_mm: float, in_plane_mm: float, spacing_mm: float | None, fa
     return target
 
 
-def _thin_grid(n_thick: int, ratio: float, grid: Grid) -> tuple[int, float]:
-    """Number of thin slices and the realised factor, so that edges (fov) or outer centres (centres) are kept."""
+def _thin_grid(n_thick: int, ratio: float, grid: Grid, spacings: tuple[str, str]) -> tuple[int, float]:
+    """Number of thin slices and the realised factor, so that edges (fov) or outer centres (centres) are kept.
+
+    ``spacings``: the largest and the smallest to advise.
+    """
     if grid == "fov":
         n_thin = max(round(n_thick * ratio), 1)
         realised = n_thin / n_thick
@@ -252,12 +263,12 @@ def _thin_grid(n_thick: int, ratio: float, grid: Grid) -> tuple[int, float]:
     if n_thin <= n_thick:
         raise PlanRefused(
             f"got {n_thick} slices and a factor of {ratio:.3g}, which rounds to {n_thin} slices: nothing to compute; "
-            "need a larger factor; next: give a larger --factor or a smaller --spacing"
+            f"need a larger factor; next: give {_spacing_option(spacings[0], 'or less')}"
         )
     if n_thin > MAX_SLICES:
         raise PlanRefused(
             f"got a wish for {n_thin} slices; need at most {MAX_SLICES}; "
-            "next: give a larger --spacing or a smaller --factor"
+            f"next: give {_spacing_option(spacings[1], 'or more')}"
         )
     return n_thin, realised
 
@@ -271,20 +282,49 @@ def _thickness_mm(wished: float | None, header: float | None, spacing_mm: float)
     return float(thickness)
 
 
-def _check_envelope(model: str, envelope: Envelope, factor: float, ratio: float, profile: str, thick_mm: float) -> None:
+def _advised_spacings(n_thick: int, thick_mm: float, factors: tuple[float, float], grid: Grid) -> tuple[str, str]:
+    """The largest and the smallest spacing, in mm, that make whole slices and a factor within ``factors``.
+
+    Both are empty where there is no such number.
+    """
+    spans = n_thick if grid == "fov" else n_thick - 1
+    fewest = max(np.ceil((factors[0] - TOLERANCE) * spans), spans + 1)
+    most = min(np.floor((factors[1] + TOLERANCE) * spans), MAX_SLICES - n_thick + spans)
+    if fewest > most:
+        return "", ""
+    return _short(thick_mm, spans, int(fewest)), _short(thick_mm, spans, int(most))
+
+
+def _short(thick_mm: float, spans: int, count: int) -> str:
+    """The shortest decimal for a spacing that is rounded to ``count`` thin spacings for ``spans`` thick ones."""
+    exact = f"{thick_mm * spans / count:.12f}"
+    shorter = (f"{float(exact):.{digits}f}" for digits in range(1, 12))
+    return next((s for s in shorter if float(s) > 0 and round(spans * (thick_mm / float(s))) == count), exact)
+
+
+def _spacing_option(spacing: str, side: str) -> str:
+    return f"--spacing {spacing} {side}" if spacing else "another --spacing"
+
+
+def _check_envelope(
+    model: str,
+    envelope: Envelope,
+    factor: float,
+    ratio: float,
+    profile: str,
+    thick_mm: float,
+    spacings: tuple[str, str],
+) -> None:
+    """Refuse what the model is not valid for; ``spacings``: the largest and smallest to advise, see above."""
     way_out = "or use --model cubic, which is valid for any geometry"
     low, high = envelope.factor
-    if not low - 1e-6 <= factor <= high + 1e-6:
-        advice = (
-            f"give --spacing {np.ceil(1000 * thick_mm / high) / 1000:g} or more"
-            if factor > high
-            else f"give --spacing {np.floor(1000 * thick_mm / low) / 1000:g} or less"
-        )
-        raise PlanRefused(
-            f"got a factor of {factor:.3g} for model {model}; need {low:g} to {high:g}; next: {advice}, {way_out}"
-        )
+    if not low - TOLERANCE <= factor <= high + TOLERANCE:
+        largest, smallest = spacings
+        option = _spacing_option(smallest, "or more") if factor > high else _spacing_option(largest, "or less")
+        advice = f"give {option}, {way_out}" if largest else way_out.removeprefix("or ")
+        raise PlanRefused(f"got a factor of {factor:.3g} for model {model}; need {low:g} to {high:g}; next: {advice}")
     low, high = envelope.thickness_over_spacing
-    if not low - 1e-6 <= ratio <= high + 1e-6:
+    if not low - TOLERANCE <= ratio <= high + TOLERANCE:
         raise PlanRefused(
             f"got a thickness of {ratio * thick_mm:g} mm, {ratio:.3g} times the slice spacing, for model {model}; "
             f"need {low:g} to {high:g} times ({low * thick_mm:.3g} to {high * thick_mm:.3g} mm); "
@@ -295,6 +335,20 @@ def _check_envelope(model: str, envelope: Envelope, factor: float, ratio: float,
             f"got profile {profile} for model {model}; need {' or '.join(envelope.profiles)}; "
             f"next: change --profile, {way_out}"
         )
+
+
+def _check_matrix(plan: Plan) -> None:
+    """A slice much thinner than the new spacing may lie between two new slices and see neither."""
+    try:
+        plan.matrix()
+    except ValueError:
+        thin_mm = plan.spacing_thin_mm[plan.axis]
+        enough = 1.01 * thin_mm * 0.5 / GAUSSIAN_REACH_FWHM  # half a spacing is the farthest; rounded up in the text
+        raise PlanRefused(
+            f"got a slice thickness of {plan.thickness_mm:g} mm for new slices {thin_mm:.3g} mm apart, so a slice "
+            f"would fall between two of them; need a thickness of at least {enough:.3g} mm; "
+            "next: check --thickness, or give a smaller --spacing or --profile box"
+        ) from None
 
 
 def _versions() -> dict[str, str]:

@@ -39,7 +39,8 @@ def slice_profile(distance: np.ndarray, fwhm: float, profile: Profile) -> np.nda
     if profile == "box":
         low = np.maximum(distance - 0.5, -fwhm / 2)
         high = np.minimum(distance + 0.5, fwhm / 2)
-        return np.maximum(high - low, 0.0)
+        share: np.ndarray = np.maximum(high - low, 0.0)
+        return share
     raise ValueError(f"profile is {profile!r}; choose one of {', '.join(PROFILES)}")
 
 
@@ -66,4 +67,5 @@ def profile_matrix(thick_centres: np.ndarray, n_thin: int, fwhm: float, profile:
     if (total <= 0).any():
         lost = thick_centres[int(np.argmin(total))]
         raise ValueError(f"the slice centred at {lost:g} touches none of the {n_thin} thin voxels")
-    return weights / total
+    matrix: np.ndarray = weights / total
+    return matrix

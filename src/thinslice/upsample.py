@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from thinslice.degrade import along_first_axis, correction_matrix, thicken
+from thinslice.degrade import along_first_axis, correction_matrix, damping_of, thicken
 from thinslice.guard import GuardCount, keep_map, suspect_cells
 from thinslice.interpolate import INTERPOLATIONS
 from thinslice.plan import Plan, intensity_range
@@ -18,7 +18,7 @@ from thinslice.runtime import Model
 from thinslice.slab import geometry_of, position_code
 from thinslice.volume import Volume
 
-PROJECTION_HALO = 12
+PROJECTION_HALO = 16
 """Slices beyond a chunk that take part in its projection: their influence has died away to 1e-4 by then."""
 
 CHUNK = 8
@@ -89,6 +89,7 @@ class _Stack:
         self.positions = plan.positions()
         self.owner = np.clip(np.floor(self.positions + 0.5).astype(int), 0, plan.n_thick - 1)
         self.acquire = plan.matrix()
+        self.damping = damping_of(self.acquire, plan.noise)
         self.base = INTERPOLATIONS[model.base](self.positions, plan.n_thick)
         self.geometry = geometry_of(plan.factor, plan.thickness_over_spacing, plan.profile)
         self.raw: dict[int, np.ndarray] = {}
@@ -122,7 +123,7 @@ class _Stack:
         if self.model.residual is not None:
             residuals = [self.guarded(slab) for slab in range(low, high)]
         if plan.projection:
-            repair = correction_matrix(acquire, plan.noise)[wanted.start - window.start : wanted.stop - window.start]
+            repair = correction_matrix(acquire, self.damping)[wanted.start - window.start : wanted.stop - window.start]
         for top in range(0, acquired.shape[1], ROWS):
             band = slice(top, top + ROWS)
             answer = along_first_axis(base, acquired[:, band])
@@ -157,7 +158,9 @@ class _Stack:
         if slab not in self.kept:
             near_low, near_high = max(slab - self.plan_reach, 0), min(slab + self.plan_reach + 1, self.plan.n_thick)
             near = np.concatenate([self.residual(s) for s in range(near_low, near_high)])
-            disagreement = along_first_axis(self.acquire[slab : slab + 1, self.thin_of(near_low, near_high)], near)[0]
+            seen = self.acquire[slab : slab + 1, self.thin_of(near_low, near_high)]
+            with np.errstate(invalid="ignore", over="ignore"):  # an infinite answer is found suspect below
+                disagreement = along_first_axis(seen, near)[0]
             own = self.residual(slab)
             cells = suspect_cells(own, disagreement, self.slices(slab - 1, slab + 2), self.bounds)
             self.count = self.count.with_slab(cells)
@@ -176,6 +179,7 @@ def _stored(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """Values rounded and clipped to an integer dtype, or cast to a float one."""
     if dtype.kind in "iu":
         info = np.iinfo(dtype)
-        values = np.clip(np.rint(values), info.min, info.max)
+        top = float(info.max) if info.bits < 64 else np.nextafter(float(info.max), 0)  # 2^63 - 1 is no float64
+        values = np.clip(np.rint(values.astype(np.float64)), info.min, top)
     stored: np.ndarray = values.astype(dtype)
     return stored

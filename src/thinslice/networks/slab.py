@@ -3,11 +3,9 @@
 The trunk sees a thick slice and its neighbours as channels of 2-D in-plane convolutions. The read-out is one
 convolution whose kernel is predicted from the position inside the slab and from the acquisition geometry, so one set
 of weights serves every factor, thickness and grid (the idea of Meta-SR, Hu et al., CVPR 2019, sec. 3, applied to the
-slice axis). The trunk works at half the in-plane resolution (2x2 pixels become channels), which quadruples the width
-that a CPU can afford.
+slice axis).
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,9 +13,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from thinslice.networks.contract import SlabNetwork
-
-SHUFFLE = 2
-"""In-plane block that becomes channels; height and width must be multiples of `SlabNet.multiple`."""
 
 
 class Block(nn.Module):
@@ -54,57 +49,47 @@ class SlabNet(SlabNetwork):
 
     Args:
         context: acquired slices seen on each side of the slab's own.
-        width: channels of the trunk at half resolution.
-        blocks: residual blocks at half resolution, before and after the deep level.
-        deep_width, deep_blocks: channels and blocks at quarter resolution; 0 blocks leaves the level out.
+        width: channels at full in-plane resolution.
+        before, after: residual blocks at full resolution, before and after the deep level.
+        deep_width, deep: channels and blocks at half resolution, which see twice as far for a quarter of the cost.
     """
 
+    multiple = 2
+
     def __init__(
-        self,
-        context: int = 3,
-        width: int = 96,
-        blocks: Sequence[int] = (4, 0),
-        deep_width: int = 128,
-        deep_blocks: int = 0,
+        self, context: int = 3, width: int = 48, before: int = 2, deep_width: int = 64, deep: int = 3, after: int = 2
     ) -> None:
         super().__init__()
         self.settings = {
             "context": context,
             "width": width,
-            "blocks": list(blocks),
+            "before": before,
             "deep_width": deep_width,
-            "deep_blocks": deep_blocks,
+            "deep": deep,
+            "after": after,
         }
         self.context = context
         self.width = width
-        self.multiple = SHUFFLE * 2 if deep_blocks else SHUFFLE
-        pixels = SHUFFLE * (2 + 2 * sum(blocks)) + 2 * SHUFFLE * (2 * deep_blocks + 1) * bool(deep_blocks)
-        self.reach = -(-pixels // 8) * 8
-        self.entry = nn.Conv2d((2 * context + 1) * SHUFFLE**2, width, 3, padding=1)
+        self.reach = -(-(2 + 2 * (before + after) + 2 * (2 * deep + 1)) // 8) * 8
+        self.entry = nn.Conv2d(2 * context + 1, width, 3, padding=1)
         self.acquisition = nn.Sequential(nn.Linear(self.n_geometry, 32), nn.ReLU(), nn.Linear(32, width))
-        self.before = nn.Sequential(*[Block(width) for _ in range(blocks[0])])
-        self.after = nn.Sequential(*[Block(width) for _ in range(blocks[1])])
-        self.deep: nn.Module | None = None
-        if deep_blocks:
-            self.deep = nn.Sequential(
-                nn.Conv2d(width, deep_width, 2, stride=2),
-                *[Block(deep_width) for _ in range(deep_blocks)],
-                nn.ConvTranspose2d(deep_width, width, 2, stride=2),
-            )
+        self.before = nn.Sequential(*[Block(width) for _ in range(before)])
+        self.down = nn.Conv2d(width, deep_width, 2, stride=2)
+        self.deep = nn.Sequential(*[Block(deep_width) for _ in range(deep)])
+        self.up = nn.ConvTranspose2d(deep_width, width, 2, stride=2)
+        self.after = nn.Sequential(*[Block(width) for _ in range(after)])
         self.kernel = nn.Sequential(
             nn.Linear(self.n_geometry + self.n_position, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU()
         )
-        self.to_kernel = nn.Linear(64, SHUFFLE**2 * (width * 9 + 1))
+        self.to_kernel = nn.Linear(64, width * 9 + 1)
         nn.init.normal_(self.to_kernel.weight, std=0.2 * (1.0 / (64 * 9 * width)) ** 0.5)
         nn.init.zeros_(self.to_kernel.bias)
 
     def trunk(self, slices: Tensor, geometry: Tensor) -> Tensor:
-        """[n, 2 * context + 1, h, w] -> features [n, width, h / 2, w / 2]."""
-        x = F.pixel_unshuffle(slices, SHUFFLE)
-        x = F.relu(self.entry(x) + self.acquisition(geometry).reshape(1, -1, 1, 1))
+        """[n, 2 * context + 1, h, w] -> features [n, width, h, w]."""
+        x = F.relu(self.entry(slices) + self.acquisition(geometry).reshape(1, -1, 1, 1))
         x = self.before(x)
-        if self.deep is not None:
-            x = x + self.deep(x)
+        x = x + self.up(self.deep(F.relu(self.down(x))))
         return self.after(x)
 
     def read_out(self, features: Tensor, geometry: Tensor, position: Tensor) -> Tensor:
@@ -112,9 +97,8 @@ class SlabNet(SlabNetwork):
         n_position = position.shape[0]
         code = torch.cat([geometry.unsqueeze(0).expand(n_position, self.n_geometry), position], dim=1)
         kernel = self.to_kernel(self.kernel(code))
-        size = SHUFFLE**2 * self.width * 9
-        weight = kernel[:, :size].reshape(-1, self.width, 3, 3)
-        bias = kernel[:, size:].reshape(-1)
+        weight = kernel[:, :-1].reshape(-1, self.width, 3, 3)
+        bias = kernel[:, -1]
         if torch.onnx.is_in_onnx_export():
-            return F.pixel_shuffle(_ComputedKernel.apply(features, weight, bias), SHUFFLE)
-        return F.pixel_shuffle(F.conv2d(features, weight, bias, padding=1), SHUFFLE)
+            return _ComputedKernel.apply(features, weight, bias)
+        return F.conv2d(features, weight, bias, padding=1)

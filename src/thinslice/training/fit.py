@@ -3,7 +3,7 @@
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,18 +13,32 @@ from torch import Tensor, nn
 
 from thinslice.networks.contract import SlabNetwork
 from thinslice.slab import geometry_of, position_code
-from thinslice.training.corpus import Batch
+from thinslice.training.corpus import Batch, Geometry
 from thinslice.training.muon import Muon
+
+PROJECTION_DAMPING = 1e-3
+"""Of the projection inside the loss, absolute: A At has eigenvalues around one over the factor."""
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how fast. ``minutes`` ends a run on the clock; the cosine then follows the clock as well."""
+    """How long and how fast.
+
+    Attributes:
+        steps: of the optimiser; ``minutes``, if given, ends the run on the clock instead, and the cosine follows it.
+        rate: of AdamW, for the read-out; ``muon_rate``: of Muon, for the convolutions of the trunk.
+        batches: gradients of this many batches, each with a geometry of its own, make one step.
+        warm_up: steps until the full rate.
+        clip: largest norm of a gradient.
+        ema: decay of the averaged weights.
+        unprojected: share of the error before the projection in the loss.
+    """
 
     steps: int = 20_000
     minutes: float | None = None
     rate: float = 1e-3
     muon_rate: float = 0.02
+    batches: int = 3
     warm_up: int = 200
     weight_decay: float = 1e-4
     clip: float = 1.0
@@ -70,15 +84,18 @@ def fit(
     started = time.monotonic() - spent
     losses: list[float] = []
     with ThreadPoolExecutor(max_workers=_loaders(device)) as pool:
-        ahead = 2 * _loaders(device)
-        queue = [pool.submit(batch_at, (step + i) * world + rank) for i in range(ahead)]
+        numbers = _numbers(step, rank, world, schedule.batches)
+        queue = [pool.submit(batch_at, next(numbers)) for _ in range(max(2 * _loaders(device), schedule.batches))]
         while (progress := _progress(step, time.monotonic() - started, schedule)) < 1.0:
-            batch = queue.pop(0).result()
-            queue.append(pool.submit(batch_at, (step + ahead) * world + rank))
             rate = _rate(step, progress, schedule)
-            loss = projected_loss(network, batch, device, schedule.unprojected)
             network.zero_grad(set_to_none=True)
-            loss.backward()
+            total = 0.0
+            for _ in range(schedule.batches):
+                batch = queue.pop(0).result()
+                queue.append(pool.submit(batch_at, next(numbers)))
+                loss = projected_loss(network, batch, device, schedule.unprojected) / schedule.batches
+                loss.backward()
+                total += loss.item()
             _average_gradients(network, world)
             norm = nn.utils.clip_grad_norm_(network.parameters(), schedule.clip)
             for optimiser in optimisers if torch.isfinite(norm) else ():
@@ -86,7 +103,7 @@ def fit(
                     group["lr"] = rate * optimiser.defaults["lr"]
                 optimiser.step()
             _follow(average, network, min(schedule.ema, (step + 1) / (step + 10)))
-            losses.append(loss.item())
+            losses.append(total)
             step += 1
             if rank == 0 and step % schedule.log_every == 0:
                 seconds = time.monotonic() - started
@@ -105,21 +122,32 @@ def fit(
 
 
 def projected_loss(network: SlabNetwork, batch: Batch, device: torch.device, unprojected: float) -> Tensor:
-    """Mean absolute error after the projection onto the acquired slices, plus a share of the error before it.
+    """Root mean square error of a patch after the projection onto the acquired slices, mean over the patches.
 
-    What the projection repairs need not be learnt; the second term keeps the bare answer consistent by itself, so
-    that its disagreement with the acquired slices can serve as a warning (`thinslice.upsample`).
+    What the projection repairs need not be learnt. A share of the error before it is added, which keeps the bare
+    answer consistent by itself, so that its disagreement with the acquired slices can serve as a warning
+    (`thinslice.guard`). The root gives every patch the same say, bright or dim, near slices or far ones.
     """
     thick, cubic, truth, matrix = (
         torch.from_numpy(a).to(device, non_blocking=True) for a in (batch.thick, batch.cubic, batch.truth, batch.matrix)
     )
+    error = cubic + residual_of(network, batch.geometry, thick) - truth
+    seen = torch.einsum("sp,bphw->bshw", matrix, error)
+    gram = matrix @ matrix.T
+    damped = gram + PROJECTION_DAMPING * torch.eye(len(gram), device=device)
+    projected = error - torch.einsum("ps,bshw->bphw", torch.linalg.solve(damped, matrix).T, seen)
+    return _patch_rms(projected) + unprojected * _patch_rms(error)
+
+
+def residual_of(network: SlabNetwork, geometry: Geometry, thick: Tensor) -> Tensor:
+    """The network's answer for a block: thick [b, slabs + 2 context, h, w] -> [b, thin, h, w], float32."""
     context = network.context
     slabs = thick.shape[1] - 2 * context
     around = thick.unfold(1, 2 * context + 1, 1).permute(0, 1, 4, 2, 3)
     stack = around.reshape(-1, *around.shape[2:]).contiguous(memory_format=torch.channels_last)
-    geometry = batch.geometry
-    about = torch.from_numpy(geometry_of(geometry.factor, geometry.thickness_over_spacing, geometry.profile)).to(device)
-    with torch.autocast(device.type, torch.bfloat16):
+    about = torch.from_numpy(geometry_of(geometry.factor, geometry.thickness_over_spacing, geometry.profile))
+    about = about.to(thick.device)
+    with torch.autocast(thick.device.type, torch.bfloat16):
         features = network.trunk(stack, about)
         features = features.reshape(thick.shape[0], slabs, *features.shape[1:])
         answers = []
@@ -127,14 +155,13 @@ def projected_loss(network: SlabNetwork, batch: Batch, device: torch.device, unp
             if len(positions) == 0:
                 continue
             offset = (positions - geometry.thick_centres[context + slab]) / geometry.factor
-            code = torch.from_numpy(position_code(offset)).to(device)
+            code = torch.from_numpy(position_code(offset)).to(thick.device)
             answers.append(network.read_out(features[:, slab], about, code))
-    error = cubic + torch.cat(answers, dim=1).float() - truth
-    seen = torch.einsum("sp,bphw->bshw", matrix, error)
-    gram = matrix @ matrix.T
-    damped = gram + 1e-3 * torch.eye(len(gram), device=device)
-    projected = error - torch.einsum("ps,bshw->bphw", torch.linalg.solve(damped, matrix).T, seen)
-    return projected.abs().mean() + unprojected * error.abs().mean()
+    return torch.cat(answers, dim=1).float()
+
+
+def _patch_rms(error: Tensor) -> Tensor:
+    return (error.square().mean(dim=(1, 2, 3)) + 1e-6).sqrt().mean()
 
 
 def _optimisers(network: SlabNetwork, schedule: Schedule) -> list[torch.optim.Optimizer]:
@@ -144,6 +171,13 @@ def _optimisers(network: SlabNetwork, schedule: Schedule) -> list[torch.optim.Op
     rest = [p for p in network.parameters() if id(p) not in chosen]
     adam = torch.optim.AdamW(rest, lr=schedule.rate, weight_decay=schedule.weight_decay, betas=(0.9, 0.99))
     return [adam, Muon(trunk, lr=schedule.muon_rate)] if trunk else [adam]
+
+
+def _numbers(step: int, rank: int, world: int, batches: int) -> Iterator[int]:
+    """Numbers of the batches of one process from a step on; no two processes share any."""
+    while True:
+        yield from ((step * world + rank) * batches + index for index in range(batches))
+        step += 1
 
 
 def _progress(step: int, seconds: float, schedule: Schedule) -> float:
