@@ -14,6 +14,10 @@ bit, with 0.01 the components that A nearly destroys are not amplified.
 """
 
 
+CORRELATION_LENGTH = 0.5
+"""L of `smooth_spread`, in slice spacings: the shortest that leaves no ripple (0.1 % at x4; LOG.md)."""
+
+
 def thicken(thin: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     """What the scanner would acquire: A x. Shapes [thin, ...] -> [thick, ...], see `along_first_axis`."""
     return along_first_axis(matrix, thin)
@@ -24,39 +28,64 @@ def spread(thick: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     return along_first_axis(matrix.T, thick)
 
 
-def damping_of(matrix: np.ndarray, noise: float = NOISE_LEVEL) -> float:
-    """``noise`` in the units of A At: relative to its median row sum.
+def smooth_spread(matrix: np.ndarray, factor: float) -> np.ndarray:
+    """W At [thin, thick]: the adjoint, smoothed along the slice axis, so that a correction shows no slice edges.
+
+    W is the covariance exp(-d^2 / 2 L^2) of a smooth anatomy, d in slice spacings, mirrored at both ends of the field
+    of view. With W = I a flat correction would come back with a ripple (Gaussian) or as a staircase (box).
+
+    Args:
+        matrix: A [thick, thin].
+        factor: thin slices per slice spacing.
+    """
+    position = np.arange(matrix.shape[1]) / factor
+    length = matrix.shape[1] / factor
+    here, there = position[:, None], position[None, :]
+    edge = 0.5 / factor
+    distances = (here - there, here + there + 2 * edge, 2 * (length - edge) - here - there)
+    covariance = sum(np.exp(-0.5 * (d / CORRELATION_LENGTH) ** 2) for d in distances)
+    smoothed: np.ndarray = covariance @ matrix.T
+    return smoothed
+
+
+def damping_of(matrix: np.ndarray, factor: float, noise: float = NOISE_LEVEL) -> float:
+    """``noise`` in the units of A W At: relative to its median row sum.
 
     That sum is what an inner slice keeps of a flat image, the largest eigenvalue of a long stack. The outermost slices,
     of which only a half lies inside the field of view on the centres grid, have no say in it.
     """
-    return float(noise * np.median(matrix @ matrix.sum(axis=0)))
+    return float(noise * np.median((matrix @ smooth_spread(matrix, factor)).sum(axis=1)))
 
 
-def correction_matrix(matrix: np.ndarray, damping: float) -> np.ndarray:
-    """At (A At + damping * I)^-1, [thin, thick].
+def correction_matrix(matrix: np.ndarray, factor: float, damping: float) -> np.ndarray:
+    """W At (A W At + damping * I)^-1, [thin, thick].
 
-    Applied to ``thick - A thin`` it gives the smallest change of ``thin`` (in the least-squares sense) that agrees
-    with the acquired slices: the null-space projection of inverse problems.
+    Applied to ``thick - A thin`` it gives the smallest change of ``thin``, in the norm of W, that agrees with the
+    acquired slices: the null-space projection of inverse problems, with a smooth range.
 
     Args:
         matrix: A [thick, thin].
+        factor: thin slices per slice spacing.
         damping: see `damping_of`; for a piece of a stack, that of the whole stack.
     """
-    correction: np.ndarray = np.linalg.solve(matrix @ matrix.T + damping * np.eye(len(matrix)), matrix).T
+    smoothed = smooth_spread(matrix, factor)
+    correction: np.ndarray = np.linalg.solve(matrix @ smoothed + damping * np.eye(len(matrix)), smoothed.T).T
     return correction
 
 
-def project(thin: np.ndarray, thick: np.ndarray, matrix: np.ndarray, noise: float = NOISE_LEVEL) -> np.ndarray:
-    """The answer nearest to ``thin`` that agrees with the acquired slices: x + At(A At + d I)^-1 (y - A x).
+def project(
+    thin: np.ndarray, thick: np.ndarray, matrix: np.ndarray, factor: float, noise: float = NOISE_LEVEL
+) -> np.ndarray:
+    """The answer nearest to ``thin`` that agrees with the acquired slices: x + W At(A W At + d I)^-1 (y - A x).
 
     Args:
         thin: an answer [thin, ...], any float dtype.
         thick: the acquired slices [thick, ...].
         matrix: A [thick, thin].
+        factor: thin slices per slice spacing.
         noise: gives the damping d, see `damping_of`; 0 makes ``thicken(result) == thick`` to rounding.
     """
-    repair = correction_matrix(matrix, damping_of(matrix, noise))
+    repair = correction_matrix(matrix, factor, damping_of(matrix, factor, noise))
     answer: np.ndarray = thin + along_first_axis(repair, thick - thicken(thin, matrix))
     return answer
 

@@ -89,7 +89,9 @@ class _Stack:
         self.positions = plan.positions()
         self.owner = np.clip(np.floor(self.positions + 0.5).astype(int), 0, plan.n_thick - 1)
         self.acquire = plan.matrix()
-        self.damping = damping_of(self.acquire, plan.noise)
+        middle = max(plan.n_thick // 2 - PROJECTION_HALO, 0)
+        inner = self.thin_of(middle, middle + 2 * PROJECTION_HALO)
+        self.damping = damping_of(self.acquire[middle : middle + 2 * PROJECTION_HALO, inner], plan.factor, plan.noise)
         self.base = INTERPOLATIONS[model.base](self.positions, plan.n_thick)
         self.geometry = geometry_of(plan.factor, plan.thickness_over_spacing, plan.profile)
         self.raw: dict[int, np.ndarray] = {}
@@ -123,7 +125,8 @@ class _Stack:
         if self.model.residual is not None:
             residuals = [self.guarded(slab) for slab in range(low, high)]
         if plan.projection:
-            repair = correction_matrix(acquire, self.damping)[wanted.start - window.start : wanted.stop - window.start]
+            repair = correction_matrix(acquire, plan.factor, self.damping)
+            repair = repair[wanted.start - window.start : wanted.stop - window.start]
         for top in range(0, acquired.shape[1], ROWS):
             band = slice(top, top + ROWS)
             answer = along_first_axis(base, acquired[:, band])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from thinslice.degrade import along_first_axis
+from thinslice.degrade import along_first_axis, correction_matrix, damping_of
 from thinslice.interpolate import cubic_matrix
 from thinslice.nifti import read
 from thinslice.plan import intensity_range, make_plan
@@ -80,7 +80,8 @@ class Ranges:
 class Batch:
     """Arrays for one step: B patches, S slabs, P thin slices in all.
 
-    thick [B, S + 2 context, h, w], cubic [B, P, h, w], truth [B, P, h, w], matrix A [S, P] of the block.
+    thick [B, S + 2 context, h, w], cubic [B, P, h, w], truth [B, P, h, w], matrix A [S, P] of the block and the matrix
+    [P, S] that projects onto its slices (`thinslice.degrade.correction_matrix`).
     """
 
     geometry: Geometry
@@ -88,6 +89,7 @@ class Batch:
     cubic: np.ndarray
     truth: np.ndarray
     matrix: np.ndarray
+    correction: np.ndarray
 
 
 def load_isotropic(folder: Path) -> list[Thin]:
@@ -214,6 +216,8 @@ def render(corpus: Sequence[Thin], geometry: Geometry, draws: Sequence[Draw], si
     cubic = along_first_axis(cubic_matrix(position, len(thick)), thick)
     own = geometry.thick_centres[context : len(thick) - context]
     matrix = profile_matrix(own - inner[0], len(inner), fwhm, geometry.profile)
+    damping = damping_of(matrix, geometry.factor, noise=0.003)
+    correction = correction_matrix(matrix, geometry.factor, damping)
     swap = (1, 0, 2, 3)
     return Batch(
         geometry,
@@ -221,6 +225,7 @@ def render(corpus: Sequence[Thin], geometry: Geometry, draws: Sequence[Draw], si
         np.ascontiguousarray(cubic.transpose(swap)),
         np.ascontiguousarray(thin[inner - low].transpose(swap)),
         matrix.astype(np.float32),
+        correction.astype(np.float32),
     )
 
 

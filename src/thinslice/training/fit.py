@@ -16,9 +16,6 @@ from thinslice.slab import geometry_of, position_code
 from thinslice.training.corpus import Batch, Geometry
 from thinslice.training.muon import Muon
 
-PROJECTION_DAMPING = 1e-3
-"""Of the projection inside the loss, absolute: A At has eigenvalues around one over the factor."""
-
 
 @dataclass(frozen=True)
 class Schedule:
@@ -36,9 +33,9 @@ class Schedule:
 
     steps: int = 20_000
     minutes: float | None = None
-    rate: float = 1e-3
-    muon_rate: float = 0.02
-    batches: int = 3
+    rate: float = 2e-4
+    muon_rate: float = 0.04
+    batches: int = 2
     warm_up: int = 200
     weight_decay: float = 1e-4
     clip: float = 1.0
@@ -66,7 +63,7 @@ def fit(
         network: trained in place; `thinslice.networks.slab.SlabNet` or one of the same contract.
         batch_at: step -> `Batch`.
     """
-    rank, world, device = _join_world()
+    rank, world, device = join_world()
     network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload] # missing in torch's stub
     average = _copy_of(network)
     optimisers = _optimisers(network, schedule)
@@ -86,7 +83,7 @@ def fit(
     with ThreadPoolExecutor(max_workers=_loaders(device)) as pool:
         numbers = _numbers(step, rank, world, schedule.batches)
         queue = [pool.submit(batch_at, next(numbers)) for _ in range(max(2 * _loaders(device), schedule.batches))]
-        while (progress := _progress(step, time.monotonic() - started, schedule)) < 1.0:
+        while (progress := _agreed(_progress(step, time.monotonic() - started, schedule), world, device)) < 1.0:
             rate = _rate(step, progress, schedule)
             network.zero_grad(set_to_none=True)
             total = 0.0
@@ -128,14 +125,11 @@ def projected_loss(network: SlabNetwork, batch: Batch, device: torch.device, unp
     answer consistent by itself, so that its disagreement with the acquired slices can serve as a warning
     (`thinslice.guard`). The root gives every patch the same say, bright or dim, near slices or far ones.
     """
-    thick, cubic, truth, matrix = (
-        torch.from_numpy(a).to(device, non_blocking=True) for a in (batch.thick, batch.cubic, batch.truth, batch.matrix)
-    )
+    arrays = (batch.thick, batch.cubic, batch.truth, batch.matrix, batch.correction)
+    thick, cubic, truth, matrix, correction = (torch.from_numpy(a).to(device, non_blocking=True) for a in arrays)
     error = cubic + residual_of(network, batch.geometry, thick) - truth
     seen = torch.einsum("sp,bphw->bshw", matrix, error)
-    gram = matrix @ matrix.T
-    damped = gram + PROJECTION_DAMPING * torch.eye(len(gram), device=device)
-    projected = error - torch.einsum("ps,bshw->bphw", torch.linalg.solve(damped, matrix).T, seen)
+    projected = error - torch.einsum("ps,bshw->bphw", correction, seen)
     return _patch_rms(projected) + unprojected * _patch_rms(error)
 
 
@@ -226,7 +220,7 @@ def _save(
     os.replace(temporary, path)
 
 
-def _join_world() -> tuple[int, int, torch.device]:
+def join_world() -> tuple[int, int, torch.device]:
     """Rank, number of processes and device; joins the process group where torchrun started us."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     rank = int(os.environ.get("RANK", "0"))
@@ -240,10 +234,20 @@ def _join_world() -> tuple[int, int, torch.device]:
 def _average_gradients(network: SlabNetwork, world: int) -> None:
     if world == 1:
         return
-    for parameter in network.parameters():
-        if parameter.grad is not None:
-            torch.distributed.all_reduce(parameter.grad)
-            parameter.grad /= world
+    gradients = [p.grad for p in network.parameters() if p.grad is not None]
+    flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+    torch.distributed.all_reduce(flat)
+    for gradient, mean in zip(gradients, (flat / world).split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(mean.reshape(gradient.shape))
+
+
+def _agreed(progress: float, world: int, device: torch.device) -> float:
+    """The first process's clock decides for all, so that all stop after the same step."""
+    if world == 1:
+        return progress
+    shared = torch.tensor(progress, dtype=torch.float64, device=device)
+    torch.distributed.broadcast(shared, src=0)
+    return shared.item()
 
 
 def _loaders(device: torch.device) -> int:

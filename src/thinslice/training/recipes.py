@@ -18,7 +18,7 @@ from thinslice.networks.contract import SlabNetwork
 from thinslice.networks.slab import SlabNet
 from thinslice.training.corpus import Ranges, Thin, batch_at, load_isotropic, load_thick
 from thinslice.training.export import export
-from thinslice.training.fit import Schedule, fit
+from thinslice.training.fit import Schedule, fit, join_world
 
 VALID_FACTOR = (1.5, 10.0)
 VALID_THICKNESS = (0.6, 1.3)
@@ -51,7 +51,7 @@ class Stage:
 
 def default() -> list[Stage]:
     """The embedded weights: near-isotropic MR, every geometry in one training."""
-    return [Stage(name="iso", sources={"iso_train": 1.0}, network={})]
+    return [Stage(name="iso", sources={"iso_train": 1.0}, network={}, schedule=Schedule(save_every=200))]
 
 
 RECIPES: dict[str, Callable[[], list[Stage]]] = {"default": default}
@@ -91,6 +91,8 @@ def run(
         raise InputRefused(
             f"got {out}, which holds an earlier training; need an empty folder; next: --resume, or another -o"
         )
+    rank, _, _ = join_world()
+    report = report if rank == 0 else _silent
     trained: dict[str, SlabNetwork] = {}
     for stage in stages:
         corpus = load_sources(data, stage.sources)
@@ -102,6 +104,8 @@ def run(
         batches = _batches(corpus, stage, network.context)
         trained[stage.name] = fit(network, batches, out / stage.name, stage.schedule, resume, report)
     path = out / f"{recipe}.onnx"
+    if rank != 0:
+        return path
     card = make_card(recipe, stages, data)
     digest = export(trained[stages[-1].name], card, path)
     report(f"wrote {path} (sha256 {digest[:12]})")
@@ -133,6 +137,10 @@ def make_card(recipe: str, stages: Sequence[Stage], data: Path) -> dict[str, Any
             "profiles": ["gaussian", "box"],
         },
     }
+
+
+def _silent(line: str) -> None:
+    """What the other processes of a parallel training have to say."""
 
 
 def _batches(corpus: Sequence[Thin], stage: Stage, context: int) -> Callable[[int], Any]:
