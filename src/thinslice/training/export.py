@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from thinslice.networks.contract import SlabNetwork
 from thinslice.runtime import CARD_KEY, load_model
@@ -28,6 +30,7 @@ def export(network: SlabNetwork, card: dict[str, Any], path: Path) -> str:
 
     network.cpu().eval().float()
     card = card | {"base": "cubic", "context": network.context, "multiple": network.multiple, "reach": network.reach}
+    card |= {"parameters": sum(p.numel() for p in network.parameters()), "multiply_adds": multiply_adds(network)}
     slices = torch.randn(1, 2 * network.context + 1, 32, 48)
     geometry, position = torch.randn(network.n_geometry), torch.randn(3, network.n_position)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -52,6 +55,29 @@ def export(network: SlabNetwork, card: dict[str, Any], path: Path) -> str:
     os.replace(temporary, path)
     path.with_suffix(".json").write_text(json.dumps(card | {"sha256": digest}, indent=2) + "\n")
     return digest
+
+
+def multiply_adds(network: SlabNetwork) -> dict[str, int]:
+    """Multiply-adds of the convolutions, per pixel of an acquired slice and per voxel of the answer."""
+    size = 64
+    counts = {"trunk": 0, "read_out": 0}
+    part = "trunk"
+
+    class Count(TorchFunctionMode):
+        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            out = function(*args, **(kwargs or {}))
+            if function in (F.conv2d, torch.conv2d):
+                counts[part] += out.numel() * args[1][0].numel()
+            elif function in (F.conv_transpose2d, torch.conv_transpose2d):
+                counts[part] += args[0].numel() * args[1][0].numel()
+            return out
+
+    geometry, position = torch.zeros(network.n_geometry), torch.zeros(1, network.n_position)
+    with torch.no_grad(), Count():
+        features = network.trunk(torch.zeros(1, 2 * network.context + 1, size, size), geometry)
+        part = "read_out"
+        network.read_out(features, geometry, position)
+    return {"per_acquired_pixel": counts["trunk"] // size**2, "per_thin_voxel": counts["read_out"] // size**2}
 
 
 def _compare(
