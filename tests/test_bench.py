@@ -178,7 +178,7 @@ def test_equal_names_in_two_folders_stay_apart(scans, tmp_path):
 
 
 def score(case="a", model="cubic", projection=True, psnr_db=20.0) -> Score:
-    return Score(case, 2, Condition(), 4.0, model, None, projection, psnr_db, 0.8, 1.0, 0.1, 0.0, 0.01)
+    return Score(case, 2, Condition(), 4.0, model, None, projection, psnr_db, 0.8, 12.0, 5.0, 1.0, 0.1, 0.0, 0.01)
 
 
 def test_gain_is_over_cubic_with_projection_of_the_same_case_and_shows_the_smallest():
@@ -192,7 +192,7 @@ def test_gain_is_over_cubic_with_projection_of_the_same_case_and_shows_the_small
         ]
     )
     row = next(line for line in table.splitlines() if "net" in line)
-    assert [cell.strip() for cell in row.split("|")][4:8] == ["2", "26.25", "0.8000", "+1.25 (-0.50)"]
+    assert [cell.strip() for cell in row.split("|")][4:9] == ["2", "26.25", "0.8000", "+1.25 (-0.50)", "12.0 (5.0)"]
 
 
 def test_the_table_names_every_skipped_case_once():

@@ -3,7 +3,7 @@ import pytest
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from thinslice.interpolate import INTERPOLATIONS
-from thinslice.metrics import banding, data_range, foreground, psnr, reslice_rms, ssim
+from thinslice.metrics import banding, data_range, foreground, psnr, reslice_rms, ssim, stripes
 from thinslice.profile import profile_matrix
 
 
@@ -130,6 +130,32 @@ def test_banding_sees_sharpness_that_comes_and_goes(factor):
     noise[np.arange(48) % factor != 0] = 0
     mask = foreground(truth)
     assert banding(truth + noise, truth, factor, mask) > 2
+
+
+@pytest.mark.parametrize("factor", FACTORS)
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize(("scale", "offset"), [(1.0, 0.0), (30.0, -1024.0)])
+def test_stripes_are_the_percentage_by_which_the_change_per_slice_varies(factor, axis, scale, offset):
+    change = 1 + 0.2 * np.cos(2 * np.pi * np.arange(95) / factor)
+    sign = np.random.default_rng(0).choice([-1, 1], (95, 8, 7))
+    volume = np.moveaxis(np.cumsum(np.vstack([np.zeros((1, 8, 7)), change[:, None, None] * sign]), 0), 0, axis)
+    mask = np.ones(volume.shape, bool)
+    assert stripes(scale * volume + offset, factor, mask, axis) == pytest.approx(20, abs=0.2)
+    assert stripes(scale * volume + offset, 1.37 * factor, mask, axis) < 1
+
+
+@pytest.mark.parametrize("factor", [4.0, 6.0, 8.0])
+def test_a_staircase_has_many_stripes_and_the_truth_few(factor):
+    truth = anatomy()
+    stairs = truth[np.arange(48) // int(factor) * int(factor)]
+    mask = foreground(truth)
+    assert stripes(stairs, factor, mask) > 150
+    assert stripes(truth, factor, mask) < 20
+
+
+def test_too_short_a_stack_has_no_stripes():
+    truth = anatomy((7, 30, 30))
+    assert stripes(truth, 4.0, np.ones(truth.shape, bool)) == 0.0
 
 
 def test_a_stripe_at_another_frequency_is_not_banding_of_the_slices():

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from strategies import affines, axes, grids, millimetres, profiles, scans, scans_and_wishes
+from strategies import affines, axes, grids, millimetres, profiles, scans, scans_and_wishes, seeds
+from thinslice.degrade import NOISE_LEVEL
 from thinslice.errors import PlanRefused, ThinsliceError
-from thinslice.plan import ISOTROPIC_BELOW, MAX_SLICES, Envelope, Plan, make_plan, through_plane_axis
+from thinslice.plan import ISOTROPIC_BELOW, MAX_SLICES, Envelope, Plan, intensity_range, make_plan, through_plane_axis
 from thinslice.volume import Volume
 
 MM = 1e-9
@@ -264,3 +265,24 @@ def test_the_thickness_that_a_refusal_advises_is_accepted(factor, grid):
         enough = float(str(refusal).split("at least ")[1].split(" mm")[0])
         make_plan(stack(), factor=factor, thickness_mm=enough, grid=grid)
     make_plan(stack(), factor=factor, thickness_mm=0.001, grid=grid, profile="box")  # the other way out
+
+
+def test_the_default_noise_is_that_of_the_projection():
+    assert make_plan(Volume(np.zeros((4, 4, 4)), np.diag([1.0, 1.0, 4.0, 1.0]))).noise == NOISE_LEVEL
+
+
+@given(
+    seed=seeds,
+    dtype=st.sampled_from([np.int8, np.uint8, np.int16, np.uint16, np.int32, np.float32, np.float64]),
+    shape=st.lists(st.integers(1, 9), min_size=1, max_size=4),
+    spread=st.sampled_from([3.0, 40.0, 1e5]),
+)
+def test_the_intensity_range_is_numpys_percentiles_for_every_kind_of_number(seed, dtype, shape, spread):
+    values = np.random.default_rng(seed).normal(0, spread, shape)
+    if np.dtype(dtype).kind != "f":
+        values = np.clip(np.rint(values), np.iinfo(dtype).min, np.iinfo(dtype).max)
+    voxels = values.astype(dtype)
+    low, high = np.percentile(voxels.astype(np.float64), [0.5, 99.5])
+    wanted = (low, high) if high > low else (low, low + 1)
+    for turned in (voxels, voxels.T, voxels[::-1]):
+        assert intensity_range(turned) == pytest.approx(wanted, rel=1e-6, abs=1e-9)

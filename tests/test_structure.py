@@ -15,14 +15,15 @@ FILES = sorted(SOURCE.rglob("*.py"))
 
 # fmt: off
 ORDER = [
-    "errors", "volume", "nifti", "dicom", "cases", "profile", "plan", "degrade", "guard", "interpolate", "slab",
+    "errors", "volume", "nifti", "dicom", "cases", "profile", "degrade", "plan", "guard", "interpolate", "slab",
     "tile", "runtime", "weights", "upsample", "labels", "reslice", "metrics", "picture", "results", "bench", "report",
     "batch", "networks.contract", "networks.slab", "training.corpus", "training.muon", "training.fit",
     "training.export", "training.recipes", "cli", "__main__",
 ]
 # fmt: on
 """The order in which data meets the modules (house.md); each imports only from those before it. The plan comes after
-the profile, whose matrix it makes; the training uses the line, so it comes after it."""
+the profile, whose matrix it makes, and the projection, whose noise level is its default; the training uses the line, so
+it comes after it."""
 
 
 def name_of(path):

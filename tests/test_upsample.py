@@ -140,7 +140,7 @@ def test_the_projection_is_that_of_degrade_on_the_whole_stack(case, model, noise
     free, plan = thinned(volume, model, noise=noise, projection=False, **wish)
     answer, _ = thinned(volume, model, noise=noise, **wish)
     thin, thick = (np.moveaxis(v.voxels.astype(float), plan.axis, 0) for v in (free, volume))
-    wanted = project(thin, thick, plan.matrix(), noise)
+    wanted = project(thin, thick, plan.matrix(), plan.factor, noise)
     np.testing.assert_allclose(np.moveaxis(answer.voxels, plan.axis, 0), wanted, atol=ROUNDING)
 
 
@@ -151,10 +151,10 @@ def test_with_the_default_noise_reslicing_gives_back_what_was_acquired_to_one_pe
     volume = Volume(acquired(thick.shape, thick.affine, 2, 4.0), thick.affine)
     answer, plan = thinned(volume, model, grid=grid)
     again = answer.voxels.astype(float) @ plan.matrix().T
-    # Measured on the phantom: 0.2 % RMS and below 1 % anywhere but at sharp edges.
+    # Measured on the phantom with cubic: 0.02 % RMS, 0.10 % at worst.
     error = np.abs(again - volume.voxels) / np.ptp(volume.voxels)
-    assert np.sqrt(np.mean(error**2)) < 0.005
-    assert np.quantile(error, 0.99) < 0.01
+    assert np.sqrt(np.mean(error**2)) < 0.001
+    assert error.max() < 0.01
 
 
 @given(factor=st.floats(2.0, 6.0), grid=grids, axis=axes, slice_=st.integers(8, 12), projection=st.booleans())
@@ -235,7 +235,7 @@ def test_nearest_linear_cubic_and_projection_each_beat_the_one_before(phantom, g
     for name, projection in kinds:
         answer, truth = phantom(interpolation(name), projection=projection, grid=grid)
         scores.append(psnr(answer.voxels, truth))
-    # Measured: 26.18, 27.40, 28.55, 29.89 dB (fov) and 25.43, 27.22, 28.29, 29.61 dB (centres).
+    # Measured: 26.18, 27.40, 28.55, 29.85 dB (fov) and 25.43, 27.22, 28.29, 29.63 dB (centres).
     assert (np.diff(scores) > 0.8).all()
     assert scores[-1] > 29.5
 
@@ -287,7 +287,10 @@ def test_a_series_equals_its_volumes_one_by_one(case, model, volumes, seed):
         ("fov", 4, 0.75),
         ("fov", 2.6, 1.0),
         ("fov", 4, 1.0),
+        ("fov", 4, 0.6),
         ("fov", 4, 1.25),
+        ("fov", 4, 1.3),
+        ("centres", 2.6, 1.3),
         ("fov", 2.6, 1.25),
         ("centres", 3, 0.75),
         ("centres", 2.3, 1.0),
@@ -295,7 +298,7 @@ def test_a_series_equals_its_volumes_one_by_one(case, model, volumes, seed):
     ],
 )
 def test_chunked_equals_whole(monkeypatch, model, grid, factor, ratio):
-    voxels = np.random.default_rng(0).random((5, 4, 45), dtype=np.float32)
+    voxels = np.random.default_rng(0).random((5, 4, 60), dtype=np.float32)
     volume = Volume(voxels, np.diag([1.0, 1.0, 4.0, 1.0]))
     wish = {"grid": grid, "factor": factor, "thickness_mm": 4.0 * ratio}
     chunked, _ = thinned(volume, model, **wish)

@@ -17,7 +17,7 @@ import numpy as np
 
 from thinslice.degrade import along_first_axis
 from thinslice.errors import InputRefused, OutputRefused, PlanRefused, ThinsliceError
-from thinslice.metrics import banding, data_range, foreground, psnr, reslice_rms, ssim
+from thinslice.metrics import banding, data_range, foreground, psnr, reslice_rms, ssim, stripes
 from thinslice.nifti import read
 from thinslice.picture import Picture, Plane, picture_centre, resliced_planes, save_picture, side_by_side
 from thinslice.plan import Plan, intensity_range, make_plan
@@ -237,6 +237,8 @@ def _answers(
             projection=projection,
             psnr_db=psnr(voxels, truth.voxels, span, mask),
             ssim=ssim(voxels, truth.voxels, span, mask),
+            stripes=stripes(voxels, plan.factor, mask, axis),
+            stripes_truth=stripes(truth.voxels, plan.factor, mask, axis),
             banding=banding(voxels, truth.voxels, plan.factor, mask, axis),
             seconds=seconds,
             guard_share=answer.guard.share,

@@ -4,18 +4,23 @@ Arrays here have the through-plane axis first: thin [thin, ...], thick [thick, .
 from `thinslice.profile`; nothing else in the project blurs.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 
-NOISE_LEVEL = 0.01
+NOISE_LEVEL = 0.003
 """Default regularisation of the projection, see `damping_of`.
 
 It is the assumed noise-to-signal power of an acquired slice: with 0 the acquired noise is reproduced to the last
-bit, with 0.01 the components that A nearly destroys are not amplified.
+bit, with more the components that A nearly destroys are not amplified. With 0.003 six real scans came back to 0.06 %
+RMS and 0.9 % at worst of their range (0.01: 0.19 % and 2.9 %) for at most 0.09 dB of noisy ones.
 """
-
 
 CORRELATION_LENGTH = 0.5
 """L of `smooth_spread`, in slice spacings: the shortest that leaves no ripple (0.1 % at x4; LOG.md)."""
+
+BAND = 16
+"""Lines of a slice that are computed together: what then is in use fits into a processor's cache."""
 
 
 def thicken(thin: np.ndarray, matrix: np.ndarray) -> np.ndarray:
@@ -32,7 +37,8 @@ def smooth_spread(matrix: np.ndarray, factor: float) -> np.ndarray:
     """W At [thin, thick]: the adjoint, smoothed along the slice axis, so that a correction shows no slice edges.
 
     W is the covariance exp(-d^2 / 2 L^2) of a smooth anatomy, d in slice spacings, mirrored at both ends of the field
-    of view. With W = I a flat correction would come back with a ripple (Gaussian) or as a staircase (box).
+    of view. With W = I a flat correction would come back with a ripple of 10 % (Gaussian), a straight one as a
+    staircase (box).
 
     Args:
         matrix: A [thick, thin].
@@ -88,6 +94,13 @@ def project(
     repair = correction_matrix(matrix, factor, damping_of(matrix, factor, noise))
     answer: np.ndarray = thin + along_first_axis(repair, thick - thicken(thin, matrix))
     return answer
+
+
+def bands(stack: np.ndarray) -> Iterator[tuple[slice, ...]]:
+    """Indices that cut a stack [n, h, w] into bands, `BAND` lines of its in-plane axis that is slower in memory."""
+    slower = 1 if abs(stack.strides[1]) >= abs(stack.strides[2]) else 2
+    for top in range(0, stack.shape[slower], BAND):
+        yield (*[slice(None)] * slower, slice(top, top + BAND))
 
 
 def along_first_axis(matrix: np.ndarray, array: np.ndarray) -> np.ndarray:

@@ -3,12 +3,14 @@
 import dataclasses
 import json
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any, Literal, get_args
 
 import numpy as np
 
+from thinslice.degrade import NOISE_LEVEL
 from thinslice.errors import PlanRefused
 from thinslice.profile import GAUSSIAN_REACH_FWHM, PROFILES, Profile, profile_matrix
 from thinslice.volume import Volume
@@ -124,7 +126,7 @@ def make_plan(
     model_sha256: str | None = None,
     envelope: Envelope | None = None,
     projection: bool = True,
-    noise: float = 0.01,
+    noise: float = NOISE_LEVEL,
 ) -> Plan:
     """Decide everything about one scan.
 
@@ -213,10 +215,24 @@ def intensity_range(voxels: np.ndarray) -> tuple[float, float]:
     finite = voxels[np.isfinite(voxels)] if voxels.dtype.kind == "f" else voxels
     if finite.size == 0:
         return 0.0, 1.0
-    low, high = (float(value) for value in np.percentile(finite, [0.5, 99.5]))
+    percentiles = _counted_percentiles if finite.dtype.kind in "iu" and finite.itemsize <= 2 else np.percentile
+    low, high = (float(value) for value in percentiles(finite, [0.5, 99.5]))
     if high <= low:
         low, high = float(finite.min()), float(finite.max())
     return low, high if high > low else low + 1.0
+
+
+def _counted_percentiles(voxels: np.ndarray, shares: Sequence[float]) -> np.ndarray:
+    """`np.percentile` of small whole numbers, exactly, by counting them: several times faster than sorting."""
+    least = int(voxels.min())
+    counts = np.zeros(int(voxels.max()) - least + 1, np.intp)
+    for part in np.atleast_2d(voxels):
+        counts += np.bincount(part.ravel(order="K").astype(np.intp) - least, minlength=len(counts))
+    rank = np.asarray(shares) / 100 * (voxels.size - 1)
+    ranks = np.array([np.floor(rank), np.ceil(rank)])
+    below, above = np.searchsorted(np.cumsum(counts), ranks, side="right") + least
+    answer: np.ndarray = below + (above - below) * (rank - ranks[0])
+    return answer
 
 
 def _target_mm(thick_mm: float, in_plane_mm: float, spacing_mm: float | None, factor: float | None) -> float:

@@ -11,13 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from thinslice.degrade import thicken
+from thinslice.degrade import bands, thicken
 from thinslice.guard import GuardCount
 from thinslice.plan import Plan, intensity_range
 from thinslice.volume import Volume, sidecar_path
-
-ROWS = 32
-"""In-plane rows that are made thick together; bounds the memory."""
 
 
 @dataclass(frozen=True)
@@ -132,9 +129,8 @@ def _volumes(voxels: np.ndarray) -> list[np.ndarray]:
 def _differences(thick: np.ndarray, thin: np.ndarray, matrix: np.ndarray) -> tuple[float, float, float]:
     """Mean square and largest difference of [thick, h, w] and A [thin, h, w], and the intensity range of the former."""
     total, worst = 0.0, 0.0
-    for top in range(0, thick.shape[1], ROWS):
-        band = slice(top, top + ROWS)
-        difference = thicken(thin[:, band].astype(np.float64), matrix) - thick[:, band]
+    for band in bands(thin):
+        difference = thicken(thin[band].astype(np.float64, order="C"), matrix) - thick[band]
         total += float(np.sum(difference**2))
         worst = max(worst, float(np.abs(difference).max()))
     low, high = intensity_range(thick)

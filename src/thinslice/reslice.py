@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from thinslice.degrade import thicken
+from thinslice.degrade import bands, thicken
 from thinslice.errors import InputRefused, PlanRefused
 from thinslice.labels import check_whole_numbers
 from thinslice.plan import through_plane_axis
@@ -13,9 +13,6 @@ from thinslice.volume import Volume
 
 SAME_PLACE_MM = 1e-3
 """How far the in-plane grids of the two scans may lie apart."""
-
-ROWS = 32
-"""In-plane rows that are made thick together; bounds the memory."""
 
 
 def reslice(
@@ -106,13 +103,12 @@ def _misfit(thin: Volume, what: str) -> InputRefused:
 
 def _fill_image(thin: np.ndarray, out: np.ndarray, matrix: np.ndarray) -> None:
     """[thin, h, w] -> ``out`` [thick, h, w], row band by row band."""
-    for top in range(0, thin.shape[1], ROWS):
-        band = slice(top, top + ROWS)
-        values = thicken(thin[:, band].astype(np.float64), matrix)
+    for band in bands(thin):
+        values = thicken(thin[band].astype(np.float64, order="C"), matrix)
         if out.dtype.kind in "iu":
             info = np.iinfo(out.dtype)
             values = np.clip(np.rint(values), info.min, info.max)
-        out[:, band] = values
+        out[band] = values
 
 
 def _fill_labels(thin: np.ndarray, out: np.ndarray, matrix: np.ndarray) -> None:

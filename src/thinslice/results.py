@@ -37,7 +37,7 @@ class Score:
         factor: as realised, whole thin slices over whole thick slices.
         model, model_sha256, projection: who answered.
         psnr_db: infinite for an answer equal to the truth.
-        ssim, banding: see `thinslice.metrics`.
+        ssim, stripes, banding: see `thinslice.metrics`; ``stripes_truth`` is what the truth itself has.
         seconds: wall-clock of the computation, reading and writing left out.
         guard_share: share of the cells where the guard went back to interpolation.
         reslice_rms: RMS of (answer made thick - acquired) over the truth's data range.
@@ -52,6 +52,8 @@ class Score:
     projection: bool
     psnr_db: float
     ssim: float
+    stripes: float
+    stripes_truth: float
     banding: float
     seconds: float
     guard_share: float
@@ -84,7 +86,7 @@ def make_table(scores: Sequence[Score], skips: Sequence[Skip] = ()) -> str:
 
     Gains are differences from cubic interpolation with projection on the same case, in dB; the smallest is in brackets.
     """
-    head = ("condition", "model", "projection", "n", "PSNR dB", "SSIM", "gain dB (min)", "banding", "guard %")
+    head = ("condition", "model", "projection", "n", "PSNR dB", "SSIM", "gain dB (min)", "stripes % (truth)", "guard %")
     rows = [(*head, "re-slice RMS %", "seconds")]
     reference = {_place(s): s.psnr_db for s in scores if s.model == REFERENCE and s.projection}
     groups: dict[tuple[Condition, str, bool], list[Score]] = {}
@@ -102,7 +104,7 @@ def make_table(scores: Sequence[Score], skips: Sequence[Skip] = ()) -> str:
                 f"{_mean(s.psnr_db for s in group):.2f}",
                 f"{_mean(s.ssim for s in group):.4f}",
                 f"{_mean(gains):+.2f} ({min(gains):+.2f})" if gains else "-",
-                f"{_mean(s.banding for s in group):.2f}",
+                f"{_mean(s.stripes for s in group):.1f} ({_mean(s.stripes_truth for s in group):.1f})",
                 f"{100 * _mean(s.guard_share for s in group):.2f}",
                 f"{100 * _mean(s.reslice_rms for s in group):.2f}",
                 f"{_mean(s.seconds for s in group):.1f}",
@@ -111,7 +113,8 @@ def make_table(scores: Sequence[Score], skips: Sequence[Skip] = ()) -> str:
     notes = [
         "Thick-slice protocol. PSNR and SSIM (7x7x7 uniform window) over the foreground, all slices; range: distance",
         "between the truth's 0.5 and 99.5 percentiles. Means over the cases; gain: over cubic with projection, the",
-        "smallest of a case in brackets. Banding: 1 means no more stripes at the slice frequency than the truth has.",
+        "smallest of a case in brackets. Stripes: how much the mean change from slice to slice rises and falls with",
+        "the acquired slices (the truth's in brackets).",
         "Condition: slice spacing in thin voxels, slice profile, gap or overlap in shares of the slice spacing.",
     ]
     skipped = _skip_lines(skips)

@@ -6,12 +6,12 @@ by the guard, projected onto the acquired slices, and stored. Interpolation and 
 slices, so they are one matrix per chunk; see `_Lines.matrices`.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from thinslice.degrade import along_first_axis, correction_matrix, damping_of
+from thinslice.degrade import along_first_axis, bands, correction_matrix, damping_of
 from thinslice.guard import GuardCount, keep_map, suspect_cells
 from thinslice.interpolate import INTERPOLATIONS
 from thinslice.plan import Plan, intensity_range
@@ -28,9 +28,6 @@ thickness of 1.3 spacings (with 16 slices 3e-6 and 3e-4).
 
 CHUNK = 8
 """Slabs that are projected and stored together."""
-
-ROWS = 16
-"""In-plane rows that are interpolated and projected together; as many as fit into a processor's cache."""
 
 
 @dataclass(frozen=True)
@@ -174,7 +171,7 @@ class _Stack:
         wanted = self.lines.thin_of(start, stop)
         if self.model.residual is not None:
             residuals = [self.guarded(slab) for slab in range(low, high)]
-        for band in _bands(self.thick):
+        for band in bands(self.thick):
             answer = along_first_axis(to_thin, self.normalised(self.thick[spline_low:spline_high][band]))
             if self.model.residual is not None:
                 answer += along_first_axis(keep, np.concatenate([r[band] for r in residuals]))
@@ -221,13 +218,6 @@ class _Stack:
 def _bounds(thick: np.ndarray, low: float, scale: float) -> tuple[float, float]:
     """Smallest and largest acquired value in normalised units."""
     return (float(thick.min()) - low) / scale, (float(thick.max()) - low) / scale
-
-
-def _bands(stack: np.ndarray) -> Iterator[tuple[slice, ...]]:
-    """Indices of bands of a stack [n, h, w], `ROWS` lines of that in-plane axis that is the slower one in memory."""
-    slower = 1 if abs(stack.strides[1]) >= abs(stack.strides[2]) else 2
-    for top in range(0, stack.shape[slower], ROWS):
-        yield (*[slice(None)] * slower, slice(top, top + ROWS))
 
 
 def _store(values: np.ndarray, out: np.ndarray) -> None:

@@ -87,7 +87,7 @@ class SlabNet(SlabNetwork):
 
     def trunk(self, slices: Tensor, geometry: Tensor) -> Tensor:
         """[n, 2 * context + 1, h, w] -> features [n, width, h, w]."""
-        x = F.relu(self.entry(slices) + self.acquisition(geometry).reshape(1, -1, 1, 1))
+        x = F.relu(self.entry(slices) + self.acquisition(geometry.unsqueeze(0)).reshape(1, -1, 1, 1))
         x = self.before(x)
         x = x + self.up(self.deep(F.relu(self.down(x))))
         return self.after(x)

@@ -216,7 +216,7 @@ def render(corpus: Sequence[Thin], geometry: Geometry, draws: Sequence[Draw], si
     cubic = along_first_axis(cubic_matrix(position, len(thick)), thick)
     own = geometry.thick_centres[context : len(thick) - context]
     matrix = profile_matrix(own - inner[0], len(inner), fwhm, geometry.profile)
-    damping = damping_of(matrix, geometry.factor, noise=0.003)
+    damping = damping_of(matrix, geometry.factor)
     correction = correction_matrix(matrix, geometry.factor, damping)
     swap = (1, 0, 2, 3)
     return Batch(

@@ -12,6 +12,7 @@ import torch
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from thinslice.errors import ModelRefused
 from thinslice.networks.contract import SlabNetwork
 from thinslice.runtime import CARD_KEY, load_model
 
@@ -55,6 +56,30 @@ def export(network: SlabNetwork, card: dict[str, Any], path: Path) -> str:
     os.replace(temporary, path)
     path.with_suffix(".json").write_text(json.dumps(card | {"sha256": digest}, indent=2) + "\n")
     return digest
+
+
+def load_weights(network: SlabNetwork, path: Path) -> None:
+    """Fill a network with the weights of a model file that `export` wrote, to train on from there.
+
+    Raises:
+        ModelRefused: the file is not a model of this network.
+    """
+    import onnx
+
+    load_model(path)  # refuses in words what is not ours
+    graph = onnx.load(path).graph
+    stored = {weight.name: onnx.numpy_helper.to_array(weight) for weight in graph.initializer}
+    for node in graph.node:  # equal weights are stored once
+        if node.op_type == "Identity" and node.input[0] in stored:
+            stored[node.output[0]] = stored[node.input[0]]
+    wanted = network.state_dict()
+    missing = [name for name, weight in wanted.items() if getattr(stored.get(name), "shape", None) != weight.shape]
+    if missing:
+        raise ModelRefused(
+            f"got {path}, whose weights do not fit this network ({len(missing)} of {len(wanted)} differ); "
+            "need a model of the same recipe; next: check the path"
+        )
+    network.load_state_dict({name: torch.from_numpy(stored[name].copy()) for name in wanted})
 
 
 def multiply_adds(network: SlabNetwork) -> dict[str, int]:

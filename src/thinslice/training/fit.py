@@ -23,7 +23,9 @@ class Schedule:
 
     Attributes:
         steps: of the optimiser; ``minutes``, if given, ends the run on the clock instead, and the cosine follows it.
-        rate: of AdamW, for the read-out; ``muon_rate``: of Muon, for the convolutions of the trunk.
+        rate, weight_decay: of AdamW, for the read-out.
+        muon_rate, muon_decay: of Muon, for the convolutions of the trunk. Without normalisation layers only the decay
+            bounds their singular values (by about its inverse); without it a run diverged (LOG.md).
         batches: gradients of this many batches, each with a geometry of its own, make one step.
         warm_up: steps until the full rate.
         clip: largest norm of a gradient.
@@ -34,7 +36,8 @@ class Schedule:
     steps: int = 20_000
     minutes: float | None = None
     rate: float = 2e-4
-    muon_rate: float = 0.04
+    muon_rate: float = 0.01
+    muon_decay: float = 0.5
     batches: int = 2
     warm_up: int = 200
     weight_decay: float = 1e-4
@@ -164,7 +167,7 @@ def _optimisers(network: SlabNetwork, schedule: Schedule) -> list[torch.optim.Op
     chosen = {id(p) for p in trunk}
     rest = [p for p in network.parameters() if id(p) not in chosen]
     adam = torch.optim.AdamW(rest, lr=schedule.rate, weight_decay=schedule.weight_decay, betas=(0.9, 0.99))
-    return [adam, Muon(trunk, lr=schedule.muon_rate)] if trunk else [adam]
+    return [adam, Muon(trunk, lr=schedule.muon_rate, weight_decay=schedule.muon_decay)] if trunk else [adam]
 
 
 def _numbers(step: int, rank: int, world: int, batches: int) -> Iterator[int]:

@@ -17,7 +17,7 @@ from thinslice.errors import InputRefused, ModelRefused
 from thinslice.networks.contract import SlabNetwork
 from thinslice.networks.slab import SlabNet
 from thinslice.training.corpus import Ranges, Thin, batch_at, load_isotropic, load_thick
-from thinslice.training.export import export
+from thinslice.training.export import export, load_weights
 from thinslice.training.fit import Schedule, fit, join_world
 
 VALID_FACTOR = (1.5, 10.0)
@@ -64,6 +64,7 @@ def run(
     resume: bool = False,
     minutes: float | None = None,
     steps: int | None = None,
+    start: Path | None = None,
     report: Callable[[str], None] = print,
 ) -> Path:
     """Run a recipe; returns the model file, ``out/RECIPE.onnx``, with its card beside it.
@@ -73,6 +74,7 @@ def run(
         data: folder that holds the stages' source folders.
         out: checkpoints, logs and the model go here.
         resume: continue from the checkpoints in ``out``.
+        start: a model file whose weights the first stage starts from; default: fresh ones.
         minutes, steps: length of the last stage instead of the recipe's own.
         report: receives progress lines.
 
@@ -99,6 +101,8 @@ def run(
         report(f"{stage.name}: {len(corpus)} volumes")
         torch.manual_seed(0)
         network = SlabNet(**stage.network)
+        if start is not None and stage is stages[0]:
+            load_weights(network, start)
         if stage.start is not None:
             network.load_state_dict(trained[stage.start].state_dict())
         batches = _batches(corpus, stage, network.context)
