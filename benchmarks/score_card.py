@@ -1,4 +1,4 @@
-"""Write what `thinslice evaluate` measured into a model's card: `python benchmarks/score_card.py results.jsonl CARD.json`.
+"""Put what `thinslice evaluate` measured onto a card: `python benchmarks/score_card.py results.jsonl CARD.json`.
 
 Per condition: mean PSNR of the model with projection, its mean and smallest gain over projected cubic, mean SSIM gain.
 """

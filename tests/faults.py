@@ -367,8 +367,22 @@ FAULTS = [
     Fault("model's reach ignored", "runtime.py", 'int(card["reach"])', "0", "tiled equals whole", TILE),
     # the guard
     Fault("guard never triggers", "upsample.py", "if cells.any():", "if False:", "falls back", GUARD),
+    Fault("NaN passes the guard", "guard.py", "> 0\n        suspect", "> 2\n        suspect", "single NaN", GUARD),
     Fault(
-        "NaN passes the guard", "guard.py", "~(change <= allowed) | broken", "(change > allowed)", "single NaN", GUARD
+        "guard compares with nothing",
+        "guard.py",
+        "np.maximum(MARGIN * accepted, DISAGREEMENT)",
+        "np.inf",
+        "falls back",
+        GUARD,
+    ),
+    Fault(
+        "guard forgets what interpolation misses",
+        "upsample.py",
+        "missed[0, slab - spline_low] -= 1.0",
+        "missed[:] = 0.0",
+        "good answer is left alone",
+        GUARD,
     ),
     Fault(
         "guard throws everything away", "upsample.py", "* keep_map(cells, own.shape[1:])", "* 0.0", "only there", GUARD

@@ -8,7 +8,7 @@ from scipy.optimize import linprog
 
 from phantoms import acquired, knowing, network, silent, thick_grid
 from strategies import seeds
-from thinslice.guard import CELL, DISAGREEMENT, OVERSHOOT, GuardCount, keep_map, suspect_cells
+from thinslice.guard import CELL, DISAGREEMENT, MARGIN, OVERSHOOT, GuardCount, keep_map, suspect_cells
 from thinslice.interpolate import cubic_matrix
 from thinslice.plan import intensity_range, make_plan
 from thinslice.runtime import interpolation
@@ -61,7 +61,7 @@ def moved(slices, offset):
 def test_a_zero_residual_is_never_suspect(seed, height, width):
     around = np.random.default_rng(seed).standard_normal((3, height, width)).astype(np.float32)
     nothing = np.zeros((4, height, width), np.float32)
-    cells = suspect_cells(nothing, nothing[0], around, (float(around.min()), float(around.max())))
+    cells = suspect_cells(nothing, around[0], around[0], around, (float(around.min()), float(around.max())))
     assert cells.shape == (-(-height // CELL), -(-width // CELL))
     assert not cells.any()
     np.testing.assert_array_equal(keep_map(cells, (height, width)), 1)
@@ -170,6 +170,20 @@ def test_what_a_slab_adds_is_judged_together_with_its_neighbours():
     assert upsample(volume, plan, knowing(volume, plan, residual)).guard.suspect == 0
 
 
+def test_a_good_answer_is_left_alone_it_mends_what_interpolation_misses():
+    voxels = np.random.default_rng(3).random((CELL, CELL, 9), dtype=np.float32)
+    volume = Volume(voxels, np.diag([1.0, 1.0, 4.0, 1.0]))
+    plan = make_plan(volume)
+    matrix = plan.matrix()
+    low, high = intensity_range(voxels)
+    thick = np.moveaxis((voxels - low) / (high - low), 2, 0)
+    base = cubic_matrix(plan.positions(), plan.n_thick)
+    mend = np.linalg.pinv(matrix) @ (np.eye(plan.n_thick) - matrix @ base)
+    residual = np.einsum("ij,jhw->ihw", mend, thick)
+    assert np.einsum("ij,jhw->ihw", matrix, residual).std() > 2 * DISAGREEMENT
+    assert upsample(volume, plan, knowing(volume, plan, residual)).guard.suspect == 0
+
+
 @given(seed=seeds, share=st.floats(0.0, 0.4))
 def test_trust_is_zero_in_suspect_cells_one_far_away_and_between_elsewhere(seed, share):
     cells = np.random.default_rng(seed).random((6, 7)) < share
@@ -189,13 +203,24 @@ def test_trust_is_zero_in_suspect_cells_one_far_away_and_between_elsewhere(seed,
     assert steps <= 2 / CELL + 1e-6
 
 
-@given(change=st.floats(0.0, 1.0))
-def test_on_a_flat_cell_the_stated_change_is_the_limit(change):
+@given(distance=st.floats(0.0, 1.0))
+def test_where_interpolation_agrees_the_stated_distance_is_the_limit(distance):
     around = np.full((3, CELL, CELL), 0.5, np.float32)
-    disagreement = np.full((CELL, CELL), change * 2 * DISAGREEMENT)
-    cells = suspect_cells(np.zeros((2, CELL, CELL), np.float32), disagreement, around, (0.0, 1.0))
-    if abs(change - 0.5) > 1e-6:
-        assert bool(cells[0, 0]) == (change > 0.5)
+    by_network = np.full((CELL, CELL), distance * 2 * DISAGREEMENT)
+    nothing = np.zeros((2, CELL, CELL), np.float32)
+    cells = suspect_cells(nothing, by_network, np.zeros((CELL, CELL)), around, (0.0, 1.0))
+    if abs(distance - 0.5) > 1e-6:
+        assert bool(cells[0, 0]) == (distance > 0.5)
+
+
+@given(ratio=st.floats(0.0, 2.0), base=st.floats(2 * DISAGREEMENT, 0.5), sign=st.sampled_from([-1, 1]))
+def test_where_interpolation_disagrees_the_network_may_not_disagree_more(ratio, base, sign):
+    around = np.full((3, CELL, CELL), 0.5, np.float32)
+    by_base = np.full((CELL, CELL), base)
+    nothing = np.zeros((2, CELL, CELL), np.float32)
+    cells = suspect_cells(nothing, sign * ratio * by_base, by_base, around, (0.0, 1.0))
+    if ratio * base > DISAGREEMENT and abs(ratio - MARGIN) > 1e-6:
+        assert bool(cells[0, 0]) == (ratio > MARGIN)
 
 
 @given(beyond=st.floats(0.0, 2.0), side=st.sampled_from([-1, 1]))
@@ -203,7 +228,8 @@ def test_the_stated_overshoot_is_the_limit(beyond, side):
     around = np.full((3, CELL, CELL), 0.5, np.float32)
     residual = np.zeros((2, CELL, CELL))
     residual[1, 3, 4] = side * (0.5 + beyond * OVERSHOOT)
-    cells = suspect_cells(residual, np.zeros((CELL, CELL)), around, (0.0, 1.0))
+    agreed = np.zeros((CELL, CELL))
+    cells = suspect_cells(residual, agreed, agreed, around, (0.0, 1.0))
     if abs(beyond - 1) > 1e-6:
         assert bool(cells[0, 0]) == (beyond > 1)
 
