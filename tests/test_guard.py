@@ -181,7 +181,7 @@ def test_a_good_answer_is_left_alone_it_mends_what_interpolation_misses():
     base = cubic_matrix(plan.positions(), plan.n_thick)
     mend = np.linalg.pinv(matrix) @ (np.eye(plan.n_thick) - matrix @ base)
     residual = np.einsum("ij,jhw->ihw", mend, thick)
-    assert np.einsum("ij,jhw->ihw", matrix, residual).std() > 2 * DISAGREEMENT
+    assert np.einsum("ij,jhw->ihw", matrix, residual).std() > 1.5 * DISAGREEMENT
     assert upsample(volume, plan, knowing(volume, plan, residual)).guard.suspect == 0
 
 
