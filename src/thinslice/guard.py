@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 CELL = 32
-"""Side of a cell in pixels."""
+"""Largest side of a cell in pixels; a slice is divided into equal ones."""
 
 DISAGREEMENT = 0.02
 """RMS distance from the acquired slice within a cell that is always accepted, in intensity ranges of the scan.
@@ -22,6 +22,9 @@ interpolation was at 0.045; half of the cells are below 0.005 (LOG.md).
 
 MARGIN = 1.05
 """Above `DISAGREEMENT`, a cell may be this many times as far from the acquired slice as the interpolation is."""
+
+ENORMOUS = 1e12
+"""Stands for what is not finite."""
 
 OVERSHOOT = 0.5
 """How far beyond the smallest and largest acquired value an answer may reach, in intensity ranges."""
@@ -86,28 +89,35 @@ def suspect_cells(
 def keep_map(cells: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Weights [h, w]: 0 inside suspect cells, 1 far from them, a ramp in the neighbouring cells."""
     keep = 1.0 - cells.astype(np.float32)
-    shrunk = np.pad(keep, 1, mode="edge")
+    around = np.pad(keep, 1, mode="edge")
     rows, columns = keep.shape
-    shrunk = np.min([shrunk[y : y + rows, x : x + columns] for y in range(3) for x in range(3)], axis=0)
-    own = np.repeat(np.repeat(keep, CELL, 0), CELL, 1)[: shape[0], : shape[1]]
-    trust: np.ndarray = np.minimum(_bilinear(shrunk, shape), own)
-    return trust
+    shrunk = np.min([around[y : y + rows, x : x + columns] for y in range(3) for x in range(3)], axis=0)
+    (ramp_y, own_y), (ramp_x, own_x) = ((_ramp(size), _shares(size) > 0) for size in shape)
+    touched = own_y.T.astype(np.float32) @ cells.astype(np.float32) @ own_x.astype(np.float32) > 0
+    return np.where(touched, np.float32(0), np.asarray(ramp_y.T @ shrunk @ ramp_x, np.float32))
 
 
 def _cell_mean(image: np.ndarray) -> np.ndarray:
-    """[..., h, w] -> means over cells [ceil(h / CELL), ceil(w / CELL)]; the last cells repeat the edge."""
+    """[..., h, w] -> means over cells [ceil(h / CELL), ceil(w / CELL)], and over the first axis if there is one."""
     image = image if image.ndim == 2 else image.mean(axis=0)
-    height, width = image.shape
-    filled = np.pad(image, ((0, -height % CELL), (0, -width % CELL)), mode="edge")
-    cells = filled.reshape(filled.shape[0] // CELL, CELL, filled.shape[1] // CELL, CELL)
-    means: np.ndarray = cells.mean(axis=(1, 3))
-    return means
+    image = np.nan_to_num(image, nan=ENORMOUS, posinf=ENORMOUS, neginf=ENORMOUS)  # or a product with 0 would be NaN
+    rows, columns = (_shares(size) for size in image.shape)
+    mean: np.ndarray = rows @ image @ columns.T / (rows.sum(axis=1)[:, None] * columns.sum(axis=1))
+    return mean
 
 
-def _bilinear(cells: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Cell values at cell centres -> pixels [h, w]."""
-    weights = []
-    for count, size in zip(cells.shape, shape, strict=True):
-        position = np.clip((np.arange(size) + 0.5) / CELL - 0.5, 0, count - 1)
-        weights.append(np.maximum(0.0, 1.0 - np.abs(position[:, None] - np.arange(count)[None, :])))
-    return np.asarray(weights[0] @ cells @ weights[1].T, dtype=np.float32)
+def _shares(size: int) -> np.ndarray:
+    """Share of each pixel in each cell [cells, size]: cells of equal width, so that flipping an image flips them."""
+    count = -(-size // CELL)
+    pixel, cell = np.arange(size) * count, np.arange(count)[:, None] * size
+    overlap = np.minimum(pixel + count, cell + size) - np.maximum(pixel, cell)
+    shares: np.ndarray = np.maximum(overlap, 0) / count
+    return shares
+
+
+def _ramp(size: int) -> np.ndarray:
+    """Weights [cells, size] of linear interpolation between cell centres, held beyond the outermost."""
+    count = -(-size // CELL)
+    position = np.clip((np.arange(size) + 0.5) * count / size - 0.5, 0, count - 1)
+    ramp: np.ndarray = np.maximum(0.0, 1.0 - np.abs(position - np.arange(count)[:, None]))
+    return ramp
