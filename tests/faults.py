@@ -118,6 +118,22 @@ FAULTS = [
         "axes are only names",
         UP,
     ),
+    Fault(
+        "network shown the file's direction of storage",
+        "upsample.py",
+        "1 if affine[nearest[a], a] > 0 else -1",
+        "1",
+        "flipping the input flips the output",
+        UP,
+    ),
+    Fault(
+        "network shown the file's order of storage",
+        "upsample.py",
+        "turned if nearest[stored[1]] < nearest[stored[2]] else turned.swapaxes(1, 2)",
+        "turned",
+        "axes are only names",
+        UP,
+    ),
     # the profile
     Fault(
         "FWHM used as sigma",

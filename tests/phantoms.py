@@ -138,6 +138,18 @@ def curved() -> Model:
     return network(residual)
 
 
+def lopsided() -> Model:
+    """As networks are: answers differently to a scan that is turned or flipped."""
+
+    def residual(slices: np.ndarray, offset: np.ndarray) -> np.ndarray:
+        before, own, after = slices
+        along = own - 0.5 * np.roll(own, 1, axis=0) - 0.3 * np.roll(own, 1, axis=1)
+        wave = np.sin(2 * np.pi * offset + 0.4)[:, None, None]
+        return np.asarray(0.03 * wave * np.tanh(along + 0.7 * before - 0.2 * after))
+
+    return network(residual)
+
+
 def straight() -> Model:
     """Repeats slices, and adds the slope between the neighbours: a ramp must come out as a ramp."""
     return network(lambda slices, offset: offset[:, None, None] * (slices[2] - slices[0]) / 2, base="nearest")

@@ -29,8 +29,8 @@ def refusal(kind: type[ThinsliceError], *args) -> str:
     message = str(caught.value)
     assert "\n" not in message
     assert ": got " in message
-    assert ", need " in message
-    assert "; " in message
+    assert "; need " in message
+    assert "; next: " in message
     assert (sorted(root.rglob("*")) if root.is_dir() else []) == before
     return message
 

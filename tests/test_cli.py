@@ -117,6 +117,9 @@ def test_choices_are_those_of_the_library():
         ["enhance", "-i", "a.nii", "-o", "b.nii", "--factor", "2", "--spacing", "1"],
         ["enhance", "-i", "a.nii", "-o", "b.nii", "--profile", "round"],
         ["evaluate", "-i", "a", "-o", "b", "--factors", "2,x"],
+        ["evaluate", "-i", "a", "-o", "b", "--factors", "2,-3"],
+        ["train", "default", "--data", "a", "-o", "b", "--steps", "0"],
+        ["train", "default", "--data", "a", "-o", "b", "--minutes", "nan"],
         ["evaluate", "-i", "a", "-o", "b", "--profiles", "gaussian,round"],
     ],
 )
@@ -136,6 +139,7 @@ def test_enhance_one_file(run, scan, tmp_path):
     assert (code, err) == (0, [])
     assert out[0].startswith("scan.nii.gz: 6 slices x 4 mm -> 24 slices x 1 mm with cubic, ")
     assert "% RMS" in out[1]
+    assert out[-1] == f"  wrote {out_path}"
     assert names(out_path.parent) == ["thin.json", "thin.nii.gz"]
     thin = nifti.read(out_path)
     assert thin.voxels.shape == (24, 20, 24)
@@ -252,6 +256,15 @@ def test_refusals_take_one_line_and_leave_nothing(run, scan, tmp_path, words, re
     assert names(tmp_path) == ["in"]
 
 
+@pytest.mark.parametrize("verb", ["enhance", "info"])
+def test_a_refusal_of_one_scan_names_it(run, tmp_path, verb):
+    scan = make_scan(tmp_path / "iso.nii", spacing_mm=(1, 1, 1))
+    output = ["-o", tmp_path / "thin.nii"] if verb == "enhance" else []
+    code, _, err = run(verb, "-i", scan, "--model", "cubic", *output)
+    assert (code, len(err)) == (2, 1)
+    assert err[0].startswith("thinslice: iso.nii: got slices 1 mm apart")
+
+
 # ---- failures on the way: nothing half-done stays
 
 
@@ -260,7 +273,7 @@ def test_refusals_take_one_line_and_leave_nothing(run, scan, tmp_path, words, re
     [
         (KeyboardInterrupt(), 130, "interrupted"),
         (OSError(28, "No space left on device"), 2, "No space left"),
-        (PermissionError(13, "Permission denied", "thin.nii"), 2, "thin.nii: Permission denied"),
+        (PermissionError(13, "Permission denied", "thin.nii"), 2, "thin.nii: got 'Permission denied'; need "),
         (MemoryError(), 2, "memory"),
     ],
 )
@@ -330,6 +343,17 @@ def test_a_signal_ends_it_cleanly(scan, tmp_path, kind):
     assert process.returncode == 130
     assert err.splitlines() == ["thinslice: interrupted; no unfinished file was left behind"]
     assert names(tmp_path) == ["in"]
+
+
+@pytest.mark.parametrize(("verb", "what"), [("train", "--resume"), ("evaluate", "results.jsonl")])
+def test_what_stays_after_an_interruption_is_said(run, monkeypatch, verb, what):
+    interrupted = raising(KeyboardInterrupt())
+    interrupted.__name__ = verb
+    monkeypatch.setattr(cli, verb, interrupted)
+    words = {"train": ["default", "--data", "a"], "evaluate": ["-i", "a"]}[verb]
+    code, _, err = run(verb, *words, "-o", "b")
+    assert (code, len(err)) == (130, 1)
+    assert what in err[0]
 
 
 def test_as_a_process(scan, tmp_path):

@@ -48,8 +48,8 @@ def assert_refused(path: Path, *words: str) -> None:
     message = str(caught.value)
     assert "\n" not in message
     assert path.name in message
-    assert ", need " in message
-    assert ";" in message
+    assert "; need " in message
+    assert "; next: " in message
     for word in words:
         assert word in message
     assert (sorted(path.parent.rglob("*")) if path.parent.is_dir() else []) == before

@@ -137,7 +137,7 @@ def test_thickness_comes_from_the_wish_then_the_header_then_the_spacing():
     assert make_plan(stack()).thickness_mm == 4.0
     assert make_plan(stack(thickness_mm=3.5)).thickness_mm == 3.5
     assert make_plan(stack(thickness_mm=3.5), thickness_mm=5.0).thickness_mm == 5.0
-    assert any("3.5 mm taken from the header" in note for note in make_plan(stack(thickness_mm=3.5)).notes)
+    assert any("3.5 mm as stated with the scan" in note for note in make_plan(stack(thickness_mm=3.5)).notes)
     assert make_plan(stack(), thickness_mm=3.0).thickness_over_spacing == 0.75
 
 

@@ -51,6 +51,14 @@ def test_projection_makes_it_agree_and_faults_show():
         assert check(volume, replace(thin, voxels=fault), plan).rms_percent > 1
 
 
+def test_clipped_voxels_are_said():
+    volume = scan()
+    thin, plan = answered(volume)
+    assert not any("clipped" in note for note in make_report(volume, thin, plan, GuardCount(), 1.0).notes)
+    report = make_report(volume, thin, plan, GuardCount(), 1.0, clipped=1234)
+    assert any("1,234 of" in note and "clipped" in note for note in report.notes)
+
+
 def test_units_and_offset_do_not_change_the_percentages():
     volume = scan()
     thin, plan = answered(volume, projection=False)

@@ -1,12 +1,14 @@
 """Laws of the answer as a whole: voxels and where they are."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from phantoms import acquired, curved, knowing, psnr, sampled, shift_mm, silent, straight, thick_grid
+from phantoms import acquired, curved, knowing, lopsided, psnr, sampled, shift_mm, silent, straight, thick_grid
 from strategies import axes, grids, interpolations, scans, scans_and_wishes, seeds, wishes
 from thinslice import upsample as engine
 from thinslice.degrade import project
@@ -49,14 +51,14 @@ def same(answer, wanted, tolerance=ROUNDING):
     np.testing.assert_allclose(answer.affine, wanted.affine, atol=1e-9)
 
 
-@given(case=scans_and_wishes(), model=models, order=st.permutations(range(3)))
+@given(case=scans_and_wishes(), model=models | st.just(lopsided()), order=st.permutations(range(3)))
 def test_axes_are_only_names(case, model, order):
     volume, wish = case
     answer, _ = thinned(volume, model, **wish)
     same(thinned(turned(volume, order), model, **wish)[0], turned(answer, order))
 
 
-@given(case=scans_and_wishes(), model=models, axis=axes)
+@given(case=scans_and_wishes(), model=models | st.just(lopsided()), axis=axes)
 def test_flipping_the_input_flips_the_output_and_moves_nothing_in_the_patient(case, model, axis):
     volume, wish = case
     answer, _ = thinned(volume, model, **wish)
@@ -337,6 +339,18 @@ def test_whole_number_answers_are_rounded_and_clipped(dtype):
     np.testing.assert_array_equal(out, np.clip(np.rint(wanted), info.min, info.max).astype(dtype))
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float32])
+def test_clipped_voxels_are_counted(dtype):
+    voxels = np.where(np.random.default_rng(3).random((9, 8, 10)) < 0.5, 0, 255).astype(np.float32)
+    volume = Volume(voxels, np.diag([1.0, 1.0, 4.0, 1.0]))
+    plan = make_plan(volume)
+    wanted = np.rint(upsample(volume, plan, CUBIC).volume.voxels)
+    found = upsample(volume, plan, CUBIC, out=np.empty(plan.shape_thin, dtype)).clipped
+    outside = np.count_nonzero((wanted < 0) | (wanted > 255))
+    assert outside > 0
+    assert found == (outside if dtype == np.uint8 else 0)
+
+
 @pytest.mark.parametrize("dtype", [np.int32, np.uint32, np.int64, np.uint64])
 def test_whole_numbers_beyond_float32_are_clipped_too(dtype):
     top = 2.0 ** (np.iinfo(dtype).max).bit_length()
@@ -385,6 +399,7 @@ def test_the_input_is_left_alone():
 @given(data=st.data(), context=st.integers(1, 3))
 def test_a_network_is_shown_each_slab_once_with_its_neighbours_in_order(data, context):
     volume = data.draw(scans(axis=st.just(2), n_thick=(3, 9)))
+    volume = replace(volume, affine=np.diag([*volume.spacing_mm, 1.0]))  # stored as it lies in the patient
     wish = data.draw(wishes(volume))
     shown = []
 

@@ -73,7 +73,7 @@ def find_sources(source: Path) -> list[Path]:
 
 
 def _say(path: Path, got: str, need: str, then: str) -> str:
-    return " ".join(f"{path}: got {got}, need {need}; {then}".split())
+    return " ".join(f"{path}: got {got}; need {need}; next: {then}".split())
 
 
 def _pair(source: Path, destination: Path) -> Case:

@@ -37,6 +37,13 @@ SAMPLE = Path(__file__).parent / "sample" / "spine_t2_sag_thick_4p5mm.nii.gz"
 DEMO_FILES = ("spine_thin.nii.gz", "spine_thin.json", "spine_thin.png")
 
 REFUSED, INTERRUPTED = 2, 130
+
+_WHAT_STAYS = {
+    "train": "next: --resume goes on from the last checkpoint",
+    "evaluate": "results.jsonl holds what was scored until then",
+}
+"""After an interruption, where it is not nothing."""
+
 BAR_CELLS = 30
 PATIENT_AXES = ("left-right", "front-back", "head-foot")
 
@@ -53,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with _terminated_as_interrupted():
             return verb(arguments)
     except KeyboardInterrupt:
-        _complain("interrupted; no unfinished file was left behind")
+        _complain(f"interrupted; {_WHAT_STAYS.get(verb.__name__, 'no unfinished file was left behind')}")
         return INTERRUPTED
     except BrokenPipeError:  # as in: thinslice info ... | head -1
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -164,12 +171,9 @@ def enhance(arguments: argparse.Namespace) -> int:
     is_folder = arguments.input.is_dir()
     targets = [_labels_case(case, arguments, is_folder) for case in cases]
     model = find_model(arguments.model)
-    if not is_folder:
-        _enhance_one(cases[0], targets[0], model, arguments)
-        return 0
     done = [_enhance_if_possible(case, labels, model, arguments) for case, labels in zip(cases, targets, strict=True)]
     refused = done.count(False)
-    if refused:
+    if refused and is_folder:
         _complain(f"{refused} of {len(cases)} scans refused, {len(cases) - refused} enhanced")
     return REFUSED if refused else 0
 
@@ -243,6 +247,7 @@ def _enhance_one(
         _say(f"  {_agreement(report)}")
         for note in report.notes:
             _say(f"  note: {note}")
+        _say(f"  wrote {' and '.join(map(str, [case.destination, *(labels[1:] if labels else [])]))}")
 
 
 def _compute(
@@ -259,7 +264,7 @@ def _compute(
     started = perf_counter()
     answer = upsample(volume, plan, model, out, show)
     seconds = perf_counter() - started
-    return answer.volume, make_report(volume, answer.volume, plan, answer.guard, seconds)
+    return answer.volume, make_report(volume, answer.volume, plan, answer.guard, seconds, answer.clipped)
 
 
 # ---- info
@@ -285,7 +290,7 @@ def info(arguments: argparse.Namespace) -> int:
         if not arguments.json:
             _describe(fact)
         if fact["refused"] is not None:
-            _complain(_named(Path(str(fact["source"])), str(fact["refused"])) if is_folder else str(fact["refused"]))
+            _complain(_named(Path(str(fact["source"])), str(fact["refused"])))
     return REFUSED if any(fact["refused"] is not None for fact in facts) else 0
 
 
@@ -398,8 +403,8 @@ def _add_train(verbs: "argparse._SubParsersAction[_Parser]") -> None:
     verb.add_argument("-o", "--output", required=True, type=Path, metavar="DIR", help="checkpoints, logs, the model")
     verb.add_argument("--resume", action="store_true", help="continue from the checkpoints in the output folder")
     verb.add_argument("--start", type=Path, metavar="FILE", help="a model file whose weights to start from")
-    verb.add_argument("--minutes", type=float, metavar="M", help="length of the last stage")
-    verb.add_argument("--steps", type=int, metavar="N", help="length of the last stage")
+    verb.add_argument("--minutes", type=_positive(float), metavar="M", help="length of the last stage")
+    verb.add_argument("--steps", type=_positive(int), metavar="N", help="length of the last stage")
 
 
 def train(arguments: argparse.Namespace) -> int:
@@ -523,10 +528,23 @@ def _plan(volume: "Volume", model: "Model", arguments: argparse.Namespace) -> "P
     )
 
 
+def _positive(kind: Callable[[str], float]) -> Callable[[str], float]:
+    """A parser of positive numbers of one kind."""
+
+    def parse(text: str) -> float:
+        with suppress(ValueError):
+            number = kind(text)
+            if 0 < number < float("inf"):
+                return number
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+
+    return parse
+
+
 def _numbers(text: str) -> list[float]:
     try:
-        return [float(word) for word in text.split(",")]
-    except ValueError:
+        return [_positive(float)(word) for word in text.split(",")]
+    except argparse.ArgumentTypeError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers like 2,3,4") from None
 
 
@@ -634,7 +652,8 @@ def _reason(error: Exception) -> str:
     if isinstance(error, MemoryError):
         return "got a scan larger than the free memory; need a smaller one; next: crop it, or use a larger machine"
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+        place = f"{error.filename}: " if error.filename else ""
+        return f"{place}got '{error.strerror}'; need room and permission there; next: free some room, or choose another"
     return " ".join(str(error).split())
 
 

@@ -143,11 +143,11 @@ def allocate(shape: tuple[int, ...], dtype: DTypeLike, folder: Path) -> np.ndarr
 
 
 def _refused(got: str, need: str, then: str) -> InputRefused:
-    return InputRefused(f"got {got}, need {need}; {then}")
+    return InputRefused(f"got {got}; need {need}; next: {then}")
 
 
 def _unwritable(got: str, need: str, then: str) -> OutputRefused:
-    return OutputRefused(f"got {got}, need {need}; {then}")
+    return OutputRefused(f"got {got}; need {need}; next: {then}")
 
 
 # ---- reading

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from thinslice.plan import intensity_range, through_plane_axis
-from thinslice.volume import Volume
+from thinslice.volume import Volume, patient_axes
 
 LONG_SIDE, DEMO_LONG_SIDE = 340, 460
 """Length of the longest side of the largest plane, in pixels, on evaluation and demonstration sheets."""
@@ -181,7 +181,7 @@ def demo_picture(acquired: Volume, cubic: Volume, enhanced: Volume, path: Path) 
 def _plane(pixels: np.ndarray, affine: np.ndarray, across: int, thick_axis: int) -> Plane:
     """Orient the plane left after index ``across`` was fixed: [rows, columns] with the standard hanging."""
     axes = [axis for axis in range(3) if axis != across]
-    world = _nearest_world_axes(affine)
+    world = patient_axes(affine)
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     if world[axes[0]] > world[axes[1]]:
         down, right = axes
@@ -195,18 +195,6 @@ def _plane(pixels: np.ndarray, affine: np.ndarray, across: int, thick_axis: int)
     return Plane(
         PLANE_NAMES[world[across]], pixels, (float(spacing[down]), float(spacing[right])), thick_rows=down == thick_axis
     )
-
-
-def _nearest_world_axes(affine: np.ndarray) -> list[int]:
-    """For each array axis the patient axis it runs along (0 left-right, 1 back-front, 2 foot-head), each once."""
-    share = np.abs(affine[:3, :3]) / np.linalg.norm(affine[:3, :3], axis=0)
-    world = [0, 0, 0]
-    for _ in range(3):
-        patient, array = (int(index) for index in np.unravel_index(int(np.argmax(share)), (3, 3)))
-        world[array] = patient
-        share[patient, :] = -1
-        share[:, array] = -1
-    return world
 
 
 def _size_mm(plane: Plane) -> tuple[float, float]:

@@ -158,7 +158,7 @@ def make_plan(
     spacings = _advised_spacings(n_thick, thick_mm, valid, grid)
     n_thin, real_factor = _thin_grid(n_thick, thick_mm / target_mm, grid, spacings)
     if thickness_mm is None and volume.thickness_mm is not None:
-        notes.append(f"slice thickness {volume.thickness_mm:g} mm taken from the header")
+        notes.append(f"slice thickness {volume.thickness_mm:g} mm as stated with the scan")
     thickness = _thickness_mm(thickness_mm, volume.thickness_mm, thick_mm)
     if envelope is not None:
         _check_envelope(model, envelope, real_factor, thickness / thick_mm, profile, thick_mm, spacings)

@@ -78,12 +78,19 @@ class Report:
             raise
 
 
-def make_report(volume: Volume, thin: Volume, plan: Plan, guard: GuardCount, seconds: float) -> Report:
-    """The report on one answer: `check`, the guard's count, and the plan's notes."""
+def make_report(
+    volume: Volume, thin: Volume, plan: Plan, guard: GuardCount, seconds: float, clipped: int = 0
+) -> Report:
+    """The report on one answer: `check`, the guard's count, the voxels that were clipped, and the plan's notes."""
     notes = list(plan.notes)
     if guard.suspect:
         notes.append(
             f"the guard took {guard.suspect} of {guard.cells} cells ({100 * guard.share:.2g} %) back to interpolation"
+        )
+    if clipped:
+        notes.append(
+            f"{clipped:,} of {thin.voxels.size:,} voxels lay beyond what {thin.voxels.dtype} holds and were clipped: "
+            "there the answer agrees less well with the scan; stored as int16 or float32 it would not be clipped"
         )
     name = volume.source.name if volume.source is not None else ""
     return Report(name, plan, seconds, check(volume, thin, plan), guard, tuple(notes))

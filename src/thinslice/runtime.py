@@ -17,6 +17,9 @@ from thinslice.tile import padded, tiles
 CARD_KEY = "thinslice.card"
 """Where the model file keeps its card (ONNX metadata)."""
 
+INPUTS = {"slices", "geometry", "position"}
+"""What a model file is fed with, see `Residual`."""
+
 TILE_LIMIT = 640
 """Largest side of a piece of a slice that is computed at once, in pixels."""
 
@@ -75,38 +78,47 @@ def load_model(path: Path, name: str | None = None, threads: int | None = None) 
             f"got {path}, which cannot be read ({error.strerror}); need a thinslice model file (.onnx); "
             "next: check the path"
         ) from None
-    session, card = _open(content, path, threads)
-    envelope = card["envelope"]
-    return Model(
-        name=name or str(card["name"]),
-        base=str(card["base"]),
-        residual=_residual(session, int(card["multiple"]), int(card["reach"])),
-        context=int(card["context"]),
-        envelope=Envelope(
-            tuple(envelope["factor"]), tuple(envelope["thickness_over_spacing"]), tuple(envelope["profiles"])
-        ),
-        sha256=hashlib.sha256(content).hexdigest(),
-        card=card,
-    )
+    options = _options(threads)
+    try:
+        session, card = _open(content, options)
+        envelope = card["envelope"]
+        return Model(
+            name=name or str(card["name"]),
+            base=interpolation(card["base"]).base,
+            residual=_residual(session, int(card["multiple"]), int(card["reach"])),
+            context=int(card["context"]),
+            envelope=Envelope(
+                tuple(envelope["factor"]), tuple(envelope["thickness_over_spacing"]), tuple(envelope["profiles"])
+            ),
+            sha256=hashlib.sha256(content).hexdigest(),
+            card=card,
+        )
+    except Exception:  # onnxruntime raises its own, undocumented classes, and a foreign card may hold anything
+        raise ModelRefused(
+            f"got {path}, which is not a thinslice model; need an .onnx file written by 'thinslice train'; "
+            "next: check the path, or leave --model out to use the embedded one"
+        ) from None
 
 
-def _open(content: bytes, path: Path, threads: int | None):  # type: ignore[no-untyped-def] # onnxruntime is untyped
+def _options(threads: int | None):  # type: ignore[no-untyped-def] # onnxruntime is untyped
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # Linux alone has it
+    options.intra_op_num_threads = threads or cores or 1
     options.log_severity_level = 4
     options.enable_mem_pattern = False
-    refusal = ModelRefused(
-        f"got {path}, which is not a thinslice model; need an .onnx file written by 'thinslice train'; "
-        "next: check the path, or leave --model out to use the embedded one"
-    )
-    try:
-        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-        card = json.loads(session.get_modelmeta().custom_metadata_map[CARD_KEY])
-    except Exception:  # onnxruntime raises its own, undocumented classes
-        raise refusal from None
-    return session, card
+    return options
+
+
+def _open(content: bytes, options):  # type: ignore[no-untyped-def]
+    """The session, and the card inside the file."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    if {entry.name for entry in session.get_inputs()} != INPUTS:
+        raise ValueError("the inputs are not those of a slab network")
+    return session, json.loads(session.get_modelmeta().custom_metadata_map[CARD_KEY])
 
 
 def _residual(session, multiple: int, margin: int) -> Residual:  # type: ignore[no-untyped-def]

@@ -17,7 +17,7 @@ from thinslice.interpolate import INTERPOLATIONS
 from thinslice.plan import Plan, intensity_range
 from thinslice.runtime import Model
 from thinslice.slab import geometry_of, position_code
-from thinslice.volume import Volume
+from thinslice.volume import Volume, patient_axes
 
 PROJECTION_HALO = 20
 """Slices beyond a chunk that take part in its projection: their influence has died away to 1e-4 by then.
@@ -35,10 +35,11 @@ CHUNK = 8
 
 @dataclass(frozen=True)
 class Upsampled:
-    """The answer and what the guard saw on the way."""
+    """The answer, what the guard saw on the way, and how many voxels lay beyond what the kind of numbers can hold."""
 
     volume: Volume
     guard: GuardCount
+    clipped: int = 0
 
 
 def upsample(
@@ -59,7 +60,7 @@ def upsample(
         progress: called with the share done, 0 .. 1.
 
     Returns:
-        The answer in the same patient space, and the guard's count.
+        The answer in the same patient space, the guard's count, and how many whole numbers were clipped.
     """
     series = volume.voxels if volume.voxels.ndim == 4 else volume.voxels[..., None]
     shape = (*plan.shape_thin, series.shape[3])
@@ -68,19 +69,33 @@ def upsample(
     answers = out.reshape(shape)
     if not np.shares_memory(answers, out):
         raise ValueError("out must be a whole array, not a strided view")
-    total = GuardCount()
+    total, clipped = GuardCount(), 0
     lines = _Lines(plan, model.base)
     for t in range(series.shape[3]):
         thick = np.moveaxis(series[..., t], plan.axis, 0)
         thin = np.moveaxis(answers[..., t], plan.axis, 0)
+        thick, thin = (_as_in_the_patient(array, volume.affine, plan.axis) for array in (thick, thin))
         stack = _Stack(thick, lines, model)
         for start in range(0, plan.n_thick, CHUNK):
             stack.compute(start, min(start + CHUNK, plan.n_thick), thin)
             if progress is not None:
                 progress((t + min(start + CHUNK, plan.n_thick) / plan.n_thick) / series.shape[3])
-        total = total + stack.count
+        total, clipped = total + stack.count, clipped + stack.clipped
     affine = np.array(plan.affine_thin)
-    return Upsampled(replace(volume, voxels=out, affine=affine, thickness_mm=None, notes=plan.notes), total)
+    return Upsampled(replace(volume, voxels=out, affine=affine, thickness_mm=None, notes=plan.notes), total, clipped)
+
+
+def _as_in_the_patient(stack: np.ndarray, affine: np.ndarray, axis: int) -> np.ndarray:
+    """A view of a stack [n, h, w] whose axes run as in the patient, however the file stores them.
+
+    Slices go towards the patient's right, front or head, and so do lines and columns, the first of left-right,
+    back-front and foot-head first: a network that is not symmetric answers the same to the same scan. Both grids are
+    symmetric, so the plan holds for the turned stack too.
+    """
+    nearest = patient_axes(affine)
+    stored = [axis, *(other for other in range(3) if other != axis)]
+    turned = stack[tuple(slice(None, None, 1 if affine[nearest[a], a] > 0 else -1) for a in stored)]
+    return turned if nearest[stored[1]] < nearest[stored[2]] else turned.swapaxes(1, 2)
 
 
 class _Lines:
@@ -149,6 +164,7 @@ class _Stack:
         self.low, high = intensity_range(thick)
         self.scale = high - self.low
         self.geometry = geometry_of(self.plan.factor, self.plan.thickness_over_spacing, self.plan.profile)
+        self.clipped = 0
         self.raw: dict[int, np.ndarray] = {}
         self.kept: dict[int, np.ndarray] = {}
         self.count = GuardCount()
@@ -180,7 +196,7 @@ class _Stack:
                 answer += along_first_axis(keep, np.concatenate([r[band] for r in residuals]))
             answer *= np.float32(self.scale)
             answer += np.float32(self.low)
-            _store(answer, thin[wanted][band])
+            self.clipped += _store(answer, thin[wanted][band])
         for store in (self.raw, self.kept):
             for slab in [s for s in store if s < stop - PROJECTION_HALO - self.plan_reach]:
                 del store[slab]
@@ -228,8 +244,13 @@ def _bounds(thick: np.ndarray, low: float, scale: float) -> tuple[float, float]:
     return (float(thick.min()) - low) / scale, (float(thick.max()) - low) / scale
 
 
-def _store(values: np.ndarray, out: np.ndarray) -> None:
-    """Float32 values, which are spent on it, into an array: rounded and clipped where it holds whole numbers."""
+def _store(values: np.ndarray, out: np.ndarray) -> int:
+    """Float32 values, which are spent on it, into an array: rounded and clipped where it holds whole numbers.
+
+    Returns:
+        How many were clipped.
+    """
+    clipped = 0
     if out.dtype.kind in "iu":
         info = np.iinfo(out.dtype)
         top = float(info.max)
@@ -237,5 +258,7 @@ def _store(values: np.ndarray, out: np.ndarray) -> None:
             values = values.astype(np.float64)
             top = top if info.bits < 64 else np.nextafter(top, 0)
         np.rint(values, out=values)
+        clipped = int(np.count_nonzero(values < info.min) + np.count_nonzero(values > top))
         np.clip(values, info.min, top, out=values)
     out[...] = values
+    return clipped

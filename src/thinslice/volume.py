@@ -40,6 +40,18 @@ class Volume:
         return x, y, z
 
 
+def patient_axes(affine: np.ndarray) -> tuple[int, int, int]:
+    """For each array axis the patient axis it is nearest to (0 left-right, 1 back-front, 2 foot-head), each once."""
+    share = np.abs(affine[:3, :3]) / np.linalg.norm(affine[:3, :3], axis=0)
+    nearest = [0, 0, 0]
+    for _ in range(3):
+        patient, array = (int(index) for index in np.unravel_index(int(np.argmax(share)), (3, 3)))
+        nearest[array] = patient
+        share[patient, :] = -1
+        share[:, array] = -1
+    return nearest[0], nearest[1], nearest[2]
+
+
 def sidecar_path(path: Path) -> Path | None:
     """scan.nii.gz or scan.nii -> scan.json in the same folder; None where the name is not that of a NIfTI file."""
     for suffix in (".nii.gz", ".nii"):
