@@ -97,6 +97,7 @@ def test_the_file_is_readable_and_gives_the_plan_back(tmp_path):
     assert content["consistency"]["rms"] == check(volume, thin, plan).rms
     assert any("3 of 200 cells (1.5 %)" in note for note in content["notes"])
     assert plan_beside(tmp_path / "answer.nii.gz") == plan
+    assert plan_beside(tmp_path / "answer_labels.nii.gz") == plan
     assert [path.name for path in tmp_path.iterdir()] == ["answer.json"]
 
 

@@ -119,9 +119,11 @@ def check(volume: Volume, thin: Volume, plan: Plan) -> Consistency:
 
 
 def plan_beside(path: Path) -> Plan | None:
-    """The plan in the report beside an answer of ours; None where there is none."""
+    """The plan in the report beside an answer of ours, or beside the answer its labels belong to; else None."""
     sidecar = sidecar_path(path)
     try:
+        if sidecar is not None and not sidecar.exists():
+            sidecar = sidecar.with_name(sidecar.name.replace("_labels.json", ".json"))
         content: Any = json.loads(sidecar.read_text(encoding="utf-8")) if sidecar is not None else None
         return Plan.from_json(json.dumps(content["plan"]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):

@@ -1,6 +1,7 @@
 """One plain training loop: for every recipe, on CPU, on one GPU, and under torchrun on several."""
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -144,7 +145,7 @@ def residual_of(network: SlabNetwork, geometry: Geometry, thick: Tensor) -> Tens
     stack = around.reshape(-1, *around.shape[2:]).contiguous(memory_format=torch.channels_last)
     about = torch.from_numpy(geometry_of(geometry.factor, geometry.thickness_over_spacing, geometry.profile))
     about = about.to(thick.device)
-    with torch.autocast(thick.device.type, torch.bfloat16):
+    with torch.autocast(thick.device.type, torch.bfloat16, enabled=_has_bf16(thick.device)):
         features = network.trunk(stack, about)
         features = features.reshape(thick.shape[0], slabs, *features.shape[1:])
         answers = []
@@ -155,6 +156,14 @@ def residual_of(network: SlabNetwork, geometry: Geometry, thick: Tensor) -> Tens
             code = torch.from_numpy(position_code(offset)).to(thick.device)
             answers.append(network.read_out(features[:, slab], about, code))
     return torch.cat(answers, dim=1).float()
+
+
+def _has_bf16(device: torch.device) -> bool:
+    """Whether bf16 is computed in hardware; elsewhere it would be slower than fp32."""
+    if device.type == "cuda":
+        return True
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 def _patch_rms(error: Tensor) -> Tensor:
@@ -184,8 +193,8 @@ def _progress(step: int, seconds: float, schedule: Schedule) -> float:
 
 
 def _rate(step: int, progress: float, schedule: Schedule) -> float:
-    cosine = 0.5 * (1 + torch.cos(torch.tensor(min(progress, 1.0) * torch.pi)).item())
-    """Between 0 and 1: warm-up, then cosine."""
+    """Share of the full rate, 0 .. 1: warm-up, then cosine."""
+    cosine = 0.5 * (1 + math.cos(min(progress, 1.0) * math.pi))
     return min(1.0, (step + 1) / schedule.warm_up) * max(cosine, 1e-3)
 
 
@@ -231,7 +240,15 @@ def join_world() -> tuple[int, int, torch.device]:
     if world > 1 and not torch.distributed.is_initialized():
         torch.distributed.init_process_group("nccl" if cuda else "gloo")
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
     return rank, world, device
+
+
+def training_length(folder: Path) -> dict[str, float]:
+    """Steps and minutes behind the checkpoint of a finished stage."""
+    state = torch.load(folder / "checkpoint.pt", map_location="cpu", weights_only=True)
+    return {"steps": state["step"], "minutes": round(state["seconds"] / 60, 1)}
 
 
 def _average_gradients(network: SlabNetwork, world: int) -> None:

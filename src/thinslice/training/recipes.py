@@ -18,7 +18,7 @@ from thinslice.networks.contract import SlabNetwork
 from thinslice.networks.slab import SlabNet
 from thinslice.training.corpus import Ranges, Thin, batch_at, load_isotropic, load_thick
 from thinslice.training.export import export, load_weights
-from thinslice.training.fit import Schedule, fit, join_world
+from thinslice.training.fit import Schedule, fit, join_world, training_length
 
 VALID_FACTOR = (1.5, 10.0)
 VALID_THICKNESS = (0.6, 1.3)
@@ -93,7 +93,7 @@ def run(
         raise InputRefused(
             f"got {out}, which holds an earlier training; need an empty folder; next: --resume, or another -o"
         )
-    rank, _, _ = join_world()
+    rank, world, device = join_world()
     report = report if rank == 0 else _silent
     trained: dict[str, SlabNetwork] = {}
     for stage in stages:
@@ -110,7 +110,11 @@ def run(
     path = out / f"{recipe}.onnx"
     if rank != 0:
         return path
-    card = make_card(recipe, stages, data)
+    card = make_card(recipe, stages, data) | {
+        "started_from": start.name if start is not None else None,
+        "trained": {stage.name: training_length(out / stage.name) for stage in stages},
+        "processes": f"{world} x {device.type}",
+    }
     digest = export(trained[stages[-1].name], card, path)
     report(f"wrote {path} (sha256 {digest[:12]})")
     return path
