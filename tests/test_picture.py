@@ -125,7 +125,7 @@ def test_a_failed_write_leaves_what_was_there_and_nothing_else(tmp_path, monkeyp
     def fail(*arguments):
         raise OSError("no room")
 
-    monkeypatch.setattr("thinslice.picture.os.replace", fail)
+    monkeypatch.setattr("thinslice.files.os.replace", fail)
     with pytest.raises(OSError, match="no room"):
         save_picture(Image.new("L", (4, 4), 9), path)
     assert [p.name for p in tmp_path.iterdir()] == ["a.png"]

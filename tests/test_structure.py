@@ -15,9 +15,9 @@ FILES = sorted(SOURCE.rglob("*.py"))
 
 # fmt: off
 ORDER = [
-    "errors", "volume", "nifti", "dicom", "cases", "profile", "degrade", "plan", "guard", "interpolate", "slab",
-    "tile", "runtime", "weights", "upsample", "labels", "reslice", "metrics", "picture", "results", "bench", "report",
-    "batch", "networks.contract", "networks.slab", "training.corpus", "training.muon", "training.fit",
+    "errors", "files", "volume", "nifti", "dicom", "cases", "profile", "degrade", "plan", "guard", "interpolate",
+    "slab", "tile", "runtime", "weights", "upsample", "labels", "reslice", "metrics", "picture", "results", "bench",
+    "report", "batch", "networks.contract", "networks.slab", "training.corpus", "training.muon", "training.fit",
     "training.export", "training.recipes", "cli", "__main__",
 ]
 # fmt: on

@@ -347,7 +347,7 @@ def test_a_killed_and_resumed_training_equals_an_undisturbed_one(tmp_path, undis
     with pytest.raises(Killed):
         train(tmp_path, until_killed)
     assert torch.load(tmp_path / "checkpoint.pt")["step"] == 3
-    (tmp_path / "checkpoint.tmp").write_bytes(b"half a checkpoint")  # as a kill during a save leaves it
+    (tmp_path / ".0123456789abcdef.part").write_bytes(b"half a checkpoint")  # as a kill during a save leaves it
     again = train(tmp_path, recorded, resume=True)
     assert asked[: 3 * SCHEDULE.batches] == list(range(3 * SCHEDULE.batches, 6 * SCHEDULE.batches))
     for one, other in zip(again.state_dict().values(), undisturbed[0].state_dict().values(), strict=True):
@@ -355,7 +355,7 @@ def test_a_killed_and_resumed_training_equals_an_undisturbed_one(tmp_path, undis
         torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
     lines = (tmp_path / "log.jsonl").read_text().splitlines()
     assert len(lines) == 6
-    assert not (tmp_path / "checkpoint.tmp").exists()
+    assert not (tmp_path / ".0123456789abcdef.part").exists()
 
 
 def test_training_changes_the_network_and_returns_its_average(undisturbed):

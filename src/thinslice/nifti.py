@@ -9,12 +9,11 @@ import gzip
 import json
 import math
 import os
-import secrets
 import struct
 import tempfile
 import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, cast
 
@@ -24,6 +23,7 @@ from nibabel.spatialimages import HeaderDataError
 from numpy.typing import DTypeLike
 
 from thinslice.errors import InputRefused, OutputRefused
+from thinslice.files import whole_or_not
 from thinslice.volume import Volume, sidecar_path
 
 ON_DISK_BYTES = 512 * 2**20  # arrays from this size on live in a file, not in memory
@@ -540,27 +540,15 @@ def _describe_mirror(world_turn: np.ndarray, array_turn: np.ndarray, to_world: n
 @contextmanager
 def _in_place_of(path: Path) -> Iterator[BinaryIO]:
     """A stream to a temporary file in the same folder; it takes `path`'s place if all went well, else it vanishes."""
-    missing = [folder for folder in path.parents if not folder.exists()]
-    temporary = path.with_name(f".{secrets.token_hex(8)}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "xb") as raw:
-            if path.name.lower().endswith(".gz"):
-                packed = _Packed(raw)
-                yield cast(BinaryIO, packed)
-                packed.finish()
-            else:
-                yield raw
-            raw.flush()
-            os.fsync(raw.fileno())
-        os.replace(temporary, path)
-    except BaseException:  # KeyboardInterrupt too
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        with suppress(OSError):
-            for folder in missing:
-                folder.rmdir()
-        raise
+    with whole_or_not(path) as temporary, open(temporary, "xb") as raw:
+        if path.name.lower().endswith(".gz"):
+            packed = _Packed(raw)
+            yield cast(BinaryIO, packed)
+            packed.finish()
+        else:
+            yield raw
+        raw.flush()
+        os.fsync(raw.fileno())
 
 
 class _Packed:

@@ -4,7 +4,6 @@ Planes are shown as radiologists hang them: head up, or front up in axial planes
 planes, the patient's right to the left in the others.
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from thinslice.files import whole_or_not
 from thinslice.plan import intensity_range, through_plane_axis
 from thinslice.volume import Volume, patient_axes
 
@@ -145,13 +145,8 @@ def save_picture(image: Image.Image, path: Path) -> None:
     Raises:
         OSError: it cannot be written; nothing is left behind.
     """
-    path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with whole_or_not(Path(path)) as part:
         image.save(part, format="PNG", optimize=True)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def demo_picture(acquired: Volume, cubic: Volume, enhanced: Volume, path: Path) -> None:

@@ -2,9 +2,6 @@
 
 import dataclasses
 import json
-import os
-import secrets
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from thinslice.degrade import bands, thicken
+from thinslice.files import whole_or_not
 from thinslice.guard import GuardCount
 from thinslice.plan import Plan, intensity_range
 from thinslice.volume import Volume, sidecar_path
@@ -68,14 +66,8 @@ class Report:
 
     def save(self, path: Path) -> None:
         """Write the JSON under a temporary name in the same folder, then rename; a failure leaves nothing behind."""
-        temporary = path.with_name(f".{secrets.token_hex(8)}.part")
-        try:
+        with whole_or_not(path) as temporary:
             temporary.write_text(self.to_json(), encoding="utf-8")
-            os.replace(temporary, path)
-        except BaseException:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise
 
 
 def make_report(

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from thinslice.errors import ModelRefused
+from thinslice.files import whole_or_not
 from thinslice.networks.contract import SlabNetwork
 from thinslice.runtime import CARD_KEY, load_model
 
@@ -34,26 +34,24 @@ def export(network: SlabNetwork, card: dict[str, Any], path: Path) -> str:
     card |= {"parameters": sum(p.numel() for p in network.parameters()), "multiply_adds": multiply_adds(network)}
     slices = torch.randn(1, 2 * network.context + 1, 32, 48)
     geometry, position = torch.randn(network.n_geometry), torch.randn(3, network.n_position)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp.onnx")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            network,
-            (slices, geometry, position),
-            str(temporary),
-            dynamo=False,
-            opset_version=17,
-            input_names=["slices", "geometry", "position"],
-            output_names=["residual"],
-            dynamic_axes={"slices": {0: "n", 2: "h", 3: "w"}, "position": {0: "p"}, "residual": {0: "n", 1: "p"}},
-        )
-    model = onnx.load(temporary)
-    onnx.helper.set_model_props(model, {CARD_KEY: json.dumps(card)})
-    onnx.save(model, temporary)
-    _compare(network, temporary, slices, geometry, position)
-    digest = hashlib.sha256(temporary.read_bytes()).hexdigest()
-    os.replace(temporary, path)
+    with whole_or_not(path) as temporary:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.onnx.export(
+                network,
+                (slices, geometry, position),
+                str(temporary),
+                dynamo=False,
+                opset_version=17,
+                input_names=["slices", "geometry", "position"],
+                output_names=["residual"],
+                dynamic_axes={"slices": {0: "n", 2: "h", 3: "w"}, "position": {0: "p"}, "residual": {0: "n", 1: "p"}},
+            )
+        model = onnx.load(temporary)
+        onnx.helper.set_model_props(model, {CARD_KEY: json.dumps(card)})
+        onnx.save(model, temporary)
+        _compare(network, temporary, slices, geometry, position)
+        digest = hashlib.sha256(temporary.read_bytes()).hexdigest()
     path.with_suffix(".json").write_text(json.dumps(card | {"sha256": digest}, indent=2) + "\n")
     return digest
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from thinslice.files import whole_or_not
 from thinslice.networks.contract import SlabNetwork
 from thinslice.slab import geometry_of, position_code
 from thinslice.training.corpus import Batch, Geometry
@@ -82,6 +83,8 @@ def fit(
         step, spent = state["step"], state["seconds"]
         report(f"resumed at step {step} after {spent / 60:.1f} min")
     folder.mkdir(parents=True, exist_ok=True)
+    for unfinished in folder.glob(".*.part") if rank == 0 else ():  # of a run that was killed while it saved
+        unfinished.unlink()
     started = time.monotonic() - spent
     losses: list[float] = []
     with ThreadPoolExecutor(max_workers=_loaders(device)) as pool:
@@ -162,7 +165,7 @@ def _has_bf16(device: torch.device) -> bool:
     """Whether bf16 is computed in hardware; elsewhere it would be slower than fp32."""
     if device.type == "cuda":
         return True
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
@@ -227,9 +230,8 @@ def _save(
         "seconds": seconds,
         "schedule": asdict(schedule),
     }
-    temporary = path.with_suffix(".tmp")
-    torch.save(state, temporary)
-    os.replace(temporary, path)
+    with whole_or_not(path) as temporary:
+        torch.save(state, temporary)
 
 
 def join_world() -> tuple[int, int, torch.device]:
