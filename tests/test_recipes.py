@@ -1,0 +1,94 @@
+"""A recipe as a user runs it: from a folder of volumes to a model file that enhances, in one process and in two."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from make_scans import save_scan
+from thinslice.errors import InputRefused, ModelRefused
+from thinslice.weights import find_model
+
+pytest.importorskip("torch", reason="training needs torch, which comes with thinslice[train]")
+pytest.importorskip("onnx", reason="the export needs onnx, which comes with thinslice[train]")
+
+from thinslice.networks.slab import SlabNet
+from thinslice.training.export import load_weights
+from thinslice.training.recipes import run
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A folder with one small near-isotropic volume."""
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "iso_train").mkdir()
+    rough = np.random.default_rng(0).random((60, 56, 52))
+    smooth = sum(np.roll(rough, shift, axis) for axis in range(3) for shift in (0, 1, 2))
+    save_scan(folder / "iso_train" / "small.nii.gz", (100 * smooth).astype(np.int16), np.diag([1.0, 1.0, 1.0, 1.0]))
+    return folder
+
+
+def silent(line):
+    pass
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("out")
+    return run("default", data, out, steps=2, report=silent)
+
+
+def test_a_recipe_ends_with_a_model_file_and_a_card_that_says_how_it_came_about(trained):
+    model = find_model(str(trained))
+    assert model.residual is not None
+    card = json.loads(trained.with_suffix(".json").read_text())
+    assert card["sha256"] == model.sha256
+    assert card["trained"] == {"iso": {"steps": 2, "minutes": pytest.approx(0, abs=5)}}
+    assert card["processes"] == "1 x cpu"
+    assert [row["file"] for row in card["data"]] == ["iso_train/small.nii.gz"]
+    assert set(card["envelope"]) == {"factor", "thickness_over_spacing", "profiles"}
+
+
+def test_a_used_folder_is_refused_without_resume(trained, data):
+    with pytest.raises(InputRefused, match="--resume"):
+        run("default", data, trained.parent, steps=2, report=silent)
+
+
+def test_a_finished_run_that_is_resumed_writes_the_same_model(trained, data):
+    before = find_model(str(trained)).sha256
+    run("default", data, trained.parent, resume=True, steps=2, report=silent)
+    assert find_model(str(trained)).sha256 == before
+
+
+def test_training_goes_on_from_a_model_file(trained, data, tmp_path):
+    network = SlabNet()
+    load_weights(network, trained)
+    assert not np.allclose(network.entry.weight.detach().numpy(), SlabNet().entry.weight.detach().numpy())
+    again = run("default", data, tmp_path / "more", steps=1, start=trained, report=silent)
+    card = json.loads(again.with_suffix(".json").read_text())
+    assert card["started_from"] == trained.name
+    with pytest.raises(ModelRefused, match="do not fit"):
+        load_weights(SlabNet(width=32), trained)
+
+
+@pytest.mark.parametrize("words", [("nothing", None), ("default", "empty")])
+def test_an_unknown_recipe_or_a_missing_source_is_refused(words, data, tmp_path):
+    recipe, folder = words
+    with pytest.raises((ModelRefused, InputRefused), match="next:"):
+        run(recipe, data if folder is None else tmp_path, tmp_path / "out", steps=1, report=silent)
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_processes_train_one_model(data, tmp_path):
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    words = ["-m", "thinslice", "train", "default", "--data", str(data), "-o", str(tmp_path / "out"), "--steps", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([*launch, *words], capture_output=True, text=True, env=environment, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("wrote") == 1  # the first process alone speaks and exports
+    card = json.loads((tmp_path / "out" / "default.json").read_text())
+    assert card["processes"] == "2 x cpu"
+    assert find_model(str(tmp_path / "out" / "default.onnx")).sha256 == card["sha256"]
