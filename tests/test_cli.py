@@ -512,3 +512,15 @@ def test_large_floats_come_back_as_float32(run, tmp_path):
     nifti.write(replace(volume, voxels=volume.voxels * np.float32(0.1), header=None), tmp_path / "in" / "scan.nii")
     assert run("enhance", "-i", scan, "-o", tmp_path / "thin.nii", "--model", "cubic")[0] == 0
     assert nifti.read(tmp_path / "thin.nii").voxels.dtype == np.float32
+
+
+def test_eight_bits_become_sixteen_so_that_the_answer_gives_the_scan_back(run, tmp_path):
+    voxels = np.random.default_rng(0).choice([0, 255], size=(24, 24, 9)).astype(np.uint8)
+    scan, out = tmp_path / "scan.nii", tmp_path / "thin.nii"
+    nifti.write(Volume(voxels, np.diag([1.0, 1.0, 4.0, 1.0])), scan)
+    assert run("enhance", "-i", scan, "-o", out, "--model", "cubic")[0] == 0
+    thin = nifti.read(out).voxels
+    assert thin.dtype == np.int16
+    assert thin.min() < 0  # which 8 bits would have lost, and with it the agreement asked for here
+    assert thin.max() > 255
+    assert json.loads(out.with_suffix(".json").read_text())["consistency"]["worst_percent"] < 2

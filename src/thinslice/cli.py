@@ -253,14 +253,19 @@ def _enhance_one(
 def _compute(
     volume: "Volume", plan: "Plan", model: "Model", folder: Path | None, show: Callable[[float], None]
 ) -> "tuple[Volume, Report]":
-    """The answer in the scan's own kind of numbers, and the report on it; large answers live in ``folder``."""
+    """The answer in the scan's own kind of numbers, and the report on it; large answers live in ``folder``.
+
+    Whole numbers stay whole numbers, but 8 bits become 16: between bright and dark slices an answer goes beyond
+    0 .. 255, and clipped there it would not give the scan back when it is made thick again.
+    """
     from thinslice.nifti import allocate
     from thinslice.report import make_report
     from thinslice.upsample import upsample
 
     kind = volume.voxels.dtype
     shape = (*plan.shape_thin, *volume.voxels.shape[3:])
-    out = allocate(shape, kind if kind.kind in "iu" else "float32", folder or Path(tempfile.gettempdir()))
+    whole = "int16" if kind.itemsize == 1 else kind
+    out = allocate(shape, whole if kind.kind in "iu" else "float32", folder or Path(tempfile.gettempdir()))
     started = perf_counter()
     answer = upsample(volume, plan, model, out, show)
     seconds = perf_counter() - started

@@ -57,19 +57,14 @@ class GuardCount:
 
 
 def suspect_cells(
-    residual: np.ndarray,
-    by_network: np.ndarray,
-    by_base: np.ndarray,
-    around: np.ndarray,
-    bounds: tuple[float, float],
+    answer: np.ndarray, by_network: np.ndarray, by_base: np.ndarray, bounds: tuple[float, float]
 ) -> np.ndarray:
     """Which cells of a slab must not be trusted.
 
     Args:
-        residual: the network's correction [p, h, w], normalised intensities.
+        answer: the bare answer [p, h, w], before any projection, in normalised intensities.
         by_network: the bare answer made thick again, minus the acquired slice [h, w].
         by_base: the same for the interpolation that the network corrects.
-        around: the slab's acquired slice and its neighbours [3, h, w].
         bounds: smallest and largest acquired value of the scan.
 
     Returns:
@@ -77,10 +72,8 @@ def suspect_cells(
     """
     with np.errstate(invalid="ignore", over="ignore"):
         distance, accepted = (np.sqrt(_cell_mean(d.astype(np.float64) ** 2)) for d in (by_network, by_base))
-        low = around.min(axis=0) + residual.min(axis=0, initial=0.0)
-        high = around.max(axis=0) + residual.max(axis=0, initial=0.0)
-        outside = (low < bounds[0] - OVERSHOOT) | (high > bounds[1] + OVERSHOOT)
-        finite = np.isfinite(residual).all(axis=0)
+        outside = ((answer < bounds[0] - OVERSHOOT) | (answer > bounds[1] + OVERSHOOT)).any(axis=0)
+        finite = np.isfinite(answer).all(axis=0)
         broken = _cell_mean((outside | ~finite).astype(np.float64)) > 0
         suspect: np.ndarray = ~(distance <= np.maximum(MARGIN * accepted, DISAGREEMENT)) | broken
         return suspect

@@ -582,6 +582,9 @@ def _header_for(volume: Volume, like: Volume | None) -> Any:
     sources = (like.header if like is not None else None, volume.header)
     source = next((h for h in sources if isinstance(h, nifti1.Nifti1Header)), None)
     header = _fresh_header(volume.voxels.dtype) if source is None else cast(Any, source).copy()
+    stored = header.get_data_dtype()
+    if stored.kind in "iu" and stored.itemsize == 1 and volume.voxels.dtype == np.int16:
+        header.set_data_dtype(np.int16)  # an answer computed from 8 bits, which goes beyond 0 .. 255
     if not np.array_equal(header["dim"][1:4], shape[:3]):
         for timing in ("slice_code", "slice_start", "slice_end", "slice_duration"):
             header[timing] = 0

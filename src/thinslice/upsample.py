@@ -227,11 +227,14 @@ class _Stack:
             spline_low, spline_high = max(low - GUARD_HALO, 0), min(high + GUARD_HALO, self.plan.n_thick)
             missed = seen @ self.lines.base[near, spline_low:spline_high]
             missed[0, slab - spline_low] -= 1.0
-            by_base = along_first_axis(missed, self.slices(spline_low, spline_high))[0]
+            nearby = self.slices(spline_low, spline_high)
+            by_base = along_first_axis(missed, nearby)[0]
             with np.errstate(invalid="ignore", over="ignore"):  # an infinite answer is found suspect below
                 by_network = by_base + along_first_axis(seen, residuals)[0]
             own = self.residual(slab)
-            cells = suspect_cells(own, by_network, by_base, self.slices(slab - 1, slab + 2), self.bounds)
+            base = self.lines.base[self.lines.thin_of(slab, slab + 1), spline_low:spline_high]
+            answer = along_first_axis(base, nearby) + own
+            cells = suspect_cells(answer, by_network, by_base, self.bounds)
             self.count = self.count.with_slab(cells)
             if cells.any():
                 own = np.where(np.isfinite(own), own, 0.0) * keep_map(cells, own.shape[1:])
