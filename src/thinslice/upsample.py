@@ -26,8 +26,8 @@ Measured on noise with the default noise level, factors 2 to 5.6, both profiles:
 thickness of 1.3 spacings (with 16 slices 3e-6 and 3e-4).
 """
 
-GUARD_HALO = 8
-"""Slices beyond a slab's reach that take part in its interpolation for the guard: a cubic spline forgets to 3e-5."""
+GUARD_HALO = 6
+"""Slices beyond a slab's reach that take part in its interpolation for the guard: a cubic spline forgets to 4e-4."""
 
 CHUNK = 8
 """Slabs that are projected and stored together."""
