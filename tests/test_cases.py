@@ -70,7 +70,18 @@ def test_inputs_that_are_none_are_refused(scans, tmp_path):
     assert "No such file" in refusal(InputRefused, scans / "missing.nii", tmp_path / "o.nii", False)
     (tmp_path / "empty").mkdir()
     assert "no NIfTI file" in refusal(InputRefused, tmp_path / "empty", tmp_path / "o", False)
-    assert "another kind" in refusal(InputRefused, scans / "c.mha", tmp_path / "o.nii", False)
+    for name, way in (
+        ("c.mha", "c3d"),
+        ("c.mgz", "mri_convert"),
+        ("c.IMG", "fslchfiletype"),
+        ("c.json", "name the scan"),
+        ("c.nii.zip", "unpack"),
+        ("IM0001", "dcm2niix"),
+    ):
+        (tmp_path / name).touch()
+        said = refusal(InputRefused, tmp_path / name, tmp_path / "o.nii", False)
+        assert "another kind" in said
+        assert way in said.split("next:")[1]
 
 
 @pytest.mark.parametrize("name", ["out", "out.mha", "out.gz", ".nii"])

@@ -163,6 +163,15 @@ def test_an_isotropic_scan_is_refused_with_a_way_out(scan, data, stretch):
     assert make_plan(volume, factor=2).n_thin == 16  # the way out is open
 
 
+@pytest.mark.parametrize("spacings", [(0.5, 3.0, 3.0), (3.0, 0.5, 3.0), (3.0, 3.0, 0.5)])
+def test_a_scan_that_is_coarse_along_two_axes_is_not_called_isotropic(spacings):
+    volume = Volume(np.zeros((8, 8, 8), np.float32), np.diag([*spacings, 1.0]))
+    with pytest.raises(PlanRefused, match=r"coarse along two axes.*next:.*--spacing 0\.5") as refusal:
+        make_plan(volume)
+    assert "isotropic" not in str(refusal.value)
+    assert make_plan(volume, spacing_mm=0.5).factor == 6  # the way out is open
+
+
 @pytest.mark.parametrize(
     ("volume", "wish"),
     [

@@ -88,7 +88,7 @@ def test_wide_integers_are_measured_exactly():
 def test_the_file_is_readable_and_gives_the_plan_back(tmp_path):
     volume = scan()
     thin, plan = answered(volume)
-    report = make_report(volume, thin, plan, GuardCount(cells=200, suspect=3, slabs=1), 1.5)
+    report = make_report(volume, thin, plan, GuardCount(cells=200, suspect=3), 1.5)
     report.save(tmp_path / "answer.json")
     content = json.loads((tmp_path / "answer.json").read_text())
     assert content["model"] == {"name": "cubic", "sha256": None}

@@ -143,7 +143,7 @@ def evaluate(
         threads: CPU threads of the networks, default: all.
 
     Raises:
-        InputRefused: there is no path, or nothing could be scored.
+        InputRefused: there is no path, or nothing could be scored; then no file is left.
         ModelRefused: there is no such model; before anything is computed.
         OutputRefused: ``out`` cannot be written to.
     """
@@ -151,7 +151,8 @@ def evaluate(
     if not cases or not conditions:
         raise InputRefused("got no scan or no condition to evaluate; need at least one; next: check the input folder")
     found = _find_models(models, threads)
-    out = _make_folder(Path(out))
+    out, new = Path(out), not Path(out).exists()
+    _make_folder(out)
     scores: list[Score] = []
     skips: list[Skip] = []
     with (out / "results.jsonl").open("w", encoding="utf-8") as lines:
@@ -167,6 +168,10 @@ def evaluate(
     table = make_table(scores, skips)
     (out / "table.md").write_text(table, encoding="utf-8")
     if not scores:
+        for file in (out / "results.jsonl", out / "table.md"):
+            file.unlink()
+        if new:
+            out.rmdir()
         reasons = "; ".join(dict.fromkeys(f"{skip.case}: {skip.reason}" for skip in skips))
         raise InputRefused(f"got {len(cases)} scan(s), none of which could be scored ({reasons})")
     if progress is not None:
@@ -347,7 +352,7 @@ def _case_names(paths: Sequence[Path]) -> dict[str, Path]:
     return names
 
 
-def _make_folder(out: Path) -> Path:
+def _make_folder(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
         (out / "results.jsonl").touch()
@@ -356,7 +361,6 @@ def _make_folder(out: Path) -> Path:
             f"got {out} for the results, which cannot be written to ({error.strerror}); need a folder; "
             "next: give another"
         ) from None
-    return out
 
 
 def _share_of(

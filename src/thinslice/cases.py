@@ -8,6 +8,16 @@ from pathlib import Path
 from thinslice.errors import InputRefused, OutputRefused
 from thinslice.volume import sidecar_path
 
+WAY_FROM_DICOM = "make one from the DICOM series with dcm2niix"
+WAYS_TO_NIFTI = (
+    ((".mgz", ".mgh"), "convert it with FreeSurfer: mri_convert IN OUT.nii.gz"),
+    ((".img", ".hdr"), "join the pair into one file with FSL: fslchfiletype NIFTI_GZ IN OUT"),
+    ((".mha", ".mhd", ".nrrd", ".nhdr", ".mnc"), "convert it with ITK-SNAP's c3d: c3d IN -o OUT.nii.gz"),
+    ((".gz", ".zip", ".tar", ".tgz", ".bz2", ".xz", ".zst"), "unpack it first"),
+    ((".json", ".txt", ".csv", ".png", ".jpg", ".pdf"), "name the scan instead"),
+)
+"""What leads to a NIfTI file from files that end so."""
+
 
 @dataclass(frozen=True)
 class Case:
@@ -56,7 +66,7 @@ def find_sources(source: Path) -> list[Path]:
     Raises:
         InputRefused: there is no NIfTI file at `source`.
     """
-    need, then = "a NIfTI file (.nii, .nii.gz) or a folder of them", "make one from the DICOM series with dcm2niix"
+    need, then = "a NIfTI file (.nii, .nii.gz) or a folder of them", _way_to_nifti(source)
     try:
         if source.is_dir():
             visible = (f for f in source.iterdir() if not f.name.startswith("."))
@@ -70,6 +80,11 @@ def find_sources(source: Path) -> list[Path]:
     if sidecar_path(source) is None:
         raise InputRefused(_say(source, "another kind of file", need, then))
     return [source]
+
+
+def _way_to_nifti(path: Path) -> str:
+    suffix = path.suffix.lower()
+    return next((way for suffixes, way in WAYS_TO_NIFTI if suffix in suffixes), WAY_FROM_DICOM)
 
 
 def _say(path: Path, got: str, need: str, then: str) -> str:

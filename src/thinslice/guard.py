@@ -6,7 +6,7 @@ may reach), where it leaves the range of the scan, or where it is not finite. Th
 dropped, which leaves projected interpolation. What the acquired slices cannot tell either way, no such test can see.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -36,7 +36,6 @@ class GuardCount:
 
     cells: int = 0
     suspect: int = 0
-    slabs: int = 0
 
     @property
     def share(self) -> float:
@@ -45,15 +44,10 @@ class GuardCount:
 
     def with_slab(self, cells: np.ndarray) -> "GuardCount":
         """The count after one more slab."""
-        return replace(
-            self,
-            cells=self.cells + cells.size,
-            suspect=self.suspect + int(cells.sum()),
-            slabs=self.slabs + int(cells.any()),
-        )
+        return self + GuardCount(cells.size, int(cells.sum()))
 
     def __add__(self, other: "GuardCount") -> "GuardCount":
-        return GuardCount(self.cells + other.cells, self.suspect + other.suspect, self.slabs + other.slabs)
+        return GuardCount(self.cells + other.cells, self.suspect + other.suspect)
 
 
 def suspect_cells(

@@ -13,7 +13,7 @@ import numpy as np
 
 from thinslice.errors import InputRefused
 from thinslice.plan import Plan
-from thinslice.volume import Volume
+from thinslice.volume import Volume, grid_distance_mm
 
 SAME_PLACE_MM = 1e-3
 """How far a labelled voxel may lie from the scan's voxel of the same index."""
@@ -84,12 +84,6 @@ def check_whole_numbers(labels: Volume) -> None:
             f"{labels.source or 'the segmentation'}: got voxels with fractions; need whole numbers, one per label; "
             "next: give a label map, not a probability map or an image"
         )
-
-
-def grid_distance_mm(one: np.ndarray, other: np.ndarray, shape: tuple[int, int, int]) -> float:
-    """The largest distance between equal indices of two grids: affines [4, 4], spatial shape."""
-    corners = np.array([[*corner, 1] for corner in np.ndindex(2, 2, 2)]) * [*(np.array(shape) - 1), 1]
-    return float(np.linalg.norm((corners @ (one - other).T)[:, :3], axis=1).max())
 
 
 def changing_times(near: np.ndarray, far: np.ndarray, spacing_mm: tuple[float, float]) -> np.ndarray:

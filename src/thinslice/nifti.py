@@ -24,7 +24,7 @@ from numpy.typing import DTypeLike
 
 from thinslice.errors import InputRefused, OutputRefused
 from thinslice.files import whole_or_not
-from thinslice.volume import Volume, sidecar_path
+from thinslice.volume import Volume, grid_distance_mm, sidecar_path
 
 ON_DISK_BYTES = 512 * 2**20  # arrays from this size on live in a file, not in memory
 SLAB_BYTES = 16 * 2**20
@@ -496,10 +496,9 @@ def _differences(
     same_start = np.linalg.norm(sform[:3, 3] - qform[:3, 3]) <= 0.1 * pixdim.min()
     if same_spacing and same_start and np.allclose(_directions(sform), _directions(qform), rtol=0, atol=SMALL_TURN):
         return []
-    corners = np.array([[*c, 1] for c in np.ndindex(2, 2, 2)]) * [*(np.array(shape[:3]) - 1), 1]
-    apart = float(np.linalg.norm((corners @ (sform - qform).T)[:, :3], axis=1).max())
+    apart_mm = grid_distance_mm(sform, qform, shape) * mm
     how = _describe_turn(sform, qform)
-    return [f"sform and qform disagree by {how}, up to {apart * mm:.1f} mm apart; the sform is used"]
+    return [f"sform and qform disagree by {how}, up to {apart_mm:.1f} mm apart; the sform is used"]
 
 
 def _directions(form: np.ndarray) -> np.ndarray:

@@ -147,7 +147,7 @@ def make_plan(
     axis = through_plane_axis(volume)
     n_thick = volume.shape[axis]
     thick_mm = volume.spacing_mm[axis]
-    in_plane_mm = max(s for i, s in enumerate(volume.spacing_mm) if i != axis)
+    in_plane_mm = [s for i, s in enumerate(volume.spacing_mm) if i != axis]
     if n_thick < 2:
         raise PlanRefused(
             f"got {n_thick} slice along the through-plane axis {axis} (spacing {thick_mm:g} mm); "
@@ -235,7 +235,7 @@ def _counted_percentiles(voxels: np.ndarray, shares: Sequence[float]) -> np.ndar
     return answer
 
 
-def _target_mm(thick_mm: float, in_plane_mm: float, spacing_mm: float | None, factor: float | None) -> float:
+def _target_mm(thick_mm: float, in_plane_mm: Sequence[float], spacing_mm: float | None, factor: float | None) -> float:
     if spacing_mm is not None and factor is not None:
         raise PlanRefused(
             f"got --spacing {spacing_mm:g} and --factor {factor:g}; need one of them; next: leave one out"
@@ -248,19 +248,30 @@ def _target_mm(thick_mm: float, in_plane_mm: float, spacing_mm: float | None, fa
     elif spacing_mm is not None:
         target = spacing_mm
     else:
-        target = in_plane_mm
+        target = max(in_plane_mm)
         if thick_mm / target < ISOTROPIC_BELOW:
-            raise PlanRefused(
-                f"got slices {thick_mm:g} mm apart and {in_plane_mm:g} mm in-plane: the scan is already isotropic; "
-                f"need slices at least {ISOTROPIC_BELOW:g} times farther apart than the in-plane spacing; "
-                "next: use it as it is, or ask for thinner slices with --factor or --spacing"
-            )
+            raise PlanRefused(_why_not_thick(thick_mm, in_plane_mm))
     if target >= thick_mm:
         raise PlanRefused(
             f"got a wish for slices {target:g} mm apart, but they are {thick_mm:g} mm apart already; "
             f"need less than {thick_mm:g} mm; next: give a smaller --spacing or a --factor above 1"
         )
     return target
+
+
+def _why_not_thick(thick_mm: float, in_plane_mm: Sequence[float]) -> str:
+    finest, coarsest = min(in_plane_mm), max(in_plane_mm)
+    if thick_mm / finest < ISOTROPIC_BELOW:
+        got, then = f"{coarsest:g} mm in-plane: the scan is already isotropic", "use it as it is, or"
+        option = "--factor or --spacing"
+    else:
+        got = f"{finest:g} x {coarsest:g} mm in-plane: the scan is coarse along two axes"
+        then = "make one of them finer:"
+        option = f"--spacing {finest:g}"
+    return (
+        f"got slices {thick_mm:g} mm apart and {got}; need slices at least {ISOTROPIC_BELOW:g} times farther apart "
+        f"than the in-plane spacing; next: {then} ask for thinner slices with {option}"
+    )
 
 
 def _thin_grid(n_thick: int, ratio: float, grid: Grid, spacings: tuple[str, str]) -> tuple[int, float]:

@@ -9,7 +9,7 @@ from thinslice.errors import InputRefused, PlanRefused
 from thinslice.labels import check_whole_numbers
 from thinslice.plan import through_plane_axis
 from thinslice.profile import Profile, profile_matrix
-from thinslice.volume import Volume
+from thinslice.volume import Volume, corners
 
 SAME_PLACE_MM = 1e-3
 """How far the in-plane grids of the two scans may lie apart."""
@@ -89,10 +89,10 @@ def _thick_centres(thin: Volume, like: Volume, axis: int) -> tuple[np.ndarray, f
 
 def _in_plane_distance_mm(to_thin: np.ndarray, thin: Volume, like: Volume, axis: int) -> float:
     """How far a thick voxel lies beside the thin voxels of the same in-plane index, at most."""
-    corners = np.array([[*corner, 1] for corner in np.ndindex(2, 2, 2)]) * [*(np.array(like.shape) - 1), 1]
-    moved = (corners @ to_thin.T - corners)[:, :3] * thin.spacing_mm
-    along = to_thin[axis, axis] * corners[:, axis] + to_thin[axis, 3]
-    tilt = (corners @ to_thin.T)[:, axis] - along
+    thick = corners(like.shape)
+    moved = (thick @ to_thin.T - thick)[:, :3] * thin.spacing_mm
+    along = to_thin[axis, axis] * thick[:, axis] + to_thin[axis, 3]
+    tilt = (thick @ to_thin.T)[:, axis] - along
     return float(np.abs(np.column_stack([np.delete(moved, axis, axis=1), tilt * thin.spacing_mm[axis]])).max())
 
 

@@ -52,6 +52,16 @@ def patient_axes(affine: np.ndarray) -> tuple[int, int, int]:
     return nearest[0], nearest[1], nearest[2]
 
 
+def corners(shape: tuple[int, ...]) -> np.ndarray:
+    """Homogeneous voxel indices [8, 4] of the corners of a grid."""
+    return np.asarray([[*corner, 1] for corner in np.ndindex(2, 2, 2)] * np.array([*(np.array(shape[:3]) - 1), 1]))
+
+
+def grid_distance_mm(one: np.ndarray, other: np.ndarray, shape: tuple[int, ...]) -> float:
+    """The largest distance between equal indices of two grids: affines [4, 4], spatial shape."""
+    return float(np.linalg.norm((corners(shape) @ (one - other).T)[:, :3], axis=1).max())
+
+
 def sidecar_path(path: Path) -> Path | None:
     """scan.nii.gz or scan.nii -> scan.json in the same folder; None where the name is not that of a NIfTI file."""
     for suffix in (".nii.gz", ".nii"):
