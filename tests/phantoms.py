@@ -107,14 +107,20 @@ def shift_mm(answer: np.ndarray, affine: np.ndarray, direction: np.ndarray) -> f
 def network(
     residual: Callable[[np.ndarray, np.ndarray], np.ndarray], base: str = "cubic", context: int = CONTEXT
 ) -> Model:
-    """A model from a function of (slices, offsets in slice spacings)."""
+    """A model from a function of (slices, offsets in slice spacings, -1 .. 1).
+
+    Its answers are shared out among the two slices around a thin one as a trained network learns to do.
+    """
 
     def run(slices: np.ndarray, geometry: np.ndarray, position: np.ndarray) -> np.ndarray:
         assert slices.dtype == geometry.dtype == position.dtype == np.float32
         assert slices.shape[0] == 2 * context + 1
         assert geometry.shape == (3,)
         assert position.shape[1:] == (7,)
-        answer = np.asarray(residual(slices, position[:, 0] / 2), np.float32)
+        offset = position[:, 0] / 2
+        assert (np.abs(offset) < 1).all()
+        share = np.cos(0.5 * np.pi * offset)[:, None, None] ** 2
+        answer = np.asarray(share * residual(slices, offset), np.float32)
         assert answer.shape == (len(position), *slices.shape[1:])
         return answer
 
@@ -152,7 +158,12 @@ def lopsided() -> Model:
 
 def straight() -> Model:
     """Repeats slices, and adds the slope between the neighbours: a ramp must come out as a ramp."""
-    return network(lambda slices, offset: offset[:, None, None] * (slices[2] - slices[0]) / 2, base="nearest")
+
+    def residual(slices: np.ndarray, offset: np.ndarray) -> np.ndarray:
+        from_nearest = offset - np.floor(offset + 0.5)
+        return np.asarray(from_nearest[:, None, None] * (slices[2] - slices[0]) / 2)
+
+    return network(residual, base="nearest")
 
 
 def knowing(volume: Volume, plan: Plan, residual: np.ndarray) -> Model:
@@ -164,6 +175,10 @@ def knowing(volume: Volume, plan: Plan, residual: np.ndarray) -> Model:
 
     def run(slices: np.ndarray, offset: np.ndarray) -> np.ndarray:
         slab = int(np.argmin(((known - slices[CONTEXT]) ** 2).sum(axis=(1, 2))))
+        if slab == 0 and (slices[CONTEXT + 1] == slices[CONTEXT]).all():
+            slab = -1  # beyond the ends the outermost slice repeats
+        elif slab == len(known) - 1 and (slices[CONTEXT - 1] == slices[CONTEXT]).all():
+            slab = len(known)
         index = np.rint(plan.first_centre + plan.factor * (slab + offset.astype(np.float64))).astype(int)
         return residual[index]
 

@@ -14,6 +14,7 @@ pytest.importorskip("torch", reason="training needs torch, which comes with thin
 
 import torch
 
+from thinslice import upsample as engine
 from thinslice.degrade import project
 from thinslice.networks.slab import SlabNet
 from thinslice.plan import intensity_range, make_plan
@@ -37,6 +38,8 @@ from thinslice.upsample import upsample
 from thinslice.volume import Volume
 
 CONTEXT, SLABS, SIZE = 1, 2, 16
+AROUND = CONTEXT + 1
+"""Slices beyond a block: what the network sees of its neighbours, which say their share."""
 ATOL = 2e-5
 """Float32 intensities of order one to three, summed with weights of sum one, through a spline inverse."""
 
@@ -64,7 +67,7 @@ CORPUS = a_corpus()
 
 
 def batches(step, seed=3, ranges=Ranges()):  # noqa: B008 # frozen
-    return batch_at(step, seed, CORPUS, ranges, patches=2, size=SIZE, slabs=SLABS, context=CONTEXT)
+    return batch_at(step, seed, CORPUS, ranges, patches=2, size=SIZE, slabs=SLABS, context=AROUND)
 
 
 def same_batch(one, other):
@@ -108,7 +111,7 @@ def test_every_thin_slice_lies_in_the_slab_of_its_nearest_thick_slice(seed, slab
 @given(seed=seeds)
 def test_draws_are_reproducible_and_stay_inside(seed):
     ranges = Ranges(noisy=1.0)
-    geometry = draw_geometry(np.random.default_rng(seed), ranges, SLABS, CONTEXT)
+    geometry = draw_geometry(np.random.default_rng(seed), ranges, SLABS, AROUND)
     draw, again = (draw_patch(np.random.default_rng(seed), CORPUS, ranges, geometry, SIZE) for _ in range(2))
     assert draw == again
     assert draw.axis in CORPUS[draw.volume].axes
@@ -167,10 +170,10 @@ def test_on_a_ramp_thick_truth_and_cubic_all_say_the_position(seed, gain):
 
 @given(seed=seeds)
 def test_the_thick_slices_are_the_profile_matrix_times_the_thin_ones(seed):
-    geometry = draw_geometry(np.random.default_rng(seed), replace(Ranges(), factor=(1.4, 4.0)), SLABS, CONTEXT)
+    geometry = draw_geometry(np.random.default_rng(seed), replace(Ranges(), factor=(1.4, 4.0)), SLABS, AROUND)
     voxels = np.random.default_rng(seed).random((120, SIZE, SIZE), dtype=np.float32)
     corpus = [Thin("noise", voxels, (0,), 1.0)]
-    batch = render(corpus, geometry, [replace(PLAIN, corner=(60, 0, 0))], SIZE, CONTEXT)
+    batch = render(corpus, geometry, [replace(PLAIN, corner=(60, 0, 0))], SIZE, AROUND)
     fwhm = geometry.factor * geometry.thickness_over_spacing
     wanted = np.einsum("mn,nyx->myx", profile_matrix(60 + geometry.thick_centres, 120, fwhm, geometry.profile), voxels)
     np.testing.assert_allclose(batch.thick[0], wanted, atol=ATOL)
@@ -193,40 +196,45 @@ def test_the_matrix_of_a_batch_sums_to_one_and_fits_its_slabs(seed):
     np.testing.assert_allclose(batch.matrix.sum(axis=1), 1, atol=1e-5)
     assert batch.matrix.shape == (SLABS, batch.truth.shape[1])
     assert batch.cubic.shape == batch.truth.shape == (2, batch.matrix.shape[1], SIZE, SIZE)
-    assert batch.thick.shape == (2, SLABS + 2 * CONTEXT, SIZE, SIZE)
+    assert batch.thick.shape == (2, SLABS + 2 * AROUND, SIZE, SIZE)
     inner = np.concatenate(batch.geometry.thin_positions)
-    own = batch.geometry.thick_centres[CONTEXT:-CONTEXT] - inner[0]
+    own = batch.geometry.thick_centres[AROUND:-AROUND] - inner[0]
     nearest = np.abs(np.arange(len(inner))[None, :] - own[:, None]).argmin(axis=1)
     largest = batch.matrix[np.arange(SLABS), nearest]
     np.testing.assert_allclose(largest, batch.matrix.max(axis=1), rtol=1e-5)
 
 
 def test_noise_is_added_to_the_acquired_slices_only_and_repeats():
-    geometry = draw_geometry(np.random.default_rng(1), Ranges(typical=1.0), SLABS, CONTEXT)
+    geometry = draw_geometry(np.random.default_rng(1), Ranges(typical=1.0), SLABS, AROUND)
     draw = replace(PLAIN, corner=(8, 0, 0), seed=5)
-    clean, noisy, again = (render(CORPUS, geometry, [replace(draw, noise=n)], SIZE, CONTEXT) for n in (0.0, 0.02, 0.02))
+    clean, noisy, again = (render(CORPUS, geometry, [replace(draw, noise=n)], SIZE, AROUND) for n in (0.0, 0.02, 0.02))
     same_batch(noisy, again)
     np.testing.assert_array_equal(noisy.truth, clean.truth)
     assert np.std(noisy.thick - clean.thick) == pytest.approx(0.02, rel=0.1)
 
 
 class Answering(torch.nn.Module):
-    """Adds given answers, slab by slab, and keeps what it was shown."""
+    """Adds given answers, shared out among neighbouring slices, and keeps what it was shown."""
 
     context = CONTEXT
 
-    def __init__(self, residual):
+    def __init__(self, residual, geometry):
         super().__init__()
-        self.residual, self.at, self.codes, self.stack = residual, 0, [], None
+        self.residual, self.geometry, self.codes = residual, geometry, {}
 
     def trunk(self, slices, geometry):
         self.stack, self.about = slices, geometry
-        return slices
+        return torch.arange(len(slices) // 2).repeat(2)  # two patches
 
     def read_out(self, features, geometry, position):
-        self.codes.append(position.numpy())
-        first, self.at = self.at, self.at + len(position)
-        return self.residual[:, first : self.at]
+        slab = int(features[0])
+        self.codes[slab] = position.numpy()
+        offset = position[:, 0].numpy().astype(float) / 2
+        first = self.geometry.thin_positions[0][0]
+        centre = self.geometry.thick_centres[CONTEXT + slab]
+        index = np.rint(offset * self.geometry.factor + centre - first).astype(int)
+        share = torch.from_numpy(np.cos(np.pi * offset / 2) ** 2).float()[None, :, None, None]
+        return share * self.residual[:, index]
 
 
 @given(step=st.integers(0, 10**6))
@@ -235,9 +243,9 @@ def test_the_loss_of_the_truth_is_zero_and_of_anything_else_is_not(step):
     right = torch.from_numpy(batch.truth - batch.cubic)
     cpu = torch.device("cpu")
     # The square root of 1e-6, which keeps its gradient finite, is counted for both errors.
-    assert projected_loss(Answering(right), batch, cpu, 0.2).item() == pytest.approx(1.2e-3, rel=0.01)
+    assert projected_loss(Answering(right, batch.geometry), batch, cpu, 0.2).item() == pytest.approx(1.2e-3, rel=0.01)
     wrong = right + 0.1 * torch.randn(right.shape, generator=torch.Generator().manual_seed(0))
-    assert projected_loss(Answering(wrong), batch, cpu, 0.2).item() > 0.01
+    assert projected_loss(Answering(wrong, batch.geometry), batch, cpu, 0.2).item() > 0.01
 
 
 def test_the_loss_forgives_what_the_projection_repairs():
@@ -247,8 +255,8 @@ def test_the_loss_forgives_what_the_projection_repairs():
     repaired = torch.from_numpy(right + 0.1 * seen)
     cpu = torch.device("cpu")
     # The projection is damped by 0.003 of the largest eigenvalue.
-    assert projected_loss(Answering(repaired), batch, cpu, 0.0).item() < 0.1 * 0.05
-    assert projected_loss(Answering(repaired), batch, cpu, 1.0).item() > 0.05
+    assert projected_loss(Answering(repaired, batch.geometry), batch, cpu, 0.0).item() < 0.1 * 0.05
+    assert projected_loss(Answering(repaired, batch.geometry), batch, cpu, 1.0).item() > 0.05
 
 
 def test_the_loss_projects_as_inference_does():
@@ -257,7 +265,7 @@ def test_the_loss_projects_as_inference_does():
     wrong = torch.from_numpy(batch.truth - batch.cubic + error)
     left = np.stack([project(e, np.zeros_like(e[:SLABS]), batch.matrix, batch.geometry.factor) for e in error])
     wanted = np.sqrt((left**2).mean(axis=(1, 2, 3)) + 1e-6).mean()
-    found = projected_loss(Answering(wrong), batch, torch.device("cpu"), 0.0).item()
+    found = projected_loss(Answering(wrong, batch.geometry), batch, torch.device("cpu"), 0.0).item()
     assert found == pytest.approx(wanted, rel=1e-4)
 
 
@@ -268,7 +276,10 @@ def test_the_loss_gives_every_patch_the_same_say():
     noise = np.random.default_rng(0).standard_normal(right.shape[1:]).astype(np.float32)
     losses = [
         projected_loss(
-            Answering(torch.from_numpy(right + np.stack([a * noise, b * noise]))), batch, torch.device("cpu"), 0.2
+            Answering(torch.from_numpy(right + np.stack([a * noise, b * noise])), batch.geometry),
+            batch,
+            torch.device("cpu"),
+            0.2,
         ).item()
         for a, b in ((0.5, 0.5), (1.0, 0.1))
     ]
@@ -278,7 +289,7 @@ def test_the_loss_gives_every_patch_the_same_say():
 def test_training_and_inference_show_the_network_the_same():
     batch = batches(11, ranges=Ranges(typical=1.0))
     geometry = batch.geometry
-    spy = Answering(torch.zeros(batch.truth.shape))
+    spy = Answering(torch.zeros(batch.truth.shape), batch.geometry)
     projected_loss(spy, batch, torch.device("cpu"), 0.2)
     scan = np.moveaxis(batch.thick[0], 0, 2)
     volume = Volume(scan, np.diag([1.0, 1.0, geometry.factor, 1.0]))
@@ -288,26 +299,48 @@ def test_training_and_inference_show_the_network_the_same():
         shown.append((slices, about, position))
         return np.zeros((len(position), *slices.shape[1:]), np.float32)
 
-    upsample(volume, make_plan(volume), Model("spy", "cubic", run, CONTEXT))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "WORKERS", 1)
+        upsample(volume, make_plan(volume), Model("spy", "cubic", run, CONTEXT))
     low, high = intensity_range(scan)
-    for slab in range(SLABS):
-        slices, about, position = shown[CONTEXT + slab]
+    for slab in range(SLABS + 2):
+        slices, about, position = shown[1 + CONTEXT + slab]  # the first one shown is the slice before the stack
         np.testing.assert_allclose(slices * (high - low) + low, spy.stack[slab].numpy(), atol=ATOL)
         np.testing.assert_array_equal(about, spy.about.numpy())
-        np.testing.assert_allclose(position, spy.codes[slab], atol=1e-6)
+        assert np.isin(np.round(spy.codes[slab][:, 0], 5), np.round(position[:, 0], 5)).all()
+        if 0 < slab <= SLABS:  # those at the ends of a block are not asked beyond it
+            within = np.isin(np.round(position[:, 0], 5), np.round(spy.codes[slab][:, 0], 5))
+            np.testing.assert_allclose(position[within], spy.codes[slab], atol=1e-6)
 
 
-def test_training_positions_are_offsets_from_the_slabs_centre():
+def test_training_positions_are_offsets_from_every_slice_up_to_its_neighbours():
     batch = batches(5, ranges=Ranges(typical=0.0))
     geometry = batch.geometry
-    spy = Answering(torch.zeros(batch.truth.shape))
+    spy = Answering(torch.zeros(batch.truth.shape), geometry)
     projected_loss(spy, batch, torch.device("cpu"), 0.2)
-    filled = [slab for slab in range(SLABS) if len(geometry.thin_positions[slab])]
-    for slab, code in zip(filled, spy.codes, strict=True):
-        offset = (geometry.thin_positions[slab] - geometry.thick_centres[CONTEXT + slab]) / geometry.factor
-        np.testing.assert_array_equal(code, position_code(offset))
+    inner = np.concatenate(geometry.thin_positions)
+    for slab in range(SLABS + 2):
+        offset = (inner - geometry.thick_centres[CONTEXT + slab]) / geometry.factor
+        near = offset[np.abs(offset) < 1]
+        assert (slab in spy.codes) == bool(len(near))
+        if len(near):
+            np.testing.assert_array_equal(spy.codes[slab], position_code(near))
     about = geometry_of(geometry.factor, geometry.thickness_over_spacing, geometry.profile)
     np.testing.assert_array_equal(spy.about.numpy(), about)
+
+
+def test_the_shares_of_two_slices_sum_to_the_whole():
+    """A network whose features are the same for every slice answers as one slice alone would, anywhere between."""
+    torch.manual_seed(0)
+    network = SlabNet(context=1, width=8, before=1, deep_width=8, deep=1, after=0)
+    code = torch.from_numpy(position_code(np.array([0.0, 0.25, -0.75, 1.0, -1.0])))
+    features, about = torch.randn(1, 8, 6, 6), torch.zeros(3)
+    whole = network.to_kernel(network.kernel(torch.cat([about.expand(5, 3), code], dim=1)))
+    said = network.read_out(features, about, code)
+    wanted = torch.nn.functional.conv2d(features, whole[:, :-1].reshape(5, 8, 3, 3), whole[:, -1], padding=1)
+    shares = (said / wanted).mean(dim=(0, 2, 3)).detach().numpy()
+    np.testing.assert_allclose(shares, [1.0, np.cos(np.pi / 8) ** 2, np.sin(np.pi / 8) ** 2, 0.0, 0.0], atol=1e-5)
+    assert shares[1] + shares[2] == pytest.approx(1.0, abs=1e-5)
 
 
 SCHEDULE = Schedule(steps=6, batches=2, warm_up=2, save_every=3, log_every=1)

@@ -407,7 +407,7 @@ def _add_train(verbs: "argparse._SubParsersAction[_Parser]") -> None:
     verb.add_argument("--data", required=True, type=Path, metavar="DIR", help="folder with the recipe's source folders")
     verb.add_argument("-o", "--output", required=True, type=Path, metavar="DIR", help="checkpoints, logs, the model")
     verb.add_argument("--resume", action="store_true", help="continue from the checkpoints in the output folder")
-    verb.add_argument("--start", type=Path, metavar="FILE", help="a model file whose weights to start from")
+    verb.add_argument("--start-from", type=Path, metavar="FILE", help="a model file whose weights to start from")
     verb.add_argument("--minutes", type=_positive(float), metavar="M", help="length of the last stage")
     verb.add_argument("--steps", type=_positive(int), metavar="N", help="length of the last stage")
 
@@ -423,7 +423,7 @@ def train(arguments: argparse.Namespace) -> int:
             arguments.output,
             resume=arguments.resume,
             minutes=arguments.minutes,
-            start=arguments.start,
+            start=arguments.start_from,
             steps=arguments.steps,
             report=_say,
         )

@@ -23,6 +23,12 @@ INPUTS = {"slices", "geometry", "position"}
 TILE_LIMIT = 640
 """Largest side of a piece of a slice that is computed at once, in pixels."""
 
+WORKERS = 2
+"""Slabs that are computed at the same time, each by its share of the cores.
+
+What is not the network's own work (turning, projecting, watching) is then done beside it.
+"""
+
 Residual = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 """(slices [2 context + 1, h, w], geometry [3], positions [p, 7]) -> [p, h, w], all float32."""
 
@@ -65,7 +71,8 @@ def load_model(path: Path, name: str | None = None, threads: int | None = None) 
     Args:
         path: an ONNX file with a thinslice card inside.
         name: what to call it; default: the name on its card.
-        threads: CPU threads, default: all cores this process may use.
+        threads: CPU threads of one call; default: its share of the cores this process may use. Calls from
+            several Python threads run beside each other.
 
     Raises:
         ModelRefused: the file is missing, damaged, or not one of ours.
@@ -105,7 +112,7 @@ def _options(threads: int | None):  # type: ignore[no-untyped-def] # onnxruntime
 
     options = onnxruntime.SessionOptions()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # Linux alone has it
-    options.intra_op_num_threads = threads or cores or 1
+    options.intra_op_num_threads = threads or max(1, (cores or 1) // WORKERS)
     options.log_severity_level = 4
     options.enable_mem_pattern = False
     return options

@@ -13,7 +13,7 @@ def geometry_of(factor: float, thickness_over_spacing: float, profile: Profile) 
 
 
 def position_code(offset: np.ndarray) -> np.ndarray:
-    """[p] offsets from the slice centre, in units of the slice spacing (-0.5 .. 0.5) -> [p, 7] float32."""
+    """[p] offsets from the slice centre, in units of the slice spacing (-1 .. 1) -> [p, 7] float32."""
     offset = np.asarray(offset, dtype=np.float64)
     waves = [f(2 * np.pi * n * offset) for n in (0.5, 1.0, 2.0) for f in (np.sin, np.cos)]
     return np.stack([2.0 * offset, *waves], axis=1).astype(np.float32)

@@ -7,6 +7,7 @@ slices, so they are one matrix per chunk; see `_Lines.matrices`.
 """
 
 from collections.abc import Callable
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,7 +16,7 @@ from thinslice.degrade import along_first_axis, bands, correction_matrix, dampin
 from thinslice.guard import GuardCount, keep_map, suspect_cells
 from thinslice.interpolate import INTERPOLATIONS
 from thinslice.plan import Plan, intensity_range
-from thinslice.runtime import Model
+from thinslice.runtime import WORKERS, Model
 from thinslice.slab import geometry_of, position_code
 from thinslice.volume import Volume, patient_axes
 
@@ -71,16 +72,20 @@ def upsample(
         raise ValueError("out must be a whole array, not a strided view")
     total, clipped = GuardCount(), 0
     lines = _Lines(plan, model.base)
-    for t in range(series.shape[3]):
-        thick = np.moveaxis(series[..., t], plan.axis, 0)
-        thin = np.moveaxis(answers[..., t], plan.axis, 0)
-        thick, thin = (_as_in_the_patient(array, volume.affine, plan.axis) for array in (thick, thin))
-        stack = _Stack(thick, lines, model)
-        for start in range(0, plan.n_thick, CHUNK):
-            stack.compute(start, min(start + CHUNK, plan.n_thick), thin)
-            if progress is not None:
-                progress((t + min(start + CHUNK, plan.n_thick) / plan.n_thick) / series.shape[3])
-        total, clipped = total + stack.count, clipped + stack.clipped
+    workers = ThreadPoolExecutor(WORKERS)
+    try:
+        for t in range(series.shape[3]):
+            thick = np.moveaxis(series[..., t], plan.axis, 0)
+            thin = np.moveaxis(answers[..., t], plan.axis, 0)
+            thick, thin = (_as_in_the_patient(array, volume.affine, plan.axis) for array in (thick, thin))
+            stack = _Stack(thick, lines, model, workers)
+            for start in range(0, plan.n_thick, CHUNK):
+                stack.compute(start, min(start + CHUNK, plan.n_thick), thin)
+                if progress is not None:
+                    progress((t + min(start + CHUNK, plan.n_thick) / plan.n_thick) / series.shape[3])
+            total, clipped = total + stack.count, clipped + stack.clipped
+    finally:
+        workers.shutdown(cancel_futures=True)
     affine = np.array(plan.affine_thin)
     return Upsampled(replace(volume, voxels=out, affine=affine, thickness_mm=None, notes=plan.notes), total, clipped)
 
@@ -156,7 +161,7 @@ class _Lines:
 class _Stack:
     """One 3-D scan with its slices along the first axis, in the network's normalised intensities."""
 
-    def __init__(self, thick: np.ndarray, lines: _Lines, model: Model) -> None:
+    def __init__(self, thick: np.ndarray, lines: _Lines, model: Model, workers: Executor) -> None:
         self.thick = thick
         self.lines = lines
         self.plan = lines.plan
@@ -165,6 +170,8 @@ class _Stack:
         self.scale = high - self.low
         self.geometry = geometry_of(self.plan.factor, self.plan.thickness_over_spacing, self.plan.profile)
         self.clipped = 0
+        self.workers = workers
+        self.said: dict[int, Future[tuple[int, np.ndarray]]] = {}
         self.raw: dict[int, np.ndarray] = {}
         self.kept: dict[int, np.ndarray] = {}
         self.count = GuardCount()
@@ -207,15 +214,37 @@ class _Stack:
         return int(np.ceil(2 * self.plan.thickness_over_spacing + 0.5))
 
     def residual(self, slab: int) -> np.ndarray:
-        """The network's answer [p, h, w] for one slab, computed once."""
+        """The network's answer [p, h, w] for the thin slices of one slab: what it says there, and both neighbours."""
         if slab not in self.raw:
             own = self.lines.thin_of(slab, slab + 1)
-            around = self.slices(slab - self.model.context, slab + self.model.context + 1)
-            code = position_code(self.lines.positions[own] - slab)
-            assert self.model.residual is not None
-            empty = np.empty((0, *around.shape[1:]), np.float32)
-            self.raw[slab] = self.model.residual(around, self.geometry, code) if len(code) else empty
+            total = np.zeros((own.stop - own.start, *self.thick.shape[1:]), np.float32)
+            for near in (slab - 1, slab, slab + 1):
+                first, said = self.said_by(near)
+                low, high = max(own.start, first), min(own.stop, first + len(said))
+                if low < high:
+                    total[low - own.start : high - own.start] += said[low - first : high - first]
+            self.raw[slab] = total
+            self.said.pop(slab - 1, None)
         return self.raw[slab]
+
+    def said_by(self, slab: int) -> tuple[int, np.ndarray]:
+        """What the network says about one slab, up to its neighbours: first thin slice and shares [p, h, w]; once.
+
+        The slabs that come next are begun meanwhile. Those before the first and after the last slice repeat it.
+        """
+        for coming in range(slab, min(slab + WORKERS, self.plan.n_thick) + 1):
+            if coming not in self.said:
+                self.said[coming] = self.workers.submit(self.ask, coming)
+        return self.said[slab].result()
+
+    def ask(self, slab: int) -> tuple[int, np.ndarray]:
+        """Run the network on one slab."""
+        first, last = np.searchsorted(self.lines.positions, (slab - 1 + 1e-9, slab + 1 - 1e-9))
+        around = self.slices(slab - self.model.context, slab + self.model.context + 1)
+        code = position_code(self.lines.positions[first:last] - slab)
+        assert self.model.residual is not None
+        empty = np.empty((0, *around.shape[1:]), np.float32)
+        return int(first), self.model.residual(around, self.geometry, code) if len(code) else empty
 
     def guarded(self, slab: int) -> np.ndarray:
         """`residual` with the suspect regions taken back to zero, which leaves interpolation there."""

@@ -11,7 +11,7 @@ class SlabNetwork(nn.Module):
 
     Attributes:
         settings: keyword arguments that build it again.
-        context: acquired slices seen on each side of the slab's own.
+        context: acquired slices seen on each side of the one in the middle.
         multiple: height and width must be multiples of this.
         reach: pixels that an answer may depend on, in every in-plane direction.
         n_geometry, n_position: lengths of the codes of `thinslice.slab`.
@@ -30,10 +30,10 @@ class SlabNetwork(nn.Module):
 
     @abstractmethod
     def read_out(self, features: Tensor, geometry: Tensor, position: Tensor) -> Tensor:
-        """Features and positions [p, n_position] -> residual over cubic [n, p, h, w]."""
+        """Features and positions [p, n_position] -> share of the residual over cubic [n, p, h, w]."""
 
     def forward(self, slices: Tensor, geometry: Tensor, position: Tensor) -> Tensor:
-        """Thin slices inside the slab of the middle slice.
+        """What the middle slice says of the thin slices up to its neighbours; what two neighbours say is added.
 
         Args:
             slices: [n, 2 context + 1, h, w], normalised intensities, h and w multiples of ``multiple``.
@@ -41,6 +41,6 @@ class SlabNetwork(nn.Module):
             position: [p, n_position], see `thinslice.slab.position_code`.
 
         Returns:
-            [n, p, h, w], to be added to the cubic interpolation.
+            [n, p, h, w], to be added to the cubic interpolation and to the neighbour's.
         """
         return self.read_out(self.trunk(slices, geometry), geometry, position)

@@ -1,9 +1,10 @@
-"""SlabNet: one trunk pass per acquired slice, then any thin slice inside that slice's slab.
+"""SlabNet: one trunk pass per acquired slice, then any thin slice up to the next acquired one.
 
 The trunk sees a thick slice and its neighbours as channels of 2-D in-plane convolutions. The read-out is one
-convolution whose kernel is predicted from the position inside the slab and from the acquisition geometry, so one set
+convolution whose kernel is predicted from the position about the slice and from the acquisition geometry, so one set
 of weights serves every factor, thickness and grid (the idea of Meta-SR, Hu et al., CVPR 2019, sec. 3, applied to the
-slice axis).
+slice axis). A thin slice is the sum of what the two acquired slices around it say; each one's say fades to nothing at
+the other, so the answer runs on smoothly from slab to slab.
 """
 
 from typing import Any
@@ -93,10 +94,11 @@ class SlabNet(SlabNetwork):
         return self.after(x)
 
     def read_out(self, features: Tensor, geometry: Tensor, position: Tensor) -> Tensor:
-        """Features and positions [p, 7] -> [n, p, h, w]."""
+        """Features and positions [p, 7] -> this slice's share of the answer there, [n, p, h, w]."""
         n_position = position.shape[0]
+        share = torch.cos(0.25 * torch.pi * position[:, :1]) ** 2  # of offset 0 is 1, of 0.5 a half, of 1 nothing
         code = torch.cat([geometry.unsqueeze(0).expand(n_position, self.n_geometry), position], dim=1)
-        kernel = self.to_kernel(self.kernel(code))
+        kernel = share * self.to_kernel(self.kernel(code))
         weight = kernel[:, :-1].reshape(-1, self.width, 3, 3)
         bias = kernel[:, -1]
         if torch.onnx.is_in_onnx_export():

@@ -100,7 +100,8 @@ def multiply_adds(network: SlabNetwork) -> dict[str, int]:
         features = network.trunk(torch.zeros(1, 2 * network.context + 1, size, size), geometry)
         part = "read_out"
         network.read_out(features, geometry, position)
-    return {"per_acquired_pixel": counts["trunk"] // size**2, "per_thin_voxel": counts["read_out"] // size**2}
+    read_out = 2 * counts["read_out"]  # of both slices around a thin voxel
+    return {"per_acquired_pixel": counts["trunk"] // size**2, "per_thin_voxel": read_out // size**2}
 
 
 def _compare(

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -141,24 +142,29 @@ def projected_loss(network: SlabNetwork, batch: Batch, device: torch.device, unp
 
 
 def residual_of(network: SlabNetwork, geometry: Geometry, thick: Tensor) -> Tensor:
-    """The network's answer for a block: thick [b, slabs + 2 context, h, w] -> [b, thin, h, w], float32."""
+    """The network's answer for a block: thick [b, slabs + 2 + 2 context, h, w] -> [b, thin, h, w], float32.
+
+    The first and the last slab are there for what they say of their neighbours' thin slices.
+    """
     context = network.context
     slabs = thick.shape[1] - 2 * context
     around = thick.unfold(1, 2 * context + 1, 1).permute(0, 1, 4, 2, 3)
     stack = around.reshape(-1, *around.shape[2:]).contiguous(memory_format=torch.channels_last)
     about = torch.from_numpy(geometry_of(geometry.factor, geometry.thickness_over_spacing, geometry.profile))
     about = about.to(thick.device)
+    positions = np.concatenate(geometry.thin_positions)
+    answer = thick.new_zeros(thick.shape[0], len(positions), *thick.shape[2:])
     with torch.autocast(thick.device.type, torch.bfloat16, enabled=_has_bf16(thick.device)):
         features = network.trunk(stack, about)
         features = features.reshape(thick.shape[0], slabs, *features.shape[1:])
-        answers = []
-        for slab, positions in enumerate(geometry.thin_positions):
-            if len(positions) == 0:
-                continue
+        for slab in range(slabs):
             offset = (positions - geometry.thick_centres[context + slab]) / geometry.factor
-            code = torch.from_numpy(position_code(offset)).to(thick.device)
-            answers.append(network.read_out(features[:, slab], about, code))
-    return torch.cat(answers, dim=1).float()
+            near = np.flatnonzero(np.abs(offset) < 1)
+            if len(near):
+                code = torch.from_numpy(position_code(offset[near])).to(thick.device)
+                said = network.read_out(features[:, slab], about, code).float()
+                answer = answer.index_add(1, torch.from_numpy(near).to(thick.device), said)
+    return answer
 
 
 def _has_bf16(device: torch.device) -> bool:

@@ -5,6 +5,7 @@ weights it starts from. ``thinslice train NAME`` runs one.
 """
 
 import csv
+import hashlib
 import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -22,6 +23,8 @@ from thinslice.training.fit import Schedule, fit, join_world, training_length
 
 VALID_FACTOR = (1.5, 10.0)
 VALID_THICKNESS = (0.6, 1.3)
+GENTLER = 0.5
+"""Share of the full rates for weights that are already good: at the full rate they forget first (LOG.md)."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +46,9 @@ class Stage:
     network: dict[str, Any]
     ranges: Ranges = field(default_factory=Ranges)
     schedule: Schedule = field(default_factory=Schedule)
-    patches: int = 4
+    patches: int = 3
     size: int = 48
-    slabs: int = 3
+    slabs: int = 4
     start: str | None = None
 
 
@@ -89,6 +92,10 @@ def run(
         last = stages[-1]
         length = {"minutes": minutes} if steps is None else {"minutes": None, "steps": steps}
         stages[-1] = replace(last, schedule=replace(last.schedule, **length))
+    seed = 0
+    if start is not None:
+        stages[0] = replace(stages[0], schedule=_gentler(stages[0].schedule))
+        seed = int(hashlib.sha256(start.read_bytes()).hexdigest()[:8], 16)  # not the batches that made the start
     if not resume and any((out / stage.name / "checkpoint.pt").exists() for stage in stages):
         raise InputRefused(
             f"got {out}, which holds an earlier training; need an empty folder; next: --resume, or another -o"
@@ -105,7 +112,7 @@ def run(
             load_weights(network, start)
         if stage.start is not None:
             network.load_state_dict(trained[stage.start].state_dict())
-        batches = _batches(corpus, stage, network.context)
+        batches = _batches(corpus, stage, network.context, seed)
         trained[stage.name] = fit(network, batches, out / stage.name, stage.schedule, resume, report)
     path = out / f"{recipe}.onnx"
     if rank != 0:
@@ -151,9 +158,13 @@ def _silent(line: str) -> None:
     """What the other processes of a parallel training have to say."""
 
 
-def _batches(corpus: Sequence[Thin], stage: Stage, context: int) -> Callable[[int], Any]:
+def _gentler(schedule: Schedule) -> Schedule:
+    return replace(schedule, rate=GENTLER * schedule.rate, muon_rate=GENTLER * schedule.muon_rate)
+
+
+def _batches(corpus: Sequence[Thin], stage: Stage, context: int, seed: int) -> Callable[[int], Any]:
     def batches(step: int) -> Any:
-        return batch_at(step, 0, corpus, stage.ranges, stage.patches, stage.size, stage.slabs, context)
+        return batch_at(step, seed, corpus, stage.ranges, stage.patches, stage.size, stage.slabs, context + 1)
 
     return batches
 
