@@ -350,7 +350,7 @@ FAULTS = [
     ),
     Fault(
         "training hears each slice only inside its slab",
-        "training/fit.py",
+        "training/losses.py",
         "np.flatnonzero(np.abs(offset) < 1)",
         "np.flatnonzero(np.abs(offset) < 0.5)",
         "up to its neighbours",
@@ -480,7 +480,7 @@ FAULTS = [
     ),
     Fault(
         "training positions have the wrong sign",
-        "training/fit.py",
+        "training/losses.py",
         "offset = (positions - geometry.thick_centres[context + slab]) / geometry.factor",
         "offset = (geometry.thick_centres[context + slab] - positions) / geometry.factor",
         "training and inference",

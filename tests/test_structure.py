@@ -18,7 +18,7 @@ ORDER = [
     "errors", "files", "volume", "nifti", "dicom", "cases", "profile", "degrade", "plan", "guard", "interpolate",
     "slab", "tile", "runtime", "weights", "upsample", "labels", "reslice", "metrics", "picture", "results", "bench",
     "report", "batch", "networks.contract", "networks.slab", "training.corpus", "training.muon", "training.fit",
-    "training.export", "training.recipes", "cli", "__main__",
+    "training.losses", "training.export", "training.recipes", "cli", "__main__",
 ]
 # fmt: on
 """The order in which data meets the modules (house.md); each imports only from those before it. The plan comes after

@@ -33,7 +33,8 @@ from thinslice.training.corpus import (
     normalised,
     render,
 )
-from thinslice.training.fit import Schedule, _numbers, fit, projected_loss
+from thinslice.training.fit import Schedule, _numbers, fit
+from thinslice.training.losses import projected_loss
 from thinslice.upsample import upsample
 from thinslice.volume import Volume
 
@@ -356,7 +357,7 @@ def fresh():
 
 
 def train(folder, feed=batches, resume=False):
-    return fit(fresh(), feed, folder, SCHEDULE, resume, report=lambda line: None)
+    return fit(fresh(), feed, projected_loss, folder, SCHEDULE, resume, report=lambda line: None)
 
 
 @pytest.fixture(scope="module")

@@ -6,18 +6,26 @@ from typing import Any
 from torch import Tensor, nn
 
 
-class SlabNetwork(nn.Module):
-    """A trunk that is paid once per acquired slice, and a read-out per thin slice.
+class Network(nn.Module):
+    """Anything that can be trained, saved and built again.
 
     Attributes:
         settings: keyword arguments that build it again.
+    """
+
+    settings: dict[str, Any]
+
+
+class SlabNetwork(Network):
+    """A trunk that is paid once per acquired slice, and a read-out per thin slice.
+
+    Attributes:
         context: acquired slices seen on each side of the one in the middle.
         multiple: height and width must be multiples of this.
         reach: pixels that an answer may depend on, in every in-plane direction.
         n_geometry, n_position: lengths of the codes of `thinslice.slab`.
     """
 
-    settings: dict[str, Any]
     context: int
     multiple: int
     reach: int

@@ -20,6 +20,7 @@ from thinslice.networks.slab import SlabNet
 from thinslice.training.corpus import Ranges, Thin, batch_at, load_isotropic, load_thick
 from thinslice.training.export import export, load_weights
 from thinslice.training.fit import Schedule, fit, join_world, training_length
+from thinslice.training.losses import projected_loss
 
 VALID_FACTOR = (1.5, 10.0)
 VALID_THICKNESS = (0.6, 1.3)
@@ -113,7 +114,7 @@ def run(
         if stage.start is not None:
             network.load_state_dict(trained[stage.start].state_dict())
         batches = _batches(corpus, stage, network.context, seed)
-        trained[stage.name] = fit(network, batches, out / stage.name, stage.schedule, resume, report)
+        trained[stage.name] = fit(network, batches, projected_loss, out / stage.name, stage.schedule, resume, report)
     path = out / f"{recipe}.onnx"
     if rank != 0:
         return path
