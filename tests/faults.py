@@ -97,8 +97,8 @@ FAULTS = [
     Fault(
         "finest in-plane spacing as the target",
         "plan.py",
-        "in_plane_mm = max(",
-        "in_plane_mm = min(",
+        "target = max(in_plane_mm)",
+        "target = min(in_plane_mm)",
         "default is the coarser",
         PLAN,
     ),
