@@ -17,7 +17,8 @@ FILES = sorted(SOURCE.rglob("*.py"))
 ORDER = [
     "errors", "files", "volume", "nifti", "dicom", "cases", "profile", "degrade", "plan", "guard", "interpolate",
     "slab", "tile", "runtime", "weights", "upsample", "labels", "reslice", "metrics", "picture", "results", "bench",
-    "report", "batch", "networks.contract", "networks.slab", "training.corpus", "training.muon", "training.fit",
+    "report", "batch", "networks.contract", "networks.slab", "networks.planes", "training.corpus",
+    "training.planes", "training.muon", "training.fit",
     "training.losses", "training.export", "training.recipes", "cli", "__main__",
 ]
 # fmt: on

@@ -5,8 +5,10 @@ import torch
 from torch import Tensor
 
 from thinslice.networks.contract import SlabNetwork
+from thinslice.networks.planes import PlaneNet
 from thinslice.slab import geometry_of, position_code
 from thinslice.training.corpus import Batch, Geometry
+from thinslice.training.planes import PlaneBatch
 
 UNPROJECTED = 0.2
 """Share of the error before the projection in `projected_loss`."""
@@ -27,6 +29,18 @@ def projected_loss(
     seen = torch.einsum("sp,bphw->bshw", matrix, error)
     projected = error - torch.einsum("ps,bshw->bphw", correction, seen)
     return _patch_rms(projected) + unprojected * _patch_rms(error)
+
+
+def intermediate_loss(network: PlaneNet, batch: PlaneBatch, device: torch.device, intermediate: float = 1.0) -> Tensor:
+    """Mean absolute error of the answer plus that of the intermediate answer (Georgescu et al. 2020, eq. 3)."""
+    planes, base, truth = (
+        torch.from_numpy(a).to(device, non_blocking=True) for a in (batch.planes, batch.base, batch.truth)
+    )
+    rows, columns = batch.inner()
+    with torch.autocast(device.type, torch.bfloat16, enabled=_has_bf16(device)):
+        halfway, answer = network(planes.contiguous(memory_format=torch.channels_last), base)
+    errors = [(image.float() - truth)[:, :, rows, columns].abs().mean() for image in (answer, halfway)]
+    return errors[0] + intermediate * errors[1] if intermediate else errors[0]
 
 
 def residual_of(network: SlabNetwork, geometry: Geometry, thick: Tensor) -> Tensor:
