@@ -68,7 +68,7 @@ FAULTS = [
     Fault(
         "origin not moved",
         "plan.py",
-        "affine_thin[:3, 3] -= affine_thin[:3, axis] * first_centre",
+        "affine_thin[:3, 3] -= affine_thin[:3, :3] @ first",
         "pass",
         "edges kept",
         PLAN,
@@ -76,11 +76,11 @@ FAULTS = [
     Fault(
         "origin moved the wrong way", "plan.py", "affine_thin[:3, 3] -=", "affine_thin[:3, 3] +=", "edges kept", PLAN
     ),
-    Fault("affine not scaled", "plan.py", "affine_thin[:3, axis] /= real_factor", "pass", "directions kept", PLAN),
+    Fault("affine not scaled", "plan.py", "affine_thin[:3, :3] /= finer", "pass", "directions kept", PLAN),
     Fault(
         "wished factor used, not the realised one",
         "plan.py",
-        "affine_thin[:3, axis] /= real_factor",
+        "affine_thin[:3, :3] /= finer",
         "affine_thin[:3, axis] *= target_mm / thick_mm",
         "edges kept",
         PLAN,
@@ -294,8 +294,8 @@ FAULTS = [
     Fault(
         "scale is the maximum",
         "upsample.py",
-        "self.scale = high - self.low",
-        "self.scale = high",
+        "shown[0], shown[1] - shown[0]\n        self.geometry",
+        "shown[0], shown[1]\n        self.geometry",
         "scale and offset",
         UP,
     ),
@@ -318,8 +318,8 @@ FAULTS = [
     Fault(
         "one intensity range for a series",
         "upsample.py",
-        "self.low, high = intensity_range(thick)",
-        "self.low, high = 0.0, float(np.abs(thick).max() or 1)",
+        "shown = intensity_range(thick)",
+        "shown = 0.0, float(np.abs(thick).max() or 1)",
         "scale and offset",
         UP,
     ),
@@ -404,7 +404,14 @@ FAULTS = [
         "tiled equals whole",
         TILE,
     ),
-    Fault("model's reach ignored", "runtime.py", 'int(card["reach"])', "0", "tiled equals whole", TILE),
+    Fault(
+        "model's reach ignored",
+        "runtime.py",
+        'int(card["multiple"]), int(card["reach"])',
+        'int(card["multiple"]), 0',
+        "tiled equals whole",
+        TILE,
+    ),
     # the guard
     Fault("guard never triggers", "upsample.py", "if cells.any():", "if False:", "falls back", GUARD),
     Fault("NaN passes the guard", "guard.py", "> 0\n        suspect", "> 2\n        suspect", "single NaN", GUARD),

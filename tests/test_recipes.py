@@ -38,7 +38,8 @@ def silent(line):
 @pytest.fixture(scope="module")
 def trained(data, tmp_path_factory):
     out = tmp_path_factory.mktemp("out")
-    return run("default", data, out, steps=2, report=silent)
+    (path,) = run("default", data, out, steps=2, report=silent)
+    return path
 
 
 def test_a_recipe_ends_with_a_model_file_and_a_card_that_says_how_it_came_about(trained):
@@ -67,7 +68,7 @@ def test_training_goes_on_from_a_model_file(trained, data, tmp_path):
     network = SlabNet()
     load_weights(network, trained)
     assert not np.allclose(network.entry.weight.detach().numpy(), SlabNet().entry.weight.detach().numpy())
-    again = run("default", data, tmp_path / "more", steps=1, start=trained, report=silent)
+    (again,) = run("default", data, tmp_path / "more", steps=1, start=trained, report=silent)
     card = json.loads(again.with_suffix(".json").read_text())
     assert card["started_from"] == trained.name
     with pytest.raises(ModelRefused, match="do not fit"):

@@ -16,10 +16,10 @@ FILES = sorted(SOURCE.rglob("*.py"))
 # fmt: off
 ORDER = [
     "errors", "files", "volume", "nifti", "dicom", "cases", "profile", "degrade", "plan", "guard", "interpolate",
-    "slab", "tile", "runtime", "weights", "upsample", "labels", "reslice", "metrics", "picture", "results", "bench",
-    "report", "batch", "networks.contract", "networks.slab", "networks.planes", "training.corpus",
+    "slab", "tile", "runtime", "weights", "enlarge", "upsample", "labels", "reslice", "metrics", "picture", "results",
+    "bench", "report", "batch", "networks.contract", "networks.slab", "networks.planes", "training.corpus",
     "training.planes", "training.muon", "training.fit",
-    "training.losses", "training.export", "training.recipes", "cli", "__main__",
+    "training.losses", "training.tasks", "training.export", "training.recipes", "cli", "__main__",
 ]
 # fmt: on
 """The order in which data meets the modules (house.md); each imports only from those before it. The plan comes after

@@ -408,8 +408,10 @@ def _add_train(verbs: "argparse._SubParsersAction[_Parser]") -> None:
     verb.add_argument("-o", "--output", required=True, type=Path, metavar="DIR", help="checkpoints, logs, the model")
     verb.add_argument("--resume", action="store_true", help="continue from the checkpoints in the output folder")
     verb.add_argument("--start-from", type=Path, metavar="FILE", help="a model file whose weights to start from")
-    verb.add_argument("--minutes", type=_positive(float), metavar="M", help="length of the last stage")
-    verb.add_argument("--steps", type=_positive(int), metavar="N", help="length of the last stage")
+    verb.add_argument(
+        "--minutes", type=_positive(float), metavar="M", help="length, shared out over the recipe's stages"
+    )
+    verb.add_argument("--steps", type=_positive(int), metavar="N", help="length, shared out over the recipe's stages")
 
 
 def train(arguments: argparse.Namespace) -> int:
@@ -417,7 +419,7 @@ def train(arguments: argparse.Namespace) -> int:
     try:
         from thinslice.training.recipes import run
 
-        path = run(
+        models = run(
             arguments.recipe,
             arguments.data,
             arguments.output,
@@ -434,7 +436,10 @@ def train(arguments: argparse.Namespace) -> int:
         raise InputRefused(
             f"training needs {missing}, which is not installed; next: pip install 'thinslice[train]'"
         ) from None
-    _say(f"use it: thinslice enhance --model {path} -i IN -o OUT")
+    family = {str(path.with_name(path.name.split(".")[0])) for path in models}
+    names = [str(models[0])] if len(models) == 1 else sorted(family)
+    for name in names:
+        _say(f"use it: thinslice enhance --model {name} -i IN -o OUT")
     return 0
 
 
@@ -492,7 +497,8 @@ def _add_model(verb: argparse.ArgumentParser) -> None:
         "--model",
         default="default",
         metavar="NAME",
-        help="default (embedded network), a model file (.onnx), nearest, linear, cubic or lanczos",
+        help="default (embedded network), planes-mr or planes-ct (networks that enlarge in-plane too), a model file "
+        "(.onnx), nearest, linear, cubic or lanczos",
     )
 
 
@@ -507,6 +513,16 @@ def _add_plan_options(verb: argparse.ArgumentParser) -> None:
         choices=GRIDS,
         default="fov",
         help="keep the outer edges of the field of view (fov, default) or the outermost slice centres",
+    )
+    verb.add_argument(
+        "--in-plane",
+        type=int,
+        default=1,
+        metavar="K",
+        help="enlarge the slices themselves first, K times along each side",
+    )
+    verb.add_argument(
+        "--fuse", action="store_true", help="ask a network for planes in every orientation: better, and slower"
     )
     _add_model(verb)
     verb.add_argument(
@@ -530,6 +546,8 @@ def _plan(volume: "Volume", model: "Model", arguments: argparse.Namespace) -> "P
         model_sha256=model.sha256,
         envelope=model.envelope,
         projection=not arguments.no_projection,
+        in_plane=arguments.in_plane,
+        fuse=arguments.fuse,
     )
 
 
@@ -630,7 +648,9 @@ def _move_all(parts: Sequence[Path], targets: Sequence[Path]) -> None:
 
 def _what_was_done(plan: "Plan") -> str:
     before, after = plan.spacing_thick_mm[plan.axis], plan.spacing_thin_mm[plan.axis]
-    return f"{plan.n_thick} slices x {before:.4g} mm -> {plan.n_thin} slices x {after:.4g} mm with {plan.model}"
+    larger = f", each {plan.in_plane} times larger along both sides," if plan.in_plane > 1 else ""
+    done = f"{plan.n_thick} slices x {before:.4g} mm -> {plan.n_thin} slices x {after:.4g} mm"
+    return f"{done}{larger} with {plan.model}"
 
 
 def _agreement(report: "Report") -> str:

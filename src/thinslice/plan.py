@@ -24,17 +24,31 @@ ISOTROPIC_BELOW = 1.05
 MAX_SLICES = 32_767
 """The largest size of one axis that NIfTI-1 can store."""
 
+FAT_HOUNSFIELD, MOST_HOUNSFIELD = -50.0, 32_768.0
+"""A CT scan shows something darker than this; and its numbers fit in 16 bits."""
+
 TOLERANCE = 1e-6
 """How far beyond its ends an envelope is still valid: the rounding of millimetres."""
 
 
 @dataclass(frozen=True)
 class Envelope:
-    """The inputs a model is valid for, both ends included."""
+    """The inputs a model is valid for, both ends included.
 
-    factor: tuple[float, float]
-    thickness_over_spacing: tuple[float, float]
+    Attributes:
+        factor, thickness_over_spacing, profiles, grids: of the plan.
+        factors: the only factors it has, None for any within ``factor``.
+        in_plane: the factors by which it can enlarge the slices themselves.
+        hounsfield: it needs computed tomography.
+    """
+
+    factor: tuple[float, float] = (1.0, float("inf"))
+    thickness_over_spacing: tuple[float, float] = (0.0, float("inf"))
     profiles: tuple[str, ...] = PROFILES
+    factors: tuple[int, ...] | None = None
+    in_plane: tuple[int, ...] = (1,)
+    grids: tuple[str, ...] = GRIDS
+    hounsfield: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,6 +69,9 @@ class Plan:
         first_centre: centre of the first thick slice in thin-voxel units.
         affine_thick, affine_thin: voxel index -> patient millimetres.
         model: the model's name; ``model_sha256`` is None for an interpolation.
+        in_plane: by how much the slices themselves are enlarged along both of their axes, before any is added; their
+            outer edges are kept.
+        fuse: whether a network for planes is asked in several orientations.
         projection: whether the answer is projected onto the acquired slices.
         noise: regularisation of that projection, see `thinslice.degrade.NOISE_LEVEL`.
         notes: what the reader and the planner had to decide, in plain words.
@@ -77,6 +94,8 @@ class Plan:
     model_sha256: str | None
     projection: bool
     noise: float
+    in_plane: int = 1
+    fuse: bool = False
     notes: tuple[str, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
 
@@ -127,17 +146,19 @@ def make_plan(
     envelope: Envelope | None = None,
     projection: bool = True,
     noise: float = NOISE_LEVEL,
+    in_plane: int = 1,
+    fuse: bool = False,
 ) -> Plan:
     """Decide everything about one scan.
 
     Args:
-        volume: the scan; only its geometry is looked at.
+        volume: the scan; only its geometry is looked at, and its values for a model that needs Hounsfield units.
         spacing_mm: wanted distance between slices; default: the coarser of the two in-plane spacings.
         factor: alternatively, how many times closer the slices shall be.
         thickness_mm: slice thickness; default: what the header says, else the slice spacing.
         profile, grid: see `Plan`.
         model, model_sha256, envelope: the model that will be used and what it is valid for (None: anything).
-        projection, noise: see `Plan`.
+        projection, noise, in_plane, fuse: see `Plan`.
 
     Raises:
         PlanRefused: the scan is isotropic, has one slice, the wish lies outside what the model is valid for, or a
@@ -162,6 +183,10 @@ def make_plan(
     thickness = _thickness_mm(thickness_mm, volume.thickness_mm, thick_mm)
     if envelope is not None:
         _check_envelope(model, envelope, real_factor, thickness / thick_mm, profile, thick_mm, spacings)
+        _check_grid(model, envelope, grid)
+    _check_in_plane(model, envelope, in_plane)
+    if envelope is not None and envelope.hounsfield:
+        _check_hounsfield(model, volume)
     if abs(thick_mm / real_factor - target_mm) > 1e-6 * target_mm:
         notes.append(
             f"{n_thick} slices of {thick_mm:g} mm do not divide into {target_mm:g} mm: "
@@ -170,13 +195,13 @@ def make_plan(
         )
     first_centre = (real_factor - 1) / 2 if grid == "fov" else 0.0
     affine = np.array(volume.affine, dtype=np.float64)
+    finer = [real_factor if i == axis else float(in_plane) for i in range(3)]
+    first = [first_centre if i == axis else (in_plane - 1) / 2 for i in range(3)]
     affine_thin = affine.copy()
-    affine_thin[:3, axis] /= real_factor
-    affine_thin[:3, 3] -= affine_thin[:3, axis] * first_centre
-    spacing_thin = list(volume.spacing_mm)
-    spacing_thin[axis] = thick_mm / real_factor
-    shape_thin = list(volume.shape)
-    shape_thin[axis] = n_thin
+    affine_thin[:3, :3] /= finer
+    affine_thin[:3, 3] -= affine_thin[:3, :3] @ first
+    spacing_thin = [mm / times for mm, times in zip(volume.spacing_mm, finer, strict=True)]
+    shape_thin = [n_thin if i == axis else n * in_plane for i, n in enumerate(volume.shape)]
     plan = Plan(
         axis=axis,
         shape_thick=volume.shape,
@@ -194,6 +219,8 @@ def make_plan(
         model_sha256=model_sha256,
         projection=projection,
         noise=noise,
+        in_plane=in_plane,
+        fuse=fuse,
         notes=tuple(notes),
         versions=_versions(),
     )
@@ -344,6 +371,11 @@ def _check_envelope(
 ) -> None:
     """Refuse what the model is not valid for; ``spacings``: the largest and smallest to advise, see above."""
     way_out = "or use --model cubic, which is valid for any geometry"
+    if envelope.factors is not None and not any(abs(factor - known) <= TOLERANCE for known in envelope.factors):
+        known = " or ".join(str(f) for f in envelope.factors) or "none: it enlarges slices only"
+        option = " or ".join(f"--factor {f}" for f in envelope.factors)
+        advice = f"give {option}, {way_out}" if option else way_out.removeprefix("or ")
+        raise PlanRefused(f"got a factor of {factor:.3g} for model {model}; need {known}; next: {advice}")
     low, high = envelope.factor
     if not low - TOLERANCE <= factor <= high + TOLERANCE:
         largest, smallest = spacings
@@ -361,6 +393,37 @@ def _check_envelope(
         raise PlanRefused(
             f"got profile {profile} for model {model}; need {' or '.join(envelope.profiles)}; "
             f"next: change --profile, {way_out}"
+        )
+
+
+def _check_grid(model: str, envelope: Envelope, grid: str) -> None:
+    if grid not in envelope.grids:
+        raise PlanRefused(
+            f"got --grid {grid} for model {model}; need {' or '.join(envelope.grids)}; next: leave --grid out"
+        )
+
+
+def _check_in_plane(model: str, envelope: Envelope | None, in_plane: int) -> None:
+    """Interpolations enlarge slices by any whole factor, networks by those they have learnt."""
+    if in_plane < 1 or in_plane * 1.0 != int(in_plane):
+        raise PlanRefused(f"got --in-plane {in_plane}; need a whole number from 1 on; next: correct it or leave it out")
+    if envelope is not None and in_plane not in envelope.in_plane:
+        known = " or ".join(str(factor) for factor in envelope.in_plane)
+        raise PlanRefused(
+            f"got --in-plane {in_plane} for model {model}; need {known}; next: give one of these, or use a model that "
+            "enlarges slices (planes-mr, planes-ct, cubic)"
+        )
+
+
+def _check_hounsfield(model: str, volume: Volume) -> None:
+    """Fat is near -100, air near -1000 Hounsfield units, and nothing but padding lies below or far above the scale."""
+    voxels = volume.voxels[np.isfinite(volume.voxels)] if volume.voxels.dtype.kind == "f" else volume.voxels
+    lowest, highest = (float(voxels.min()), float(voxels.max())) if voxels.size else (0.0, 0.0)
+    if lowest > FAT_HOUNSFIELD or lowest < -MOST_HOUNSFIELD or highest > MOST_HOUNSFIELD or highest < 0:
+        raise PlanRefused(
+            f"got values from {lowest:g} to {highest:g} for model {model}, which is for computed tomography; need "
+            f"Hounsfield units (air near -1000, fat near {FAT_HOUNSFIELD:g}); "
+            "next: use --model planes-mr or default, or convert the scan with its rescale slope and intercept"
         )
 
 

@@ -72,10 +72,10 @@ def profile_matrix(thick_centres: np.ndarray, n_thin: int, fwhm: float, profile:
 
 
 def downscaling_matrix(n_thick: int, factor: int, sigma_vox: float = 0.0) -> np.ndarray:
-    """Anti-aliased bicubic downscaling, as picture libraries do it: ``thick = A @ thin`` for factor * n_thick thin ones.
+    """Anti-aliased bicubic downscaling, as picture libraries do it: ``thick = A @ thin``.
 
-    The acquisition model of papers that shrink images instead of simulating a scanner (Georgescu et al. 2020, sec. IV);
-    it has negative lobes and no slice profile.
+    It stands for the acquisition in papers that shrink images instead of simulating a scanner (Georgescu et al. 2020,
+    sec. IV); it has negative lobes and no slice profile.
 
     Args:
         n_thick: size after.
@@ -83,8 +83,8 @@ def downscaling_matrix(n_thick: int, factor: int, sigma_vox: float = 0.0) -> np.
         sigma_vox: of a three-tap Gaussian that is applied before, in thin-voxel units; 0 for none.
 
     Returns:
-        float64 [n_thick, factor * n_thick]; every row sums to one, edges repeat under the Gaussian and are cut under the
-        bicubic kernel.
+        float64 [n_thick, factor * n_thick]; every row sums to one. Edges repeat under the Gaussian, and the bicubic
+        kernel is cut there.
     """
     centres = (np.arange(n_thick) + 0.5) * factor - 0.5
     distance = np.abs(np.arange(factor * n_thick)[None, :] - centres[:, None]) / factor

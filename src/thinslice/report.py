@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from thinslice.degrade import bands, thicken
 from thinslice.files import whole_or_not
 from thinslice.guard import GuardCount
 from thinslice.plan import Plan, intensity_range
+from thinslice.profile import downscaling_matrix
 from thinslice.volume import Volume, sidecar_path
 
 
@@ -91,6 +93,8 @@ def make_report(
 def check(volume: Volume, thin: Volume, plan: Plan) -> Consistency:
     """Re-slice the answer thick with the plan's matrix, and compare with the acquired slices.
 
+    Slices that were enlarged in-plane are made small again by anti-aliased bicubic downscaling.
+
     Args:
         volume: the scan that went in, [x, y, z] or [x, y, z, t].
         thin: the answer, ``plan.shape_thin`` (plus t).
@@ -98,7 +102,7 @@ def check(volume: Volume, thin: Volume, plan: Plan) -> Consistency:
     """
     matrix = plan.matrix()
     measured = [
-        _differences(np.moveaxis(before, plan.axis, 0), np.moveaxis(after, plan.axis, 0), matrix)
+        _differences(np.moveaxis(before, plan.axis, 0), np.moveaxis(after, plan.axis, 0), matrix, plan.in_plane)
         for before, after in zip(_volumes(volume.voxels), _volumes(thin.voxels), strict=True)
     ]
     mean_square, worst, scale = (np.array(column) for column in zip(*measured, strict=True))
@@ -127,12 +131,28 @@ def _volumes(voxels: np.ndarray) -> list[np.ndarray]:
     return [voxels] if voxels.ndim == 3 else [voxels[..., t] for t in range(voxels.shape[3])]
 
 
-def _differences(thick: np.ndarray, thin: np.ndarray, matrix: np.ndarray) -> tuple[float, float, float]:
+def _differences(thick: np.ndarray, thin: np.ndarray, matrix: np.ndarray, in_plane: int) -> tuple[float, float, float]:
     """Mean square and largest difference of [thick, h, w] and A [thin, h, w], and the intensity range of the former."""
     total, worst = 0.0, 0.0
-    for band in bands(thin):
-        difference = thicken(thin[band].astype(np.float64, order="C"), matrix) - thick[band]
+    seen = _seen_again if in_plane == 1 else _seen_again_and_small
+    for difference in seen(thick, thin, matrix):
         total += float(np.sum(difference**2))
         worst = max(worst, float(np.abs(difference).max()))
     low, high = intensity_range(thick)
     return total / thick.size, worst, high - low
+
+
+def _seen_again(thick: np.ndarray, thin: np.ndarray, matrix: np.ndarray) -> Iterator[np.ndarray]:
+    """Differences, band by band."""
+    for band in bands(thin):
+        yield thicken(thin[band].astype(np.float64, order="C"), matrix) - thick[band]
+
+
+def _seen_again_and_small(thick: np.ndarray, thin: np.ndarray, matrix: np.ndarray) -> Iterator[np.ndarray]:
+    """Differences, slice by slice; the thin slices are larger in-plane by a whole factor."""
+    factor = thin.shape[1] // thick.shape[1]
+    rows, columns = (downscaling_matrix(size, factor) for size in thick.shape[1:])
+    for index, weights in enumerate(matrix):
+        under = np.flatnonzero(weights)
+        large = np.tensordot(weights[under], thin[under].astype(np.float64), axes=1)
+        yield rows @ large @ columns.T - thick[index]

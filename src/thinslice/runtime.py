@@ -3,9 +3,10 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 
@@ -17,11 +18,11 @@ from thinslice.tile import padded, tiles
 CARD_KEY = "thinslice.card"
 """Where the model file keeps its card (ONNX metadata)."""
 
-INPUTS = {"slices", "geometry", "position"}
-"""What a model file is fed with, see `Residual`."""
+SLAB_INPUTS, PLANE_INPUTS = {"slices", "geometry", "position"}, {"planes", "base"}
+"""What a model file is fed with, see `Residual` and `Enlarge`."""
 
-TILE_LIMIT = 640
-"""Largest side of a piece of a slice that is computed at once, in pixels."""
+TILE_LIMIT, PLANE_LIMIT = 640, 1024
+"""Largest side of a piece of a slice, and of a plane that is to be enlarged, that is computed at once, in pixels."""
 
 WORKERS = 2
 """Slabs that are computed at the same time, each by its share of the cores.
@@ -32,6 +33,12 @@ What is not the network's own work (turning, projecting, watching) is then done 
 Residual = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 """(slices [2 context + 1, h, w], geometry [3], positions [p, 7]) -> [p, h, w], all float32."""
 
+Enlarge = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""(planes [n, h, w], their interpolation [n, a h, b w]) -> enlarged planes [n, a h, b w], all float32."""
+
+Part = Literal["in-plane", "depth"]
+"""Enlarge slices along both of their axes, or planes through the slices across them."""
+
 
 @dataclass(frozen=True)
 class Model:
@@ -41,7 +48,8 @@ class Model:
         name: for people, plans and tables.
         base: the interpolation it starts from, a key of `thinslice.interpolate.INTERPOLATIONS`.
         residual: what the network adds, None for a bare interpolation.
-        context: acquired slices seen on each side of a slab.
+        context: acquired slices seen on each side of a slab, pixels seen on each side of a plane's own.
+        planes: networks that enlarge planes instead, by part and whole factor.
         envelope: the inputs it is valid for, None for any.
         sha256: of the model file.
         card: where it came from.
@@ -51,6 +59,7 @@ class Model:
     base: str
     residual: Residual | None = None
     context: int = 0
+    planes: Mapping[tuple[Part, int], Enlarge] = field(default_factory=dict)
     envelope: Envelope | None = None
     sha256: str | None = None
     card: dict[str, object] | None = None
@@ -88,23 +97,80 @@ def load_model(path: Path, name: str | None = None, threads: int | None = None) 
     options = _options(threads)
     try:
         session, card = _open(content, options)
-        envelope = card["envelope"]
-        return Model(
-            name=name or str(card["name"]),
-            base=interpolation(card["base"]).base,
-            residual=_residual(session, int(card["multiple"]), int(card["reach"])),
-            context=int(card["context"]),
-            envelope=Envelope(
-                tuple(envelope["factor"]), tuple(envelope["thickness_over_spacing"]), tuple(envelope["profiles"])
-            ),
-            sha256=hashlib.sha256(content).hexdigest(),
-            card=card,
-        )
+        fed = {entry.name for entry in session.get_inputs()}
+        sha256 = hashlib.sha256(content).hexdigest()
+        make = _slab_model if fed == SLAB_INPUTS else _plane_model if fed == PLANE_INPUTS else None
+        assert make is not None, "the inputs are those of another kind of network"
+        return make(session, card, name or str(card["name"]), sha256)
     except Exception:  # onnxruntime raises its own, undocumented classes, and a foreign card may hold anything
         raise ModelRefused(
             f"got {path}, which is not a thinslice model; need an .onnx file written by 'thinslice train'; "
             "next: check the path, or leave --model out to use the embedded one"
         ) from None
+
+
+def together(models: Sequence[Model], name: str) -> Model:
+    """One model of several networks for planes: every part and factor that one of them has."""
+    planes = {key: network for model in models for key, network in model.planes.items()}
+    envelopes = [model.envelope for model in models if model.envelope is not None]
+    envelope = replace(
+        envelopes[0],
+        factors=tuple(sorted({factor for part, factor in planes if part == "depth"})),
+        in_plane=(1, *sorted({factor for part, factor in planes if part == "in-plane"})),
+    )
+    hashes = ",".join(sorted(str(model.sha256) for model in models))
+    return Model(
+        name=name,
+        base=models[0].base,
+        context=max(model.context for model in models),
+        planes=planes,
+        envelope=envelope,
+        sha256=hashlib.sha256(hashes.encode()).hexdigest(),
+        card={"name": name, "parts": [model.card for model in models]},
+    )
+
+
+def run_once(path: Path, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The answer of a model file to inputs as they are, for comparison with the network it was made from."""
+    session, _ = _open(path.read_bytes(), _options(None))
+    (answer,) = session.run(None, dict(inputs))
+    return np.asarray(answer)
+
+
+def _slab_model(session: Any, card: dict[str, Any], name: str, sha256: str) -> Model:
+    envelope = card["envelope"]
+    return Model(
+        name=name,
+        base=interpolation(card["base"]).base,
+        residual=_residual(session, int(card["multiple"]), int(card["reach"])),
+        context=int(card["context"]),
+        envelope=Envelope(
+            tuple(envelope["factor"]), tuple(envelope["thickness_over_spacing"]), tuple(envelope["profiles"])
+        ),
+        sha256=sha256,
+        card=card,
+    )
+
+
+def _plane_model(session: Any, card: dict[str, Any], name: str, sha256: str) -> Model:
+    envelope = card["envelope"]
+    part, factor = envelope["part"], int(envelope["factor"])
+    return Model(
+        name=name,
+        base=interpolation(card["base"]).base,
+        context=int(card["reach"]),
+        planes={(part, factor): _enlarge(session, tuple(card["scale"]), int(card["reach"]))},
+        envelope=Envelope(
+            thickness_over_spacing=tuple(envelope["thickness_over_spacing"]),
+            profiles=tuple(envelope["profiles"]),
+            factors=(factor,) if part == "depth" else (),
+            in_plane=(1, factor) if part == "in-plane" else (1,),
+            grids=("fov",),
+            hounsfield=bool(envelope["hounsfield"]),
+        ),
+        sha256=sha256,
+        card=card,
+    )
 
 
 def _options(threads: int | None):  # type: ignore[no-untyped-def] # onnxruntime is untyped
@@ -123,8 +189,6 @@ def _open(content: bytes, options):  # type: ignore[no-untyped-def]
     import onnxruntime
 
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    if {entry.name for entry in session.get_inputs()} != INPUTS:
-        raise ValueError("the inputs are not those of a slab network")
     return session, json.loads(session.get_modelmeta().custom_metadata_map[CARD_KEY])
 
 
@@ -141,3 +205,22 @@ def _residual(session, multiple: int, margin: int) -> Residual:  # type: ignore[
         return answer
 
     return run
+
+
+def _enlarge(session, scale: tuple[int, int], margin: int) -> Enlarge:  # type: ignore[no-untyped-def]
+    def run(planes: np.ndarray, base: np.ndarray) -> np.ndarray:
+        answer = np.empty(base.shape, np.float32)
+        for tile in tiles(planes.shape[1], planes.shape[2], PLANE_LIMIT, margin):
+            small, whole, kept = (
+                (slice(None), *span) for span in (tile.read, _times(tile.read, scale), _times(tile.keep, scale))
+            )
+            (out,) = session.run(None, {"planes": planes[small][:, None], "base": base[whole][:, None]})
+            answer[(slice(None), *_times(tile.write, scale))] = out[:, 0][kept]
+        return answer
+
+    return run
+
+
+def _times(spans: tuple[slice, slice], scale: tuple[int, int]) -> tuple[slice, slice]:
+    rows, columns = (slice(span.start * times, span.stop * times) for span, times in zip(spans, scale, strict=True))
+    return rows, columns

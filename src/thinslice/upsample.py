@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from thinslice.degrade import along_first_axis, bands, correction_matrix, damping_of
+from thinslice.enlarge import enlarge_depth, enlarge_slices
 from thinslice.guard import GuardCount, keep_map, suspect_cells
 from thinslice.interpolate import INTERPOLATIONS
 from thinslice.plan import Plan, intensity_range
@@ -29,6 +30,9 @@ thickness of 1.3 spacings (with 16 slices 3e-6 and 3e-4).
 
 GUARD_HALO = 6
 """Slices beyond a slab's reach that take part in its interpolation for the guard: a cubic spline forgets to 4e-4."""
+
+BLOCK = 64
+"""Slabs that a network for planes computes together: it sees some ten slices more on each side."""
 
 CHUNK = 8
 """Slabs that are projected and stored together."""
@@ -78,7 +82,10 @@ def upsample(
             thick = np.moveaxis(series[..., t], plan.axis, 0)
             thin = np.moveaxis(answers[..., t], plan.axis, 0)
             thick, thin = (_as_in_the_patient(array, volume.affine, plan.axis) for array in (thick, thin))
-            stack = _Stack(thick, lines, model, workers)
+            shown = intensity_range(thick)
+            if plan.in_plane > 1:
+                thick = _enlarged(thick, shown, plan, model)
+            stack = _Stack(thick, shown, lines, model, workers)
             for start in range(0, plan.n_thick, CHUNK):
                 stack.compute(start, min(start + CHUNK, plan.n_thick), thin)
                 if progress is not None:
@@ -161,13 +168,14 @@ class _Lines:
 class _Stack:
     """One 3-D scan with its slices along the first axis, in the network's normalised intensities."""
 
-    def __init__(self, thick: np.ndarray, lines: _Lines, model: Model, workers: Executor) -> None:
+    def __init__(
+        self, thick: np.ndarray, shown: tuple[float, float], lines: _Lines, model: Model, workers: Executor
+    ) -> None:
         self.thick = thick
         self.lines = lines
         self.plan = lines.plan
         self.model = model
-        self.low, high = intensity_range(thick)
-        self.scale = high - self.low
+        self.low, self.scale = shown[0], shown[1] - shown[0]
         self.geometry = geometry_of(self.plan.factor, self.plan.thickness_over_spacing, self.plan.profile)
         self.clipped = 0
         self.workers = workers
@@ -195,11 +203,11 @@ class _Stack:
         spline_low, spline_high = self.lines.beyond(low, high)
         to_thin, keep = self.lines.matrices(start, stop)
         wanted = self.lines.thin_of(start, stop)
-        if self.model.residual is not None:
+        if self.adds:
             residuals = [self.guarded(slab) for slab in range(low, high)]
         for band in bands(self.thick):
             answer = along_first_axis(to_thin, self.normalised(self.thick[spline_low:spline_high][band]))
-            if self.model.residual is not None:
+            if self.adds:
                 answer += along_first_axis(keep, np.concatenate([r[band] for r in residuals]))
             answer *= np.float32(self.scale)
             answer += np.float32(self.low)
@@ -209,12 +217,19 @@ class _Stack:
                 del store[slab]
 
     @property
+    def adds(self) -> bool:
+        """Whether the model is more than its interpolation."""
+        return self.model.residual is not None or bool(self.model.planes)
+
+    @property
     def plan_reach(self) -> int:
         """Slabs on each side that a thick slice's profile reaches into."""
         return int(np.ceil(2 * self.plan.thickness_over_spacing + 0.5))
 
     def residual(self, slab: int) -> np.ndarray:
         """The network's answer [p, h, w] for the thin slices of one slab: what it says there, and both neighbours."""
+        if slab not in self.raw and self.model.planes:
+            self.raw |= self.by_planes(slab - slab % BLOCK, min(slab - slab % BLOCK + BLOCK, self.plan.n_thick))
         if slab not in self.raw:
             own = self.lines.thin_of(slab, slab + 1)
             total = np.zeros((own.stop - own.start, *self.thick.shape[1:]), np.float32)
@@ -226,6 +241,18 @@ class _Stack:
             self.raw[slab] = total
             self.said.pop(slab - 1, None)
         return self.raw[slab]
+
+    def by_planes(self, start: int, stop: int) -> dict[int, np.ndarray]:
+        """What a network for planes adds to the interpolation of slabs start .. stop - 1, for each of them."""
+        context, factor = self.model.context, round(self.plan.factor)
+        around = self.slices(start - context, stop + context)
+        network = self.model.planes["depth", factor]
+        answer = enlarge_depth(around, factor, self.model.base, network, self.plan.fuse)
+        answer = answer[factor * context : factor * (context + stop - start)]
+        low, high = self.lines.beyond(start, stop)
+        base = self.lines.base[self.lines.thin_of(start, stop), low:high]
+        answer -= along_first_axis(base, self.slices(low, high))
+        return {slab: answer[factor * (slab - start) : factor * (slab - start + 1)] for slab in range(start, stop)}
 
     def said_by(self, slab: int) -> tuple[int, np.ndarray]:
         """What the network says about one slab, up to its neighbours: first thin slice and shares [p, h, w]; once.
@@ -269,6 +296,17 @@ class _Stack:
                 own = np.where(np.isfinite(own), own, 0.0) * keep_map(cells, own.shape[1:])
             self.kept[slab] = own
         return self.kept[slab]
+
+
+def _enlarged(thick: np.ndarray, shown: tuple[float, float], plan: Plan, model: Model) -> np.ndarray:
+    """The acquired slices [n, h, w], each of them enlarged in-plane; float32, in the scan's own units."""
+    low, scale = shown[0], shown[1] - shown[0]
+    slices = (thick.astype(np.float32, order="C") - np.float32(low)) / np.float32(scale)
+    network = model.planes.get(("in-plane", plan.in_plane))
+    large = enlarge_slices(slices, plan.in_plane, model.base, network, plan.fuse)
+    large *= np.float32(scale)
+    large += np.float32(low)
+    return large
 
 
 def _bounds(thick: np.ndarray, low: float, scale: float) -> tuple[float, float]:

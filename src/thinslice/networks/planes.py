@@ -9,7 +9,6 @@ Unlike the paper's, the answers are not passed through a ReLU (air is -1000 Houn
 the two is a correction of what it starts from: of cubic interpolation, and of the intermediate answer.
 """
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -65,7 +64,7 @@ class PlaneNet(Network):
         return intermediate, intermediate + answer if self.residual else answer
 
     def shuffled(self, x: Tensor) -> Tensor:
-        """[n, a * b, h, w] -> [n, 1, a * h, b * w]: the sub-pixel shuffle (Shi et al. 2016), for unequal factors too."""
+        """[n, a * b, h, w] -> [n, 1, a * h, b * w]: sub-pixel shuffle (Shi et al. 2016), for unequal factors too."""
         a, b = self.scale
         n, _, h, w = x.shape
         return x.reshape(n, a, b, h, w).permute(0, 3, 1, 4, 2).reshape(n, 1, a * h, b * w)

@@ -1,20 +1,19 @@
-"""Volumes -> pairs of planes for `thinslice.networks.planes`: in-plane ones shrink along both axes, depth ones along one.
+"""Volumes -> pairs of planes for `thinslice.networks.planes`.
+
+In-plane ones shrink along both of their axes, depth ones along the first.
 
 As in `thinslice.training.corpus`, every random choice is drawn and recorded first, then applied.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
 from thinslice.interpolate import cubic_matrix
 from thinslice.profile import downscaling_matrix, profile_matrix
+from thinslice.runtime import Part
 from thinslice.training.corpus import Draw, Thin, cut, draw_block
-
-Part = Literal["in-plane", "depth"]
-"""Enlarge slices along both of their axes, or planes through the slices across them."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
-"""Recipes: each is a short list of stages, read top to bottom, and ends with a model file.
+"""Recipes: each is a short list of stages, read top to bottom, and ends with model files.
 
-A stage says where thin volumes come from, how they are made thick, which network learns, for how long, and which
-weights it starts from. ``thinslice train NAME`` runs one.
+A stage says where thin volumes come from, what is learnt from them (which network, how they are made thick, which
+loss), for how long, and which weights it starts from. ``thinslice train NAME`` runs one.
 """
 
 import csv
@@ -15,15 +15,13 @@ from typing import Any
 import torch
 
 from thinslice.errors import InputRefused, ModelRefused
-from thinslice.networks.contract import SlabNetwork
-from thinslice.networks.slab import SlabNet
-from thinslice.training.corpus import Ranges, Thin, batch_at, load_isotropic, load_thick
+from thinslice.networks.contract import Network
+from thinslice.training.corpus import Thin, load_isotropic, load_thick
 from thinslice.training.export import export, load_weights
 from thinslice.training.fit import Schedule, fit, join_world, training_length
-from thinslice.training.losses import projected_loss
+from thinslice.training.planes import Shrinking
+from thinslice.training.tasks import Planes, Slabs, Task
 
-VALID_FACTOR = (1.5, 10.0)
-VALID_THICKNESS = (0.6, 1.3)
 GENTLER = 0.5
 """Share of the full rates for weights that are already good: at the full rate they forget first (LOG.md)."""
 
@@ -34,31 +32,43 @@ class Stage:
 
     Attributes:
         name: folder of its checkpoint and log inside the output folder.
-        sources: folder under ``--data`` -> how it is read and how often drawn.
-        network: settings of `SlabNet`.
-        ranges: what acquisitions are drawn from.
+        sources: folder under ``--data`` -> how often drawn; how it is read follows from its name, see `load_sources`.
+        task: what is learnt.
         schedule: how long and how fast.
-        patches, size, slabs: of a batch; in-plane pixels; thick slices whose thin content is predicted.
         start: name of an earlier stage whose averaged weights are the start, None for fresh ones.
+        model: name of the model file that it ends with, None for a stage that only prepares another.
     """
 
     name: str
     sources: dict[str, float]
-    network: dict[str, Any]
-    ranges: Ranges = field(default_factory=Ranges)
+    task: Task = field(default_factory=Slabs)
     schedule: Schedule = field(default_factory=Schedule)
-    patches: int = 3
-    size: int = 48
-    slabs: int = 4
     start: str | None = None
+    model: str | None = None
 
 
 def default() -> list[Stage]:
     """The embedded weights: near-isotropic MR, every geometry in one training."""
-    return [Stage(name="iso", sources={"iso_train": 1.0}, network={}, schedule=Schedule(save_every=200))]
+    return [Stage("iso", {"iso_train": 1.0}, schedule=Schedule(save_every=200), model="default")]
 
 
-RECIPES: dict[str, Callable[[], list[Stage]]] = {"default": default}
+def planes() -> list[Stage]:
+    """Both networks of Georgescu et al., for x2 and x4, for MR and for CT."""
+    return [
+        Stage(
+            f"{scanner}-{part}-x{factor}",
+            {source: 1.0},
+            Planes(part, Shrinking(factor), hounsfield=scanner == "ct"),
+            Schedule(steps=4000, save_every=200),
+            model=f"planes-{scanner}.{part}-x{factor}",
+        )
+        for scanner, source in (("mr", "iso_train"), ("ct", "ct"))
+        for part in ("in-plane", "depth")
+        for factor in (2, 4)
+    ]
+
+
+RECIPES: dict[str, Callable[[], list[Stage]]] = {"default": default, "planes": planes}
 
 
 def run(
@@ -70,16 +80,16 @@ def run(
     steps: int | None = None,
     start: Path | None = None,
     report: Callable[[str], None] = print,
-) -> Path:
-    """Run a recipe; returns the model file, ``out/RECIPE.onnx``, with its card beside it.
+) -> list[Path]:
+    """Run a recipe; returns the model files, ``out/NAME.onnx``, each with its card beside it.
 
     Args:
         recipe: a key of `RECIPES`.
         data: folder that holds the stages' source folders.
-        out: checkpoints, logs and the model go here.
+        out: checkpoints, logs and models go here.
         resume: continue from the checkpoints in ``out``.
         start: a model file whose weights the first stage starts from; default: fresh ones.
-        minutes, steps: length of the last stage instead of the recipe's own.
+        minutes, steps: length of the whole recipe instead of its own, shared out over the stages as that is.
         report: receives progress lines.
 
     Raises:
@@ -88,11 +98,7 @@ def run(
     """
     if recipe not in RECIPES:
         raise ModelRefused(f"got recipe {recipe!r}; need one of {', '.join(RECIPES)}; next: choose one of them")
-    stages = RECIPES[recipe]()
-    if minutes is not None or steps is not None:
-        last = stages[-1]
-        length = {"minutes": minutes} if steps is None else {"minutes": None, "steps": steps}
-        stages[-1] = replace(last, schedule=replace(last.schedule, **length))
+    stages = _of_length(RECIPES[recipe](), minutes, steps)
     seed = 0
     if start is not None:
         stages[0] = replace(stages[0], schedule=_gentler(stages[0].schedule))
@@ -103,29 +109,32 @@ def run(
         )
     rank, world, device = join_world()
     report = report if rank == 0 else _silent
-    trained: dict[str, SlabNetwork] = {}
-    for stage in stages:
+    trained: dict[str, Network] = {}
+    models = []
+    for number, stage in enumerate(stages):
         corpus = load_sources(data, stage.sources)
         report(f"{stage.name}: {len(corpus)} volumes")
         torch.manual_seed(0)
-        network = SlabNet(**stage.network)
-        if start is not None and stage is stages[0]:
+        network = stage.task.make_network()
+        if start is not None and number == 0:
             load_weights(network, start)
         if stage.start is not None:
             network.load_state_dict(trained[stage.start].state_dict())
-        batches = _batches(corpus, stage, network.context, seed)
-        trained[stage.name] = fit(network, batches, projected_loss, out / stage.name, stage.schedule, resume, report)
-    path = out / f"{recipe}.onnx"
-    if rank != 0:
-        return path
-    card = make_card(recipe, stages, data) | {
-        "started_from": start.name if start is not None else None,
-        "trained": {stage.name: training_length(out / stage.name) for stage in stages},
-        "processes": f"{world} x {device.type}",
-    }
-    digest = export(trained[stages[-1].name], card, path)
-    report(f"wrote {path} (sha256 {digest[:12]})")
-    return path
+        batch_at = _numbered(stage.task, seed, corpus)
+        network = fit(network, batch_at, stage.task.loss, out / stage.name, stage.schedule, resume, report)
+        trained[stage.name] = network
+        if stage.model is None:
+            continue
+        models.append(out / f"{stage.model}.onnx")
+        if rank == 0:
+            card = make_card(stage.model, _behind(stage, stages), data) | {
+                "started_from": start.name if start is not None else None,
+                "trained": {s.name: training_length(out / s.name) for s in _behind(stage, stages)},
+                "processes": f"{world} x {device.type}",
+            }
+            digest = export(network, card, models[-1])
+            report(f"wrote {models[-1]} (sha256 {digest[:12]})")
+    return models
 
 
 def load_sources(data: Path, sources: dict[str, float]) -> list[Thin]:
@@ -140,18 +149,14 @@ def load_sources(data: Path, sources: dict[str, float]) -> list[Thin]:
     return corpus
 
 
-def make_card(recipe: str, stages: Sequence[Stage], data: Path) -> dict[str, Any]:
+def make_card(name: str, stages: Sequence[Stage], data: Path) -> dict[str, Any]:
     """Where the weights come from and what they are valid for."""
     return {
-        "name": recipe,
+        "name": name,
         "recipe": [asdict(stage) for stage in stages],
         "commit": _commit(),
         "data": [row for stage in stages for name in stage.sources for row in _manifest_rows(data, name)],
-        "envelope": {
-            "factor": VALID_FACTOR,
-            "thickness_over_spacing": VALID_THICKNESS,
-            "profiles": ["gaussian", "box"],
-        },
+        "envelope": stages[-1].task.envelope,
     }
 
 
@@ -163,11 +168,29 @@ def _gentler(schedule: Schedule) -> Schedule:
     return replace(schedule, rate=GENTLER * schedule.rate, muon_rate=GENTLER * schedule.muon_rate)
 
 
-def _batches(corpus: Sequence[Thin], stage: Stage, context: int, seed: int) -> Callable[[int], Any]:
-    def batches(step: int) -> Any:
-        return batch_at(step, seed, corpus, stage.ranges, stage.patches, stage.size, stage.slabs, context + 1)
+def _of_length(stages: list[Stage], minutes: float | None, steps: int | None) -> list[Stage]:
+    """The stages as they are, or sharing so many minutes or steps in proportion to their own steps."""
+    whole = sum(stage.schedule.steps for stage in stages)
 
-    return batches
+    def share(schedule: Schedule) -> Schedule:
+        part = schedule.steps / whole
+        if steps is not None:
+            return replace(schedule, minutes=None, steps=max(1, round(steps * part)))
+        return schedule if minutes is None else replace(schedule, minutes=minutes * part)
+
+    return [replace(stage, schedule=share(stage.schedule)) for stage in stages]
+
+
+def _behind(stage: Stage, stages: Sequence[Stage]) -> list[Stage]:
+    """The stages whose weights a stage builds on, and itself, in order."""
+    chain = [stage]
+    while chain[0].start is not None:
+        chain.insert(0, next(s for s in stages if s.name == chain[0].start))
+    return chain
+
+
+def _numbered(task: Task, seed: int, corpus: Sequence[Thin]) -> Callable[[int], Any]:
+    return lambda number: task.batch_at(number, seed, corpus)
 
 
 def _manifest_rows(data: Path, folder: str) -> list[dict[str, str]]:
