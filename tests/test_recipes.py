@@ -10,6 +10,9 @@ import pytest
 
 from make_scans import save_scan
 from thinslice.errors import InputRefused, ModelRefused
+from thinslice.plan import make_plan
+from thinslice.upsample import upsample
+from thinslice.volume import Volume
 from thinslice.weights import find_model
 
 pytest.importorskip("torch", reason="training needs torch, which comes with thinslice[train]")
@@ -28,6 +31,18 @@ def data(tmp_path_factory):
     rough = np.random.default_rng(0).random((60, 56, 52))
     smooth = sum(np.roll(rough, shift, axis) for axis in range(3) for shift in (0, 1, 2))
     save_scan(folder / "iso_train" / "small.nii.gz", (100 * smooth).astype(np.int16), np.diag([1.0, 1.0, 1.0, 1.0]))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data_for_planes(data, tmp_path_factory):
+    """The same, and a scan in Hounsfield units with slices three times as far apart."""
+    folder = tmp_path_factory.mktemp("more")
+    (folder / "iso_train").symlink_to(data / "iso_train")
+    (folder / "ct").mkdir()
+    rough = np.random.default_rng(1).random((50, 48, 30))
+    voxels = (2500 * (rough + np.roll(rough, 1, 0) + np.roll(rough, 1, 1)) / 3 - 1000).astype(np.int16)
+    save_scan(folder / "ct" / "chest.nii.gz", voxels, np.diag([0.7, 0.7, 2.1, 1.0]))
     return folder
 
 
@@ -81,6 +96,30 @@ def test_an_unknown_recipe_or_a_missing_source_is_refused(words, data, tmp_path)
     with pytest.raises((ModelRefused, InputRefused), match="next:"):
         run(recipe, data if folder is None else tmp_path, tmp_path / "out", steps=1, report=silent)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_planes_recipe_ends_with_a_family_for_mr_and_one_for_ct(data_for_planes, tmp_path):
+    models = run("planes", data_for_planes, tmp_path, steps=8, report=silent)
+    assert len(models) == 8
+    mr, ct = (find_model(str(tmp_path / name)) for name in ("planes-mr", "planes-ct"))
+    for model in (mr, ct):
+        assert model.envelope.factors == (2, 4)
+        assert model.envelope.in_plane == (1, 2, 4)
+        assert set(model.planes) == {(part, factor) for part in ("in-plane", "depth") for factor in (2, 4)}
+    assert (mr.envelope.hounsfield, ct.envelope.hounsfield) == (False, True)
+    assert mr.sha256 != ct.sha256
+    alone = find_model(str(tmp_path / "planes-mr.depth-x2.onnx"))
+    assert set(alone.planes) == {("depth", 2)}
+    card = json.loads((tmp_path / "planes-ct.in-plane-x4.json").read_text())
+    assert card["trained"] == {"ct-in-plane-x4": {"steps": 1, "minutes": pytest.approx(0, abs=5)}}
+    assert [row["file"] for row in card["data"]] == ["ct/chest.nii.gz"]
+    assert card["parameters"] == pytest.approx(61_000, rel=0.01)
+    voxels = np.random.default_rng(0).integers(-1000, 2000, (20, 22, 12)).astype(np.int16)
+    volume = Volume(voxels, np.diag([1.0, 1.0, 4.0, 1.0]))
+    plan = make_plan(volume, factor=4, in_plane=2, model=ct.name, envelope=ct.envelope)
+    answer = upsample(volume, plan, ct).volume.voxels
+    assert answer.shape == (40, 44, 48)
+    assert np.isfinite(answer).all()
 
 
 def test_two_processes_train_one_model(data, tmp_path):

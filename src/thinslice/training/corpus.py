@@ -9,10 +9,11 @@ import numpy as np
 from thinslice.degrade import along_first_axis, correction_matrix, damping_of
 from thinslice.interpolate import cubic_matrix
 from thinslice.nifti import read
-from thinslice.plan import intensity_range, make_plan
+from thinslice.plan import intensity_range, make_plan, through_plane_axis
 from thinslice.profile import Profile, profile_matrix
 from thinslice.runtime import interpolation
 from thinslice.upsample import upsample
+from thinslice.volume import Volume
 
 TRIES, BLANK = 4, 0.08
 """A patch whose middle is darker than BLANK is drawn again, up to TRIES times: air teaches nothing."""
@@ -104,20 +105,29 @@ def load_isotropic(folder: Path) -> list[Thin]:
     return volumes
 
 
-def load_thick(folder: Path) -> list[Thin]:
+def load_thick(folder: Path, share: float = 1.0) -> list[Thin]:
     """Every thick-slice NIfTI of a folder: its in-plane detail, never its slice axis, plays the thin truth.
+
+    With a ``share`` below 1 only so many of its slices, from the first on, are learnt from; the rest can be scored.
 
     The slices are first brought to the in-plane spacing by projected cubic interpolation, so that the third
     direction has the right scale, if not the right detail (the idea of SMORE, Zhao et al. 2020, in three dimensions).
     """
     volumes = []
     for path in sorted(folder.glob("*.nii*")):
-        scan = read(path)
+        scan = first_slices(read(path), share)
         plan = make_plan(scan)
         thin = upsample(scan, plan, interpolation("cubic")).volume.voxels
         axes = tuple(axis for axis in range(3) if axis != plan.axis)
         volumes.append(Thin(path.name, normalised(thin), axes, thin.size**0.5))
     return volumes
+
+
+def first_slices(scan: Volume, share: float) -> Volume:
+    """The first of its acquired slices, rounded to whole ones."""
+    axis = through_plane_axis(scan)
+    count = round(share * scan.shape[axis])
+    return replace(scan, voxels=np.take(scan.voxels, np.arange(count), axis=axis))
 
 
 def normalised(voxels: np.ndarray) -> np.ndarray:

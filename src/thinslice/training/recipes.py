@@ -22,6 +22,9 @@ from thinslice.training.fit import Schedule, fit, join_world, training_length
 from thinslice.training.planes import Shrinking
 from thinslice.training.tasks import Planes, Slabs, Task
 
+CT_SHARE = 0.6
+"""Of the slices of every CT scan, from the first on: what is learnt from. Scores come from the last third."""
+
 GENTLER = 0.5
 """Share of the full rates for weights that are already good: at the full rate they forget first (LOG.md)."""
 
@@ -138,14 +141,18 @@ def run(
 
 
 def load_sources(data: Path, sources: dict[str, float]) -> list[Thin]:
-    """The volumes of a stage: of folders named ``iso...`` any axis may become thick, of others the in-plane ones."""
+    """The volumes of a stage: of folders named ``iso...`` any axis may become thick, of others the in-plane ones.
+
+    Of computed tomography (``ct``), which has no folder of its own to be scored on, the first slices are learnt from.
+    """
     corpus: list[Thin] = []
     for name, weight in sources.items():
         folder = data / name
         if not folder.is_dir():
             raise InputRefused(f"got --data {data}, which has no folder {name}; need it; next: check --data")
-        load = load_isotropic if name.startswith("iso") else load_thick
-        corpus += [replace(thin, weight=thin.weight * weight) for thin in load(folder)]
+        share = CT_SHARE if name == "ct" else 1.0
+        thin = load_isotropic(folder) if name.startswith("iso") else load_thick(folder, share)
+        corpus += [replace(volume, weight=volume.weight * weight) for volume in thin]
     return corpus
 
 
