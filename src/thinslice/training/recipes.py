@@ -84,10 +84,30 @@ def run(
     start: Path | None = None,
     report: Callable[[str], None] = print,
 ) -> list[Path]:
-    """Run a recipe; returns the model files, ``out/NAME.onnx``, each with its card beside it.
+    """Run a recipe by its name, see `run_stages`.
+
+    Raises:
+        ModelRefused: there is no such recipe.
+    """
+    if recipe not in RECIPES:
+        raise ModelRefused(f"got recipe {recipe!r}; need one of {', '.join(RECIPES)}; next: choose one of them")
+    return run_stages(RECIPES[recipe](), data, out, resume, minutes, steps, start, report)
+
+
+def run_stages(
+    stages: list[Stage],
+    data: Path,
+    out: Path,
+    resume: bool = False,
+    minutes: float | None = None,
+    steps: int | None = None,
+    start: Path | None = None,
+    report: Callable[[str], None] = print,
+) -> list[Path]:
+    """Run the stages of a recipe; returns the model files, ``out/NAME.onnx``, each with its card beside it.
 
     Args:
-        recipe: a key of `RECIPES`.
+        stages: in order.
         data: folder that holds the stages' source folders.
         out: checkpoints, logs and models go here.
         resume: continue from the checkpoints in ``out``.
@@ -96,12 +116,9 @@ def run(
         report: receives progress lines.
 
     Raises:
-        ModelRefused: there is no such recipe.
         InputRefused: a source folder is missing or empty, or ``out`` holds another run and ``resume`` is off.
     """
-    if recipe not in RECIPES:
-        raise ModelRefused(f"got recipe {recipe!r}; need one of {', '.join(RECIPES)}; next: choose one of them")
-    stages = _of_length(RECIPES[recipe](), minutes, steps)
+    stages = _of_length(list(stages), minutes, steps)
     seed = 0
     if start is not None:
         stages[0] = replace(stages[0], schedule=_gentler(stages[0].schedule))
