@@ -31,6 +31,8 @@ class Fault:
 PLAN, UP, PROFILE, GUARD = ("test_plan.py",), ("test_upsample.py",), ("test_profile.py",), ("test_guard.py",)
 DEGRADE, TILE, TRAIN, INTER = ("test_degrade.py",), ("test_tile.py",), ("test_training.py",), ("test_interpolate.py",)
 
+PLANES = ("test_enlarge.py",)
+
 FAULTS = [
     # grids and places
     Fault(
@@ -411,6 +413,87 @@ FAULTS = [
         'int(card["multiple"]), 0',
         "tiled equals whole",
         TILE,
+    ),
+    # networks for planes
+    Fault(
+        "enlarged slices start at the old origin",
+        "plan.py",
+        "(in_plane - 1) / 2 for i in range(3)",
+        "0.0 for i in range(3)",
+        "edges kept along all axes",
+        PLANES,
+    ),
+    Fault(
+        "planes are cut off at a block's edge",
+        "upsample.py",
+        "answer = answer[factor * context : factor * (context + stop - start)]",
+        "answer = answer[factor * context - 1 : factor * (context + stop - start) - 1]",
+        "blocks equal whole",
+        PLANES,
+    ),
+    Fault(
+        "a plane enlarges about its first pixel",
+        "enlarge.py",
+        "(np.arange(factor * size) - (factor - 1) / 2) / factor",
+        "np.arange(factor * size) / factor",
+        "lies where the anatomy is",
+        PLANES,
+    ),
+    Fault(
+        "mirrored planes are added as they come",
+        "enlarge.py",
+        "network(planes, bases)[:, :, backwards]",
+        "network(planes, bases)",
+        "fused answers do not depend on the orientation",
+        PLANES,
+    ),
+    Fault(
+        "any scan passes for computed tomography",
+        "plan.py",
+        "lowest > FAT_HOUNSFIELD or",
+        "",
+        "only Hounsfield units",
+        PLANES,
+    ),
+    Fault(
+        "pictures shrink without anti-aliasing",
+        "profile.py",
+        "- centres[:, None]) / factor\n    near",
+        "- centres[:, None])\n    near",
+        "that of a picture library",
+        PROFILE,
+    ),
+    Fault(
+        "the shuffle mixes rows and columns",
+        "networks/planes.py",
+        "permute(0, 3, 1, 4, 2)",
+        "permute(0, 3, 2, 4, 1)",
+        "the shuffle keeps places",
+        ("test_planes.py",),
+    ),
+    Fault(
+        "the intermediate answer has no loss",
+        "training/losses.py",
+        "errors[0] + intermediate * errors[1] if intermediate else errors[0]",
+        "errors[0]",
+        "counts both answers",
+        ("test_planes.py",),
+    ),
+    Fault(
+        "the margin of a plane is scored",
+        "training/planes.py",
+        "slice(scale[0] * self.margin, -scale[0] * self.margin)",
+        "slice(None)",
+        "inside the margin only",
+        ("test_planes.py",),
+    ),
+    Fault(
+        "in-plane patches lie across thick slices",
+        "training/corpus.py",
+        "transpose = across != min({0, 1, 2} - {axis})",
+        "transpose = across == min({0, 1, 2} - {axis})",
+        "lie in its slices",
+        ("test_planes.py",),
     ),
     # the guard
     Fault("guard never triggers", "upsample.py", "if cells.any():", "if False:", "falls back", GUARD),
