@@ -50,6 +50,25 @@ def test_a_card_that_is_not_ours_is_refused(tmp_path, card):
         load_model(foreign(tmp_path / "foreign.onnx", card, INPUTS))
 
 
+def test_a_model_of_an_earlier_contract_is_refused(tmp_path):
+    card = json.loads((EMBEDDED / "default.json").read_text())
+    load_model(foreign(tmp_path / "same.onnx", card, INPUTS))
+    for other in (1, None):
+        path = foreign(tmp_path / "earlier.onnx", card | {"contract": other}, INPUTS)
+        with pytest.raises(ModelRefused, match="of this version"):
+            load_model(path)
+
+
+@pytest.mark.parametrize(("said", "error"), [("Failed to allocate memory", MemoryError), ("bad node", ModelRefused)])
+def test_a_failure_of_the_engine_is_told_in_our_words(said, error):
+    class Session:
+        def run(self, names, feed):
+            raise RuntimeError(said)
+
+    with pytest.raises(error):
+        runtime._residual(Session(), 2, 8)(np.zeros((3, 8, 8), np.float32), np.zeros(3), np.zeros((2, 7)))
+
+
 def test_inputs_that_are_not_ours_are_refused(tmp_path):
     card = json.loads((EMBEDDED / "default.json").read_text())
     with pytest.raises(ModelRefused, match="is not a thinslice model"):

@@ -294,7 +294,7 @@ def _thin_grid(n_thick: int, ratio: float, grid: Grid, spacings: tuple[str, str]
         )
     if n_thin > MAX_SLICES:
         raise PlanRefused(
-            f"got a wish for {n_thin} slices; need at most {MAX_SLICES}; "
+            f"got a wish for {n_thin:.6g} slices; need at most {MAX_SLICES}; "
             f"next: give {_spacing_option(spacings[1], 'or more')}"
         )
     return n_thin, realised
@@ -355,7 +355,7 @@ def _check_envelope(
         raise PlanRefused(
             f"got a thickness of {ratio * thick_mm:g} mm, {ratio:.3g} times the slice spacing, for model {model}; "
             f"need {low:g} to {high:g} times ({low * thick_mm:.3g} to {high * thick_mm:.3g} mm); "
-            f"next: check --thickness, {way_out}"
+            f"next: check --thickness (default: SliceThickness in the JSON beside the scan), {way_out}"
         )
     if profile not in envelope.profiles:
         raise PlanRefused(

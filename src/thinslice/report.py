@@ -74,11 +74,9 @@ def make_report(
     volume: Volume, thin: Volume, plan: Plan, guard: GuardCount, seconds: float, clipped: int = 0
 ) -> Report:
     """The report on one answer: `check`, the guard's count, the voxels that were clipped, and the plan's notes."""
-    notes = list(plan.notes)
+    notes = list(dict.fromkeys([*plan.notes, *thin.notes]))
     if guard.suspect:
-        notes.append(
-            f"the guard took {guard.suspect} of {guard.cells} cells ({100 * guard.share:.2g} %) back to interpolation"
-        )
+        notes.append(f"the guard took {guard.suspect} of {guard.cells} cells ({guard.percent}) back to interpolation")
     if clipped:
         notes.append(
             f"{clipped:,} of {thin.voxels.size:,} voxels lay beyond what {thin.voxels.dtype} holds and were clipped: "

@@ -30,6 +30,9 @@ thickness of 1.3 spacings (with 16 slices 3e-6 and 3e-4).
 GUARD_HALO = 6
 """Slices beyond a slab's reach that take part in its interpolation for the guard: a cubic spline forgets to 4e-4."""
 
+WIDE = tuple(np.dtype(kind) for kind in (np.float64, np.int32, np.uint32, np.int64, np.uint64))
+"""Numbers that hold more digits than float32."""
+
 CHUNK = 8
 """Slabs that are projected and stored together."""
 
@@ -184,6 +187,8 @@ class _Stack:
 
     def normalised(self, voxels: np.ndarray) -> np.ndarray:
         """A float32 copy in which the intensity range is 0 .. 1; the first axis is the slowest in memory."""
+        if voxels.dtype in WIDE:  # the offset may be larger than float32 can tell the signal from
+            return ((voxels.astype(np.float64, order="C") - self.low) / self.scale).astype(np.float32)
         values = voxels.astype(np.float32, order="C")
         values -= np.float32(self.low)
         values /= np.float32(self.scale)
@@ -201,8 +206,11 @@ class _Stack:
             answer = along_first_axis(to_thin, self.normalised(self.thick[spline_low:spline_high][band]))
             if self.model.residual is not None:
                 answer += along_first_axis(keep, np.concatenate([r[band] for r in residuals]))
-            answer *= np.float32(self.scale)
-            answer += np.float32(self.low)
+            if thin.dtype in WIDE:
+                answer = answer.astype(np.float64) * self.scale + self.low
+            else:
+                answer *= np.float32(self.scale)
+                answer += np.float32(self.low)
             self.clipped += _store(answer, thin[wanted][band])
         for store in (self.raw, self.kept):
             for slab in [s for s in store if s < stop - PROJECTION_HALO - self.plan_reach]:

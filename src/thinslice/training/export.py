@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from thinslice.errors import ModelRefused
 from thinslice.files import whole_or_not
 from thinslice.networks.contract import SlabNetwork
-from thinslice.runtime import CARD_KEY, load_model
+from thinslice.runtime import CARD_KEY, CONTRACT, load_model
 
 
 def export(network: SlabNetwork, card: dict[str, Any], path: Path) -> str:
@@ -31,7 +31,11 @@ def export(network: SlabNetwork, card: dict[str, Any], path: Path) -> str:
 
     network.cpu().eval().float()
     card = card | {"base": "cubic", "context": network.context, "multiple": network.multiple, "reach": network.reach}
-    card |= {"parameters": sum(p.numel() for p in network.parameters()), "multiply_adds": multiply_adds(network)}
+    card |= {
+        "contract": CONTRACT,
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "multiply_adds": multiply_adds(network),
+    }
     slices = torch.randn(1, 2 * network.context + 1, 32, 48)
     geometry, position = torch.randn(network.n_geometry), torch.randn(3, network.n_position)
     with whole_or_not(path) as temporary:
