@@ -269,7 +269,7 @@ FAULTS = [
     Fault(
         "noise not scaled in the chunks",
         "upsample.py",
-        "self.damping = damping_of(inner, plan.factor, plan.noise)",
+        "self.damping = damping_of(self.acquire(middle, middle + 2 * PROJECTION_HALO)[1], plan.factor, plan.noise)",
         "self.damping = plan.noise",
         "the projection is that of degrade",
         UP,

@@ -1,5 +1,6 @@
 """Laws of the answer as a whole: voxels and where they are."""
 
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +13,9 @@ from phantoms import acquired, curved, knowing, lopsided, network, psnr, sampled
 from strategies import axes, grids, interpolations, scans, scans_and_wishes, seeds, wishes
 from thinslice import upsample as engine
 from thinslice.degrade import project
+from thinslice.guard import GuardCount
 from thinslice.plan import intensity_range, make_plan
+from thinslice.report import make_report
 from thinslice.runtime import Model, interpolation
 from thinslice.slab import position_code
 from thinslice.upsample import upsample
@@ -319,6 +322,21 @@ def test_chunked_equals_whole(monkeypatch, model, grid, factor, ratio):
     whole, _ = thinned(volume, model, **wish)
     # `PROJECTION_HALO` promises 1e-4 of the range.
     np.testing.assert_allclose(chunked.voxels, whole.voxels, atol=1e-4)
+
+
+@pytest.mark.parametrize("model", [CUBIC, curved()], ids=["cubic", "network"])
+def test_memory_does_not_grow_with_the_number_of_slices(model):
+    """Beside the scan and its answer, which grow in proportion."""
+    peaks = []
+    for n in (100, 800):
+        volume = Volume(np.random.default_rng(0).random((4, 5, n), dtype=np.float32), np.diag([1.0, 1.0, 4.0, 1.0]))
+        plan = make_plan(volume)
+        out = np.empty(plan.shape_thin, np.float32)
+        tracemalloc.start()
+        make_report(volume, upsample(volume, plan, model, out=out).volume, plan, GuardCount(), 0.0)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 2 * peaks[0]
 
 
 @given(height=sides, width=sides, seed=seeds)

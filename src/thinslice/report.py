@@ -14,6 +14,9 @@ from thinslice.guard import GuardCount
 from thinslice.plan import Plan, intensity_range
 from thinslice.volume import Volume, sidecar_path
 
+CHUNK = 8
+"""Acquired slices that are compared together."""
+
 
 @dataclass(frozen=True)
 class Consistency:
@@ -94,9 +97,8 @@ def check(volume: Volume, thin: Volume, plan: Plan) -> Consistency:
         thin: the answer, ``plan.shape_thin`` (plus t).
         plan: the plan that led from one to the other.
     """
-    matrix = plan.matrix()
     measured = [
-        _differences(np.moveaxis(before, plan.axis, 0), np.moveaxis(after, plan.axis, 0), matrix)
+        _differences(np.moveaxis(before, plan.axis, 0), np.moveaxis(after, plan.axis, 0), plan)
         for before, after in zip(_volumes(volume.voxels), _volumes(thin.voxels), strict=True)
     ]
     mean_square, worst, scale = (np.array(column) for column in zip(*measured, strict=True))
@@ -125,12 +127,15 @@ def _volumes(voxels: np.ndarray) -> list[np.ndarray]:
     return [voxels] if voxels.ndim == 3 else [voxels[..., t] for t in range(voxels.shape[3])]
 
 
-def _differences(thick: np.ndarray, thin: np.ndarray, matrix: np.ndarray) -> tuple[float, float, float]:
+def _differences(thick: np.ndarray, thin: np.ndarray, plan: Plan) -> tuple[float, float, float]:
     """Mean square and largest difference of [thick, h, w] and A [thin, h, w], and the intensity range of the former."""
     total, worst = 0.0, 0.0
-    for band in bands(thin):
-        difference = thicken(thin[band].astype(np.float64, order="C"), matrix) - thick[band]
-        total += float(np.sum(difference**2))
-        worst = max(worst, float(np.abs(difference).max()))
+    for start in range(0, len(thick), CHUNK):
+        seen, matrix = plan.rows(start, min(start + CHUNK, len(thick)))
+        for band in bands(thin):
+            again = thicken(thin[seen][band].astype(np.float64, order="C"), matrix)
+            difference = again - thick[start : start + CHUNK][band]
+            total += float(np.sum(difference**2))
+            worst = max(worst, float(np.abs(difference).max()))
     low, high = intensity_range(thick)
     return total / thick.size, worst, high - low

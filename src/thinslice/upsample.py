@@ -113,15 +113,9 @@ class _Lines:
         self.plan = plan
         self.positions = plan.positions()
         self.owner = np.clip(np.floor(self.positions + 0.5).astype(int), 0, plan.n_thick - 1)
-        self.acquire = plan.matrix()
-        self.base = INTERPOLATIONS[base](self.positions, plan.n_thick)
+        self.interpolation = INTERPOLATIONS[base]
         middle = max(plan.n_thick // 2 - PROJECTION_HALO, 0)
-        inner = self.acquire[middle : middle + 2 * PROJECTION_HALO, self.thin_of(middle, middle + 2 * PROJECTION_HALO)]
-        self.damping = damping_of(inner, plan.factor, plan.noise)
-        support = self.acquire > 0
-        self.first_thin = support.argmax(axis=1)
-        self.last_thin = support.shape[1] - 1 - support[:, ::-1].argmax(axis=1)
-        self.made: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self.damping = damping_of(self.acquire(middle, middle + 2 * PROJECTION_HALO)[1], plan.factor, plan.noise)
 
     def thin_of(self, low: int, high: int) -> slice:
         """Thin slices inside slabs low .. high - 1."""
@@ -131,8 +125,24 @@ class _Lines:
         """Slabs low .. high - 1 and the halo around them."""
         return max(low - PROJECTION_HALO, 0), min(high + PROJECTION_HALO, self.plan.n_thick)
 
+    def base(self, thin: slice, low: int, high: int) -> np.ndarray:
+        """The interpolation [thin, slices] of some thin slices from acquired slices low .. high - 1."""
+        return self.interpolation(self.positions[thin] - low, high - low)
+
+    def acquire(self, low: int, high: int) -> tuple[np.ndarray, np.ndarray]:
+        """The acquired slices that see nothing but thin slices of slabs low .. high - 1, and their rows [., thin]."""
+        high = min(high, self.plan.n_thick)
+        window = self.thin_of(low, high)
+        around = ((slab, self.plan.seen_by(slab, slab + 1)) for slab in range(low, high))
+        whole = [slab for slab, seen in around if window.start <= seen.start and seen.stop <= window.stop]
+        rows = np.zeros((len(whole), window.stop - window.start))
+        if whole:
+            seen, weights = self.plan.rows(whole[0], whole[-1] + 1)
+            rows[:, seen.start - window.start : seen.stop - window.start] = weights
+        return np.array(whole, int), rows
+
     def matrices(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """The two matrices that make the thin slices of slabs start .. stop - 1; computed once.
+        """The two matrices that make the thin slices of slabs start .. stop - 1.
 
         With B the interpolation, A the acquisition, C the correction (zero without projection) and E what picks the
         wanted slices out of the window, the projection of B s + r is E (B s + r) + C (s - A (B s + r)), so
@@ -143,22 +153,20 @@ class _Lines:
             [wanted, slices] for the acquired slices s of the window and its own halo, [wanted, window] for the
             network's residual r of the window.
         """
-        if start not in self.made:
-            low, high = self.beyond(start, stop)
-            window, wanted = self.thin_of(low, high), self.thin_of(start, stop)
-            spline_low, spline_high = self.beyond(low, high)
-            inside = slice(wanted.start - window.start, wanted.stop - window.start)
-            keep = np.eye(window.stop - window.start)[inside]
-            to_thin = self.base[wanted, spline_low:spline_high].copy()
-            if self.plan.projection:
-                whole = np.flatnonzero((self.first_thin >= window.start) & (self.last_thin < window.stop))
-                acquire = self.acquire[whole, window]
-                correct = correction_matrix(acquire, self.plan.factor, self.damping)[inside]
-                keep -= correct @ acquire
-                to_thin = keep @ self.base[window, spline_low:spline_high]
-                to_thin[:, whole - spline_low] += correct
-            self.made[start] = to_thin, keep
-        return self.made[start]
+        low, high = self.beyond(start, stop)
+        window, wanted = self.thin_of(low, high), self.thin_of(start, stop)
+        spline_low, spline_high = self.beyond(low, high)
+        inside = slice(wanted.start - window.start, wanted.stop - window.start)
+        keep = np.eye(window.stop - window.start)[inside]
+        base = self.base(window, spline_low, spline_high)
+        to_thin = base[inside].copy()
+        if self.plan.projection:
+            whole, acquire = self.acquire(low, high)
+            correct = correction_matrix(acquire, self.plan.factor, self.damping)[inside]
+            keep -= correct @ acquire
+            to_thin = keep @ base
+            to_thin[:, whole - spline_low] += correct
+        return to_thin, keep
 
 
 class _Stack:
@@ -259,17 +267,19 @@ class _Stack:
         if slab not in self.kept:
             low, high = max(slab - self.plan_reach, 0), min(slab + self.plan_reach + 1, self.plan.n_thick)
             near = self.lines.thin_of(low, high)
-            seen = self.lines.acquire[slab : slab + 1, near]
+            thin, weights = self.plan.rows(slab, slab + 1)
+            seen = np.zeros((1, near.stop - near.start))
+            seen[:, thin.start - near.start : thin.stop - near.start] = weights
             residuals = np.concatenate([self.residual(s) for s in range(low, high)])
             spline_low, spline_high = max(low - GUARD_HALO, 0), min(high + GUARD_HALO, self.plan.n_thick)
-            missed = seen @ self.lines.base[near, spline_low:spline_high]
+            missed = seen @ self.lines.base(near, spline_low, spline_high)
             missed[0, slab - spline_low] -= 1.0
             nearby = self.slices(spline_low, spline_high)
             by_base = along_first_axis(missed, nearby)[0]
             with np.errstate(invalid="ignore", over="ignore"):  # an infinite answer is found suspect below
                 by_network = by_base + along_first_axis(seen, residuals)[0]
             own = self.residual(slab)
-            base = self.lines.base[self.lines.thin_of(slab, slab + 1), spline_low:spline_high]
+            base = self.lines.base(self.lines.thin_of(slab, slab + 1), spline_low, spline_high)
             answer = along_first_axis(base, nearby) + own
             cells = suspect_cells(answer, by_network, by_base, self.bounds)
             self.count = self.count.with_slab(cells)
