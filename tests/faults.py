@@ -245,17 +245,9 @@ FAULTS = [
     Fault(
         "the network's residual is not projected",
         "upsample.py",
-        "self.made[start] = to_thin, keep",
-        "self.made[start] = to_thin, np.eye(window.stop - window.start)[inside]",
+        "return to_thin, keep",
+        "return to_thin, np.eye(window.stop - window.start)[inside]",
         "the projection is that of degrade",
-        UP,
-    ),
-    Fault(
-        "the matrices of one chunk serve all",
-        "upsample.py",
-        "if start not in self.made:",
-        "start = 0\n        if start not in self.made:",
-        "chunked equals whole",
         UP,
     ),
     Fault(
