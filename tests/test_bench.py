@@ -149,6 +149,10 @@ def test_unusable_scans_are_named_and_skipped_and_refused_if_there_is_nothing_el
     with pytest.raises(InputRefused, match=reason):
         evaluate([tmp_path / "bad.nii"], ["cubic"], out=tmp_path / "out2")
     assert not (tmp_path / "out2").exists()
+    before = (tmp_path / "out" / "results.jsonl").read_text()
+    with pytest.raises(InputRefused, match=reason):
+        evaluate([tmp_path / "bad.nii"], ["cubic"], out=tmp_path / "out")
+    assert (tmp_path / "out" / "results.jsonl").read_text() == before
 
 
 def test_a_condition_too_coarse_for_a_scan_is_skipped_with_the_others_scored(scans, tmp_path):

@@ -12,9 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from make_scans import save_scan
+from test_nifti import BAD_SCANS, DATA
 from thinslice import cli, nifti, upsample
+from thinslice.errors import InputRefused
 from thinslice.plan import GRIDS, Plan
 from thinslice.profile import PROFILES
+from thinslice.report import check
 from thinslice.volume import Volume
 
 SHAPE = (24, 20, 6)
@@ -217,6 +221,34 @@ def test_labels_of_a_folder_and_under_another_name(run, scan, tmp_path):
     assert run("enhance", "-i", scan, "-o", tmp_path / "out2" / "a.nii", *words, "--labels-out", other)[0] == 0
     assert other.exists()
     assert names(tmp_path / "out2") == ["a.json", "a.nii"]
+
+
+def test_an_answer_never_replaces_the_segmentation(run, scan, tmp_path):
+    seg = make_labels(tmp_path / "seg.nii.gz")
+    before = seg.read_bytes()
+    code, out, err = run("enhance", "-i", scan, "-o", seg, "--labels", seg, "--model", "cubic", "--overwrite")
+    assert (code, out, len(err)) == (2, [], 1)
+    assert "got an output that is an input" in err[0]
+    assert seg.read_bytes() == before
+
+
+def test_labels_of_one_scan_never_replace_the_answer_to_another(run, tmp_path):
+    for name in ("a.nii.gz", "a_labels.nii.gz"):
+        make_scan(tmp_path / "in" / name)
+        make_labels(tmp_path / "seg" / name)
+    words = ["-i", tmp_path / "in", "-o", tmp_path / "out", "--labels", tmp_path / "seg", "--model", "cubic"]
+    code, out, err = run("enhance", *words)
+    assert (code, out, len(err)) == (2, [], 1)
+    assert "one name for the labels of a scan and for another scan" in err[0]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_segmentation_is_named_and_nothing_else(run, scan, tmp_path):
+    words = ["-i", scan, "-o", tmp_path / "thin.nii.gz", "--labels", tmp_path / "none.nii.gz", "--model", "cubic"]
+    code, _, err = run("enhance", *words)
+    assert (code, len(err)) == (2, 1)
+    assert "none.nii.gz" in err[0]
+    assert "scan.nii.gz" not in err[0]
 
 
 @pytest.mark.parametrize("target", ["scan", "seg", "thin"])
@@ -454,6 +486,20 @@ def test_labels_there_and_back(run, scan, tmp_path):
     assert (before == after).mean() > 0.97
 
 
+def test_reslice_sees_what_is_a_segmentation_and_what_is_not(run, scan, tmp_path):
+    drawn = make_labels(tmp_path / "seg.nii.gz")
+    thin = tmp_path / "thin.nii.gz"
+    run("enhance", "-i", scan, "-o", thin, "--model", "cubic", "--labels", drawn)
+    seg = ["-i", tmp_path / "thin_labels.nii.gz", "--like", scan]
+    (tmp_path / "back.json").touch()  # reslice writes nothing there
+    code, out, _ = run("reslice", *seg, "-o", tmp_path / "back.nii.gz")
+    assert code == 0
+    assert "taken for a segmentation" in out[1]
+    assert set(np.unique(nifti.read(tmp_path / "back.nii.gz").voxels)) == {0, 7, 200}
+    assert "image, mean" in run("reslice", *seg, "-o", tmp_path / "mean.nii.gz", "--image")[1][0]
+    assert "image, mean" in run("reslice", "-i", thin, "--like", scan, "-o", tmp_path / "b.nii.gz")[1][0]
+
+
 def test_reslice_refuses_what_does_not_fit_and_to_replace_an_input(run, scan, tmp_path):
     other = make_scan(tmp_path / "other.nii", spacing_mm=(1.1, 1, 4))
     before = scan.read_bytes()
@@ -506,12 +552,57 @@ def test_evaluate(run, tmp_path):
     assert run("evaluate", "-i", tmp_path / "none", "-o", tmp_path / "out", *words)[0] == 2
 
 
-def test_large_floats_come_back_as_float32(run, tmp_path):
+def test_the_report_is_about_what_is_in_the_file(run, tmp_path):
+    """Also where the file stores whole numbers with a rescale, on the scale that just holds the acquired values."""
+    voxels = (np.random.default_rng(0).integers(0, 2, (24, 24, 9)) * 65535 - 32768).astype(np.int16)
+    scan = save_scan(tmp_path / "scan.nii", voxels, np.diag([1.0, 1.0, 4.0, 1.0]), scl_slope=0.37, scl_inter=5.0)
+    out = tmp_path / "thin.nii"
+    code, said, _ = run("enhance", "-i", scan, "-o", out, "--model", "cubic")
+    assert code == 0
+    assert any("would clip the answer: widened" in line for line in said)
+    facts = json.loads(out.with_suffix(".json").read_text())
+    thin, plan = nifti.read(out), Plan.from_json(json.dumps(facts["plan"]))
+    found = check(nifti.read(scan), thin, plan)
+    assert found.worst_percent == pytest.approx(facts["consistency"]["worst_percent"], rel=0.01)
+    assert found.worst_percent < 2
+
+
+@pytest.mark.parametrize("name", sorted(BAD_SCANS))
+def test_every_bad_scan_is_enhanced_or_refused_in_one_line(run, tmp_path, name):
+    if not (DATA / "bad" / name).exists():
+        pytest.skip(f"no shared data at {DATA}; set THINSLICE_DATA")
+    code, _, err = run("enhance", "-i", DATA / "bad" / name, "-o", tmp_path / "o" / "thin.nii.gz", "--model", "cubic")
+    refused = BAD_SCANS[name] is InputRefused or name in ("syn_one_slice.nii.gz",)
+    assert (code, len(err)) == ((2, 1) if refused else (0, 0))
+    assert (tmp_path / "o").exists() == (not refused)
+    if refused:
+        assert all(word in err[0] for word in (name, "got ", "need ", "next: "))
+        return
+    thin = nifti.read(tmp_path / "o" / "thin.nii.gz")
+    assert np.isfinite(thin.voxels).all()
+    assert json.loads((tmp_path / "o" / "thin.json").read_text())["consistency"]["rms_percent"] < 1
+
+
+@pytest.mark.parametrize("folder", ["dcm_failing_sliceorientation", "dcm_generic_compressed_rle"])
+def test_a_folder_of_dicom_files_is_refused_with_a_way_out(run, tmp_path, folder):
+    if not (DATA / "bad" / folder).exists():
+        pytest.skip(f"no shared data at {DATA}; set THINSLICE_DATA")
+    code, out, err = run("enhance", "-i", DATA / "bad" / folder, "-o", tmp_path / "o", "--model", "cubic")
+    assert (code, out, len(err)) == (2, [], 1)
+    assert "dcm2niix" in err[0]
+    assert not (tmp_path / "o").exists()
+
+
+def test_real_numbers_come_back_as_real_numbers_of_the_same_width(run, tmp_path):
     scan = make_scan(tmp_path / "in" / "scan.nii")
     volume = nifti.read(scan)
     nifti.write(replace(volume, voxels=volume.voxels * np.float32(0.1), header=None), tmp_path / "in" / "scan.nii")
     assert run("enhance", "-i", scan, "-o", tmp_path / "thin.nii", "--model", "cubic")[0] == 0
     assert nifti.read(tmp_path / "thin.nii").voxels.dtype == np.float32
+    nifti.write(replace(volume, voxels=volume.voxels * 0.1 + 1e9, header=None), tmp_path / "in" / "scan.nii")
+    assert run("enhance", "-i", scan, "-o", tmp_path / "thin.nii", "--model", "cubic", "--overwrite")[0] == 0
+    assert nifti.read(tmp_path / "thin.nii").voxels.dtype == np.float64
+    assert json.loads((tmp_path / "thin.json").read_text())["consistency"]["worst_percent"] < 2
 
 
 def test_eight_bits_become_sixteen_so_that_the_answer_gives_the_scan_back(run, tmp_path):

@@ -231,6 +231,14 @@ def test_the_stated_overshoot_is_the_limit(beyond, side):
         assert bool(cells[0, 0]) == (beyond > 1)
 
 
+@pytest.mark.parametrize(
+    ("count", "said"),
+    [(GuardCount(3600, 1), "0.028 %"), (GuardCount(1000, 999), "1e+02 %"), (GuardCount(9, 9), "100 %")],
+)
+def test_the_share_is_told_in_two_digits(count, said):
+    assert count.percent == said.replace("1e+02", "99.9")
+
+
 def test_counts_add_up():
     count = GuardCount().with_slab(np.array([[True, False]])).with_slab(np.array([[False, False]]))
     assert count == GuardCount(cells=4, suspect=1)

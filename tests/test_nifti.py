@@ -78,7 +78,7 @@ def test_every_type_goes_round_exactly(tmp_path, dtype, order, suffix):
 def test_floats_are_rounded_and_clipped_to_the_type_of_the_source(tmp_path, dtype):
     source = read(save_scan(tmp_path / "a.nii", make_voxels(SHAPE, dtype)))
     voxels = np.full(SHAPE, 3.6, np.float32)
-    voxels[0], voxels[1] = -3e38, 3e38
+    voxels[0], voxels[1] = -3e29, 3e29
     again = round_trip(replace(source, voxels=voxels), tmp_path / "b.nii").voxels
     if dtype.startswith("f"):
         np.testing.assert_array_equal(again, voxels)
@@ -529,6 +529,49 @@ def test_too_little_memory_is_refused(tmp_path, monkeypatch):
     path = save_scan(tmp_path / "a.nii", make_voxels(SHAPE))
     monkeypatch.setattr(nifti, "_read_voxels", refuse)
     assert_refused(path, "memory")
+
+
+# ---- what a scale must hold
+
+
+def as_written(tmp_path, stored, voxels, slope, inter):
+    """An answer to a scan of that kind, made ready, and as it comes back from the file."""
+    scan = read(save_scan(tmp_path / "scan.nii", stored, scl_slope=slope, scl_inter=inter))
+    ready = nifti.as_stored(replace(scan, voxels=voxels.astype(np.float32)))
+    return ready, round_trip(ready, tmp_path / "thin.nii")
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.int16, np.uint16])
+@pytest.mark.parametrize(("slope", "inter"), [(0.5, -100.0), (2.0, 0.0), (-0.01, 7.0)])
+@pytest.mark.parametrize("beyond", [0.0, 0.2])
+def test_an_answer_beyond_the_scale_is_not_clipped_and_what_is_ready_is_what_is_written(
+    tmp_path, dtype, slope, inter, beyond
+):
+    stored = make_voxels((6, 5, 4), dtype)
+    scan = stored.astype(np.float64) * slope + inter
+    middle, half = (scan.max() + scan.min()) / 2, np.ptp(scan) / 2
+    voxels = (middle + (scan - middle) * (1 + beyond)).astype(np.float32)
+    ready, again = as_written(tmp_path, stored, voxels.copy(), slope, inter)
+    np.testing.assert_allclose(again.voxels, ready.voxels, rtol=1e-6, atol=1e-6 * half)
+    step = abs(slope) * (1 + 2 * beyond)
+    np.testing.assert_allclose(again.voxels, voxels, atol=0.51 * step + 1e-6 * half)
+    wide = again.header.get_data_dtype()
+    assert wide.kind in "iu"
+    assert wide.itemsize == (2 if np.dtype(dtype).itemsize == 1 and beyond else np.dtype(dtype).itemsize)
+    assert bool(ready.notes) == (beyond > 0 and wide.itemsize == np.dtype(dtype).itemsize)
+
+
+def test_what_needs_no_scale_is_left_as_it_is(tmp_path):
+    for voxels in (make_voxels((4, 4, 4), np.int16), make_voxels((4, 4, 4), np.float32)):
+        scan = read(save_scan(tmp_path / "scan.nii", voxels))
+        assert nifti.as_stored(scan) is scan
+
+
+@pytest.mark.parametrize("mark", [3.4e38, -1e31])
+def test_marks_for_missing_voxels_are_refused(tmp_path, mark):
+    voxels = make_voxels((4, 4, 4), np.float32)
+    voxels[0, 0, 0] = mark
+    assert_refused(save_scan(tmp_path / "marked.nii", voxels), "marks for missing voxels")
 
 
 # ---- every bad NIfTI of the shared data

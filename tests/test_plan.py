@@ -163,6 +163,18 @@ def test_an_isotropic_scan_is_refused_with_a_way_out(scan, data, stretch):
     assert make_plan(volume, factor=2).n_thin == 16  # the way out is open
 
 
+@given(case=scans_and_wishes(), data=st.data())
+def test_some_rows_are_those_of_the_whole_matrix(case, data):
+    volume, wish = case
+    plan = make_plan(volume, **wish)
+    start = data.draw(st.integers(0, plan.n_thick - 1))
+    stop = data.draw(st.integers(start + 1, plan.n_thick))
+    seen, rows = plan.rows(start, stop)
+    whole = plan.matrix()[start:stop]
+    np.testing.assert_allclose(rows, whole[:, seen], atol=1e-12)
+    assert np.delete(whole, np.arange(plan.n_thin)[seen], axis=1).sum() == 0
+
+
 @pytest.mark.parametrize("spacings", [(0.5, 3.0, 3.0), (3.0, 0.5, 3.0), (3.0, 3.0, 0.5)])
 def test_a_scan_that_is_coarse_along_two_axes_is_not_called_isotropic(spacings):
     volume = Volume(np.zeros((8, 8, 8), np.float32), np.diag([*spacings, 1.0]))

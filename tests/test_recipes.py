@@ -90,6 +90,26 @@ def test_training_goes_on_from_a_model_file(trained, data, tmp_path):
         load_weights(SlabNet(width=32), trained)
 
 
+@pytest.mark.parametrize(
+    ("shape", "spacing", "reason"),
+    [(None, 1.0, "without a NIfTI file"), ((20, 20, 20), 4.0, "near-isotropic"), ((20, 20, 20, 2), 1.0, "3-D")],
+)
+def test_volumes_that_nothing_can_be_learnt_from_are_refused_by_name(tmp_path, shape, spacing, reason):
+    (tmp_path / "iso_train").mkdir()
+    if shape is not None:
+        voxels = np.random.default_rng(0).integers(0, 99, shape).astype(np.int16)
+        save_scan(tmp_path / "iso_train" / "odd.nii.gz", voxels, np.diag([1.0, 1.0, spacing, 1.0]))
+    with pytest.raises(InputRefused, match=f"{reason}.*next:") as refusal:
+        run("default", tmp_path, tmp_path / "out", steps=1, report=silent)
+    assert ("odd.nii.gz" in str(refusal.value)) == (shape is not None)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_start_that_is_not_there_is_refused(data, tmp_path):
+    with pytest.raises((ModelRefused, FileNotFoundError), match=r"none\.onnx"):
+        run("default", data, tmp_path / "out", steps=1, start=tmp_path / "none.onnx", report=silent)
+
+
 @pytest.mark.parametrize("words", [("nothing", None), ("default", "empty")])
 def test_an_unknown_recipe_or_a_missing_source_is_refused(words, data, tmp_path):
     recipe, folder = words

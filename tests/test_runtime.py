@@ -13,7 +13,7 @@ from test_upsample import flipped, same, turned
 from thinslice import runtime
 from thinslice.errors import ModelRefused
 from thinslice.plan import make_plan
-from thinslice.runtime import CARD_KEY, INPUTS, load_model
+from thinslice.runtime import CARD_KEY, SLAB_INPUTS, load_model
 from thinslice.upsample import upsample
 from thinslice.volume import Volume
 from thinslice.weights import EMBEDDED, embedded_names, find_model
@@ -47,7 +47,26 @@ def enhanced(volume):
 @pytest.mark.parametrize("card", [None, {}, [1], {"envelope": 3}], ids=str)
 def test_a_card_that_is_not_ours_is_refused(tmp_path, card):
     with pytest.raises(ModelRefused, match="is not a thinslice model"):
-        load_model(foreign(tmp_path / "foreign.onnx", card, INPUTS))
+        load_model(foreign(tmp_path / "foreign.onnx", card, SLAB_INPUTS))
+
+
+def test_a_model_of_an_earlier_contract_is_refused(tmp_path):
+    card = json.loads((EMBEDDED / "default.json").read_text())
+    load_model(foreign(tmp_path / "same.onnx", card, SLAB_INPUTS))
+    for other in (1, None):
+        path = foreign(tmp_path / "earlier.onnx", card | {"contract": other}, SLAB_INPUTS)
+        with pytest.raises(ModelRefused, match="of this version"):
+            load_model(path)
+
+
+@pytest.mark.parametrize(("said", "error"), [("Failed to allocate memory", MemoryError), ("bad node", ModelRefused)])
+def test_a_failure_of_the_engine_is_told_in_our_words(said, error):
+    class Session:
+        def run(self, names, feed):
+            raise RuntimeError(said)
+
+    with pytest.raises(error):
+        runtime._residual(Session(), 2, 8)(np.zeros((3, 8, 8), np.float32), np.zeros(3), np.zeros((2, 7)))
 
 
 def test_inputs_that_are_not_ours_are_refused(tmp_path):
@@ -59,7 +78,7 @@ def test_inputs_that_are_not_ours_are_refused(tmp_path):
 def test_a_base_that_is_no_interpolation_is_refused(tmp_path):
     card = json.loads((EMBEDDED / "default.json").read_text()) | {"base": "magic"}
     with pytest.raises(ModelRefused, match="is not a thinslice model"):
-        load_model(foreign(tmp_path / "foreign.onnx", card, INPUTS))
+        load_model(foreign(tmp_path / "foreign.onnx", card, SLAB_INPUTS))
 
 
 @pytest.mark.parametrize("keep", [0, 1000, -1000])

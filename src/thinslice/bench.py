@@ -7,16 +7,18 @@ projection onto the acquired slices. The truth is cropped so that whole thick sl
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 import numpy as np
 
+from thinslice.cases import check_writable
 from thinslice.degrade import along_first_axis
-from thinslice.errors import InputRefused, OutputRefused, PlanRefused, ThinsliceError
+from thinslice.errors import InputRefused, PlanRefused, ThinsliceError
 from thinslice.metrics import banding, data_range, foreground, psnr, reslice_rms, ssim, stripes
 from thinslice.nifti import read
 from thinslice.picture import Picture, Plane, picture_centre, resliced_planes, save_picture, side_by_side
@@ -140,7 +142,7 @@ def evaluate(
         out: a folder, made if need be.
         axes: ``last``: the scans are made thick along their last array axis; ``all``: along each in turn.
         progress: called with the share done and what comes next.
-        threads: CPU threads of the networks, default: all.
+        threads: CPU threads of one call of a network, see `thinslice.runtime.load_model`.
 
     Raises:
         InputRefused: there is no path, or nothing could be scored; then no file is left.
@@ -151,27 +153,28 @@ def evaluate(
     if not cases or not conditions:
         raise InputRefused("got no scan or no condition to evaluate; need at least one; next: check the input folder")
     found = _find_models(models, threads)
-    out, new = Path(out), not Path(out).exists()
-    _make_folder(out)
-    scores: list[Score] = []
-    skips: list[Skip] = []
-    with (out / "results.jsonl").open("w", encoding="utf-8") as lines:
+    out = Path(out)
+    check_writable(out)
+    results: list[Score | Skip] = []
+    with ExitStack() as stack:
+        lines: TextIO | None = None
         for number, (case, path) in enumerate(cases.items()):
             say = _share_of(progress, number, len(cases), case)
-            runs = _evaluate_case(case, path, found, conditions, axes, say, out)
-            for result in runs:
-                write_line(lines, result)
-                if isinstance(result, Score):
-                    scores.append(result)
-                else:
-                    skips.append(result)
+            for result in _evaluate_case(case, path, found, conditions, axes, say, out):
+                results.append(result)
+                if lines is None and isinstance(result, Score):  # nothing is left where nothing could be scored
+                    out.mkdir(parents=True, exist_ok=True)
+                    lines = stack.enter_context((out / "results.jsonl").open("w", encoding="utf-8"))
+                    for earlier in results[:-1]:
+                        write_line(lines, earlier)
+                if lines is not None:
+                    write_line(lines, result)
+    scores = [result for result in results if isinstance(result, Score)]
+    skips = [result for result in results if isinstance(result, Skip)]
     table = make_table(scores, skips)
-    (out / "table.md").write_text(table, encoding="utf-8")
-    if not scores:
-        for file in (out / "results.jsonl", out / "table.md"):
-            file.unlink()
-        if new:
-            out.rmdir()
+    if scores:
+        (out / "table.md").write_text(table, encoding="utf-8")
+    else:
         reasons = "; ".join(dict.fromkeys(f"{skip.case}: {skip.reason}" for skip in skips))
         raise InputRefused(f"got {len(cases)} scan(s), none of which could be scored ({reasons})")
     if progress is not None:
@@ -191,7 +194,7 @@ def _evaluate_case(
     """All answers for one scan, as they are found; leaves its picture."""
     try:
         volume = read(path)
-        _check_truth(volume)
+        check_truth(volume)
     except ThinsliceError as refusal:
         yield Skip(case, str(refusal))
         return
@@ -274,8 +277,12 @@ def _plan(
     return plan
 
 
-def _check_truth(volume: Volume) -> None:
-    """A truth must be 3-D, near-isotropic, not tiny and not flat."""
+def check_truth(volume: Volume) -> None:
+    """Refuse what is no truth: it must be 3-D, near-isotropic, not tiny and not flat.
+
+    Raises:
+        InputRefused: it is not.
+    """
     if volume.voxels.ndim != 3:
         got, need, then = f"{volume.voxels.ndim} axes", "a 3-D scan", "give one volume of the series"
     elif min(volume.shape) < MIN_SIDE:
@@ -350,17 +357,6 @@ def _case_names(paths: Sequence[Path]) -> dict[str, Path]:
             name, number = f"{path.parent.name}-{stem}-{number}", number + 1
         names[name] = path
     return names
-
-
-def _make_folder(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "results.jsonl").touch()
-    except OSError as error:
-        raise OutputRefused(
-            f"got {out} for the results, which cannot be written to ({error.strerror}); need a folder; "
-            "next: give another"
-        ) from None
 
 
 def _share_of(

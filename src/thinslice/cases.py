@@ -34,12 +34,16 @@ class Case:
     sidecar: Path
 
 
-def find_cases(source: Path | str, destination: Path | str, overwrite: bool = False) -> list[Case]:
+def find_cases(
+    source: Path | str, destination: Path | str, overwrite: bool = False, sidecars: bool = True
+) -> list[Case]:
     """Pair every scan with its answer; nothing is created.
 
     A file goes to a file, or under its own name into a folder: one that exists, or a name that ends with a separator
     (pass the destination as it was typed: a Path has lost its last separator). A folder goes to a folder: every .nii
     and .nii.gz that lies directly in it, hidden files left out, in the order of their names.
+
+    Without ``sidecars`` nothing will be written beside the answers, and what lies there does not matter.
 
     Raises:
         InputRefused: there is no NIfTI file at `source`.
@@ -55,8 +59,8 @@ def find_cases(source: Path | str, destination: Path | str, overwrite: bool = Fa
     _check_collisions(cases)
     _check_not_an_input(cases)
     for case in cases:
-        _check_free(case, overwrite)
-    _check_writable(cases[0].destination.parent)
+        _check_free(case, overwrite, sidecars)
+    check_writable(cases[0].destination.parent)
     return cases
 
 
@@ -135,8 +139,8 @@ def _identities(files: Iterable[Path]) -> set[tuple[int, int]]:
     return {(s.st_dev, s.st_ino) for s in states}
 
 
-def _check_free(case: Case, overwrite: bool) -> None:
-    for output in (case.destination, case.sidecar):
+def _check_free(case: Case, overwrite: bool, sidecars: bool) -> None:
+    for output in (case.destination, case.sidecar) if sidecars else (case.destination,):
         if output.is_dir():
             raise OutputRefused(_say(output, "a folder in the place of an output", "a free name", "choose another"))
         if not overwrite and os.path.lexists(output):
@@ -144,7 +148,12 @@ def _check_free(case: Case, overwrite: bool) -> None:
             raise OutputRefused(_say(output, "an output that exists already", "a free name", then))
 
 
-def _check_writable(folder: Path) -> None:
+def check_writable(folder: Path) -> None:
+    """Refuse a folder that cannot be written into, or made.
+
+    Raises:
+        OutputRefused: it is a file, or without permission.
+    """
     existing = next(f for f in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(f))
     if not existing.is_dir():
         raise OutputRefused(_say(existing, "a file", "a folder to write into", "choose another output"))

@@ -38,6 +38,15 @@ DEMO_FILES = ("spine_thin.nii.gz", "spine_thin.json", "spine_thin.png")
 
 REFUSED, INTERRUPTED = 2, 130
 
+_WAYS_OUT = {
+    FileNotFoundError: ("a file or folder that is there", "check the name"),
+    FileExistsError: ("a folder", "choose another place"),
+    NotADirectoryError: ("a folder", "choose another place"),
+    IsADirectoryError: ("a file", "choose another name"),
+    PermissionError: ("permission there", "choose another place"),
+}
+"""What is needed and what to do next, for errors of the operating system that are not about room."""
+
 _WHAT_STAYS = {
     "train": "next: --resume goes on from the last checkpoint",
     "evaluate": "results.jsonl holds what was scored until then",
@@ -170,6 +179,7 @@ def enhance(arguments: argparse.Namespace) -> int:
     cases = find_cases(arguments.input, arguments.output, arguments.overwrite)
     is_folder = arguments.input.is_dir()
     targets = [_labels_case(case, arguments, is_folder) for case in cases]
+    _check_all_apart(cases, targets)
     model = find_model(arguments.model)
     done = [_enhance_if_possible(case, labels, model, arguments) for case, labels in zip(cases, targets, strict=True)]
     refused = done.count(False)
@@ -194,6 +204,17 @@ def _labels_case(case: "Case", arguments: argparse.Namespace, is_folder: bool) -
     return source, target
 
 
+def _check_all_apart(cases: "Sequence[Case]", targets: "Sequence[tuple[Path, Path] | None]") -> None:
+    """No scan's labels take the place of another scan's answer, or of what went in."""
+    taken = {os.path.realpath(path) for case in cases for path in (case.destination, case.sidecar, case.source)}
+    for target in targets:
+        if target is not None and os.path.realpath(target[1]) in taken:
+            raise OutputRefused(
+                f"{target[1]}: got one name for the labels of a scan and for another scan; need two; "
+                "next: rename one of the scans, or move it to another folder"
+            )
+
+
 def _with_labels(path: Path) -> Path:
     """scan.nii.gz -> scan_labels.nii.gz."""
     suffix = ".nii.gz" if path.name.lower().endswith(".nii.gz") else path.suffix
@@ -205,8 +226,11 @@ def _check_labels_target(target: Path, case: "Case", source: Path, overwrite: bo
 
     if sidecar_path(target) is None:
         raise OutputRefused(f"{target}: got another kind of name; need .nii or .nii.gz; next: change --labels-out")
-    if os.path.realpath(target) in {os.path.realpath(path) for path in (case.source, case.destination, source)}:
-        raise OutputRefused(f"{target}: got an output that is an input or the other output; next: choose another")
+    inputs = {os.path.realpath(path) for path in (case.source, source)}
+    if inputs & {os.path.realpath(path) for path in (target, case.destination, case.sidecar)}:
+        raise OutputRefused(f"{target}: got an output that is an input; need another place; next: choose another name")
+    if os.path.realpath(target) in {os.path.realpath(path) for path in (case.destination, case.sidecar)}:
+        raise OutputRefused(f"{target}: got one name for two outputs; need two; next: change --labels-out")
     if target.is_dir() or (os.path.lexists(target) and not overwrite):
         raise OutputRefused(f"{target}: got an output that exists already; next: choose another, or add --overwrite")
 
@@ -218,7 +242,8 @@ def _enhance_if_possible(
     try:
         _enhance_one(case, labels, model, arguments)
     except (ThinsliceError, OSError, MemoryError) as error:
-        _complain(_named(case.source, _reason(error)))
+        reason = _reason(error)
+        _complain(reason if labels is not None and str(labels[0]) in reason else _named(case.source, reason))
         return False
     return True
 
@@ -258,18 +283,20 @@ def _compute(
     Whole numbers stay whole numbers, but 8 bits become 16: between bright and dark slices an answer goes beyond
     0 .. 255, and clipped there it would not give the scan back when it is made thick again.
     """
-    from thinslice.nifti import allocate
+    from thinslice.nifti import allocate, as_stored
     from thinslice.report import make_report
     from thinslice.upsample import upsample
 
     kind = volume.voxels.dtype
     shape = (*plan.shape_thin, *volume.voxels.shape[3:])
     whole = "int16" if kind.itemsize == 1 else kind
-    out = allocate(shape, whole if kind.kind in "iu" else "float32", folder or Path(tempfile.gettempdir()))
+    real = "float64" if kind == "float64" else "float32"
+    out = allocate(shape, whole if kind.kind in "iu" else real, folder or Path(tempfile.gettempdir()))
     started = perf_counter()
     answer = upsample(volume, plan, model, out, show)
     seconds = perf_counter() - started
-    return answer.volume, make_report(volume, answer.volume, plan, answer.guard, seconds, answer.clipped)
+    thin = as_stored(answer.volume)
+    return thin, make_report(volume, thin, plan, answer.guard, seconds, answer.clipped)
 
 
 # ---- info
@@ -363,12 +390,15 @@ def _add_reslice(verbs: "argparse._SubParsersAction[_Parser]") -> None:
     verb.add_argument("-i", "--input", required=True, type=Path, metavar="THIN", help="scan or segmentation, NIfTI")
     verb.add_argument("--like", required=True, type=Path, metavar="THICK", help="the scan whose grid is wanted")
     verb.add_argument("-o", "--output", required=True, metavar="OUT", help="file or folder")
-    verb.add_argument("--labels", action="store_true", help="THIN is a segmentation: majority instead of mean")
+    kind = verb.add_mutually_exclusive_group()
+    kind.add_argument("--labels", action="store_true", help="THIN is a segmentation: majority instead of mean")
+    kind.add_argument("--image", action="store_true", help="THIN is an image; default: seen from its voxels")
     verb.add_argument(
         "--thickness",
         type=float,
         metavar="MM",
-        help="slice thickness; default: that of the plan beside THIN, else of THICK's header, else its slice spacing",
+        help="slice thickness; default: that of the plan beside THIN, else SliceThickness of the JSON beside THICK, "
+        "else its slice spacing",
     )
     verb.add_argument(
         "--profile", choices=PROFILES, help="slice profile; default: that of the plan beside THIN, else gaussian"
@@ -381,20 +411,24 @@ def reslice(arguments: argparse.Namespace) -> int:
     from thinslice.cases import find_cases
     from thinslice.nifti import write
     from thinslice.report import plan_beside
+    from thinslice.reslice import looks_like_labels
     from thinslice.reslice import reslice as to_thick
 
     thin, like = _read(arguments.input), _read(arguments.like)
-    case = find_cases(arguments.input, arguments.output, arguments.overwrite)[0]
+    case = find_cases(arguments.input, arguments.output, arguments.overwrite, sidecars=False)[0]
     if os.path.realpath(case.destination) == os.path.realpath(arguments.like):
         raise OutputRefused(f"{case.destination}: got an output that is an input; next: choose another")
     plan = plan_beside(arguments.input)
     thickness_mm = arguments.thickness if arguments.thickness is not None or plan is None else plan.thickness_mm
     profile = arguments.profile or (plan.profile if plan is not None else "gaussian")
-    thick = to_thick(thin, like, thickness_mm=thickness_mm, profile=profile, labels=arguments.labels)
+    labels = arguments.labels or (not arguments.image and looks_like_labels(thin))
+    thick = to_thick(thin, like, thickness_mm=thickness_mm, profile=profile, labels=labels)
     with _all_or_none([case.destination]) as (part,):
         write(thick, part)
-    how = "majority" if arguments.labels else "mean"
+    how = "segmentation, majority" if labels else "image, mean"
     _say(f"{case.source.name}: {how} under a {profile} profile of {thick.thickness_mm:.4g} mm -> {case.destination}")
+    if labels and not arguments.labels:
+        _say("  note: taken for a segmentation, its voxels form regions of equal numbers; --image if it is an image")
     return 0
 
 
@@ -408,10 +442,9 @@ def _add_train(verbs: "argparse._SubParsersAction[_Parser]") -> None:
     verb.add_argument("-o", "--output", required=True, type=Path, metavar="DIR", help="checkpoints, logs, the model")
     verb.add_argument("--resume", action="store_true", help="continue from the checkpoints in the output folder")
     verb.add_argument("--start-from", type=Path, metavar="FILE", help="a model file whose weights to start from")
-    verb.add_argument(
-        "--minutes", type=_positive(float), metavar="M", help="length, shared out over the recipe's stages"
-    )
-    verb.add_argument("--steps", type=_positive(int), metavar="N", help="length, shared out over the recipe's stages")
+    length = verb.add_mutually_exclusive_group()
+    length.add_argument("--minutes", type=_positive(float), metavar="M", help="length, shared out over the stages")
+    length.add_argument("--steps", type=_positive(int), metavar="N", help="length, shared out over the stages")
 
 
 def train(arguments: argparse.Namespace) -> int:
@@ -451,7 +484,7 @@ def _add_evaluate(verbs: "argparse._SubParsersAction[_Parser]") -> None:
     verb.add_argument("-i", "--input", required=True, type=Path, metavar="DIR", help="near-isotropic scans, the truth")
     verb.add_argument("-o", "--output", required=True, type=Path, metavar="DIR", help="results, a table and pictures")
     verb.add_argument("--factors", type=_numbers, default=[4.0], metavar="2,3,4", help="slice spacings in thin voxels")
-    verb.add_argument("--models", type=_words, default=["default", "cubic"], metavar="NAMES", help="default,cubic")
+    verb.add_argument("--models", type=_names, default=["default", "cubic"], metavar="NAMES", help="default,cubic")
     verb.add_argument(
         "--thickness-ratios", type=_numbers, default=[1.0], metavar="1,0.75", help="slice thickness over slice spacing"
     )
@@ -496,7 +529,7 @@ def _add_model(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--model",
         default="default",
-        metavar="NAME",
+        metavar="MODEL",
         help="default (embedded network), planes-mr or planes-ct (networks that enlarge in-plane too), a model file "
         "(.onnx), nearest, linear, cubic or lanczos",
     )
@@ -506,7 +539,12 @@ def _add_plan_options(verb: argparse.ArgumentParser) -> None:
     wish = verb.add_mutually_exclusive_group()
     wish.add_argument("--spacing", type=float, metavar="MM", help="wanted slice spacing; default: as in-plane")
     wish.add_argument("--factor", type=float, metavar="K", help="wanted number of times closer slices")
-    verb.add_argument("--thickness", type=float, metavar="MM", help="slice thickness; default: header, else spacing")
+    verb.add_argument(
+        "--thickness",
+        type=float,
+        metavar="MM",
+        help="slice thickness; default: SliceThickness of the JSON beside the scan, else the spacing",
+    )
     verb.add_argument("--profile", choices=PROFILES, default="gaussian", help="slice profile (default: gaussian)")
     verb.add_argument(
         "--grid",
@@ -573,6 +611,12 @@ def _numbers(text: str) -> list[float]:
 
 def _words(text: str) -> list[str]:
     return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _names(text: str) -> list[str]:
+    if not _words(text):
+        raise argparse.ArgumentTypeError("no name in it; need at least one, such as default,cubic")
+    return _words(text)
 
 
 def _profiles(text: str) -> list[str]:
@@ -664,7 +708,7 @@ def _agreement(report: "Report") -> str:
 
 
 def _fallback(guard: "GuardCount") -> str:
-    return f"; {100 * guard.share:.2g} % taken back to interpolation" if guard.suspect else ""
+    return f"; {guard.percent} taken back to interpolation" if guard.suspect else ""
 
 
 def _named(source: Path, reason: str) -> str:
@@ -678,7 +722,8 @@ def _reason(error: Exception) -> str:
         return "got a scan larger than the free memory; need a smaller one; next: crop it, or use a larger machine"
     if isinstance(error, OSError) and error.strerror:
         place = f"{error.filename}: " if error.filename else ""
-        return f"{place}got '{error.strerror}'; need room and permission there; next: free some room, or choose another"
+        need, then = _WAYS_OUT.get(type(error), ("room and permission there", "free some room, or choose another"))
+        return f"{place}got '{error.strerror}'; need {need}; next: {then}"
     return " ".join(str(error).split())
 
 

@@ -42,6 +42,12 @@ class GuardCount:
         """Share of the cells that fell back, 0 .. 1."""
         return self.suspect / self.cells if self.cells else 0.0
 
+    @property
+    def percent(self) -> str:
+        """The share for people: two digits, 100 % only for all."""
+        percent = 100 * self.share
+        return f"{percent:.2g} %" if percent < 99 else "100 %" if self.suspect == self.cells else "99.9 %"
+
     def with_slab(self, cells: np.ndarray) -> "GuardCount":
         """The count after one more slab."""
         return self + GuardCount(cells.size, int(cells.sum()))

@@ -14,6 +14,7 @@ import tempfile
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, cast
 
@@ -28,6 +29,7 @@ from thinslice.volume import Volume, grid_distance_mm, sidecar_path
 
 ON_DISK_BYTES = 512 * 2**20  # arrays from this size on live in a file, not in memory
 SLAB_BYTES = 16 * 2**20
+LARGEST = 1e30  # beyond it sums of squares are no float32; such voxels are marks, not signal
 GZIP_BEST_RATIO = 1040  # deflate cannot shrink more than 1032 : 1
 
 SHEAR_COSINE = 1e-3
@@ -115,6 +117,45 @@ def write(volume: Volume, path: Path, like: Volume | None = None) -> None:
         reason = error.strerror or str(error)
         refusal = _unwritable(f"no access ({reason})", "a folder with room and permission", "choose another output")
     raise OutputRefused(_one_line(f"{path}: {refusal}"))
+
+
+def as_stored(volume: Volume) -> Volume:
+    """The volume with the values that `write` will put into the file, and a header whose scale holds them all.
+
+    Only files that store whole numbers with a rescale change anything: an answer goes a little beyond the acquired
+    values, which their scale need not hold. 8 bits become 16; where that is not enough the scale is widened, and a
+    note says so. The voxels, which are spent on it, are put on the file's steps.
+    """
+    header = volume.header
+    if not isinstance(header, nifti1.Nifti1Header) or volume.voxels.dtype.kind != "f":
+        return volume
+    header = cast(Any, header).copy()
+    dtype = np.dtype(header.get_data_dtype()).newbyteorder("=")
+    slope, inter = _slope_inter(header)
+    if dtype.kind not in "iu":
+        return volume
+    low, high = float(volume.voxels.min()), float(volume.voxels.max())
+    notes = volume.notes
+    if dtype.itemsize == 1 and not _holds(dtype, slope, inter, low, high):
+        dtype = np.dtype(np.int16)
+    if not _holds(dtype, slope, inter, low, high):
+        least, most = float(np.iinfo(dtype).min), float(np.iinfo(dtype).max)
+        wider = (high - low) / (most - least) * (1 + 1e-3) or abs(slope)
+        header["scl_slope"], header["scl_inter"] = wider, (low + high) / 2 - wider * (least + most) / 2
+        notes += (f"the file's scale of {abs(slope):.4g} per step would clip the answer: widened to {wider:.4g}",)
+        slope, inter = _slope_inter(header)
+    header.set_data_dtype(dtype)
+    limits = np.iinfo(dtype)
+    for at in _slabs(volume.voxels.shape, 8):
+        steps = np.rint((volume.voxels[at].astype(np.float64) - inter) / slope)
+        volume.voxels[at] = steps.clip(float(limits.min), float(limits.max)) * slope + inter
+    return replace(volume, header=header, notes=notes)
+
+
+def _holds(dtype: np.dtype[Any], slope: float, inter: float, low: float, high: float) -> bool:
+    limits = np.iinfo(dtype)
+    ends = np.rint((np.array([low, high]) - inter) / slope)
+    return bool(ends.min() >= limits.min and ends.max() <= limits.max)
 
 
 def allocate(shape: tuple[int, ...], dtype: DTypeLike, folder: Path) -> np.ndarray:
@@ -363,6 +404,9 @@ def _replace_non_finite(voxels: np.ndarray) -> tuple[np.ndarray, list[str]]:
         bad += voxels[at].size - finite.size
         if finite.size:
             low, high = min(low, float(finite.min())), max(high, float(finite.max()))
+    if max(-low, high) > LARGEST:
+        got = f"a voxel of {-low if -low > high else high:.3g}"
+        raise _refused(got, f"values below {LARGEST:g}", "replace the marks for missing voxels by NaN or zero")
     if not bad:
         return voxels, []
     if bad == voxels.size:

@@ -123,6 +123,24 @@ class Plan:
         centres = self.first_centre + self.factor * np.arange(self.n_thick)
         return profile_matrix(centres, self.n_thin, self.thickness_over_spacing * self.factor, self.profile)
 
+    def seen_by(self, start: int, stop: int) -> slice:
+        """The thin slices that acquired slices start .. stop - 1 see."""
+        fwhm = self.thickness_over_spacing * self.factor
+        reach = GAUSSIAN_REACH_FWHM * fwhm if self.profile == "gaussian" else (fwhm + 1) / 2
+        first = int(np.floor(self.first_centre + self.factor * start - reach))
+        last = int(np.ceil(self.first_centre + self.factor * (stop - 1) + reach))
+        return slice(max(first, 0), min(last + 1, self.n_thin))
+
+    def rows(self, start: int, stop: int) -> tuple[slice, np.ndarray]:
+        """Rows start .. stop - 1 of `matrix`: the thin slices they see, and what they make of them.
+
+        All rows together grow with the square of the number of slices, these do not.
+        """
+        seen = self.seen_by(start, stop)
+        centres = self.first_centre + self.factor * np.arange(start, stop) - seen.start
+        fwhm = self.thickness_over_spacing * self.factor
+        return seen, profile_matrix(centres, seen.stop - seen.start, fwhm, self.profile)
+
     def to_json(self) -> str:
         """Readable JSON; `from_json` gives back an equal plan."""
         return json.dumps(dataclasses.asdict(self), indent=2)
@@ -321,7 +339,7 @@ def _thin_grid(n_thick: int, ratio: float, grid: Grid, spacings: tuple[str, str]
         )
     if n_thin > MAX_SLICES:
         raise PlanRefused(
-            f"got a wish for {n_thin} slices; need at most {MAX_SLICES}; "
+            f"got a wish for {n_thin:.6g} slices; need at most {MAX_SLICES}; "
             f"next: give {_spacing_option(spacings[1], 'or more')}"
         )
     return n_thin, realised
@@ -387,7 +405,7 @@ def _check_envelope(
         raise PlanRefused(
             f"got a thickness of {ratio * thick_mm:g} mm, {ratio:.3g} times the slice spacing, for model {model}; "
             f"need {low:g} to {high:g} times ({low * thick_mm:.3g} to {high * thick_mm:.3g} mm); "
-            f"next: check --thickness, {way_out}"
+            f"next: check --thickness (default: SliceThickness in the JSON beside the scan), {way_out}"
         )
     if profile not in envelope.profiles:
         raise PlanRefused(

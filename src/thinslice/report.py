@@ -16,6 +16,9 @@ from thinslice.plan import Plan, intensity_range
 from thinslice.profile import downscaling_matrix
 from thinslice.volume import Volume, sidecar_path
 
+CHUNK = 8
+"""Acquired slices that are compared together."""
+
 
 @dataclass(frozen=True)
 class Consistency:
@@ -76,11 +79,9 @@ def make_report(
     volume: Volume, thin: Volume, plan: Plan, guard: GuardCount, seconds: float, clipped: int = 0
 ) -> Report:
     """The report on one answer: `check`, the guard's count, the voxels that were clipped, and the plan's notes."""
-    notes = list(plan.notes)
+    notes = list(dict.fromkeys([*plan.notes, *thin.notes]))
     if guard.suspect:
-        notes.append(
-            f"the guard took {guard.suspect} of {guard.cells} cells ({100 * guard.share:.2g} %) back to interpolation"
-        )
+        notes.append(f"the guard took {guard.suspect} of {guard.cells} cells ({guard.percent}) back to interpolation")
     if clipped:
         notes.append(
             f"{clipped:,} of {thin.voxels.size:,} voxels lay beyond what {thin.voxels.dtype} holds and were clipped: "
@@ -100,9 +101,8 @@ def check(volume: Volume, thin: Volume, plan: Plan) -> Consistency:
         thin: the answer, ``plan.shape_thin`` (plus t).
         plan: the plan that led from one to the other.
     """
-    matrix = plan.matrix()
     measured = [
-        _differences(np.moveaxis(before, plan.axis, 0), np.moveaxis(after, plan.axis, 0), matrix, plan.in_plane)
+        _differences(np.moveaxis(before, plan.axis, 0), np.moveaxis(after, plan.axis, 0), plan)
         for before, after in zip(_volumes(volume.voxels), _volumes(thin.voxels), strict=True)
     ]
     mean_square, worst, scale = (np.array(column) for column in zip(*measured, strict=True))
@@ -131,28 +131,32 @@ def _volumes(voxels: np.ndarray) -> list[np.ndarray]:
     return [voxels] if voxels.ndim == 3 else [voxels[..., t] for t in range(voxels.shape[3])]
 
 
-def _differences(thick: np.ndarray, thin: np.ndarray, matrix: np.ndarray, in_plane: int) -> tuple[float, float, float]:
+def _differences(thick: np.ndarray, thin: np.ndarray, plan: Plan) -> tuple[float, float, float]:
     """Mean square and largest difference of [thick, h, w] and A [thin, h, w], and the intensity range of the former."""
     total, worst = 0.0, 0.0
-    seen = _seen_again if in_plane == 1 else _seen_again_and_small
-    for difference in seen(thick, thin, matrix):
-        total += float(np.sum(difference**2))
-        worst = max(worst, float(np.abs(difference).max()))
+    seen_again = _seen_again if plan.in_plane == 1 else _seen_again_and_small
+    for start in range(0, len(thick), CHUNK):
+        for difference in seen_again(thick, thin, plan, start, min(start + CHUNK, len(thick))):
+            total += float(np.sum(difference**2))
+            worst = max(worst, float(np.abs(difference).max()))
     low, high = intensity_range(thick)
     return total / thick.size, worst, high - low
 
 
-def _seen_again(thick: np.ndarray, thin: np.ndarray, matrix: np.ndarray) -> Iterator[np.ndarray]:
-    """Differences, band by band."""
+def _seen_again(thick: np.ndarray, thin: np.ndarray, plan: Plan, start: int, stop: int) -> Iterator[np.ndarray]:
+    """Differences of some acquired slices, band by band."""
+    seen, matrix = plan.rows(start, stop)
     for band in bands(thin):
-        yield thicken(thin[band].astype(np.float64, order="C"), matrix) - thick[band]
+        again = thicken(thin[seen][band].astype(np.float64, order="C"), matrix)
+        yield again - thick[start:stop][band]
 
 
-def _seen_again_and_small(thick: np.ndarray, thin: np.ndarray, matrix: np.ndarray) -> Iterator[np.ndarray]:
-    """Differences, slice by slice; the thin slices are larger in-plane by a whole factor."""
-    factor = thin.shape[1] // thick.shape[1]
-    rows, columns = (downscaling_matrix(size, factor) for size in thick.shape[1:])
-    for index, weights in enumerate(matrix):
-        under = np.flatnonzero(weights)
-        large = np.tensordot(weights[under], thin[under].astype(np.float64), axes=1)
+def _seen_again_and_small(
+    thick: np.ndarray, thin: np.ndarray, plan: Plan, start: int, stop: int
+) -> Iterator[np.ndarray]:
+    """Differences of some acquired slices, one by one; the thin slices are larger in-plane by a whole factor."""
+    rows, columns = (downscaling_matrix(size, plan.in_plane) for size in thick.shape[1:])
+    for index in range(start, stop):
+        seen, matrix = plan.rows(index, index + 1)
+        large = np.tensordot(matrix[0], thin[seen].astype(np.float64), axes=1)
         yield rows @ large @ columns.T - thick[index]

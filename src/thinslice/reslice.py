@@ -11,6 +11,9 @@ from thinslice.plan import through_plane_axis
 from thinslice.profile import Profile, profile_matrix
 from thinslice.volume import Volume, corners
 
+REGIONS = 0.7
+"""Share of equal neighbours from which on whole numbers are taken for labels."""
+
 SAME_PLACE_MM = 1e-3
 """How far the in-plane grids of the two scans may lie apart."""
 
@@ -52,6 +55,19 @@ def reslice(
         source, target = (np.moveaxis(voxels[(..., *at)], axis, 0) for voxels in (thin.voxels, out))
         (_fill_labels if labels else _fill_image)(source, target, matrix)
     return replace(thin, voxels=out, affine=like.affine, thickness_mm=thickness_mm)
+
+
+def looks_like_labels(volume: Volume) -> bool:
+    """Whether a volume is a segmentation: whole numbers whose neighbours, where not zero, are mostly equal.
+
+    Between neighbouring voxels of an image there is noise; a segmentation is made of regions.
+    """
+    voxels = volume.voxels
+    if voxels.dtype.kind not in "iub" or voxels.min() < 0:
+        return False
+    near, far = voxels[:-1], voxels[1:]
+    drawn = (near != 0) & (far != 0)
+    return bool(drawn.any() and np.mean(near[drawn] == far[drawn]) > REGIONS)
 
 
 def _matrix(centres: np.ndarray, n_thin: int, thickness_mm: float, thin_mm: float, profile: Profile) -> np.ndarray:

@@ -18,6 +18,9 @@ from thinslice.tile import padded, tiles
 CARD_KEY = "thinslice.card"
 """Where the model file keeps its card (ONNX metadata)."""
 
+CONTRACT = 2
+"""Of what a model file computes. 1: a slab's own thin slices; 2: shares of the thin slices up to both neighbours."""
+
 SLAB_INPUTS, PLANE_INPUTS = {"slices", "geometry", "position"}, {"planes", "base"}
 """What a model file is fed with, see `Residual` and `Enlarge`."""
 
@@ -104,7 +107,8 @@ def load_model(path: Path, name: str | None = None, threads: int | None = None) 
         return make(session, card, name or str(card["name"]), sha256)
     except Exception:  # onnxruntime raises its own, undocumented classes, and a foreign card may hold anything
         raise ModelRefused(
-            f"got {path}, which is not a thinslice model; need an .onnx file written by 'thinslice train'; "
+            f"got {path}, which is not a thinslice model of this version; need an .onnx file written by its "
+            "'thinslice train'; "
             "next: check the path, or leave --model out to use the embedded one"
         ) from None
 
@@ -189,7 +193,10 @@ def _open(content: bytes, options):  # type: ignore[no-untyped-def]
     import onnxruntime
 
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    return session, json.loads(session.get_modelmeta().custom_metadata_map[CARD_KEY])
+    card = json.loads(session.get_modelmeta().custom_metadata_map[CARD_KEY])
+    if card.get("contract") != CONTRACT:
+        raise ValueError("a model of another version")
+    return session, card
 
 
 def _residual(session, multiple: int, margin: int) -> Residual:  # type: ignore[no-untyped-def]
@@ -199,7 +206,7 @@ def _residual(session, multiple: int, margin: int) -> Residual:  # type: ignore[
         for tile in tiles(height, width, TILE_LIMIT, margin):
             piece = slices[(slice(None), *tile.read)]
             feed = {"slices": padded(piece, multiple)[None], "geometry": geometry, "position": position}
-            (out,) = session.run(None, feed)
+            (out,) = _run(session, feed)
             out = out[0, :, : piece.shape[1], : piece.shape[2]]
             answer[(slice(None), *tile.write)] = out[(slice(None), *tile.keep)]
         return answer
@@ -214,7 +221,7 @@ def _enlarge(session, scale: tuple[int, int], margin: int) -> Enlarge:  # type: 
             small, whole, kept = (
                 (slice(None), *span) for span in (tile.read, _times(tile.read, scale), _times(tile.keep, scale))
             )
-            (out,) = session.run(None, {"planes": planes[small][:, None], "base": base[whole][:, None]})
+            (out,) = _run(session, {"planes": planes[small][:, None], "base": base[whole][:, None]})
             answer[(slice(None), *_times(tile.write, scale))] = out[:, 0][kept]
         return answer
 
@@ -224,3 +231,17 @@ def _enlarge(session, scale: tuple[int, int], margin: int) -> Enlarge:  # type: 
 def _times(spans: tuple[slice, slice], scale: tuple[int, int]) -> tuple[slice, slice]:
     rows, columns = (slice(span.start * times, span.stop * times) for span, times in zip(spans, scale, strict=True))
     return rows, columns
+
+
+def _run(session, feed: dict[str, np.ndarray]) -> list[np.ndarray]:  # type: ignore[no-untyped-def]
+    """The engine's own errors, in ours: it is out of memory, or the network has failed."""
+    try:
+        answers: list[np.ndarray] = session.run(None, feed)
+    except Exception as error:  # onnxruntime raises its own, undocumented classes
+        if "alloc" in str(error):
+            raise MemoryError(str(error)) from None
+        said = " ".join(str(error).split())[:200]
+        raise ModelRefused(
+            f"got a failure of the inference engine ({said}); need a model file that runs; next: use another --model"
+        ) from None
+    return answers

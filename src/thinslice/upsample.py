@@ -34,6 +34,9 @@ GUARD_HALO = 6
 BLOCK = 64
 """Slabs that a network for planes computes together: it sees some ten slices more on each side."""
 
+WIDE = tuple(np.dtype(kind) for kind in (np.float64, np.int32, np.uint32, np.int64, np.uint64))
+"""Numbers that hold more digits than float32."""
+
 CHUNK = 8
 """Slabs that are projected and stored together."""
 
@@ -117,15 +120,9 @@ class _Lines:
         self.plan = plan
         self.positions = plan.positions()
         self.owner = np.clip(np.floor(self.positions + 0.5).astype(int), 0, plan.n_thick - 1)
-        self.acquire = plan.matrix()
-        self.base = INTERPOLATIONS[base](self.positions, plan.n_thick)
+        self.interpolation = INTERPOLATIONS[base]
         middle = max(plan.n_thick // 2 - PROJECTION_HALO, 0)
-        inner = self.acquire[middle : middle + 2 * PROJECTION_HALO, self.thin_of(middle, middle + 2 * PROJECTION_HALO)]
-        self.damping = damping_of(inner, plan.factor, plan.noise)
-        support = self.acquire > 0
-        self.first_thin = support.argmax(axis=1)
-        self.last_thin = support.shape[1] - 1 - support[:, ::-1].argmax(axis=1)
-        self.made: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self.damping = damping_of(self.acquire(middle, middle + 2 * PROJECTION_HALO)[1], plan.factor, plan.noise)
 
     def thin_of(self, low: int, high: int) -> slice:
         """Thin slices inside slabs low .. high - 1."""
@@ -135,8 +132,24 @@ class _Lines:
         """Slabs low .. high - 1 and the halo around them."""
         return max(low - PROJECTION_HALO, 0), min(high + PROJECTION_HALO, self.plan.n_thick)
 
+    def base(self, thin: slice, low: int, high: int) -> np.ndarray:
+        """The interpolation [thin, slices] of some thin slices from acquired slices low .. high - 1."""
+        return self.interpolation(self.positions[thin] - low, high - low)
+
+    def acquire(self, low: int, high: int) -> tuple[np.ndarray, np.ndarray]:
+        """The acquired slices that see nothing but thin slices of slabs low .. high - 1, and their rows [., thin]."""
+        high = min(high, self.plan.n_thick)
+        window = self.thin_of(low, high)
+        around = ((slab, self.plan.seen_by(slab, slab + 1)) for slab in range(low, high))
+        whole = [slab for slab, seen in around if window.start <= seen.start and seen.stop <= window.stop]
+        rows = np.zeros((len(whole), window.stop - window.start))
+        if whole:
+            seen, weights = self.plan.rows(whole[0], whole[-1] + 1)
+            rows[:, seen.start - window.start : seen.stop - window.start] = weights
+        return np.array(whole, int), rows
+
     def matrices(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """The two matrices that make the thin slices of slabs start .. stop - 1; computed once.
+        """The two matrices that make the thin slices of slabs start .. stop - 1.
 
         With B the interpolation, A the acquisition, C the correction (zero without projection) and E what picks the
         wanted slices out of the window, the projection of B s + r is E (B s + r) + C (s - A (B s + r)), so
@@ -147,22 +160,20 @@ class _Lines:
             [wanted, slices] for the acquired slices s of the window and its own halo, [wanted, window] for the
             network's residual r of the window.
         """
-        if start not in self.made:
-            low, high = self.beyond(start, stop)
-            window, wanted = self.thin_of(low, high), self.thin_of(start, stop)
-            spline_low, spline_high = self.beyond(low, high)
-            inside = slice(wanted.start - window.start, wanted.stop - window.start)
-            keep = np.eye(window.stop - window.start)[inside]
-            to_thin = self.base[wanted, spline_low:spline_high].copy()
-            if self.plan.projection:
-                whole = np.flatnonzero((self.first_thin >= window.start) & (self.last_thin < window.stop))
-                acquire = self.acquire[whole, window]
-                correct = correction_matrix(acquire, self.plan.factor, self.damping)[inside]
-                keep -= correct @ acquire
-                to_thin = keep @ self.base[window, spline_low:spline_high]
-                to_thin[:, whole - spline_low] += correct
-            self.made[start] = to_thin, keep
-        return self.made[start]
+        low, high = self.beyond(start, stop)
+        window, wanted = self.thin_of(low, high), self.thin_of(start, stop)
+        spline_low, spline_high = self.beyond(low, high)
+        inside = slice(wanted.start - window.start, wanted.stop - window.start)
+        keep = np.eye(window.stop - window.start)[inside]
+        base = self.base(window, spline_low, spline_high)
+        to_thin = base[inside].copy()
+        if self.plan.projection:
+            whole, acquire = self.acquire(low, high)
+            correct = correction_matrix(acquire, self.plan.factor, self.damping)[inside]
+            keep -= correct @ acquire
+            to_thin = keep @ base
+            to_thin[:, whole - spline_low] += correct
+        return to_thin, keep
 
 
 class _Stack:
@@ -192,6 +203,8 @@ class _Stack:
 
     def normalised(self, voxels: np.ndarray) -> np.ndarray:
         """A float32 copy in which the intensity range is 0 .. 1; the first axis is the slowest in memory."""
+        if voxels.dtype in WIDE:  # the offset may be larger than float32 can tell the signal from
+            return ((voxels.astype(np.float64, order="C") - self.low) / self.scale).astype(np.float32)
         values = voxels.astype(np.float32, order="C")
         values -= np.float32(self.low)
         values /= np.float32(self.scale)
@@ -209,8 +222,11 @@ class _Stack:
             answer = along_first_axis(to_thin, self.normalised(self.thick[spline_low:spline_high][band]))
             if self.adds:
                 answer += along_first_axis(keep, np.concatenate([r[band] for r in residuals]))
-            answer *= np.float32(self.scale)
-            answer += np.float32(self.low)
+            if thin.dtype in WIDE:
+                answer = answer.astype(np.float64) * self.scale + self.low
+            else:
+                answer *= np.float32(self.scale)
+                answer += np.float32(self.low)
             self.clipped += _store(answer, thin[wanted][band])
         for store in (self.raw, self.kept):
             for slab in [s for s in store if s < stop - PROJECTION_HALO - self.plan_reach]:
@@ -250,7 +266,7 @@ class _Stack:
         answer = enlarge_depth(around, factor, self.model.base, network, self.plan.fuse)
         answer = answer[factor * context : factor * (context + stop - start)]
         low, high = self.lines.beyond(start, stop)
-        base = self.lines.base[self.lines.thin_of(start, stop), low:high]
+        base = self.lines.base(self.lines.thin_of(start, stop), low, high)
         answer -= along_first_axis(base, self.slices(low, high))
         return {slab: answer[factor * (slab - start) : factor * (slab - start + 1)] for slab in range(start, stop)}
 
@@ -278,17 +294,19 @@ class _Stack:
         if slab not in self.kept:
             low, high = max(slab - self.plan_reach, 0), min(slab + self.plan_reach + 1, self.plan.n_thick)
             near = self.lines.thin_of(low, high)
-            seen = self.lines.acquire[slab : slab + 1, near]
+            thin, weights = self.plan.rows(slab, slab + 1)
+            seen = np.zeros((1, near.stop - near.start))
+            seen[:, thin.start - near.start : thin.stop - near.start] = weights
             residuals = np.concatenate([self.residual(s) for s in range(low, high)])
             spline_low, spline_high = max(low - GUARD_HALO, 0), min(high + GUARD_HALO, self.plan.n_thick)
-            missed = seen @ self.lines.base[near, spline_low:spline_high]
+            missed = seen @ self.lines.base(near, spline_low, spline_high)
             missed[0, slab - spline_low] -= 1.0
             nearby = self.slices(spline_low, spline_high)
             by_base = along_first_axis(missed, nearby)[0]
             with np.errstate(invalid="ignore", over="ignore"):  # an infinite answer is found suspect below
                 by_network = by_base + along_first_axis(seen, residuals)[0]
             own = self.residual(slab)
-            base = self.lines.base[self.lines.thin_of(slab, slab + 1), spline_low:spline_high]
+            base = self.lines.base(self.lines.thin_of(slab, slab + 1), spline_low, spline_high)
             answer = along_first_axis(base, nearby) + own
             cells = suspect_cells(answer, by_network, by_base, self.bounds)
             self.count = self.count.with_slab(cells)
@@ -301,7 +319,7 @@ class _Stack:
 def _enlarged(thick: np.ndarray, shown: tuple[float, float], plan: Plan, model: Model) -> np.ndarray:
     """The acquired slices [n, h, w], each of them enlarged in-plane; float32, in the scan's own units."""
     low, scale = shown[0], shown[1] - shown[0]
-    slices = (thick.astype(np.float32, order="C") - np.float32(low)) / np.float32(scale)
+    slices = ((thick.astype(np.float64, order="C") - low) / scale).astype(np.float32)
     network = model.planes.get(("in-plane", plan.in_plane))
     large = enlarge_slices(slices, plan.in_plane, model.base, network, plan.fuse)
     large *= np.float32(scale)

@@ -49,7 +49,7 @@ class SlabNet(SlabNetwork):
     """Residual over cubic interpolation, in normalised intensities.
 
     Args:
-        context: acquired slices seen on each side of the slab's own.
+        context: acquired slices seen on each side of the one in the middle.
         width: channels at full in-plane resolution.
         before, after: residual blocks at full resolution, before and after the deep level.
         deep_width, deep: channels and blocks at half resolution, which see twice as far for a quarter of the cost.

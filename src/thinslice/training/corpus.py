@@ -6,7 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
+from thinslice.bench import check_truth
 from thinslice.degrade import along_first_axis, correction_matrix, damping_of
+from thinslice.errors import InputRefused
 from thinslice.interpolate import cubic_matrix
 from thinslice.nifti import read
 from thinslice.plan import intensity_range, make_plan, through_plane_axis
@@ -94,13 +96,24 @@ class Batch:
 
 
 def load_isotropic(folder: Path) -> list[Thin]:
-    """Every NIfTI of a folder of near-isotropic volumes, any axis allowed, drawn in proportion to its size."""
+    """Every NIfTI of a folder of near-isotropic volumes, any axis allowed, drawn in proportion to its size.
+
+    Raises:
+        InputRefused: there is none, or one of them is not a 3-D volume of near-isotropic voxels.
+    """
     paths = sorted(folder.glob("*.nii*"))
     if not paths:
-        raise FileNotFoundError(f"no NIfTI file in {folder}; need near-isotropic volumes there (.nii or .nii.gz)")
+        raise InputRefused(
+            f"got {folder} without a NIfTI file; need near-isotropic volumes there (.nii, .nii.gz); next: check --data"
+        )
     volumes = []
     for path in paths:
-        voxels = normalised(read(path).voxels)
+        volume = read(path)
+        try:
+            check_truth(volume)
+        except InputRefused as refusal:
+            raise InputRefused(f"{path}: {refusal}") from None
+        voxels = normalised(volume.voxels)
         volumes.append(Thin(path.name, voxels, (0, 1, 2), voxels.size**0.5))
     return volumes
 
@@ -112,10 +125,19 @@ def load_thick(folder: Path, share: float = 1.0) -> list[Thin]:
 
     The slices are first brought to the in-plane spacing by projected cubic interpolation, so that the third
     direction has the right scale, if not the right detail (the idea of SMORE, Zhao et al. 2020, in three dimensions).
+
+    Raises:
+        InputRefused: there is none, or one of them is not 3-D.
+        PlanRefused: one of them is not thick.
     """
+    paths = sorted(folder.glob("*.nii*"))
+    if not paths:
+        raise InputRefused(f"got {folder} without a NIfTI file; need thick scans there; next: check --data")
     volumes = []
-    for path in sorted(folder.glob("*.nii*")):
+    for path in paths:
         scan = first_slices(read(path), share)
+        if scan.voxels.ndim != 3:
+            raise InputRefused(f"{path}: got {scan.voxels.ndim} axes; need a 3-D scan; next: give one volume of it")
         plan = make_plan(scan)
         thin = upsample(scan, plan, interpolation("cubic")).volume.voxels
         axes = tuple(axis for axis in range(3) if axis != plan.axis)

@@ -17,7 +17,7 @@ from thinslice.errors import ModelRefused
 from thinslice.files import whole_or_not
 from thinslice.networks.contract import Network, SlabNetwork
 from thinslice.networks.planes import PlaneNet
-from thinslice.runtime import CARD_KEY, load_model, run_once
+from thinslice.runtime import CARD_KEY, CONTRACT, load_model, run_once
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def export(network: Network, card: dict[str, Any], path: Path) -> str:
     assert isinstance(network, SlabNetwork | PlaneNet)
     exported = _slab_export(network) if isinstance(network, SlabNetwork) else _plane_export(network)
     card = card | {"base": "cubic"} | exported.facts
-    card |= {"parameters": sum(p.numel() for p in network.parameters())}
+    card |= {"contract": CONTRACT, "parameters": sum(p.numel() for p in network.parameters())}
     with whole_or_not(path) as temporary:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
