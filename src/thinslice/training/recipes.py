@@ -18,7 +18,7 @@ from thinslice.errors import InputRefused, ModelRefused
 from thinslice.networks.contract import SlabNetwork
 from thinslice.networks.slab import SlabNet
 from thinslice.training.corpus import Ranges, Thin, batch_at, load_isotropic, load_thick
-from thinslice.training.export import export, load_weights
+from thinslice.training.export import export, load_weights, read_card
 from thinslice.training.fit import Schedule, fit, join_world, training_length
 
 VALID_FACTOR = (1.5, 10.0)
@@ -95,7 +95,7 @@ def run(
     seed = 0
     if start is not None:
         stages[0] = replace(stages[0], schedule=_gentler(stages[0].schedule))
-        seed = int(hashlib.sha256(start.read_bytes()).hexdigest()[:8], 16)  # not the batches that made the start
+        seed = int(_lineage(start)["sha256"][:8], 16)  # not the batches that made the start
     if not resume and any((out / stage.name / "checkpoint.pt").exists() for stage in stages):
         raise InputRefused(
             f"got {out}, which holds an earlier training; need an empty folder; next: --resume, or another -o"
@@ -118,7 +118,7 @@ def run(
     if rank != 0:
         return path
     card = make_card(recipe, stages, data) | {
-        "started_from": start.name if start is not None else None,
+        "started_from": _lineage(start) if start is not None else None,
         "trained": {stage.name: training_length(out / stage.name) for stage in stages},
         "processes": f"{world} x {device.type}",
     }
@@ -152,6 +152,13 @@ def make_card(recipe: str, stages: Sequence[Stage], data: Path) -> dict[str, Any
             "profiles": ["gaussian", "box"],
         },
     }
+
+
+def _lineage(start: Path) -> dict[str, Any]:
+    """What a model file says of its own training, for the card of what begins with its weights."""
+    card = read_card(start)
+    known = {key: card.get(key) for key in ("commit", "trained", "processes", "started_from")}
+    return {"sha256": hashlib.sha256(start.read_bytes()).hexdigest(), **known}
 
 
 def _silent(line: str) -> None:
