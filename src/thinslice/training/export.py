@@ -100,6 +100,29 @@ class _Answer(nn.Module):
         return self.network(planes, base)[1]
 
 
+def read_card(path: Path) -> dict[str, Any]:
+    """The card inside a model file, of whatever version; empty where there is none.
+
+    Raises:
+        ModelRefused: the file is no model.
+    """
+    held = {entry.key: entry.value for entry in _read(path).metadata_props}
+    card: dict[str, Any] = json.loads(held.get(CARD_KEY, "{}"))
+    return card
+
+
+def _read(path: Path) -> Any:
+    import onnx
+
+    try:
+        return onnx.load(path)
+    except Exception:  # protobuf raises its own classes
+        raise ModelRefused(
+            f"got {path}, which cannot be read as a model file; need an .onnx file written by 'thinslice train'; "
+            "next: check the path"
+        ) from None
+
+
 def load_weights(network: Network, path: Path) -> None:
     """Fill a network with the weights of a model file that `export` wrote, to train on from there.
 
@@ -108,8 +131,7 @@ def load_weights(network: Network, path: Path) -> None:
     """
     import onnx
 
-    load_model(path)  # refuses in words what is not ours
-    graph = onnx.load(path).graph
+    graph = _read(path).graph
     stored = {weight.name: onnx.numpy_helper.to_array(weight) for weight in graph.initializer}
     for node in graph.node:  # equal weights are stored once
         if node.op_type == "Identity" and node.input[0] in stored:

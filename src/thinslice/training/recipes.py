@@ -17,7 +17,7 @@ import torch
 from thinslice.errors import InputRefused, ModelRefused
 from thinslice.networks.contract import Network
 from thinslice.training.corpus import Thin, load_isotropic, load_thick
-from thinslice.training.export import export, load_weights
+from thinslice.training.export import export, load_weights, read_card
 from thinslice.training.fit import Schedule, fit, join_world, training_length
 from thinslice.training.planes import Shrinking
 from thinslice.training.tasks import Planes, Slabs, Task
@@ -122,7 +122,7 @@ def run_stages(
     seed = 0
     if start is not None:
         stages[0] = replace(stages[0], schedule=_gentler(stages[0].schedule))
-        seed = int(hashlib.sha256(start.read_bytes()).hexdigest()[:8], 16)  # not the batches that made the start
+        seed = int(_lineage(start)["sha256"][:8], 16)  # not the batches that made the start
     if not resume and any((out / stage.name / "checkpoint.pt").exists() for stage in stages):
         raise InputRefused(
             f"got {out}, which holds an earlier training; need an empty folder; next: --resume, or another -o"
@@ -148,7 +148,7 @@ def run_stages(
         models.append(out / f"{stage.model}.onnx")
         if rank == 0:
             card = make_card(stage.model, _behind(stage, stages), data) | {
-                "started_from": start.name if start is not None else None,
+                "started_from": _lineage(start) if start is not None else None,
                 "trained": {s.name: training_length(out / s.name) for s in _behind(stage, stages)},
                 "processes": f"{world} x {device.type}",
             }
@@ -182,6 +182,13 @@ def make_card(name: str, stages: Sequence[Stage], data: Path) -> dict[str, Any]:
         "data": [row for stage in stages for name in stage.sources for row in _manifest_rows(data, name)],
         "envelope": stages[-1].task.envelope,
     }
+
+
+def _lineage(start: Path) -> dict[str, Any]:
+    """What a model file says of its own training, for the card of what begins with its weights."""
+    card = read_card(start)
+    known = {key: card.get(key) for key in ("commit", "trained", "processes", "started_from")}
+    return {"sha256": hashlib.sha256(start.read_bytes()).hexdigest(), **known}
 
 
 def _silent(line: str) -> None:
