@@ -17,7 +17,7 @@ from thinslice.errors import ModelRefused
 from thinslice.files import whole_or_not
 from thinslice.networks.contract import Network, SlabNetwork
 from thinslice.networks.planes import PlaneNet
-from thinslice.runtime import CARD_KEY, CONTRACT, load_model, run_once
+from thinslice.runtime import CARD_KEY, CONTRACT, run_once
 
 
 @dataclass(frozen=True)
