@@ -646,7 +646,7 @@ def copied(folder: Path) -> Path:
 
     Tests that are expected to fail are left out: one that passes for once is no fault caught.
     """
-    ignore = shutil.ignore_patterns("__pycache__", "embedded", ".hypothesis")
+    ignore = shutil.ignore_patterns("__pycache__", ".hypothesis")
     for name in ("src", "tests"):
         shutil.copytree(ROOT / name, folder / name, ignore=ignore)
     shutil.copy(ROOT / "pyproject.toml", folder)
