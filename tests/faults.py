@@ -146,8 +146,8 @@ FAULTS = [
     Fault(
         "spacing used as thickness",
         "plan.py",
-        "self.thickness_over_spacing * self.factor, self.profile",
-        "self.factor, self.profile",
+        "fwhm = self.thickness_over_spacing * self.factor\n        return profile",
+        "fwhm = self.factor\n        return profile",
         "matrix sees the thickness",
         PLAN,
     ),
@@ -179,8 +179,8 @@ FAULTS = [
     Fault(
         "box planned, Gaussian used",
         "plan.py",
-        "thickness_over_spacing * self.factor, self.profile)",
-        "thickness_over_spacing * self.factor)",
+        "thin.start, fwhm, self.profile)",
+        "thin.start, fwhm)",
         "profile changes the matrix",
         PLAN,
     ),
