@@ -361,7 +361,8 @@ def test_a_bug_is_not_hidden(scan, tmp_path, monkeypatch):
 def test_a_signal_ends_it_cleanly(scan, tmp_path, kind):
     """It arrives when the image is written and its report is not."""
     code = (
-        "import sys, time; from thinslice import cli, report\n"
+        "import signal, sys, time; from thinslice import cli, report\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job is deaf to it\n"
         "report.Report.save = lambda *_: (print('ready', flush=True), time.sleep(60))\n"
         "sys.exit(cli.main(sys.argv[1:]))"
     )

@@ -11,8 +11,12 @@ from onnx import TensorProto, helper
 
 from test_upsample import flipped, same, turned
 from thinslice import runtime
+from thinslice.bench import simulate
+from thinslice.cli import SAMPLE
 from thinslice.errors import ModelRefused
-from thinslice.plan import make_plan
+from thinslice.metrics import data_range, foreground, psnr
+from thinslice.nifti import read
+from thinslice.plan import make_plan, through_plane_axis
 from thinslice.runtime import CARD_KEY, SLAB_INPUTS, load_model
 from thinslice.upsample import upsample
 from thinslice.volume import Volume
@@ -121,3 +125,19 @@ def test_axes_are_only_names_to_the_embedded_network(order):
 def test_directions_are_only_signs_to_the_embedded_network(axis):
     volume = scan()
     same(enhanced(flipped(volume, axis)), flipped(enhanced(volume), axis))
+
+
+def test_the_embedded_weights_beat_projected_cubic_on_a_scan_they_never_saw():
+    """In-plane detail of the bundled spine, made thick at x4: weights of another contract, or none, would not."""
+    thick = read(SAMPLE)
+    axis = through_plane_axis(thick)
+    middle = np.moveaxis(thick.voxels, axis, 0)[thick.shape[axis] // 2 - 4 :][:8, :96, :96].astype(np.float32)
+    truth, acquired = simulate(Volume(np.ascontiguousarray(middle), np.eye(4)), 1, 4)
+    scores = []
+    for name in ("cubic", "default"):
+        model = find_model(name)
+        plan = make_plan(acquired, factor=4, model=model.name, envelope=model.envelope)
+        answer = upsample(acquired, plan, model)
+        assert answer.guard.share < 0.01
+        scores.append(psnr(answer.volume.voxels, truth.voxels, data_range(truth.voxels), foreground(truth.voxels)))
+    assert scores[1] > scores[0], scores  # measured: +0.03 dB; its pixels are finer than what was acquired

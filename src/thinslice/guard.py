@@ -44,9 +44,8 @@ class GuardCount:
 
     @property
     def percent(self) -> str:
-        """The share for people: two digits, 100 % only for all."""
-        percent = 100 * self.share
-        return f"{percent:.2g} %" if percent < 99 else "100 %" if self.suspect == self.cells else "99.9 %"
+        """The share for people."""
+        return f"{100 * self.share:.3g} %"
 
     def with_slab(self, cells: np.ndarray) -> "GuardCount":
         """The count after one more slab."""

@@ -145,10 +145,8 @@ def as_stored(volume: Volume) -> Volume:
         notes += (f"the file's scale of {abs(slope):.4g} per step would clip the answer: widened to {wider:.4g}",)
         slope, inter = _slope_inter(header)
     header.set_data_dtype(dtype)
-    limits = np.iinfo(dtype)
     for at in _slabs(volume.voxels.shape, 8):
-        steps = np.rint((volume.voxels[at].astype(np.float64) - inter) / slope)
-        volume.voxels[at] = steps.clip(float(limits.min), float(limits.max)) * slope + inter
+        volume.voxels[at] = _from_floats(volume.voxels[at], dtype, slope, inter).astype(np.float64) * slope + inter
     return replace(volume, header=header, notes=notes)
 
 
@@ -405,7 +403,7 @@ def _replace_non_finite(voxels: np.ndarray) -> tuple[np.ndarray, list[str]]:
         if finite.size:
             low, high = min(low, float(finite.min())), max(high, float(finite.max()))
     if max(-low, high) > LARGEST:
-        got = f"a voxel of {-low if -low > high else high:.3g}"
+        got = f"a voxel of {low if -low > high else high:.3g}"
         raise _refused(got, f"values below {LARGEST:g}", "replace the marks for missing voxels by NaN or zero")
     if not bad:
         return voxels, []

@@ -120,8 +120,12 @@ class Plan:
 
     def matrix(self) -> np.ndarray:
         """The acquisition matrix A [thick, thin] of this plan."""
-        centres = self.first_centre + self.factor * np.arange(self.n_thick)
-        return profile_matrix(centres, self.n_thin, self.thickness_over_spacing * self.factor, self.profile)
+        return self._acquire(0, self.n_thick, slice(0, self.n_thin))
+
+    def _acquire(self, start: int, stop: int, thin: slice) -> np.ndarray:
+        centres = self.first_centre + self.factor * np.arange(start, stop) - thin.start
+        fwhm = self.thickness_over_spacing * self.factor
+        return profile_matrix(centres, thin.stop - thin.start, fwhm, self.profile)
 
     def seen_by(self, start: int, stop: int) -> slice:
         """The thin slices that acquired slices start .. stop - 1 see."""
@@ -137,9 +141,7 @@ class Plan:
         All rows together grow with the square of the number of slices, these do not.
         """
         seen = self.seen_by(start, stop)
-        centres = self.first_centre + self.factor * np.arange(start, stop) - seen.start
-        fwhm = self.thickness_over_spacing * self.factor
-        return seen, profile_matrix(centres, seen.stop - seen.start, fwhm, self.profile)
+        return seen, self._acquire(start, stop, seen)
 
     def to_json(self) -> str:
         """Readable JSON; `from_json` gives back an equal plan."""
