@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from thinslice.plan import Envelope, Plan, intensity_range
-from thinslice.runtime import Model
+from thinslice.runtime import Enlarger, Model
 from thinslice.volume import Volume
 
 CONTEXT = 1
@@ -185,7 +185,7 @@ def knowing(volume: Volume, plan: Plan, residual: np.ndarray) -> Model:
     return network(run)
 
 
-def enlarging(part: str, factor: int, add: Callable[[np.ndarray], np.ndarray], context: int = 3) -> Model:
+def enlarging(part: str, factor: int, add: Callable[[np.ndarray], np.ndarray], reach: int = 3) -> Model:
     """A network for planes that adds to the interpolation what a function makes of it."""
 
     def run(planes: np.ndarray, base: np.ndarray) -> np.ndarray:
@@ -195,4 +195,4 @@ def enlarging(part: str, factor: int, add: Callable[[np.ndarray], np.ndarray], c
         return np.asarray(base + add(base), np.float32)
 
     envelope = Envelope(factors=(factor,) if part == "depth" else (), in_plane=(1,) if part == "depth" else (1, factor))
-    return Model("planes", "cubic", context=context, planes={(part, factor): run}, envelope=envelope)
+    return Model("planes", "cubic", planes={(part, factor): Enlarger(run, (reach, reach))}, envelope=envelope)

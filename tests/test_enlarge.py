@@ -83,7 +83,7 @@ def test_a_network_for_planes_that_adds_nothing_leaves_cubic(seed, axis, factor,
     voxels = np.random.default_rng(seed).random((24, 6, 5), dtype=np.float32)
     volume = Volume(np.moveaxis(voxels, 0, axis), np.diag([4.0 if i == axis else 1.0 for i in range(3)] + [1.0]))
     wish = {"factor": factor, "projection": projection}
-    result = thinned(volume, enlarging("depth", factor, nothing, context=12), **wish)[0]
+    result = thinned(volume, enlarging("depth", factor, nothing, reach=12), **wish)[0]
     assert result.guard.suspect == 0
     answer, wanted = result.volume, thinned(volume, **wish)[0].volume
     # The network's own interpolation repeats the outermost slices, the plan's mirrors them: alike inside.
@@ -109,11 +109,11 @@ def test_the_answer_lies_where_the_anatomy_is_in_all_directions():
 def test_in_blocks_equals_whole(seed, n, block):
     voxels = np.random.default_rng(seed).random((6, 7, n), dtype=np.float32)
     volume = Volume(voxels, np.diag([1.0, 1.0, 4.0, 1.0]))
-    model = enlarging("depth", 2, lambda base: 0.1 * np.tanh(base), context=12)
+    model = enlarging("depth", 2, lambda base: 0.1 * np.tanh(base), reach=12)
     with pytest.MonkeyPatch.context() as patch:
         whole = thinned(volume, model, factor=2)[0].volume.voxels
         patch.setattr(engine, "BLOCK", block)
-        patch.setattr(enlarge, "BAND", 2)
+        patch.setattr(enlarge, "PIXELS", 300)
         blocks = thinned(volume, model, factor=2)[0].volume.voxels
     # Beyond the context a cubic spline forgets to 1e-7.
     np.testing.assert_allclose(blocks, whole, atol=1e-4)
@@ -123,19 +123,19 @@ def test_in_blocks_equals_whole(seed, n, block):
 def test_fused_answers_do_not_depend_on_the_orientation_of_a_slice(seed, factor):
     slices = np.random.default_rng(seed).random((3, 6, 6), dtype=np.float32)
     network = enlarging("in-plane", factor, lopsided).planes["in-plane", factor]
-    whole = enlarge_slices(slices, factor, "cubic", network, fuse=True)
+    whole = enlarge_slices(slices, factor, "cubic", network, fuse=True)[0]
     for turn in (lambda x: x[:, ::-1], lambda x: x[:, :, ::-1], lambda x: x.swapaxes(1, 2)):
-        turned = enlarge_slices(np.ascontiguousarray(turn(slices)), factor, "cubic", network, fuse=True)
+        turned = enlarge_slices(np.ascontiguousarray(turn(slices)), factor, "cubic", network, fuse=True)[0]
         np.testing.assert_allclose(turned, turn(whole), atol=ROUNDING)
-    alone = enlarge_slices(slices, factor, "cubic", network)
+    alone = enlarge_slices(slices, factor, "cubic", network)[0]
     assert np.abs(alone - whole).max() > 1e-3
     network = enlarging("depth", factor, lopsided).planes["depth", factor]
-    deep = enlarge_depth(slices, factor, "cubic", network, fuse=True)
-    turned = enlarge_depth(np.ascontiguousarray(slices.swapaxes(1, 2)), factor, "cubic", network, fuse=True)
+    deep = enlarge_depth(slices, 0, factor, "cubic", network, fuse=True)
+    turned = enlarge_depth(np.ascontiguousarray(slices.swapaxes(1, 2)), 0, factor, "cubic", network, fuse=True)
     np.testing.assert_allclose(turned, deep.swapaxes(1, 2), atol=ROUNDING)
-    mirrored = enlarge_depth(np.ascontiguousarray(slices[:, :, ::-1]), factor, "cubic", network, fuse=True)
+    mirrored = enlarge_depth(np.ascontiguousarray(slices[:, :, ::-1]), 0, factor, "cubic", network, fuse=True)
     np.testing.assert_allclose(mirrored, deep[:, :, ::-1], atol=ROUNDING)
-    assert np.abs(enlarge_depth(slices, factor, "cubic", network) - deep).max() > 1e-4
+    assert np.abs(enlarge_depth(slices, 0, factor, "cubic", network) - deep).max() > 1e-4
 
 
 @pytest.mark.parametrize("in_plane", [1, 2])

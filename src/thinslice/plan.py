@@ -24,8 +24,11 @@ ISOTROPIC_BELOW = 1.05
 MAX_SLICES = 32_767
 """The largest size of one axis that NIfTI-1 can store."""
 
-FAT_HOUNSFIELD, MOST_HOUNSFIELD = -50.0, 32_768.0
-"""A CT scan shows something darker than this; and its numbers fit in 16 bits."""
+FAT_HOUNSFIELD, FAT_SHARE, MOST_HOUNSFIELD = -50.0, 0.001, 32_768.0
+"""This share of a CT scan at least is darker than fat may be; and its numbers fit in 16 bits."""
+
+AIR_HOUNSFIELD, PADDING_SHARE = -1024.0, 0.001
+"""Below air lies nothing but padding, if so large a share of the scan has one and the same such value."""
 
 TOLERANCE = 1e-6
 """How far beyond its ends an envelope is still valid: the rounding of millimetres."""
@@ -72,6 +75,8 @@ class Plan:
         in_plane: by how much the slices themselves are enlarged along both of their axes, before any is added; their
             outer edges are kept.
         fuse: whether a network for planes is asked in several orientations.
+        padding: the value with which the scan is filled where the scanner saw nothing, None if it is not. Computed as
+            air, and put back where it was.
         projection: whether the answer is projected onto the acquired slices.
         noise: regularisation of that projection, see `thinslice.degrade.NOISE_LEVEL`.
         notes: what the reader and the planner had to decide, in plain words.
@@ -96,6 +101,7 @@ class Plan:
     noise: float
     in_plane: int = 1
     fuse: bool = False
+    padding: float | None = None
     notes: tuple[str, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
 
@@ -188,13 +194,20 @@ def make_plan(
     axis = through_plane_axis(volume)
     n_thick = volume.shape[axis]
     thick_mm = volume.spacing_mm[axis]
-    in_plane_mm = [s for i, s in enumerate(volume.spacing_mm) if i != axis]
+    _check_in_plane(model, envelope, in_plane, volume)
+    in_plane_mm = [s / in_plane for i, s in enumerate(volume.spacing_mm) if i != axis]
     if n_thick < 2:
         raise PlanRefused(
             f"got {n_thick} slice along the through-plane axis {axis} (spacing {thick_mm:g} mm); "
             "need at least 2 slices to compute any between them; next: give the whole stack, not one slice of it"
         )
     target_mm = _target_mm(thick_mm, in_plane_mm, spacing_mm, factor)
+    if spacing_mm is None and factor is None and envelope is not None and envelope.factors:
+        wish = thick_mm / target_mm
+        nearest = min(envelope.factors, key=lambda known: abs(np.log(known / wish)))
+        if abs(wish - nearest) > TOLERANCE:
+            notes.append(f"factor {nearest}, of those that {model} has the nearest to {wish:.3g}")
+        target_mm = thick_mm / nearest
     valid = envelope.factor if envelope is not None else (1.0, float("inf"))
     spacings = _advised_spacings(n_thick, thick_mm, valid, grid)
     n_thin, real_factor = _thin_grid(n_thick, thick_mm / target_mm, grid, spacings)
@@ -204,9 +217,16 @@ def make_plan(
     if envelope is not None:
         _check_envelope(model, envelope, real_factor, thickness / thick_mm, profile, thick_mm, spacings)
         _check_grid(model, envelope, grid)
-    _check_in_plane(model, envelope, in_plane)
+    padding = _padding(volume.voxels)
+    if padding is not None:
+        notes.append(f"voxels of {padding:g} are padding: computed as air, and put back where they were")
     if envelope is not None and envelope.hounsfield:
-        _check_hounsfield(model, volume)
+        _check_hounsfield(model, volume, padding)
+    if fuse and (envelope is None or envelope.factors is None):
+        raise PlanRefused(
+            f"got --fuse for model {model}, which has one way to look at a scan; need networks for planes; next: "
+            "leave --fuse out, or use --model planes-mr or planes-ct"
+        )
     if abs(thick_mm / real_factor - target_mm) > 1e-6 * target_mm:
         notes.append(
             f"{n_thick} slices of {thick_mm:g} mm do not divide into {target_mm:g} mm: "
@@ -241,6 +261,7 @@ def make_plan(
         noise=noise,
         in_plane=in_plane,
         fuse=fuse,
+        padding=padding,
         notes=tuple(notes),
         versions=_versions(),
     )
@@ -423,7 +444,7 @@ def _check_grid(model: str, envelope: Envelope, grid: str) -> None:
         )
 
 
-def _check_in_plane(model: str, envelope: Envelope | None, in_plane: int) -> None:
+def _check_in_plane(model: str, envelope: Envelope | None, in_plane: int, volume: Volume) -> None:
     """Interpolations enlarge slices by any whole factor, networks by those they have learnt."""
     if in_plane < 1 or in_plane * 1.0 != int(in_plane):
         raise PlanRefused(f"got --in-plane {in_plane}; need a whole number from 1 on; next: correct it or leave it out")
@@ -433,13 +454,30 @@ def _check_in_plane(model: str, envelope: Envelope | None, in_plane: int) -> Non
             f"got --in-plane {in_plane} for model {model}; need {known}; next: give one of these, or use a model that "
             "enlarges slices (planes-mr, planes-ct, cubic)"
         )
+    if max(volume.shape) * in_plane > MAX_SLICES:
+        raise PlanRefused(
+            f"got --in-plane {in_plane} for a scan of {volume.shape} voxels; need at most {MAX_SLICES} along an axis; "
+            "next: give a smaller one"
+        )
 
 
-def _check_hounsfield(model: str, volume: Volume) -> None:
-    """Fat is near -100, air near -1000 Hounsfield units, and nothing but padding lies below or far above the scale."""
+def _padding(voxels: np.ndarray) -> float | None:
+    """The value of what lies beyond the scanner's field of view, if there is such a value."""
+    if voxels.dtype.kind == "u" or not voxels.size:
+        return None
+    lowest = float(np.nanmin(voxels)) if voxels.dtype.kind == "f" else float(voxels.min())
+    if not lowest < AIR_HOUNSFIELD or np.mean(voxels == lowest) < PADDING_SHARE:
+        return None
+    return lowest
+
+
+def _check_hounsfield(model: str, volume: Volume, padding: float | None) -> None:
+    """Fat is near -100, air near -1000 Hounsfield units, and nothing lies far beyond the scale."""
     voxels = volume.voxels[np.isfinite(volume.voxels)] if volume.voxels.dtype.kind == "f" else volume.voxels
+    voxels = voxels[voxels != padding] if padding is not None else voxels.ravel()
     lowest, highest = (float(voxels.min()), float(voxels.max())) if voxels.size else (0.0, 0.0)
-    if lowest > FAT_HOUNSFIELD or lowest < -MOST_HOUNSFIELD or highest > MOST_HOUNSFIELD or highest < 0:
+    dark = np.mean(voxels < FAT_HOUNSFIELD) if voxels.size else 0.0
+    if dark < FAT_SHARE or lowest < -MOST_HOUNSFIELD or highest > MOST_HOUNSFIELD or highest < 0:
         raise PlanRefused(
             f"got values from {lowest:g} to {highest:g} for model {model}, which is for computed tomography; need "
             f"Hounsfield units (air near -1000, fat near {FAT_HOUNSFIELD:g}); "

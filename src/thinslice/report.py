@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.sparse import csr_array
 
 from thinslice.degrade import bands, thicken
 from thinslice.files import whole_or_not
@@ -132,7 +133,13 @@ def _volumes(voxels: np.ndarray) -> list[np.ndarray]:
 
 
 def _differences(thick: np.ndarray, thin: np.ndarray, plan: Plan) -> tuple[float, float, float]:
-    """Mean square and largest difference of [thick, h, w] and A [thin, h, w], and the intensity range of the former."""
+    """Mean square and largest difference of [thick, h, w] and A [thin, h, w], and the intensity range of the former.
+
+    Padding counts as what it was computed as.
+    """
+    if plan.padding is not None and not (thick == plan.padding).all():
+        air = thick[thick != plan.padding].min()
+        thick, thin = (np.where(image == plan.padding, air, image) for image in (thick, thin))
     total, worst = 0.0, 0.0
     seen_again = _seen_again if plan.in_plane == 1 else _seen_again_and_small
     for start in range(0, len(thick), CHUNK):
@@ -155,8 +162,8 @@ def _seen_again_and_small(
     thick: np.ndarray, thin: np.ndarray, plan: Plan, start: int, stop: int
 ) -> Iterator[np.ndarray]:
     """Differences of some acquired slices, one by one; the thin slices are larger in-plane by a whole factor."""
-    rows, columns = (downscaling_matrix(size, plan.in_plane) for size in thick.shape[1:])
+    rows, columns = (csr_array(downscaling_matrix(size, plan.in_plane)) for size in thick.shape[1:])
     for index in range(start, stop):
         seen, matrix = plan.rows(index, index + 1)
         large = np.tensordot(matrix[0], thin[seen].astype(np.float64), axes=1)
-        yield rows @ large @ columns.T - thick[index]
+        yield (columns @ (rows @ large).T).T - thick[index]

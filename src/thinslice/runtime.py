@@ -22,10 +22,10 @@ CONTRACT = 2
 """Of what a model file computes. 1: a slab's own thin slices; 2: shares of the thin slices up to both neighbours."""
 
 SLAB_INPUTS, PLANE_INPUTS = {"slices", "geometry", "position"}, {"planes", "base"}
-"""What a model file is fed with, see `Residual` and `Enlarge`."""
+"""What a model file is fed with, see `Residual` and `Enlarger`."""
 
-TILE_LIMIT, PLANE_LIMIT = 640, 1024
-"""Largest side of a piece of a slice, and of a plane that is to be enlarged, that is computed at once, in pixels."""
+TILE_LIMIT, PLANE_LIMIT = 640, 1152
+"""Largest side of a piece of a slice, and of an enlarged plane, that is computed at once, in pixels."""
 
 WORKERS = 2
 """Slabs that are computed at the same time, each by its share of the cores.
@@ -36,11 +36,25 @@ What is not the network's own work (turning, projecting, watching) is then done 
 Residual = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 """(slices [2 context + 1, h, w], geometry [3], positions [p, 7]) -> [p, h, w], all float32."""
 
-Enlarge = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""(planes [n, h, w], their interpolation [n, a h, b w]) -> enlarged planes [n, a h, b w], all float32."""
-
 Part = Literal["in-plane", "depth"]
 """Enlarge slices along both of their axes, or planes through the slices across them."""
+
+
+@dataclass(frozen=True)
+class Enlarger:
+    """A network that enlarges planes by whole factors.
+
+    Attributes:
+        run: (planes [n, h, w], their interpolation [n, a h, b w]) -> enlarged planes [n, a h, b w], all float32.
+        reach: pixels of a plane, before it is enlarged, that the answer may depend on, along both axes.
+    """
+
+    run: Callable[[np.ndarray, np.ndarray], np.ndarray]
+    reach: tuple[int, int]
+
+    def __call__(self, planes: np.ndarray, base: np.ndarray) -> np.ndarray:
+        """The same as ``run``."""
+        return self.run(planes, base)
 
 
 @dataclass(frozen=True)
@@ -51,7 +65,7 @@ class Model:
         name: for people, plans and tables.
         base: the interpolation it starts from, a key of `thinslice.interpolate.INTERPOLATIONS`.
         residual: what the network adds, None for a bare interpolation.
-        context: acquired slices seen on each side of a slab, pixels seen on each side of a plane's own.
+        context: acquired slices that the residual sees on each side of a slab.
         planes: networks that enlarge planes instead, by part and whole factor.
         envelope: the inputs it is valid for, None for any.
         sha256: of the model file.
@@ -62,7 +76,7 @@ class Model:
     base: str
     residual: Residual | None = None
     context: int = 0
-    planes: Mapping[tuple[Part, int], Enlarge] = field(default_factory=dict)
+    planes: Mapping[tuple[Part, int], Enlarger] = field(default_factory=dict)
     envelope: Envelope | None = None
     sha256: str | None = None
     card: dict[str, object] | None = None
@@ -114,7 +128,17 @@ def load_model(path: Path, name: str | None = None, threads: int | None = None) 
 
 
 def together(models: Sequence[Model], name: str) -> Model:
-    """One model of several networks for planes: every part and factor that one of them has."""
+    """One model of several networks for planes: every part and factor that one of them has.
+
+    Raises:
+        ModelRefused: one of them is of another kind, or valid for other scans.
+    """
+    for model in models:
+        if not model.planes or (model.base, _scans(model)) != (models[0].base, _scans(models[0])):
+            raise ModelRefused(
+                f"got {name}, whose files do not belong together ({model.name} differs from {models[0].name}); need "
+                "networks for planes of one training; next: move the others elsewhere"
+            )
     planes = {key: network for model in models for key, network in model.planes.items()}
     envelopes = [model.envelope for model in models if model.envelope is not None]
     envelope = replace(
@@ -126,12 +150,16 @@ def together(models: Sequence[Model], name: str) -> Model:
     return Model(
         name=name,
         base=models[0].base,
-        context=max(model.context for model in models),
         planes=planes,
         envelope=envelope,
         sha256=hashlib.sha256(hashes.encode()).hexdigest(),
         card={"name": name, "parts": [model.card for model in models]},
     )
+
+
+def _scans(model: Model) -> Envelope | None:
+    """The scans that a network for planes is valid for, whatever its part and factor."""
+    return model.envelope and replace(model.envelope, factors=None, in_plane=())
 
 
 def run_once(path: Path, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -162,8 +190,7 @@ def _plane_model(session: Any, card: dict[str, Any], name: str, sha256: str) -> 
     return Model(
         name=name,
         base=interpolation(card["base"]).base,
-        context=int(card["reach"]),
-        planes={(part, factor): _enlarge(session, tuple(card["scale"]), int(card["reach"]))},
+        planes={(part, factor): _enlarger(session, card["scale"], card["reach"])},
         envelope=Envelope(
             thickness_over_spacing=tuple(envelope["thickness_over_spacing"]),
             profiles=tuple(envelope["profiles"]),
@@ -214,10 +241,10 @@ def _residual(session, multiple: int, margin: int) -> Residual:  # type: ignore[
     return run
 
 
-def _enlarge(session, scale: tuple[int, int], margin: int) -> Enlarge:  # type: ignore[no-untyped-def]
+def _enlarger(session, scale: tuple[int, int], reach: tuple[int, int]) -> Enlarger:  # type: ignore[no-untyped-def]
     def run(planes: np.ndarray, base: np.ndarray) -> np.ndarray:
         answer = np.empty(base.shape, np.float32)
-        for tile in tiles(planes.shape[1], planes.shape[2], PLANE_LIMIT, margin):
+        for tile in tiles(planes.shape[1], planes.shape[2], PLANE_LIMIT // scale[1], max(reach)):
             small, whole, kept = (
                 (slice(None), *span) for span in (tile.read, _times(tile.read, scale), _times(tile.keep, scale))
             )
@@ -225,7 +252,7 @@ def _enlarge(session, scale: tuple[int, int], margin: int) -> Enlarge:  # type: 
             answer[(slice(None), *_times(tile.write, scale))] = out[:, 0][kept]
         return answer
 
-    return run
+    return Enlarger(run, (int(reach[0]), int(reach[1])))
 
 
 def _times(spans: tuple[slice, slice], scale: tuple[int, int]) -> tuple[slice, slice]:

@@ -85,14 +85,18 @@ def upsample(
             thick = np.moveaxis(series[..., t], plan.axis, 0)
             thin = np.moveaxis(answers[..., t], plan.axis, 0)
             thick, thin = (_as_in_the_patient(array, volume.affine, plan.axis) for array in (thick, thin))
+            padding = _Padding(thick, plan)
+            thick = padding.filled(thick)
             shown = intensity_range(thick)
             if plan.in_plane > 1:
-                thick = _enlarged(thick, shown, plan, model)
+                thick, count = _larger_slices(thick, shown, plan, model)
+                total += count
             stack = _Stack(thick, shown, lines, model, workers)
             for start in range(0, plan.n_thick, CHUNK):
                 stack.compute(start, min(start + CHUNK, plan.n_thick), thin)
                 if progress is not None:
                     progress((t + min(start + CHUNK, plan.n_thick) / plan.n_thick) / series.shape[3])
+            padding.put_back(thin, lines.owner)
             total, clipped = total + stack.count, clipped + stack.clipped
     finally:
         workers.shutdown(cancel_futures=True)
@@ -260,15 +264,18 @@ class _Stack:
 
     def by_planes(self, start: int, stop: int) -> dict[int, np.ndarray]:
         """What a network for planes adds to the interpolation of slabs start .. stop - 1, for each of them."""
-        context, factor = self.model.context, round(self.plan.factor)
-        around = self.slices(start - context, stop + context)
+        factor = round(self.plan.factor)
         network = self.model.planes["depth", factor]
-        answer = enlarge_depth(around, factor, self.model.base, network, self.plan.fuse)
-        answer = answer[factor * context : factor * (context + stop - start)]
+        beyond = network.reach[0]
+        around = self.slices(start - beyond, stop + beyond)
+        answer = enlarge_depth(around, beyond, factor, self.model.base, network, self.plan.fuse)
         low, high = self.lines.beyond(start, stop)
         base = self.lines.base(self.lines.thin_of(start, stop), low, high)
-        answer -= along_first_axis(base, self.slices(low, high))
-        return {slab: answer[factor * (slab - start) : factor * (slab - start + 1)] for slab in range(start, stop)}
+        for band in bands(self.thick):
+            answer[band] -= along_first_axis(base, self.normalised(self.thick[low:high][band]))
+        # Copies: each slab's own memory is given back when it has been stored.
+        parts = answer.reshape(-1, factor, *answer.shape[1:])
+        return {start + index: part.copy() for index, part in enumerate(parts)}
 
     def said_by(self, slab: int) -> tuple[int, np.ndarray]:
         """What the network says about one slab, up to its neighbours: first thin slice and shares [p, h, w]; once.
@@ -316,15 +323,41 @@ class _Stack:
         return self.kept[slab]
 
 
-def _enlarged(thick: np.ndarray, shown: tuple[float, float], plan: Plan, model: Model) -> np.ndarray:
-    """The acquired slices [n, h, w], each of them enlarged in-plane; float32, in the scan's own units."""
+class _Padding:
+    """What an image holds beyond the field of view of the scanner: taken for air, and put back where it was."""
+
+    def __init__(self, thick: np.ndarray, plan: Plan) -> None:
+        self.value, self.times = plan.padding, plan.in_plane
+        self.where = thick == plan.padding if plan.padding is not None else None
+
+    def filled(self, thick: np.ndarray) -> np.ndarray:
+        """The scan with its smallest other value instead."""
+        if self.where is None or self.where.all():
+            return thick
+        return np.where(self.where, thick[~self.where].min(), thick)
+
+    def put_back(self, thin: np.ndarray, owner: np.ndarray) -> None:
+        """Into the thin slices, each of which has an acquired one that is nearest."""
+        if self.where is None:
+            return
+        for index, nearest in enumerate(owner):
+            where = self.where[nearest].repeat(self.times, axis=0).repeat(self.times, axis=1)
+            thin[index][where] = self.value
+
+
+def _larger_slices(
+    thick: np.ndarray, shown: tuple[float, float], plan: Plan, model: Model
+) -> tuple[np.ndarray, GuardCount]:
+    """The acquired slices [n, h, w], each of them enlarged in-plane, in the scan's own units."""
     low, scale = shown[0], shown[1] - shown[0]
     slices = ((thick.astype(np.float64, order="C") - low) / scale).astype(np.float32)
     network = model.planes.get(("in-plane", plan.in_plane))
-    large = enlarge_slices(slices, plan.in_plane, model.base, network, plan.fuse)
+    large, count = enlarge_slices(slices, plan.in_plane, model.base, network, plan.fuse)
+    if thick.dtype in WIDE:
+        return large.astype(np.float64) * scale + low, count
     large *= np.float32(scale)
     large += np.float32(low)
-    return large
+    return large, count
 
 
 def _bounds(thick: np.ndarray, low: float, scale: float) -> tuple[float, float]:

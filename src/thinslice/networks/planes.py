@@ -23,6 +23,9 @@ class PlaneNet(Network):
         width: channels before the shuffle.
         fine_width: channels after it.
         residual: correct the interpolation; otherwise, as in the paper, make the image anew.
+
+    Attributes:
+        reach: pixels of the small plane that an answer may depend on, along both axes.
     """
 
     def __init__(
@@ -32,7 +35,9 @@ class PlaneNet(Network):
         self.settings = {"scale": tuple(scale), "width": width, "fine_width": fine_width, "residual": residual}
         self.scale = (int(scale[0]), int(scale[1]))
         self.residual = residual
-        self.reach = 6 + -(-4 // min(self.scale))  # six convolutions before the shuffle, four after it
+        self.reach = tuple(
+            6 + -(-4 // times) for times in self.scale
+        )  # six convolutions before the shuffle, four after
         self.entry = _convolution(1, width)
         self.coarse = nn.ModuleList(_convolution(width, width) for _ in range(4))
         self.to_plane = _convolution(width, self.scale[0] * self.scale[1])
@@ -42,7 +47,11 @@ class PlaneNet(Network):
         for last in (self.to_plane, self.exit) if residual else ():
             nn.init.normal_(last.weight, std=0.01)
 
-    def forward(self, planes: Tensor, base: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, planes: Tensor, base: Tensor) -> Tensor:
+        """The final one of `answers`."""
+        return self.answers(planes, base)[1]
+
+    def answers(self, planes: Tensor, base: Tensor) -> tuple[Tensor, Tensor]:
         """The intermediate and the final answer.
 
         Args:

@@ -84,20 +84,9 @@ def _slab_export(network: SlabNetwork) -> _Exported:
 def _plane_export(network: PlaneNet) -> _Exported:
     a, b = network.scale
     inputs = {"planes": torch.rand(2, 1, 24, 20), "base": torch.rand(2, 1, 24 * a, 20 * b)}
-    facts = {"scale": list(network.scale), "reach": network.reach}
+    facts = {"scale": list(network.scale), "reach": list(network.reach)}
     moving = {"planes": {0: "n", 2: "h", 3: "w"}, "base": {0: "n", 2: "ah", 3: "bw"}, "answer": {0: "n"}}
-    return _Exported(_Answer(network), facts, inputs, moving, "answer")
-
-
-class _Answer(nn.Module):
-    """The final answer of a `PlaneNet` alone."""
-
-    def __init__(self, network: PlaneNet) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, planes: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
-        return self.network(planes, base)[1]
+    return _Exported(network, facts, inputs, moving, "answer")
 
 
 def read_card(path: Path) -> dict[str, Any]:

@@ -38,7 +38,7 @@ def intermediate_loss(network: PlaneNet, batch: PlaneBatch, device: torch.device
     )
     rows, columns = batch.inner()
     with torch.autocast(device.type, torch.bfloat16, enabled=_has_bf16(device)):
-        halfway, answer = network(planes.contiguous(memory_format=torch.channels_last), base)
+        halfway, answer = network.answers(planes.contiguous(memory_format=torch.channels_last), base)
     errors = [(image.float() - truth)[:, :, rows, columns].abs().mean() for image in (answer, halfway)]
     return errors[0] + intermediate * errors[1] if intermediate else errors[0]
 

@@ -85,7 +85,8 @@ class Planes:
         network: settings of `PlaneNet` but for its scale.
         intermediate: weight of the loss on the intermediate answer; the paper's is 1.
         hounsfield: learnt from computed tomography, and valid for that alone.
-        patches, lines, size: places drawn for a batch, neighbouring planes at each, pixels of the small planes.
+        patches, lines, size: places drawn for a batch, neighbouring planes at each, scored pixels of the small planes.
+        margin: pixels around those that are seen but not scored; beyond them lie zeros, which hardly matter any more.
     """
 
     part: Part
@@ -96,6 +97,7 @@ class Planes:
     patches: int = 8
     lines: int = 6
     size: int = 24
+    margin: int = 6
 
     def make_network(self) -> PlaneNet:
         """With fresh weights."""
@@ -104,9 +106,8 @@ class Planes:
 
     def batch_at(self, step: int, seed: int, corpus: Sequence[Thin]) -> PlaneBatch:
         """What is learnt from in one step."""
-        margin = self.make_network().reach
         return plane_batch_at(
-            step, seed, corpus, self.part, self.shrinking, self.patches, self.lines, self.size, margin
+            step, seed, corpus, self.part, self.shrinking, self.patches, self.lines, self.size, self.margin
         )
 
     def loss(self, network: PlaneNet, batch: PlaneBatch, device: torch.device) -> Tensor:
