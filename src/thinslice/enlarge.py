@@ -50,7 +50,8 @@ def enlarge_slices(
     cells: list[np.ndarray] = []
 
     def disagreement(large: np.ndarray, plane: np.ndarray) -> np.ndarray:
-        return (small_columns @ (small_rows @ large).T).T - plane
+        small: np.ndarray = (small_columns @ (small_rows @ large).T).T - plane
+        return small
 
     def fill(index: int) -> None:
         plane = np.pad(slices[index], margin, mode="edge")[None]
@@ -61,9 +62,8 @@ def enlarge_slices(
         turns = _turns() if fuse else [(_as_it_is, _as_it_is)]
         said = np.median([back(network(turn(plane), turn(base))) for turn, back in turns], axis=0)[0, inner, inner]
         whole = np.where(np.isfinite(said), said, answer[index])
-        suspect = suspect_cells(
-            _in_pixels(said, factor), *(disagreement(a, slices[index]) for a in (whole, answer[index])), bounds
-        )
+        by_network, by_base = (disagreement(a, slices[index]) for a in (whole, answer[index]))
+        suspect = suspect_cells(_in_pixels(said, factor), by_network, by_base, bounds)
         cells.append(suspect)
         keep = keep_map(suspect, (height, width)).repeat(factor, axis=0).repeat(factor, axis=1)
         answer[index] += keep * (whole - answer[index])

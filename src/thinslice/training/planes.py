@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from thinslice.interpolate import cubic_matrix
-from thinslice.profile import downscaling_matrix, profile_matrix
+from thinslice.profile import Profile, downscaling_matrix, profile_matrix
 from thinslice.runtime import Part
 from thinslice.training.corpus import Draw, Thin, cut, draw_block
 
@@ -25,6 +25,7 @@ class Shrinking:
         scanner: share of the patches that are made by a Gaussian slice profile, as a scanner makes slices; the others
             are made by anti-aliased bicubic downscaling, as in the paper.
         fwhm_over_factor: range of that profile's width.
+        box: share of those profiles that are a box instead.
         sigma_vox: range of the Gaussian before the downscaling; (0, 0) for none, equal ends for a fixed one.
         blurred: share of the downscaled patches that get it.
     """
@@ -32,6 +33,7 @@ class Shrinking:
     factor: int = 2
     scanner: float = 0.5
     fwhm_over_factor: tuple[float, float] = (0.75, 1.25)
+    box: float = 0.2
     sigma_vox: tuple[float, float] = (0.0, 0.5)
     blurred: float = 0.5
 
@@ -40,12 +42,13 @@ class Shrinking:
 class PlaneDraw:
     """All that is random about one patch: where it is cut, and how it is made small.
 
-    ``fwhm_vox`` is the width of the slice profile, None for bicubic downscaling after a Gaussian of ``sigma_vox``.
+    ``fwhm_vox`` is the width of the slice ``profile``, None for bicubic downscaling after a Gaussian of ``sigma_vox``.
     """
 
     place: Draw
     fwhm_vox: float | None
     sigma_vox: float
+    profile: Profile = "gaussian"
 
 
 @dataclass(frozen=True)
@@ -97,11 +100,11 @@ def draw_planes(
 ) -> PlaneDraw:
     """Where one patch is cut and how it is made small."""
     long = shrinking.factor * size
-    place = draw_block(rng, corpus, (long, lines, long if part == "in-plane" else size), part == "in-plane")
+    place = draw_block(rng, corpus, (long, lines, long if part == "in-plane" else size), in_plane=True)
     fwhm = float(rng.uniform(*shrinking.fwhm_over_factor)) * shrinking.factor
     sigma = float(rng.uniform(*shrinking.sigma_vox))
-    scanner, blurred = rng.random() < shrinking.scanner, rng.random() < shrinking.blurred
-    return PlaneDraw(place, fwhm if scanner else None, sigma if blurred else 0.0)
+    scanner, blurred, box = rng.random(3) < (shrinking.scanner, shrinking.blurred, shrinking.box)
+    return PlaneDraw(place, fwhm if scanner else None, sigma if blurred else 0.0, "box" if box else "gaussian")
 
 
 def render_planes(
@@ -113,7 +116,7 @@ def render_planes(
     count = size + 2 * (margin + beyond)
     long = np.arange(factor * count) - factor * (margin + beyond)
     short = np.arange(size + 2 * margin) - margin
-    shrink = shrinking_matrix(count, factor, draw.fwhm_vox, draw.sigma_vox)[beyond : count - beyond]
+    shrink = shrinking_matrix(count, factor, draw)[beyond : count - beyond]
     kept = slice(factor * beyond, factor * (count - beyond))
     small = size + 2 * margin
     enlarge = cubic_matrix((np.arange(factor * small) - (factor - 1) / 2) / factor, small)
@@ -127,8 +130,8 @@ def render_planes(
     return planes, base, thin[:, kept, kept]
 
 
-def shrinking_matrix(n_thick: int, factor: int, fwhm_vox: float | None, sigma_vox: float) -> np.ndarray:
-    """[n_thick, factor * n_thick]: by a Gaussian slice profile, or by anti-aliased bicubic downscaling."""
-    if fwhm_vox is None:
-        return downscaling_matrix(n_thick, factor, sigma_vox)
-    return profile_matrix((np.arange(n_thick) + 0.5) * factor - 0.5, factor * n_thick, fwhm_vox)
+def shrinking_matrix(n_thick: int, factor: int, draw: PlaneDraw) -> np.ndarray:
+    """[n_thick, factor * n_thick]: by a slice profile, or by anti-aliased bicubic downscaling."""
+    if draw.fwhm_vox is None:
+        return downscaling_matrix(n_thick, factor, draw.sigma_vox)
+    return profile_matrix((np.arange(n_thick) + 0.5) * factor - 0.5, factor * n_thick, draw.fwhm_vox, draw.profile)

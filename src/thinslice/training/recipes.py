@@ -6,6 +6,7 @@ loss), for how long, and which weights it starts from. ``thinslice train NAME`` 
 
 import csv
 import hashlib
+import json
 import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -16,6 +17,7 @@ import torch
 
 from thinslice.errors import InputRefused, ModelRefused
 from thinslice.networks.contract import Network
+from thinslice.runtime import Part
 from thinslice.training.corpus import Thin, load_isotropic, load_thick
 from thinslice.training.export import export, load_weights, read_card
 from thinslice.training.fit import Schedule, fit, join_world, training_length
@@ -56,22 +58,57 @@ def default() -> list[Stage]:
 
 
 def planes() -> list[Stage]:
-    """Both networks of Georgescu et al., for x2 and x4, for MR and for CT."""
-    return [
-        Stage(
-            f"{scanner}-{part}-x{factor}",
-            {source: 1.0},
-            Planes(part, Shrinking(factor), hounsfield=scanner == "ct"),
-            Schedule(steps=4000, save_every=200),
-            model=f"planes-{scanner}.{part}-x{factor}",
-        )
-        for scanner, source in (("mr", "iso_train"), ("ct", "ct"))
-        for part in ("in-plane", "depth")
-        for factor in (2, 4)
+    """The embedded networks for planes: for x2 and x4, for MR, and from there for CT, of which there is less."""
+    mr = [_planes_stage("mr", "iso_train", part, factor, Planes(part, Shrinking(factor))) for part, factor in _PLANES]
+    for_ct = [Planes(part, Shrinking(factor), hounsfield=True) for part, factor in _PLANES]
+    schedule = _gentler(Schedule(steps=2000, save_every=200))
+    return mr + [
+        replace(_planes_stage("ct", "ct", task.part, task.shrinking.factor, task), schedule=schedule, start=stage.name)
+        for task, stage in zip(for_ct, mr, strict=True)
     ]
 
 
-RECIPES: dict[str, Callable[[], list[Stage]]] = {"default": default, "planes": planes}
+def planes_paper() -> list[Stage]:
+    """The same as Georgescu et al. have trained them: the image anew, bicubic downscaling, blur, Adam at 1e-3."""
+    return [
+        replace(
+            _planes_stage(
+                scanner,
+                source,
+                part,
+                factor,
+                Planes(
+                    part,
+                    Shrinking(factor, scanner=0.0),
+                    {"residual": False, "fine_width": 32},
+                    hounsfield=scanner == "ct",
+                ),
+            ),
+            schedule=Schedule(steps=4000, save_every=200, rate=1e-3, muon_rate=0.0, weight_decay=0.0),
+        )
+        for scanner, source in (("mr", "iso_train"), ("ct", "ct"))
+        for part, factor in _PLANES
+    ]
+
+
+_PLANES: tuple[tuple[Part, int], ...] = (("in-plane", 2), ("in-plane", 4), ("depth", 2), ("depth", 4))
+
+
+def _planes_stage(scanner: str, source: str, part: Part, factor: int, task: Planes) -> Stage:
+    return Stage(
+        f"{scanner}-{part}-x{factor}",
+        {source: 1.0},
+        task,
+        Schedule(steps=4000, save_every=200),
+        model=f"planes-{scanner}.{part}-x{factor}",
+    )
+
+
+RECIPES: dict[str, Callable[[], list[Stage]]] = {
+    "default": default,
+    "planes": planes,
+    "planes-paper": planes_paper,
+}
 
 
 def run(
@@ -103,6 +140,7 @@ def run_stages(
     steps: int | None = None,
     start: Path | None = None,
     report: Callable[[str], None] = print,
+    seed: int = 0,
 ) -> list[Path]:
     """Run the stages of a recipe; returns the model files, ``out/NAME.onnx``, each with its card beside it.
 
@@ -111,44 +149,52 @@ def run_stages(
         data: folder that holds the stages' source folders.
         out: checkpoints, logs and models go here.
         resume: continue from the checkpoints in ``out``.
-        start: a model file whose weights the first stage starts from; default: fresh ones.
-        minutes, steps: length of the whole recipe instead of its own, shared out over the stages as that is.
+        start: a model file whose weights the first stage starts from, or a folder with the files of an earlier run of
+            the same recipe, each of which its stage starts from; default: fresh ones.
+        minutes, steps: length of the whole recipe instead of its own, shared out over the stages as that is. A resumed
+            run keeps its length unless another is given.
         report: receives progress lines.
+        seed: of the first weights and of the batches.
 
     Raises:
         InputRefused: a source folder is missing or empty, or ``out`` holds another run and ``resume`` is off.
+        ModelRefused: a start does not fit.
     """
-    stages = _of_length(list(stages), minutes, steps)
-    seed = 0
-    if start is not None:
-        stages[0] = replace(stages[0], schedule=_gentler(stages[0].schedule))
-        seed = int(_lineage(start)["sha256"][:8], 16)  # not the batches that made the start
     if not resume and any((out / stage.name / "checkpoint.pt").exists() for stage in stages):
         raise InputRefused(
             f"got {out}, which holds an earlier training; need an empty folder; next: --resume, or another -o"
         )
+    for source in dict.fromkeys(name for stage in stages for name in stage.sources):
+        _folder_of(data, source)
+    starts = _starts(stages, start)
+    stages = _of_length(stages, *(_length_of(out, minutes, steps) if resume else (minutes, steps)))
     rank, world, device = join_world()
     report = report if rank == 0 else _silent
     trained: dict[str, Network] = {}
     models = []
-    for number, stage in enumerate(stages):
+    for stage in stages:
         corpus = load_sources(data, stage.sources)
         report(f"{stage.name}: {len(corpus)} volumes")
-        torch.manual_seed(0)
-        network = stage.task.make_network()
-        if start is not None and number == 0:
-            load_weights(network, start)
-        if stage.start is not None:
+        torch.manual_seed(seed)
+        network, batches, schedule = stage.task.make_network(), seed, stage.schedule
+        begin = starts.get(stage.name)
+        if begin is not None:
+            load_weights(network, begin)
+            schedule = _gentler(schedule)
+            batches += int(_lineage(begin)["sha256"][:8], 16)  # not the batches that made the start
+        elif stage.start is not None:
             network.load_state_dict(trained[stage.start].state_dict())
-        batch_at = _numbered(stage.task, seed, corpus)
-        network = fit(network, batch_at, stage.task.loss, out / stage.name, stage.schedule, resume, report)
+        if rank == 0:
+            _keep_length(out, minutes, steps)
+        batch_at = _numbered(stage.task, batches, corpus)
+        network = fit(network, batch_at, stage.task.loss, out / stage.name, schedule, resume, report)
         trained[stage.name] = network
         if stage.model is None:
             continue
         models.append(out / f"{stage.model}.onnx")
-        if rank == 0:
+        if rank == 0 and not _is_of(models[-1], training_length(out / stage.name)):
             card = make_card(stage.model, _behind(stage, stages), data) | {
-                "started_from": _lineage(start) if start is not None else None,
+                "started_from": _lineage(begin) if begin is not None else None,
                 "trained": {s.name: training_length(out / s.name) for s in _behind(stage, stages)},
                 "processes": f"{world} x {device.type}",
             }
@@ -164,20 +210,24 @@ def load_sources(data: Path, sources: dict[str, float]) -> list[Thin]:
     """
     corpus: list[Thin] = []
     for name, weight in sources.items():
-        folder = data / name
-        if not folder.is_dir():
-            raise InputRefused(f"got --data {data}, which has no folder {name}; need it; next: check --data")
+        folder = _folder_of(data, name)
         share = CT_SHARE if name == "ct" else 1.0
         thin = load_isotropic(folder) if name.startswith("iso") else load_thick(folder, share)
         corpus += [replace(volume, weight=volume.weight * weight) for volume in thin]
     return corpus
 
 
+def _folder_of(data: Path, name: str) -> Path:
+    if not (data / name).is_dir():
+        raise InputRefused(f"got --data {data}, which has no folder {name}; need it; next: check --data")
+    return data / name
+
+
 def make_card(name: str, stages: Sequence[Stage], data: Path) -> dict[str, Any]:
     """Where the weights come from and what they are valid for."""
     return {
         "name": name,
-        "recipe": [asdict(stage) for stage in stages],
+        "recipe": [asdict(stage) | {"learns": type(stage.task).__name__} for stage in stages],
         "commit": _commit(),
         "data": [row for stage in stages for name in stage.sources for row in _manifest_rows(data, name)],
         "envelope": stages[-1].task.envelope,
@@ -189,6 +239,45 @@ def _lineage(start: Path) -> dict[str, Any]:
     card = read_card(start)
     known = {key: card.get(key) for key in ("commit", "trained", "processes", "started_from")}
     return {"sha256": hashlib.sha256(start.read_bytes()).hexdigest(), **known}
+
+
+def _starts(stages: Sequence[Stage], start: Path | None) -> dict[str, Path]:
+    """Name of a stage -> the model file that it starts from."""
+    if start is None:
+        return {}
+    if not start.is_dir():
+        return {stages[0].name: start}
+    files = {stage.name: start / f"{stage.model}.onnx" for stage in stages}
+    found = {name: path for name, path in files.items() if path.exists()}
+    if not found:
+        raise ModelRefused(
+            f"got --start-from {start}, which holds no model of this recipe; need {files[stages[0].name].name}; "
+            "next: give the output folder of an earlier run"
+        )
+    return found
+
+
+def _keep_length(out: Path, minutes: float | None, steps: int | None) -> None:
+    """For `_length_of`, unless it is known already."""
+    if minutes is not None or steps is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "length.json").write_text(json.dumps({"minutes": minutes, "steps": steps}) + "\n")
+
+
+def _length_of(out: Path, minutes: float | None, steps: int | None) -> tuple[float | None, int | None]:
+    """What is asked for, else what the run in ``out`` was begun with."""
+    if minutes is None and steps is None and (out / "length.json").exists():
+        known = json.loads((out / "length.json").read_text())
+        return known["minutes"], known["steps"]
+    return minutes, steps
+
+
+def _is_of(model: Path, length: dict[str, float]) -> bool:
+    """Whether a model file was made at the end of a training of that length: then a resumed run leaves it alone."""
+    try:
+        return bool(list(read_card(model)["trained"].values())[-1] == length)
+    except (ModelRefused, KeyError, IndexError):
+        return False
 
 
 def _silent(line: str) -> None:
@@ -227,13 +316,16 @@ def _numbered(task: Task, seed: int, corpus: Sequence[Thin]) -> Callable[[int], 
 def _manifest_rows(data: Path, folder: str) -> list[dict[str, str]]:
     """Name, licence and source of every volume of a folder, from the data set's manifest if it has one."""
     manifest = data / "manifest.csv"
-    files = sorted(path.name for path in (data / folder).glob("*.nii*"))
-    if not manifest.exists():
-        return [{"file": f"{folder}/{name}"} for name in files]
-    with manifest.open(newline="") as lines:
-        rows = {row["file"]: row for row in csv.DictReader(lines)}
-    keys = ("file", "licence", "source")
-    return [{k: rows.get(f"{folder}/{name}", {"file": name}).get(k, "unknown") for k in keys} for name in files]
+    rows: dict[str, dict[str, str]] = {}
+    if manifest.exists():
+        with manifest.open(newline="") as lines:
+            rows = {row["file"]: row for row in csv.DictReader(lines)}
+    learnt = {"slices": f"first {CT_SHARE:.0%}"} if folder == "ct" else {}
+    files = sorted(f"{folder}/{path.name}" for path in (data / folder).glob("*.nii*"))
+    return [
+        {"file": file, **{key: rows.get(file, {}).get(key, "unknown") for key in ("licence", "source")}, **learnt}
+        for file in files
+    ]
 
 
 def _commit() -> str:
