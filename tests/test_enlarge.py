@@ -16,7 +16,7 @@ from thinslice.errors import PlanRefused
 from thinslice.labels import labels_to_thin
 from thinslice.plan import Envelope, Plan, make_plan
 from thinslice.report import check
-from thinslice.runtime import interpolation, together
+from thinslice.runtime import Enlarger, interpolation, together
 from thinslice.upsample import upsample
 from thinslice.volume import Volume
 
@@ -167,6 +167,7 @@ PLANES = Envelope(factors=(2, 4), in_plane=(1, 2), grids=("fov",))
         ({"factor": 3}, "factor of 3.*need 2 or 4.*--factor 2 or --factor 4"),
         ({"factor": 2, "in_plane": 4}, "--in-plane 4.*need 1 or 2"),
         ({"factor": 2, "in_plane": 0}, "--in-plane 0.*whole number"),
+        ({"factor": 2, "in_plane": 8000}, "--in-plane 8000.*need"),
         ({"factor": 2, "grid": "centres"}, "--grid centres.*need fov"),
     ],
 )
@@ -183,8 +184,8 @@ def test_what_a_model_for_planes_does_not_have_is_refused(wish, reason):
     [(-1024, 1260, True), (-244, 1478, True), (-3024, 3071, True), (0, 255, False), (0, 4095, False), (-4, 5, False)],
 )
 def test_only_hounsfield_units_are_given_to_a_model_for_them(low, high, fine):
-    voxels = np.random.default_rng(0).uniform(low, high, (8, 8, 8)).astype(np.float32)
-    voxels[0, 0, :2] = low, high
+    voxels = np.random.default_rng(0).uniform(low, high, (16, 16, 16)).astype(np.float32)
+    voxels[0, 0, :2] = min(low, -60), high  # one voxel where resampling has overshot is no fat
     volume = Volume(voxels, np.diag([1.0, 1.0, 4.0, 1.0]))
     envelope = replace(PLANES, hounsfield=True)
     if fine:
@@ -202,3 +203,83 @@ def test_air_and_metal_are_not_clipped_away():
     answer = thinned(volume, model, factor=2, in_plane=2)[0].volume.voxels
     assert answer[0, 0, 0] == pytest.approx(-1000, abs=1)
     assert answer[24, 24, 24] == pytest.approx(3000, abs=100)
+
+
+def test_edges_repeat_as_far_as_a_network_sees():
+    """Without them a network meets the zeros of its convolutions, which no training has shown it."""
+    seen = []
+
+    def look(planes, base):
+        seen.append((planes, base))
+        return base
+
+    slices = 1 + np.random.default_rng(0).random((5, 6, 7), dtype=np.float32)
+    enlarge_slices(slices[:1], 2, "cubic", Enlarger(look, (4, 4)))
+    planes, base = seen.pop()
+    np.testing.assert_array_equal(planes, np.pad(slices[:1], ((0, 0), (4, 4), (4, 4)), mode="edge"))
+    assert base.shape == (1, 28, 30)
+    enlarge_depth(slices, 1, 2, "cubic", Enlarger(look, (1, 3)))
+    planes = np.concatenate([planes for planes, _ in seen])
+    assert planes.shape == (6, 5, 13)
+    assert all(planes.min() > 0.9 for planes, _ in seen)
+
+
+def test_what_disagrees_with_the_slice_it_enlarges_is_not_taken():
+    slices = np.random.default_rng(0).random((3, 70, 70), dtype=np.float32)
+    plain, count = enlarge_slices(slices, 2, "cubic")
+    assert count.cells == 0
+
+    def wrong(planes, base):
+        answer = base + np.float32(0.001)
+        answer[:, 10:20, 10:20] += 1.0
+        answer[:, 130:, 130:] = np.nan
+        return answer
+
+    answer, count = enlarge_slices(slices, 2, "cubic", Enlarger(wrong, (0, 0)))
+    assert (count.cells, count.suspect) == (27, 6)
+    assert np.isfinite(answer).all()
+    for corner in (np.s_[:, :46, :46], np.s_[:, 94:, 94:]):
+        np.testing.assert_array_equal(answer[corner], plain[corner])
+    np.testing.assert_allclose(answer[:, :10, 130:] - plain[:, :10, 130:], 0.001, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.float32])
+@pytest.mark.parametrize("in_plane", [1, 2])
+def test_padding_is_no_anatomy_and_comes_back_where_it_was(dtype, in_plane):
+    x, y = np.indices((40, 40)) - 19.5
+    outside = np.hypot(x, y) > 16
+    voxels = np.random.default_rng(0).integers(-1000, 300, (40, 40, 8)).astype(dtype)
+    air, padded = voxels.copy(), voxels.copy()
+    air[outside], padded[outside] = voxels[~outside].min(), -3024
+    volume = Volume(padded, np.diag([1.0, 1.0, 4.0, 1.0]))
+    result, plan = thinned(volume, factor=2, in_plane=in_plane)
+    assert plan.padding == -3024
+    assert "padding" in " ".join(plan.notes)
+    answer = result.volume.voxels
+    beyond = np.repeat(np.repeat(outside, in_plane, 0), in_plane, 1)
+    assert (answer[beyond] == -3024).all()
+    wanted = thinned(replace(volume, voxels=air), factor=2, in_plane=in_plane)[0].volume
+    np.testing.assert_allclose(answer[~beyond], wanted.voxels[~beyond], atol=0.5)
+    worst = check(volume, result.volume, plan).rms_percent
+    assert worst < check(replace(volume, voxels=air), wanted, replace(plan, padding=None)).rms_percent + 0.5
+
+
+def test_the_lowest_value_of_an_ordinary_scan_is_no_padding():
+    for low in (-1024, 0, 300):
+        voxels = np.maximum(np.random.default_rng(0).integers(low - 500, low + 900, (9, 9, 9)), low).astype(np.int16)
+        assert make_plan(Volume(voxels, np.diag([1.0, 1.0, 4.0, 1.0])), factor=2).padding is None
+
+
+def test_without_a_wish_the_nearest_factor_that_the_model_has_is_taken():
+    for thick_mm, factor, in_plane in ((4.5, 4, 1), (2.4, 2, 1), (2.5, 4, 2), (9.0, 4, 1)):
+        volume = Volume(np.zeros((8, 8, 8), np.float32), np.diag([1.0, 1.0, thick_mm, 1.0]))
+        plan = make_plan(volume, model="planes", envelope=PLANES, in_plane=in_plane)
+        assert plan.factor == factor
+        assert "nearest" in " ".join(plan.notes)
+
+
+def test_fusing_needs_a_network_for_planes():
+    volume = Volume(np.zeros((8, 8, 8), np.float32), np.diag([1.0, 1.0, 4.0, 1.0]))
+    with pytest.raises(PlanRefused, match=r"--fuse for model default.*next:"):
+        make_plan(volume, model="default", envelope=Envelope(), fuse=True)
+    assert make_plan(volume, model="planes", envelope=PLANES, fuse=True).fuse

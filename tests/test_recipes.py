@@ -20,7 +20,7 @@ pytest.importorskip("onnx", reason="the export needs onnx, which comes with thin
 
 from thinslice.networks.slab import SlabNet
 from thinslice.training.export import load_weights
-from thinslice.training.recipes import run
+from thinslice.training.recipes import planes_paper, run
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +145,43 @@ def test_the_planes_recipe_ends_with_a_family_for_mr_and_one_for_ct(data_for_pla
     answer = upsample(volume, plan, ct).volume.voxels
     assert answer.shape == (40, 44, 48)
     assert np.isfinite(answer).all()
+
+
+def test_every_network_for_planes_goes_on_from_its_own_file(data_for_planes, tmp_path):
+    run("planes", data_for_planes, tmp_path / "first", steps=8, report=silent)
+    models = run("planes", data_for_planes, tmp_path / "more", steps=8, start=tmp_path / "first", report=silent)
+    for path in models:
+        before, after = (json.loads((tmp_path / f / f"{path.stem}.json").read_text()) for f in ("first", "more"))
+        assert after["started_from"]["sha256"] == before["sha256"]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ModelRefused, match=r"no model of this recipe.*next:"):
+        run("planes", data_for_planes, tmp_path / "third", steps=8, start=tmp_path / "empty", report=silent)
+
+
+def test_all_sources_are_looked_for_before_anything_is_trained(data, tmp_path):
+    with pytest.raises(InputRefused, match="no folder ct"):
+        run("planes", data, tmp_path / "out", steps=8, report=silent)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_resumed_run_keeps_its_length_and_leaves_what_is_done(data, tmp_path):
+    (path,) = run("default", data, tmp_path, steps=2, report=silent)
+    before = path.stat().st_mtime_ns
+    run("default", data, tmp_path, resume=True, report=silent)
+    assert json.loads(path.with_suffix(".json").read_text())["trained"]["iso"]["steps"] == 2
+    assert path.stat().st_mtime_ns == before
+    run("default", data, tmp_path, resume=True, steps=3, report=silent)
+    assert json.loads(path.with_suffix(".json").read_text())["trained"]["iso"]["steps"] == 3
+
+
+def test_the_papers_setting_is_a_recipe():
+    for stage in planes_paper():
+        assert (stage.task.shrinking.scanner, stage.task.intermediate) == (0.0, 1.0)
+        assert stage.task.shrinking.sigma_vox == (0.0, 0.5)
+        network = stage.task.make_network()
+        assert not network.residual
+        assert sum(p.numel() for p in network.parameters()) == pytest.approx(57_000, rel=0.08)
+        assert stage.schedule.muon_rate == 0
 
 
 def test_two_processes_train_one_model(data, tmp_path):

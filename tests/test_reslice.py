@@ -150,3 +150,22 @@ def test_probabilities_are_no_labels():
     plan = make_plan(thick, factor=4)
     with pytest.raises(InputRefused, match="fractions"):
         reslice(Volume(np.full(plan.shape_thin, 0.5), np.array(plan.affine_thin)), thick, labels=True)
+
+
+@pytest.mark.parametrize("order", list(permutations(range(3))))
+@pytest.mark.parametrize("times", [2, 3])
+def test_slices_that_were_enlarged_come_back_too(order, times):
+    upright = scan(smooth())
+    thick = Volume(upright.voxels.transpose(order), upright.affine[:, [*order, 3]])
+    plan = make_plan(thick, factor=3, in_plane=times)
+    thin = upsample(thick, plan, find_model("cubic")).volume
+    back = reslice(thin, thick).voxels
+    # Cubic enlargement and bicubic shrinking are no inverses; a shift by half a new voxel would make 20 of it.
+    assert np.abs(back - thick.voxels)[3:-3, 3:-3, 3:-3].max() < 5
+    drawn = Volume((thick.voxels > 600).astype(np.uint8), thick.affine)
+    there = labels_to_thin(drawn, plan)
+    again = reslice(there, drawn, thickness_mm=2.0, labels=True).voxels
+    assert (again == drawn.voxels).mean() > 0.98
+    apart = Volume(thin.voxels, thin.affine + np.outer([0.3, 0, 0, 0], [0, 0, 0, 1]))
+    with pytest.raises(InputRefused, match="mm apart in-plane"):
+        reslice(apart, thick)
