@@ -1,23 +1,26 @@
 """The claims of Georgescu et al. (IEEE Access 2020), repeated: does the intermediate loss help, does the blur?
 
-    python experiments/planes.py train --data DATA -o out [--steps 600] [--only NAME ...]
-    python experiments/planes.py score --data DATA -o out [--models planes-mr planes-ct]
+    python experiments/planes.py --data DATA -o out [--steps 300] [--seeds 2] [--only NAME ...]
+    python experiments/planes.py --data DATA -o out --models planes-mr planes-ct
 
-``train`` makes one small model per claim, scanner, part and factor, and skips those that are there already. ``score``
-measures them, or any models of the package, in two protocols, and writes ``results.jsonl`` and a table with mean
-differences and their paired 95 % intervals over the scans.
+The first trains one small network for every cell of `CELLS`, seed, scanner, part and factor (those that are there
+already are left alone), scores them, and writes the claims with their paired intervals. The second scores models of the
+package, also fused, and in all three directions. Both write ``results.jsonl`` and tables, in two protocols:
 
 *Pictures*, the paper's: 8 bits, anti-aliased bicubic downscaling, PSNR (255) and SSIM (7 x 7) of every slice, averaged
 over the slices that show something. *Slices*, what a scanner does: a Gaussian profile as wide as the factor, PSNR and
-SSIM (7 x 7 x 7) over the foreground of the volume. MR: `iso_dev`. CT: the last third of the slices of `ct`, of which
-training saw the first 60 %.
+SSIM (7 x 7 x 7) over the foreground of the volume, in depth with and without the projection.
+
+MR: `iso_dev`. CT: the last third of the slices of `ct`, of which training saw the first 60 %; these are the same two
+people. CT slices are 2-3 mm apart and have no thinner truth, so that "depth" is there an in-plane axis.
 """
 
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -27,126 +30,142 @@ from scipy.stats import t as student
 from skimage.metrics import structural_similarity
 
 from thinslice.enlarge import enlarge_depth, enlarge_slices, enlarging_matrix
+from thinslice.errors import ModelRefused
 from thinslice.metrics import data_range, foreground, psnr, ssim
 from thinslice.nifti import read
 from thinslice.plan import intensity_range, make_plan, through_plane_axis
 from thinslice.profile import downscaling_matrix, profile_matrix
-from thinslice.runtime import Model, Part
+from thinslice.runtime import Model
 from thinslice.upsample import upsample
 from thinslice.volume import Volume
 from thinslice.weights import find_model
 
 BASELINES = ("nearest", "linear", "cubic", "lanczos")
 FACTORS = (2, 4)
-PARTS: tuple[Part, ...] = ("in-plane", "depth")
+PARTS = ("in-plane", "depth", "both")
 LAST = 0.66
 """Where the slices of a CT scan begin that are scored."""
 
-CLAIMS: dict[str, tuple[float, tuple[float, float], float]] = {
-    "none": (0.0, (0.0, 0.0), 0.0),
-    "blur": (0.0, (0.0, 0.5), 0.5),
-    "loss": (1.0, (0.0, 0.0), 0.0),
-    "loss-fixed": (1.0, (0.5, 0.5), 0.5),
-    "loss-blur": (1.0, (0.0, 0.5), 0.5),
+NO_BLUR, FIXED, VARIOUS = (0.0, 0.0), (0.5, 0.5), (0.0, 0.5)
+"""Range of the Gaussian's sigma in pixels; half of the patches get it."""
+
+CELLS: dict[str, tuple[str, float, tuple[float, float]]] = {
+    "plain": ("planes", 0.0, NO_BLUR),
+    "plain-fixed": ("planes", 0.0, FIXED),
+    "plain-various": ("planes", 0.0, VARIOUS),
+    "loss": ("planes", 1.0, NO_BLUR),
+    "loss-fixed": ("planes", 1.0, FIXED),
+    "loss-various": ("planes", 1.0, VARIOUS),
+    "paper-plain-various": ("planes-paper", 0.0, VARIOUS),
+    "paper-loss-various": ("planes-paper", 1.0, VARIOUS),
 }
-"""Name -> weight of the intermediate loss, range of the Gaussian's sigma, share of the patches that get it."""
+"""Name -> recipe, weight of the intermediate loss, blur. "planes" corrects cubic interpolation and is trained by Muon;
+"planes-paper" makes the image anew and is trained by Adam. All see the paper's downscaling alone."""
+
+CLAIMS = {
+    "intermediate loss, no blur": ("loss", "plain"),
+    "intermediate loss, fixed sigma": ("loss-fixed", "plain-fixed"),
+    "intermediate loss, various sigmas": ("loss-various", "plain-various"),
+    "intermediate loss, the paper's network": ("paper-loss-various", "paper-plain-various"),
+    "fixed sigma instead of none": ("loss-fixed", "loss"),
+    "various sigmas instead of none": ("loss-various", "loss"),
+    "various sigmas instead of a fixed one": ("loss-various", "loss-fixed"),
+}
+"""What is claimed -> the cell with it, the cell without it."""
+
+Record = dict[str, Any]
+GROUP = ("scanner", "part", "factor", "protocol")
 
 
 def main() -> int:
     arguments = _arguments()
-    return (train if arguments.verb == "train" else score)(arguments)
-
-
-def train(arguments: argparse.Namespace) -> int:
-    """One model for every claim, scanner, part and factor; the paper's downscaling only."""
-    from thinslice.training.recipes import run_stages
-
-    for claim in arguments.only or CLAIMS:
-        stages, folder = claimed(claim), arguments.output / claim
-        if len(list(folder.glob("*.onnx"))) < len(stages):
-            run_stages(stages, arguments.data, folder, resume=folder.exists(), steps=arguments.steps * len(stages))
-    return 0
-
-
-def claimed(claim: str) -> list[Any]:
-    """The stages of the recipe ``planes`` with the loss and the blur of a claim."""
-    from thinslice.training.recipes import planes
-    from thinslice.training.tasks import Planes
-
-    weight, sigma, share = CLAIMS[claim]
-    stages = []
-    for stage in planes():
-        task, model = stage.task, stage.model
-        assert isinstance(task, Planes)
-        assert model is not None
-        shrinking = replace(task.shrinking, scanner=0.0, sigma_vox=sigma, blurred=share)
-        task = replace(task, shrinking=shrinking, intermediate=weight)
-        stages.append(replace(stage, task=task, model=model.replace("planes", claim)))
-    return stages
-
-
-def score(arguments: argparse.Namespace) -> int:
-    """Every model and baseline on every scan, in both protocols."""
     arguments.output.mkdir(parents=True, exist_ok=True)
-    names = arguments.models or [str(arguments.output / claim / claim) for claim in CLAIMS]
-    records = []
-    with (arguments.output / "results.jsonl").open("w") as lines:
-        for scanner, case, volume in scans(arguments.data):
-            models = {name: _for_scanner(name, scanner) for name in names}
-            for record in scores(scanner, case, volume, {name: model for name, model in models.items() if model}):
-                records.append(record)
-                lines.write(json.dumps(record) + "\n")
-                lines.flush()
-    text = table(records)
+    if arguments.models:
+        names = [(name, fuse) for fuse in (False, True) for name in arguments.models]
+        records = score(arguments.data, arguments.output, names, PARTS)
+        text = table(records)
+    else:
+        runs = list(product(arguments.only or CELLS, range(arguments.seeds)))
+        folders = [train(cell, seed, arguments) for cell, seed in runs]
+        records = score(arguments.data, arguments.output, [(str(folder), False) for folder in folders], PARTS[:2])
+        for record in records:
+            record["model"], _, record["seed"] = record["model"].partition(" seed ")
+        text = table(records) + "\n" + claims(records)
     (arguments.output / "table.md").write_text(text)
     print(text)
     return 0
 
 
-def scans(data: Path) -> Iterator[tuple[str, str, Volume]]:
-    """Scanner, name and volume; slices along the last axis."""
-    for path in sorted((data / "iso_dev").glob("*.nii*")):
-        yield "mr", path.name.split(".")[0], read(path)
-    for path in sorted((data / "ct").glob("*.nii*")):
-        volume = read(path)
-        assert through_plane_axis(volume) == 2, f"{path}: slices along axis {through_plane_axis(volume)}"
-        first = round(LAST * volume.shape[2])
-        yield "ct", path.name.split(".")[0], replace(volume, voxels=volume.voxels[:, :, first:])
+def train(cell: str, seed: int, arguments: argparse.Namespace) -> Path:
+    """All networks of one cell, unless they are there; returns the path of their family without scanner."""
+    from thinslice.training.recipes import RECIPES, run_stages
+    from thinslice.training.tasks import Planes
+
+    recipe, weight, sigma = CELLS[cell]
+    folder = arguments.output / f"{cell} seed {seed} steps {arguments.steps}"
+    stages = []
+    for stage in RECIPES[recipe]():
+        task = stage.task
+        assert isinstance(task, Planes)
+        shrinking = replace(task.shrinking, scanner=0.0, sigma_vox=sigma, blurred=0.5)
+        task = replace(task, shrinking=shrinking, intermediate=weight)
+        model = f"{cell} seed {seed}-{stage.model.removeprefix('planes-')}" if stage.model else None
+        schedule = replace(stage.schedule, steps=arguments.steps, warm_up=min(200, arguments.steps // 4))
+        stages.append(replace(stage, task=task, model=model, schedule=schedule, start=None))
+    if len(list(folder.glob("*.onnx"))) < len(stages):
+        run_stages(stages, arguments.data, folder, resume=folder.exists(), seed=seed)
+    return folder / f"{cell} seed {seed}"
 
 
-def scores(scanner: str, case: str, volume: Volume, models: dict[str, Model]) -> Iterator[dict[str, Any]]:
-    """All answers to one scan."""
-    truth = np.moveaxis(volume.voxels, 2, 0).astype(np.float32)
+def score(data: Path, out: Path, names: Sequence[tuple[str, bool]], parts: Sequence[str]) -> list[Record]:
+    """Every model, fused or not, and every baseline on every scan, in both protocols."""
+    records = []
+    with (out / "results.jsonl").open("w") as lines:
+        for scanner, case, volume in scans(data):
+            models = [(_title(name, fuse), _for_scanner(name, scanner), fuse) for name, fuse in names]
+            models = [(base, find_model(base), False) for base in BASELINES] + models
+            for part, factor in product(parts, FACTORS):
+                for record in scores(scanner, volume, part, factor, models):
+                    records.append({"scanner": scanner, "case": case, "part": part, "factor": factor} | record)
+                    lines.write(json.dumps(records[-1]) + "\n")
+                    lines.flush()
+    return records
+
+
+def scans(data: Path) -> Iterator[tuple[str, str, np.ndarray]]:
+    """Scanner, name and voxels [slices, h, w]."""
+    for scanner, folder in (("mr", "iso_dev"), ("ct", "ct")):
+        for path in sorted((data / folder).glob("*.nii*")):
+            volume = read(path)
+            slices = np.moveaxis(volume.voxels, through_plane_axis(volume), 0).astype(np.float32)
+            first = round(LAST * len(slices)) if scanner == "ct" else 0
+            yield scanner, path.name.split(".")[0], slices[first:]
+
+
+def scores(
+    scanner: str, slices: np.ndarray, part: str, factor: int, models: Sequence[tuple[str, Model | None, bool]]
+) -> Iterator[Record]:
+    """All answers to one scan, one part and one factor."""
+    if scanner == "ct" and part == "both":
+        return
+    truth = slices.swapaxes(0, 1) if scanner == "ct" and part == "depth" else slices
+    truth = np.ascontiguousarray(_whole(truth, factor, part))
+    for title, model, fuse in models:
+        if model is None:
+            continue
+        for protocol, decibel, likeness in (
+            *pictures(truth, part, factor, model, fuse),
+            *thick_slices(truth, part, factor, model, fuse),
+        ):
+            yield {"protocol": protocol, "model": title, "psnr_db": decibel, "ssim": likeness}
+
+
+def pictures(truth: np.ndarray, part: str, factor: int, model: Model, fuse: bool) -> Iterator[tuple[str, float, float]]:
+    """The paper's protocol: [slices, h, w] -> mean PSNR and SSIM over its slices, in 8 bits."""
     low, high = intensity_range(truth)
-    truth = (truth - low) / (high - low)
-    for part in PARTS:
-        for factor in FACTORS:
-            cropped = _whole(truth, factor, part)
-            if min(cropped.shape) < 4 * factor:
-                continue
-            for protocol, measure in (("pictures", pictures), ("slices", slices)):
-                for name, model in [*((b, find_model(b)) for b in BASELINES), *models.items()]:
-                    if model.planes and (part, factor) not in model.planes:
-                        continue
-                    for projected, decibel, likeness in measure(cropped, part, factor, model):
-                        yield {
-                            "scanner": scanner,
-                            "case": case,
-                            "part": part,
-                            "factor": factor,
-                            "protocol": protocol + (", projected" if projected else ""),
-                            "model": Path(name).name,
-                            "psnr_db": decibel,
-                            "ssim": likeness,
-                        }
-
-
-def pictures(truth: np.ndarray, part: Part, factor: int, model: Model) -> Iterator[tuple[bool, float, float]]:
-    """The paper's protocol: [slices, h, w] in 0 .. 1 -> mean PSNR and SSIM over its slices, in 8 bits."""
-    bits = np.clip(np.rint(255 * truth), 0, 255)
-    small = _shrunk(bits, part, factor, downscaling_matrix)
-    small = np.clip(np.rint(small), 0, 255).astype(np.float32)
-    answer = np.clip(np.rint(255 * _enlarged(small / 255, part, factor, model)), 0, 255)
+    bits = np.clip(np.rint(255 * (truth - low) / (high - low)), 0, 255)
+    small = np.clip(np.rint(_shrunk(bits, part, factor, downscaling_matrix)), 0, 255).astype(np.float32)
+    answer = np.clip(np.rint(255 * _enlarged(small / 255, part, factor, model, fuse)), 0, 255)
     shown = [index for index, plane in enumerate(bits) if (plane > 12).mean() > 0.05]
     decibel, likeness = [], []
     for index in shown:
@@ -154,45 +173,88 @@ def pictures(truth: np.ndarray, part: Part, factor: int, model: Model) -> Iterat
         if error > 0:  # an equal slice has no PSNR
             decibel.append(10 * np.log10(255**2 / error))
         likeness.append(structural_similarity(answer[index], bits[index], data_range=255))
-    yield False, float(np.mean(decibel)), float(np.mean(likeness))
+    yield "pictures", float(np.mean(decibel)), float(np.mean(likeness))
 
 
-def slices(truth: np.ndarray, part: Part, factor: int, model: Model) -> Iterator[tuple[bool, float, float]]:
+def thick_slices(
+    truth: np.ndarray, part: str, factor: int, model: Model, fuse: bool
+) -> Iterator[tuple[str, float, float]]:
     """What a scanner does: PSNR and SSIM over the foreground, in depth also with the projection."""
     mask, span = foreground(truth), data_range(truth)
-
-    def gaussian(size: int, factor: int) -> np.ndarray:
-        return profile_matrix((np.arange(size) + 0.5) * factor - 0.5, factor * size, float(factor))
-
     small = _shrunk(truth, part, factor, gaussian).astype(np.float32)
     if part == "in-plane":
-        answer = _enlarged(small, part, factor, model)
-        yield False, psnr(answer, truth, span, mask), ssim(answer, truth, span, mask)
+        low, high = intensity_range(small)
+        answer = _enlarged((small - low) / (high - low), part, factor, model, fuse) * (high - low) + low
+        yield "slices", psnr(answer, truth, span, mask), ssim(answer, truth, span, mask)
         return
     acquired = Volume(np.moveaxis(small, 0, 2), np.diag([1.0, 1.0, float(factor), 1.0]))
     for projected in (False, True):
-        plan = make_plan(acquired, factor=factor, projection=projected)
+        plan = make_plan(
+            acquired,
+            factor=factor,
+            projection=projected,
+            in_plane=factor if part == "both" else 1,
+            envelope=replace(model.envelope, hounsfield=False) if model.envelope else None,
+            fuse=fuse,
+        )
         answer = np.moveaxis(upsample(acquired, plan, model).volume.voxels, 2, 0)
-        yield projected, psnr(answer, truth, span, mask), ssim(answer, truth, span, mask)
+        protocol = "slices, projected" if projected else "slices"
+        yield protocol, psnr(answer, truth, span, mask), ssim(answer, truth, span, mask)
 
 
-def table(records: list[dict[str, Any]]) -> str:
+def gaussian(size: int, factor: int) -> np.ndarray:
+    """[size, factor * size]: a Gaussian slice profile as wide as the factor."""
+    return profile_matrix((np.arange(size) + 0.5) * factor - 0.5, factor * size, float(factor))
+
+
+def table(records: Sequence[Record]) -> str:
     """Markdown: mean PSNR, SSIM, and the difference to Lanczos with its paired interval over the scans."""
     rows = ["| scanner | part | factor | protocol | model | n | PSNR dB | SSIM | above Lanczos dB (95 %) | smallest |"]
     rows.append("|---|---|--:|---|---|--:|--:|--:|--:|--:|")
-    keys = ("scanner", "part", "factor", "protocol")
-    for group in dict.fromkeys(tuple(r[k] for k in keys) for r in records):
-        mine = [r for r in records if tuple(r[k] for k in keys) == group]
-        lanczos = {r["case"]: r["psnr_db"] for r in mine if r["model"] == "lanczos"}
+    for group, mine in _grouped(records):
+        lanczos = _by_case(mine, "lanczos")
         for model in dict.fromkeys(r["model"] for r in mine):
-            own = [r for r in mine if r["model"] == model]
-            gains = [r["psnr_db"] - lanczos[r["case"]] for r in own]
-            decibel, likeness = mean(r["psnr_db"] for r in own), mean(r["ssim"] for r in own)
+            own, likeness = _by_case(mine, model), mean(r["ssim"] for r in mine if r["model"] == model)
+            gains = [own[case] - lanczos[case] for case in own]
             rows.append(
-                f"| {' | '.join(map(str, group))} | {model} | {len(own)} | {decibel:.2f} | {likeness:.4f} | "
+                f"| {' | '.join(map(str, group))} | {model} | {len(own)} | {mean(own.values()):.2f} | {likeness:.4f} | "
                 f"{mean(gains):+.2f}{_interval(gains)} | {min(gains):+.2f} |"
             )
     return "\n".join(rows) + "\n"
+
+
+def claims(records: Sequence[Record]) -> str:
+    """Markdown: what each claim is worth, paired over the scans, and how much the seeds differ about it."""
+    rows = ["| claim | scanner | part | factor | protocol | gain dB (95 % over scans) | by seed |"]
+    rows.append("|---|---|---|--:|---|--:|---|")
+    for claim, (with_it, without) in CLAIMS.items():
+        for group, mine in _grouped(records):
+            pair = [_by_case(mine, cell) for cell in (with_it, without)]
+            if not all(pair):
+                continue
+            gains = [pair[0][case] - pair[1][case] for case in pair[0]]
+            seeds = sorted({r["seed"] for r in mine if r["model"] == with_it})
+            by_seed = [
+                mean(_by_case(mine, with_it, s).values()) - mean(_by_case(mine, without, s).values()) for s in seeds
+            ]
+            rows.append(
+                f"| {claim} | {' | '.join(map(str, group))} | {mean(gains):+.3f}{_interval(gains)} | "
+                f"{', '.join(f'{gain:+.3f}' for gain in by_seed)} |"
+            )
+    return "\n".join(rows) + "\n"
+
+
+def _grouped(records: Sequence[Record]) -> Iterator[tuple[tuple[Any, ...], list[Record]]]:
+    for group in dict.fromkeys(tuple(r[k] for k in GROUP) for r in records):
+        yield group, [r for r in records if tuple(r[k] for k in GROUP) == group]
+
+
+def _by_case(records: Sequence[Record], model: str, seed: str | None = None) -> dict[str, float]:
+    """Case -> PSNR, averaged over the seeds."""
+    own = [r for r in records if r["model"] == model and seed in (None, r.get("seed"))]
+    return {
+        case: mean(r["psnr_db"] for r in own if r["case"] == case) for case in dict.fromkeys(r["case"] for r in own)
+    }
 
 
 def _interval(values: list[float]) -> str:
@@ -201,51 +263,60 @@ def _interval(values: list[float]) -> str:
     return f" ± {student.ppf(0.975, len(values) - 1) * stdev(values) / len(values) ** 0.5:.2f}"
 
 
+def _title(name: str, fuse: bool) -> str:
+    return Path(name).name + (", fused" if fuse else "")
+
+
 def _for_scanner(name: str, scanner: str) -> Model | None:
-    """A model of that name for MR or CT; None for one that is meant for the other."""
-    for wish in (name, f"{name}-{scanner}"):
-        try:
-            model = find_model(wish)
-        except Exception:  # there is no such model; the next name may be one
-            continue
-        suits = model.envelope is None or model.envelope.hounsfield == (scanner == "ct")
-        return model if suits else None
-    return None
+    """A model of that name, or its member for MR or CT; None for one that is meant for the other."""
+    try:
+        model = find_model(name)
+    except ModelRefused:
+        model = find_model(f"{name}-{scanner}")
+    suits = model.envelope is None or model.envelope.hounsfield == (scanner == "ct")
+    return model if suits else None
 
 
-def _whole(truth: np.ndarray, factor: int, part: Part) -> np.ndarray:
+def _whole(truth: np.ndarray, factor: int, part: str) -> np.ndarray:
     """Cropped to whole small pixels along the axes that shrink."""
     depth, height, width = (n // factor * factor for n in truth.shape)
-    return truth[:depth] if part == "depth" else truth[:, :height, :width]
+    truth = truth[:depth] if part != "in-plane" else truth
+    return truth[:, :height, :width] if part != "depth" else truth
 
 
-def _shrunk(truth: np.ndarray, part: Part, factor: int, make: Any) -> np.ndarray:
+def _shrunk(truth: np.ndarray, part: str, factor: int, make: Any) -> np.ndarray:
     depth, height, width = (n // factor for n in truth.shape)
-    if part == "depth":
-        return np.einsum("mn,nhw->mhw", make(depth, factor), truth)
-    return make(height, factor) @ truth @ make(width, factor).T
+    if part != "in-plane":
+        truth = np.tensordot(make(depth, factor), truth, axes=1)
+    if part != "depth":
+        truth = make(height, factor) @ truth @ make(width, factor).T
+    return truth
 
 
-def _enlarged(small: np.ndarray, part: Part, factor: int, model: Model) -> np.ndarray:
-    network = model.planes.get((part, factor))
-    small = np.ascontiguousarray(small, np.float32)
+def _enlarged(small: np.ndarray, part: str, factor: int, model: Model, fuse: bool) -> np.ndarray:
+    """By the networks alone, or by their interpolation where the model has none."""
+    slices = np.ascontiguousarray(small, np.float32)
+    if part != "depth":
+        network = model.planes.get(("in-plane", factor))
+        slices, _ = enlarge_slices(slices, factor, model.base, network, fuse)
     if part == "in-plane":
-        return enlarge_slices(small, factor, model.base, network)
-    if network is None:
-        return np.einsum("mn,nhw->mhw", enlarging_matrix(len(small), factor, model.base), small)
-    context = model.context
-    around = small[np.clip(np.arange(-context, len(small) + context), 0, len(small) - 1)]
-    return enlarge_depth(around, factor, model.base, network)[factor * context : -factor * context]
+        return slices
+    deep = model.planes.get(("depth", factor))
+    if deep is None:
+        return np.tensordot(enlarging_matrix(len(slices), factor, model.base), slices, axes=1)
+    beyond = deep.reach[0]
+    around = np.pad(slices, ((beyond, beyond), (0, 0), (0, 0)), mode="edge")
+    return enlarge_depth(around, beyond, factor, model.base, deep, fuse)
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("verb", choices=("train", "score"))
     parser.add_argument("--data", type=Path, required=True, help="folder with iso_train, iso_dev and ct")
     parser.add_argument("-o", "--output", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=600, help="of every network")
-    parser.add_argument("--only", nargs="*", choices=CLAIMS, help="claims to train")
-    parser.add_argument("--models", nargs="*", help="score these instead of the claims")
+    parser.add_argument("--steps", type=int, default=300, help="of every network")
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--only", nargs="*", choices=CELLS, help="cells to train and score")
+    parser.add_argument("--models", nargs="*", help="score these instead")
     return parser.parse_args()
 
 
