@@ -68,7 +68,7 @@ class Model:
         context: acquired slices that the residual sees on each side of a slab.
         planes: networks that enlarge planes instead, by part and whole factor.
         envelope: the inputs it is valid for, None for any.
-        sha256: of the model file.
+        sha256: of the model file; of several, of their own ones, sorted and joined by commas.
         card: where it came from.
     """
 
