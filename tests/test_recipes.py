@@ -18,8 +18,10 @@ from thinslice.weights import find_model
 pytest.importorskip("torch", reason="training needs torch, which comes with thinslice[train]")
 pytest.importorskip("onnx", reason="the export needs onnx, which comes with thinslice[train]")
 
+import torch
+
 from thinslice.networks.slab import SlabNet
-from thinslice.training.export import load_weights
+from thinslice.training.export import export, load_weights
 from thinslice.training.recipes import planes_paper, run
 
 
@@ -90,6 +92,20 @@ def test_training_goes_on_from_a_model_file(trained, data, tmp_path):
     assert card["started_from"]["trained"] == before["trained"]
     with pytest.raises(ModelRefused, match="do not fit"):
         load_weights(SlabNet(width=32), trained)
+
+
+def test_a_deeper_network_begins_with_what_the_shallower_one_computes(tmp_path):
+    shallow = SlabNet(width=8, deep_width=8, deep=1)
+    envelope = {"factor": (2, 4), "thickness_over_spacing": (1, 1), "profiles": ["gaussian"]}
+    export(shallow, {"name": "shallow", "envelope": envelope}, tmp_path / "shallow.onnx")
+    deeper = SlabNet(width=8, deep_width=8, deep=3)
+    load_weights(deeper, tmp_path / "shallow.onnx")
+    with torch.no_grad():
+        inputs = (torch.rand(1, 7, 16, 16), torch.rand(3), torch.rand(2, 7))
+        torch.testing.assert_close(deeper(*inputs), shallow(*inputs))
+    assert deeper.deep[2].first.weight.abs().max() > 0  # or it could never learn
+    with pytest.raises(ModelRefused, match="do not fit"):
+        load_weights(SlabNet(width=8, deep_width=8, deep=3, after=3), tmp_path / "shallow.onnx")
 
 
 @pytest.mark.parametrize(

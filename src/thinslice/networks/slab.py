@@ -58,7 +58,7 @@ class SlabNet(SlabNetwork):
     multiple = 2
 
     def __init__(
-        self, context: int = 3, width: int = 48, before: int = 2, deep_width: int = 64, deep: int = 3, after: int = 2
+        self, context: int = 3, width: int = 48, before: int = 2, deep_width: int = 64, deep: int = 5, after: int = 2
     ) -> None:
         super().__init__()
         self.settings = {

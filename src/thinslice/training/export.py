@@ -115,6 +115,9 @@ def _read(path: Path) -> Any:
 def load_weights(network: Network, path: Path) -> None:
     """Fill a network with the weights of a model file that `export` wrote, to train on from there.
 
+    A network with more blocks at its deep level than the file computes at first what the file does: what the new
+    blocks add is set to zero.
+
     Raises:
         ModelRefused: the file is not a model of this network.
     """
@@ -126,6 +129,9 @@ def load_weights(network: Network, path: Path) -> None:
         if node.op_type == "Identity" and node.input[0] in stored:
             stored[node.output[0]] = stored[node.input[0]]
     wanted = network.state_dict()
+    new = [name for name in wanted if name.startswith("deep.") and name not in stored]
+    stored |= {name: np.zeros(wanted[name].shape, np.float32) for name in new if ".second." in name}
+    stored |= {name: wanted[name].numpy() for name in new if ".first." in name}
     missing = [name for name, weight in wanted.items() if getattr(stored.get(name), "shape", None) != weight.shape]
     if missing:
         raise ModelRefused(
