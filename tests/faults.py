@@ -351,6 +351,14 @@ FAULTS = [
         TRAIN,
     ),
     Fault(
+        "new blocks speak from the beginning",
+        "training/export.py",
+        "np.zeros(wanted[name].shape, np.float32)",
+        "wanted[name].numpy()",
+        "a deeper network begins with what the shallower one computes",
+        ("test_recipes.py",),
+    ),
+    Fault(
         "context runs backwards",
         "upsample.py",
         "around = self.slices(slab - self.model.context, slab + self.model.context + 1)",

@@ -106,6 +106,8 @@ def test_a_deeper_network_begins_with_what_the_shallower_one_computes(tmp_path):
     assert deeper.deep[2].first.weight.abs().max() > 0  # or it could never learn
     with pytest.raises(ModelRefused, match="do not fit"):
         load_weights(SlabNet(width=8, deep_width=8, deep=3, after=3), tmp_path / "shallow.onnx")
+    with pytest.raises(ModelRefused, match="do not fit"):
+        load_weights(SlabNet(width=8, deep_width=8, deep=0), tmp_path / "shallow.onnx")
 
 
 @pytest.mark.parametrize(

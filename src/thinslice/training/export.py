@@ -133,9 +133,10 @@ def load_weights(network: Network, path: Path) -> None:
     stored |= {name: np.zeros(wanted[name].shape, np.float32) for name in new if ".second." in name}
     stored |= {name: wanted[name].numpy() for name in new if ".first." in name}
     missing = [name for name, weight in wanted.items() if getattr(stored.get(name), "shape", None) != weight.shape]
-    if missing:
+    if missing or any(name.startswith("deep.") and name not in wanted for name in stored):
         raise ModelRefused(
-            f"got {path}, whose weights do not fit this network ({len(missing)} of {len(wanted)} differ); "
+            f"got {path}, whose weights do not fit this network "
+            f"({len(missing)} of {len(wanted)} differ, or it is deeper); "
             "need a model of the same recipe; next: check the path"
         )
     network.load_state_dict({name: torch.from_numpy(stored[name].copy()) for name in wanted})
