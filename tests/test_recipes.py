@@ -156,7 +156,7 @@ def test_the_planes_recipe_ends_with_a_family_for_mr_and_one_for_ct(data_for_pla
     assert card["trained"]["ct-in-plane-x4"]["steps"] == 1
     assert [row["file"] for row in card["data"] if "slices" in row] == ["ct/chest.nii.gz"]
     assert [row["file"] for row in card["data"]] == ["iso_train/small.nii.gz", "ct/chest.nii.gz"]
-    assert card["parameters"] == pytest.approx(61_000, rel=0.01)
+    assert card["parameters"] == pytest.approx(47_000, rel=0.1)
     voxels = np.random.default_rng(0).integers(-1000, 2000, (20, 22, 12)).astype(np.int16)
     volume = Volume(voxels, np.diag([1.0, 1.0, 4.0, 1.0]))
     plan = make_plan(volume, factor=4, in_plane=2, model=ct.name, envelope=ct.envelope)

@@ -59,8 +59,13 @@ def default() -> list[Stage]:
 
 def planes() -> list[Stage]:
     """The embedded networks for planes: for x2 and x4, for MR, and from there for CT, of which there is less."""
-    mr = [_planes_stage("mr", "iso_train", part, factor, Planes(part, Shrinking(factor))) for part, factor in _PLANES]
-    for_ct = [Planes(part, Shrinking(factor), hounsfield=True) for part, factor in _PLANES]
+
+    def task(part: Part, factor: int, hounsfield: bool) -> Planes:
+        narrow = part == "depth" and factor == 2  # which has the most pixels to go through for what it adds
+        return Planes(part, Shrinking(factor), {"width": 16 if narrow else 32, "fine_width": 16}, hounsfield=hounsfield)
+
+    mr = [_planes_stage("mr", "iso_train", part, factor, task(part, factor, False)) for part, factor in _PLANES]
+    for_ct = [task(part, factor, True) for part, factor in _PLANES]
     schedule = _gentler(Schedule(steps=2000, save_every=200))
     return mr + [
         replace(_planes_stage("ct", "ct", task.part, task.shrinking.factor, task), schedule=schedule, start=stage.name)
