@@ -140,4 +140,4 @@ def test_the_embedded_weights_beat_projected_cubic_on_a_scan_they_never_saw():
         answer = upsample(acquired, plan, model)
         assert answer.guard.share < 0.01
         scores.append(psnr(answer.volume.voxels, truth.voxels, data_range(truth.voxels), foreground(truth.voxels)))
-    assert scores[1] > scores[0], scores  # measured: +0.03 dB; its pixels are finer than what was acquired
+    assert scores[1] > scores[0], scores  # measured: +0.02 dB; its pixels are finer than what was acquired

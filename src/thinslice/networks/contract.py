@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 
 
@@ -31,6 +32,13 @@ class SlabNetwork(Network):
     reach: int
     n_geometry: int = 3
     n_position: int = 7
+
+    def grown(self, known: set[str]) -> dict[str, np.ndarray]:
+        """Weights of what a network has more than an earlier one, silent at first; ``known`` are the earlier one's.
+
+        None by default: a file must then have them all.
+        """
+        return {}
 
     @abstractmethod
     def trunk(self, slices: Tensor, geometry: Tensor) -> Tensor:

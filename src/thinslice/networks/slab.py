@@ -9,6 +9,7 @@ the other, so the answer runs on smoothly from slab to slab.
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -85,6 +86,15 @@ class SlabNet(SlabNetwork):
         self.to_kernel = nn.Linear(64, width * 9 + 1)
         nn.init.normal_(self.to_kernel.weight, std=0.2 * (1.0 / (64 * 9 * width)) ** 0.5)
         nn.init.zeros_(self.to_kernel.bias)
+
+    def grown(self, known: set[str]) -> dict[str, np.ndarray]:
+        """Blocks at the deep level that a file does not have: they add nothing at first."""
+        new = {i: block for i, block in enumerate(self.deep) if f"deep.{i}.first.weight" not in known}
+        return {
+            f"deep.{i}.{name}": (torch.zeros_like(weight) if name.startswith("second") else weight).numpy()
+            for i, block in new.items()
+            for name, weight in block.state_dict().items()
+        }
 
     def trunk(self, slices: Tensor, geometry: Tensor) -> Tensor:
         """[n, 2 * context + 1, h, w] -> features [n, width, h, w]."""

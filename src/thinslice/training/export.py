@@ -115,8 +115,7 @@ def _read(path: Path) -> Any:
 def load_weights(network: Network, path: Path) -> None:
     """Fill a network with the weights of a model file that `export` wrote, to train on from there.
 
-    A network with more blocks at its deep level than the file computes at first what the file does: what the new
-    blocks add is set to zero.
+    A network that has grown since computes at first what the file does, see `SlabNetwork.grown`.
 
     Raises:
         ModelRefused: the file is not a model of this network.
@@ -129,14 +128,13 @@ def load_weights(network: Network, path: Path) -> None:
         if node.op_type == "Identity" and node.input[0] in stored:
             stored[node.output[0]] = stored[node.input[0]]
     wanted = network.state_dict()
-    new = [name for name in wanted if name.startswith("deep.") and name not in stored]
-    stored |= {name: np.zeros(wanted[name].shape, np.float32) for name in new if ".second." in name}
-    stored |= {name: wanted[name].numpy() for name in new if ".first." in name}
+    stored = network.grown(set(stored)) | stored
     missing = [name for name, weight in wanted.items() if getattr(stored.get(name), "shape", None) != weight.shape]
-    if missing or any(name.startswith("deep.") and name not in wanted for name in stored):
+    beyond = [name for name in stored if name.endswith((".weight", ".bias")) and name not in wanted]
+    if missing or beyond:
         raise ModelRefused(
             f"got {path}, whose weights do not fit this network "
-            f"({len(missing)} of {len(wanted)} differ, or it is deeper); "
+            f"({len(missing)} of {len(wanted)} differ, {len(beyond)} are of something it does not have); "
             "need a model of the same recipe; next: check the path"
         )
     network.load_state_dict({name: torch.from_numpy(stored[name].copy()) for name in wanted})
