@@ -252,7 +252,7 @@ def test_padding_is_no_anatomy_and_comes_back_where_it_was(dtype, in_plane):
     air, padded = voxels.copy(), voxels.copy()
     air[outside], padded[outside] = voxels[~outside].min(), -3024
     volume = Volume(padded, np.diag([1.0, 1.0, 4.0, 1.0]))
-    result, plan = thinned(volume, factor=2, in_plane=in_plane)
+    result, plan = thinned(volume, factor=2, in_plane=in_plane, envelope=replace(PLANES, hounsfield=True))
     assert plan.padding == -3024
     assert "padding" in " ".join(plan.notes)
     answer = result.volume.voxels
@@ -266,8 +266,11 @@ def test_padding_is_no_anatomy_and_comes_back_where_it_was(dtype, in_plane):
 
 def test_the_lowest_value_of_an_ordinary_scan_is_no_padding():
     for low in (-1024, 0, 300):
-        voxels = np.maximum(np.random.default_rng(0).integers(low - 500, low + 900, (9, 9, 9)), low).astype(np.int16)
-        assert make_plan(Volume(voxels, np.diag([1.0, 1.0, 4.0, 1.0])), factor=2).padding is None
+        voxels = np.maximum(np.random.default_rng(0).integers(low - 500, low + 1500, (9, 9, 9)), low).astype(np.int16)
+        volume = Volume(voxels, np.diag([1.0, 1.0, 4.0, 1.0]))
+        tomography = replace(PLANES, hounsfield=low == -1024)
+        assert make_plan(volume, factor=2, envelope=tomography).padding is None
+        assert make_plan(volume, factor=2).padding is None
 
 
 def test_without_a_wish_the_nearest_factor_that_the_model_has_is_taken():

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from scipy.sparse import csr_array
 
 from thinslice.guard import GuardCount, keep_map, suspect_cells
 from thinslice.interpolate import INTERPOLATIONS
@@ -43,14 +42,14 @@ def enlarge_slices(
     rows, columns = (
         enlarging_matrix(size, factor, interpolation, margin).astype(np.float32) for size in (height, width)
     )
-    small_rows, small_columns = (csr_array(downscaling_matrix(size, factor)) for size in (height, width))
+    small_rows, small_columns = (downscaling_matrix(size, factor).astype(np.float32) for size in (height, width))
     inner = slice(factor * margin, -factor * margin or None)
     answer = np.empty((count, factor * height, factor * width), np.float32)
     bounds = (float(slices.min()), float(slices.max()))
     cells: list[np.ndarray] = []
 
     def disagreement(large: np.ndarray, plane: np.ndarray) -> np.ndarray:
-        small: np.ndarray = (small_columns @ (small_rows @ large).T).T - plane
+        small: np.ndarray = small_rows @ large @ small_columns.T - plane
         return small
 
     def fill(index: int) -> None:

@@ -217,11 +217,12 @@ def make_plan(
     if envelope is not None:
         _check_envelope(model, envelope, real_factor, thickness / thick_mm, profile, thick_mm, spacings)
         _check_grid(model, envelope, grid)
-    padding = _padding(volume.voxels)
+    padding = None
+    if envelope is not None and envelope.hounsfield:
+        padding = _padding(volume.voxels)
+        _check_hounsfield(model, volume, padding)
     if padding is not None:
         notes.append(f"voxels of {padding:g} are padding: computed as air, and put back where they were")
-    if envelope is not None and envelope.hounsfield:
-        _check_hounsfield(model, volume, padding)
     if fuse and (envelope is None or envelope.factors is None):
         raise PlanRefused(
             f"got --fuse for model {model}, which has one way to look at a scan; need networks for planes; next: "

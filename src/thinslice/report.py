@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.sparse import csr_array
 
 from thinslice.degrade import bands, thicken
 from thinslice.files import whole_or_not
@@ -162,8 +161,8 @@ def _seen_again_and_small(
     thick: np.ndarray, thin: np.ndarray, plan: Plan, start: int, stop: int
 ) -> Iterator[np.ndarray]:
     """Differences of some acquired slices, one by one; the thin slices are larger in-plane by a whole factor."""
-    rows, columns = (csr_array(downscaling_matrix(size, plan.in_plane)) for size in thick.shape[1:])
+    rows, columns = (downscaling_matrix(size, plan.in_plane) for size in thick.shape[1:])
     for index in range(start, stop):
         seen, matrix = plan.rows(index, index + 1)
         large = np.tensordot(matrix[0], thin[seen].astype(np.float64), axes=1)
-        yield (columns @ (rows @ large).T).T - thick[index]
+        yield rows @ large @ columns.T - thick[index]

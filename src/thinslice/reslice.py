@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 import numpy as np
-from scipy.sparse import csr_array
 
 from thinslice.degrade import bands, thicken
 from thinslice.errors import InputRefused, PlanRefused
@@ -144,11 +143,11 @@ def _fill_image(thin: np.ndarray, out: np.ndarray, matrix: np.ndarray, times: in
         for band in bands(thin):
             _put(thicken(thin[band].astype(np.float64, order="C"), matrix), out[band])
         return
-    rows, columns = (csr_array(downscaling_matrix(size, times)) for size in out.shape[1:])
+    rows, columns = (downscaling_matrix(size, times) for size in out.shape[1:])
     for i, weights in enumerate(matrix):
         seen = np.flatnonzero(weights)
         large = np.tensordot(weights[seen], thin[seen].astype(np.float64), axes=1)
-        _put((columns @ (rows @ large).T).T, out[i])
+        _put(rows @ large @ columns.T, out[i])
 
 
 def _put(values: np.ndarray, out: np.ndarray) -> None:

@@ -11,6 +11,7 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from thinslice.degrade import along_first_axis, bands, correction_matrix, damping_of
 from thinslice.enlarge import enlarge_depth, enlarge_slices
@@ -80,6 +81,7 @@ def upsample(
     total, clipped = GuardCount(), 0
     lines = _Lines(plan, model.base)
     workers = ThreadPoolExecutor(WORKERS)
+    limits = threadpool_limits(1, "blas")  # whose threads wait in a busy loop for work and take the networks' cores
     try:
         for t in range(series.shape[3]):
             thick = np.moveaxis(series[..., t], plan.axis, 0)
@@ -100,6 +102,7 @@ def upsample(
             total, clipped = total + stack.count, clipped + stack.clipped
     finally:
         workers.shutdown(cancel_futures=True)
+        limits.restore_original_limits()
     affine = np.array(plan.affine_thin)
     return Upsampled(replace(volume, voxels=out, affine=affine, thickness_mm=None, notes=plan.notes), total, clipped)
 

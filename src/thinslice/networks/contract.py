@@ -16,6 +16,13 @@ class Network(nn.Module):
 
     settings: dict[str, Any]
 
+    def grown(self, known: set[str]) -> dict[str, np.ndarray]:
+        """Weights of what a network has more than an earlier one, silent at first; ``known`` are the earlier one's.
+
+        None by default: a file must then have them all.
+        """
+        return {}
+
 
 class SlabNetwork(Network):
     """A trunk that is paid once per acquired slice, and a read-out per thin slice.
@@ -32,13 +39,6 @@ class SlabNetwork(Network):
     reach: int
     n_geometry: int = 3
     n_position: int = 7
-
-    def grown(self, known: set[str]) -> dict[str, np.ndarray]:
-        """Weights of what a network has more than an earlier one, silent at first; ``known`` are the earlier one's.
-
-        None by default: a file must then have them all.
-        """
-        return {}
 
     @abstractmethod
     def trunk(self, slices: Tensor, geometry: Tensor) -> Tensor:

@@ -115,7 +115,7 @@ def _read(path: Path) -> Any:
 def load_weights(network: Network, path: Path) -> None:
     """Fill a network with the weights of a model file that `export` wrote, to train on from there.
 
-    A network that has grown since computes at first what the file does, see `SlabNetwork.grown`.
+    A network that has grown since computes at first what the file does, see `Network.grown`.
 
     Raises:
         ModelRefused: the file is not a model of this network.
