@@ -1,11 +1,12 @@
 """The claims of Georgescu et al. (IEEE Access 2020), repeated: does the intermediate loss help, does the blur?
 
-    python experiments/planes.py --data DATA -o out [--steps 300] [--seeds 2] [--only NAME ...]
+    python experiments/planes.py --data DATA -o out [--steps 300] [--seeds 2] [--jobs 2] [--only NAME ...]
     python experiments/planes.py --data DATA -o out --models planes-mr planes-ct
 
 The first trains one small network for every cell of `CELLS`, seed, scanner, part and factor (those that are there
-already are left alone), scores them, and writes the claims with their paired intervals. The second scores models of the
-package, also fused, and in all three directions. Both write ``results.jsonl`` and tables, in two protocols:
+already are left alone), all from the same number of patches, scores them on the middle of the MR scans, and writes the
+claims with their paired intervals. The second scores models of the package on whole scans, also fused, and in all three
+directions. Both write ``results.jsonl`` and tables, in two protocols:
 
 *Pictures*, the paper's: 8 bits, anti-aliased bicubic downscaling, PSNR (255) and SSIM (7 x 7) of every slice, averaged
 over the slices that show something. *Slices*, what a scanner does: a Gaussian profile as wide as the factor, PSNR and
@@ -17,8 +18,11 @@ people. CT slices are 2-3 mm apart and have no thinner truth, so that "depth" is
 
 import argparse
 import json
+import multiprocessing
+import os
 import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -82,12 +86,12 @@ def main() -> int:
     arguments.output.mkdir(parents=True, exist_ok=True)
     if arguments.models:
         names = [(name, fuse) for fuse in (False, True) for name in arguments.models]
-        records = score(arguments.data, arguments.output, names, PARTS)
+        records = score(arguments, names, PARTS, middle=1.0)
         text = table(records)
     else:
         runs = list(product(arguments.only or CELLS, range(arguments.seeds)))
-        folders = [train(cell, seed, arguments) for cell, seed in runs]
-        records = score(arguments.data, arguments.output, [(str(folder), False) for folder in folders], PARTS[:2])
+        folders = list(beside(arguments.jobs, train, [(cell, seed, arguments) for cell, seed in runs]))
+        records = score(arguments, [(str(folder), False) for folder in folders], PARTS[:2], middle=0.5)
         for record in records:
             record["model"], _, record["seed"] = record["model"].partition(" seed ")
         text = table(records) + "\n" + claims(records)
@@ -96,19 +100,29 @@ def main() -> int:
     return 0
 
 
+def beside(jobs: int, work: Any, calls: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
+    """Some calls beside each other, each in a process of its own; their answers in order."""
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as processes:
+        yield from processes.map(work, *zip(*calls, strict=True))
+
+
 def train(cell: str, seed: int, arguments: argparse.Namespace) -> Path:
     """All networks of one cell, unless they are there; returns the path of their family without scanner."""
+    import torch
+
     from thinslice.training.recipes import RECIPES, run_stages
     from thinslice.training.tasks import Planes
 
     recipe, weight, sigma = CELLS[cell]
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // arguments.jobs))
     folder = arguments.output / f"{cell} seed {seed} steps {arguments.steps}"
     stages = []
     for stage in RECIPES[recipe]():
         task = stage.task
         assert isinstance(task, Planes)
         shrinking = replace(task.shrinking, scanner=0.0, sigma_vox=sigma, blurred=0.5)
-        task = replace(task, shrinking=shrinking, intermediate=weight)
+        patches = 8 // shrinking.factor  # as many enlarged pixels per step in one direction
+        task = replace(task, shrinking=shrinking, intermediate=weight, patches=patches)
         model = f"{cell} seed {seed}-{stage.model.removeprefix('planes-')}" if stage.model else None
         schedule = replace(stage.schedule, steps=arguments.steps, warm_up=min(200, arguments.steps // 4))
         stages.append(replace(stage, task=task, model=model, schedule=schedule, start=None))
@@ -117,47 +131,62 @@ def train(cell: str, seed: int, arguments: argparse.Namespace) -> Path:
     return folder / f"{cell} seed {seed}"
 
 
-def score(data: Path, out: Path, names: Sequence[tuple[str, bool]], parts: Sequence[str]) -> list[Record]:
-    """Every model, fused or not, and every baseline on every scan, in both protocols."""
+def score(
+    arguments: argparse.Namespace, names: Sequence[tuple[str, bool]], parts: Sequence[str], middle: float
+) -> list[Record]:
+    """Every model, fused or not, and every baseline on every scan, in both protocols.
+
+    ``middle``: share of an MR scan along each axis that is scored.
+    """
+    calls = [
+        (path, scanner, part, factor, names, middle)
+        for scanner, path in scans(arguments.data)
+        for part, factor in product(parts, FACTORS)
+        if (scanner, part) != ("ct", "both")
+    ]
     records = []
-    with (out / "results.jsonl").open("w") as lines:
-        for scanner, case, volume in scans(data):
-            models = [(_title(name, fuse), _for_scanner(name, scanner), fuse) for name, fuse in names]
-            models = [(base, find_model(base), False) for base in BASELINES] + models
-            for part, factor in product(parts, FACTORS):
-                for record in scores(scanner, volume, part, factor, models):
-                    records.append({"scanner": scanner, "case": case, "part": part, "factor": factor} | record)
-                    lines.write(json.dumps(records[-1]) + "\n")
-                    lines.flush()
+    with (arguments.output / "results.jsonl").open("w") as lines:
+        for made in beside(arguments.jobs, scores, calls):
+            records += made
+            lines.writelines(json.dumps(record) + "\n" for record in made)
+            lines.flush()
     return records
 
 
-def scans(data: Path) -> Iterator[tuple[str, str, np.ndarray]]:
-    """Scanner, name and voxels [slices, h, w]."""
-    for scanner, folder in (("mr", "iso_dev"), ("ct", "ct")):
-        for path in sorted((data / folder).glob("*.nii*")):
-            volume = read(path)
-            slices = np.moveaxis(volume.voxels, through_plane_axis(volume), 0).astype(np.float32)
-            first = round(LAST * len(slices)) if scanner == "ct" else 0
-            yield scanner, path.name.split(".")[0], slices[first:]
+def scans(data: Path) -> list[tuple[str, Path]]:
+    """Scanner and file."""
+    return [(s, path) for s, f in (("mr", "iso_dev"), ("ct", "ct")) for path in sorted((data / f).glob("*.nii*"))]
+
+
+def voxels(path: Path, scanner: str, middle: float) -> np.ndarray:
+    """What is scored of a scan [slices, h, w]."""
+    volume = read(path)
+    slices = np.moveaxis(volume.voxels, through_plane_axis(volume), 0).astype(np.float32)
+    if scanner == "ct":
+        return slices[round(LAST * len(slices)) :]
+    edges = [round(n * (1 - middle) / 2) for n in slices.shape]
+    return slices[tuple(slice(edge, n - edge) for edge, n in zip(edges, slices.shape, strict=True))]
 
 
 def scores(
-    scanner: str, slices: np.ndarray, part: str, factor: int, models: Sequence[tuple[str, Model | None, bool]]
-) -> Iterator[Record]:
+    path: Path, scanner: str, part: str, factor: int, names: Sequence[tuple[str, bool]], middle: float
+) -> list[Record]:
     """All answers to one scan, one part and one factor."""
-    if scanner == "ct" and part == "both":
-        return
+    models = [(base, find_model(base), False) for base in BASELINES]
+    models += [(_title(name, fuse), _for_scanner(name, scanner), fuse) for name, fuse in names]
+    slices = voxels(path, scanner, middle)
     truth = slices.swapaxes(0, 1) if scanner == "ct" and part == "depth" else slices
     truth = np.ascontiguousarray(_whole(truth, factor, part))
-    for title, model, fuse in models:
-        if model is None:
-            continue
+    about = {"scanner": scanner, "case": path.name.split(".")[0], "part": part, "factor": factor}
+    return [
+        about | {"model": title, "protocol": protocol, "psnr_db": decibel, "ssim": likeness}
+        for title, model, fuse in models
+        if model is not None
         for protocol, decibel, likeness in (
             *pictures(truth, part, factor, model, fuse),
             *thick_slices(truth, part, factor, model, fuse),
-        ):
-            yield {"protocol": protocol, "model": title, "psnr_db": decibel, "ssim": likeness}
+        )
+    ]
 
 
 def pictures(truth: np.ndarray, part: str, factor: int, model: Model, fuse: bool) -> Iterator[tuple[str, float, float]]:
@@ -315,6 +344,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=300, help="of every network")
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--jobs", type=int, default=2, help="processes beside each other")
     parser.add_argument("--only", nargs="*", choices=CELLS, help="cells to train and score")
     parser.add_argument("--models", nargs="*", help="score these instead")
     return parser.parse_args()
