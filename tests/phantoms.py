@@ -194,5 +194,7 @@ def enlarging(part: str, factor: int, add: Callable[[np.ndarray], np.ndarray], r
         assert base.shape[1:] == tuple(n * k for n, k in zip(planes.shape[1:], times, strict=True))
         return np.asarray(base + add(base), np.float32)
 
-    envelope = Envelope(factors=(factor,) if part == "depth" else (), in_plane=(1,) if part == "depth" else (1, factor))
+    envelope = Envelope(
+        only_factors=(factor,) if part == "depth" else (), in_plane=(1,) if part == "depth" else (1, factor)
+    )
     return Model("planes", "cubic", planes={(part, factor): Enlarger(run, (reach, reach))}, envelope=envelope)

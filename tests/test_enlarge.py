@@ -158,7 +158,7 @@ def test_labels_come_along_in_plane_too():
     np.testing.assert_array_equal(labels.voxels[::2, 1::2, 1::3], drawn)
 
 
-PLANES = Envelope(factors=(2, 4), in_plane=(1, 2), grids=("fov",))
+PLANES = Envelope(only_factors=(2, 4), in_plane=(1, 2), grids=("fov",))
 
 
 @pytest.mark.parametrize(
@@ -286,3 +286,30 @@ def test_fusing_needs_a_network_for_planes():
     with pytest.raises(PlanRefused, match=r"--fuse for model default.*next:"):
         make_plan(volume, model="default", envelope=Envelope(), fuse=True)
     assert make_plan(volume, model="planes", envelope=PLANES, fuse=True).fuse
+
+
+def test_progress_rises_to_one_also_while_slices_are_enlarged_and_deepened():
+    seen = []
+    volume = Volume(np.zeros((12, 14, 70, 2), np.float32), np.diag([1.0, 1.0, 4.0, 1.0]))
+    model = enlarging("depth", 2, lambda base: base)
+    plan = make_plan(volume, factor=2, in_plane=2)
+    upsample(volume, plan, model, progress=seen.append)
+    assert seen == sorted(seen)
+    assert 0 < seen[0] < 0.02
+    assert seen[-1] == 1.0
+    assert len([share for share in seen if 0.3 < share < 0.5]) >= 1  # the depth of the first volume
+
+
+def test_while_networks_run_their_cores_are_theirs_alone():
+    """OpenBLAS' threads spin for a while after a product: with two of them the same scan took a quarter longer."""
+    from threadpoolctl import threadpool_info
+
+    def threads():
+        return [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+
+    before, during = threads(), []
+    volume = Volume(np.zeros((12, 14, 6), np.float32), np.diag([1.0, 1.0, 4.0, 1.0]))
+    thinned(volume, enlarging("depth", 2, lambda base: during.append(threads()) or base), factor=2)
+    assert during
+    assert all(count == 1 for counts in during for count in counts)
+    assert threads() == before

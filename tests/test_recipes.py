@@ -144,7 +144,7 @@ def test_the_planes_recipe_ends_with_a_family_for_mr_and_one_for_ct(data_for_pla
     assert len(models) == 8
     mr, ct = (find_model(str(tmp_path / name)) for name in ("planes-mr", "planes-ct"))
     for model in (mr, ct):
-        assert model.envelope.factors == (2, 4)
+        assert model.envelope.only_factors == (2, 4)
         assert model.envelope.in_plane == (1, 2, 4)
         assert set(model.planes) == {(part, factor) for part in ("in-plane", "depth") for factor in (2, 4)}
     assert (mr.envelope.hounsfield, ct.envelope.hounsfield) == (False, True)

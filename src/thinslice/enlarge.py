@@ -19,8 +19,17 @@ PIXELS = 2**19
 """Of the enlarged planes that a network makes in one call."""
 
 
+def untold(share: float) -> None:
+    """Nobody asked how much is done."""
+
+
 def enlarge_slices(
-    slices: np.ndarray, factor: int, interpolation: str, network: Enlarger | None = None, fuse: bool = False
+    slices: np.ndarray,
+    factor: int,
+    interpolation: str,
+    network: Enlarger | None = None,
+    fuse: bool = False,
+    progress: Callable[[float], None] = untold,
 ) -> tuple[np.ndarray, GuardCount]:
     """Make every slice ``factor`` times larger along both of its axes, outer edges kept.
 
@@ -33,6 +42,7 @@ def enlarge_slices(
         interpolation: what the network corrects, or the answer itself without a network.
         network: for planes of this factor along both axes.
         fuse: the median over the eight turns and flips of a slice.
+        progress: called with the share done, 0 .. 1.
 
     Returns:
         float32 [n, factor h, factor w], and the guard's count.
@@ -67,12 +77,18 @@ def enlarge_slices(
         keep = keep_map(suspect, (height, width)).repeat(factor, axis=0).repeat(factor, axis=1)
         answer[index] += keep * (whole - answer[index])
 
-    _at_once(fill, range(count))
+    _at_once(fill, range(count), progress)
     return answer, sum((GuardCount().with_slab(c) for c in cells), GuardCount())
 
 
 def enlarge_depth(
-    slices: np.ndarray, beyond: int, factor: int, interpolation: str, network: Enlarger, fuse: bool = False
+    slices: np.ndarray,
+    beyond: int,
+    factor: int,
+    interpolation: str,
+    network: Enlarger,
+    fuse: bool = False,
+    progress: Callable[[float], None] = untold,
 ) -> np.ndarray:
     """Make ``factor`` slices of every one, by planes that run through the slices; outer edges kept.
 
@@ -82,6 +98,7 @@ def enlarge_depth(
         factor, interpolation: as above.
         network: for planes of this factor along their first axis.
         fuse: the mean over planes along both in-plane axes, each as it is and mirrored.
+        progress: as above.
 
     Returns:
         float32 [factor n, h, w].
@@ -90,7 +107,7 @@ def enlarge_depth(
     wanted = slice(factor * beyond, len(matrix) - factor * beyond)
     answer = np.zeros((wanted.stop - wanted.start, *slices.shape[1:]), np.float32)
     ways = [(2, False), (2, True), (1, False), (1, True)] if fuse else [(2, False)]
-    for along, mirrored in ways:  # planes [line, slice, along]
+    for way, (along, mirrored) in enumerate(ways):  # planes [line, slice, along]
         seen, out = (np.moveaxis(a, (0, along), (1, 2)) for a in (slices, answer))
         backwards = slice(None, None, -1 if mirrored else 1)
         margin = network.reach[1]
@@ -109,7 +126,7 @@ def enlarge_depth(
             said = network(planes, np.matmul(matrix, planes))[:, wanted, margin : planes.shape[2] - margin]
             out[lines] += said[:, :, backwards] / np.float32(len(ways))
 
-        _at_once(add, range(0, len(seen), at_once))
+        _at_once(add, range(0, len(seen), at_once), part_of(progress, way / len(ways), (way + 1) / len(ways)))
     return answer
 
 
@@ -125,13 +142,19 @@ def _in_pixels(large: np.ndarray, factor: int) -> np.ndarray:
     return large.reshape(height, factor, width, factor).transpose(1, 3, 0, 2).reshape(factor**2, height, width)
 
 
-def _at_once(work: Callable[[int], None], items: range) -> None:
+def part_of(progress: Callable[[float], None], begin: float, end: float) -> Callable[[float], None]:
+    """What a part of the work that lies between two shares of the whole has to call."""
+    return lambda share: progress(begin + share * (end - begin))
+
+
+def _at_once(work: Callable[[int], None], items: range, progress: Callable[[float], None]) -> None:
     """Some items beside each other; the first failure is raised, and nothing new is begun after it."""
     with ThreadPoolExecutor(WORKERS) as workers:
         jobs = [workers.submit(work, item) for item in items]
         try:
-            for job in jobs:
+            for done, job in enumerate(jobs, 1):
                 job.result()
+                progress(done / len(jobs))
         finally:
             workers.shutdown(cancel_futures=True)
 

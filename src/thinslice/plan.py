@@ -40,7 +40,7 @@ class Envelope:
 
     Attributes:
         factor, thickness_over_spacing, profiles, grids: of the plan.
-        factors: the only factors it has, None for any within ``factor``.
+        only_factors: the only factors it has, None for any within ``factor``.
         in_plane: the factors by which it can enlarge the slices themselves.
         hounsfield: it needs computed tomography.
     """
@@ -48,7 +48,7 @@ class Envelope:
     factor: tuple[float, float] = (1.0, float("inf"))
     thickness_over_spacing: tuple[float, float] = (0.0, float("inf"))
     profiles: tuple[str, ...] = PROFILES
-    factors: tuple[int, ...] | None = None
+    only_factors: tuple[int, ...] | None = None
     in_plane: tuple[int, ...] = (1,)
     grids: tuple[str, ...] = GRIDS
     hounsfield: bool = False
@@ -202,9 +202,9 @@ def make_plan(
             "need at least 2 slices to compute any between them; next: give the whole stack, not one slice of it"
         )
     target_mm = _target_mm(thick_mm, in_plane_mm, spacing_mm, factor)
-    if spacing_mm is None and factor is None and envelope is not None and envelope.factors:
+    if spacing_mm is None and factor is None and envelope is not None and envelope.only_factors:
         wish = thick_mm / target_mm
-        nearest = min(envelope.factors, key=lambda known: abs(np.log(known / wish)))
+        nearest = min(envelope.only_factors, key=lambda known: abs(np.log(known / wish)))
         if abs(wish - nearest) > TOLERANCE:
             notes.append(f"factor {nearest}, of those that {model} has the nearest to {wish:.3g}")
         target_mm = thick_mm / nearest
@@ -223,7 +223,7 @@ def make_plan(
         _check_hounsfield(model, volume, padding)
     if padding is not None:
         notes.append(f"voxels of {padding:g} are padding: computed as air, and put back where they were")
-    if fuse and (envelope is None or envelope.factors is None):
+    if fuse and (envelope is None or envelope.only_factors is None):
         raise PlanRefused(
             f"got --fuse for model {model}, which has one way to look at a scan; need networks for planes; next: "
             "leave --fuse out, or use --model planes-mr or planes-ct"
@@ -413,9 +413,11 @@ def _check_envelope(
 ) -> None:
     """Refuse what the model is not valid for; ``spacings``: the largest and smallest to advise, see above."""
     way_out = "or use --model cubic, which is valid for any geometry"
-    if envelope.factors is not None and not any(abs(factor - known) <= TOLERANCE for known in envelope.factors):
-        known = " or ".join(str(f) for f in envelope.factors) or "none: it enlarges slices only"
-        option = " or ".join(f"--factor {f}" for f in envelope.factors)
+    if envelope.only_factors is not None and not any(
+        abs(factor - known) <= TOLERANCE for known in envelope.only_factors
+    ):
+        known = " or ".join(str(f) for f in envelope.only_factors) or "none: it enlarges slices only"
+        option = " or ".join(f"--factor {f}" for f in envelope.only_factors)
         advice = f"give {option}, {way_out}" if option else way_out.removeprefix("or ")
         raise PlanRefused(f"got a factor of {factor:.3g} for model {model}; need {known}; next: {advice}")
     low, high = envelope.factor

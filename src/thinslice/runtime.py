@@ -143,7 +143,7 @@ def together(models: Sequence[Model], name: str) -> Model:
     envelopes = [model.envelope for model in models if model.envelope is not None]
     envelope = replace(
         envelopes[0],
-        factors=tuple(sorted({factor for part, factor in planes if part == "depth"})),
+        only_factors=tuple(sorted({factor for part, factor in planes if part == "depth"})),
         in_plane=(1, *sorted({factor for part, factor in planes if part == "in-plane"})),
     )
     hashes = ",".join(sorted(str(model.sha256) for model in models))
@@ -159,7 +159,7 @@ def together(models: Sequence[Model], name: str) -> Model:
 
 def _scans(model: Model) -> Envelope | None:
     """The scans that a network for planes is valid for, whatever its part and factor."""
-    return model.envelope and replace(model.envelope, factors=None, in_plane=())
+    return model.envelope and replace(model.envelope, only_factors=None, in_plane=())
 
 
 def run_once(path: Path, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -194,7 +194,7 @@ def _plane_model(session: Any, card: dict[str, Any], name: str, sha256: str) -> 
         envelope=Envelope(
             thickness_over_spacing=tuple(envelope["thickness_over_spacing"]),
             profiles=tuple(envelope["profiles"]),
-            factors=(factor,) if part == "depth" else (),
+            only_factors=(factor,) if part == "depth" else (),
             in_plane=(1, factor) if part == "in-plane" else (1,),
             grids=("fov",),
             hounsfield=bool(envelope["hounsfield"]),

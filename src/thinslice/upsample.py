@@ -14,7 +14,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from thinslice.degrade import along_first_axis, bands, correction_matrix, damping_of
-from thinslice.enlarge import enlarge_depth, enlarge_slices
+from thinslice.enlarge import enlarge_depth, enlarge_slices, part_of, untold
 from thinslice.guard import GuardCount, keep_map, suspect_cells
 from thinslice.interpolate import INTERPOLATIONS
 from thinslice.plan import Plan, intensity_range
@@ -41,6 +41,9 @@ WIDE = tuple(np.dtype(kind) for kind in (np.float64, np.int32, np.uint32, np.int
 CHUNK = 8
 """Slabs that are projected and stored together."""
 
+IN_PLANE_SHARE = 0.35
+"""Of the progress: what is done when the slices have been enlarged in-plane."""
+
 
 @dataclass(frozen=True)
 class Upsampled:
@@ -56,7 +59,7 @@ def upsample(
     plan: Plan,
     model: Model,
     out: np.ndarray | None = None,
-    progress: Callable[[float], None] | None = None,
+    progress: Callable[[float], None] = untold,
 ) -> Upsampled:
     """Compute the thin slices of a plan.
 
@@ -90,14 +93,14 @@ def upsample(
             padding = _Padding(thick, plan)
             thick = padding.filled(thick)
             shown = intensity_range(thick)
+            this = part_of(progress, t / series.shape[3], (t + 1) / series.shape[3])
+            begin = IN_PLANE_SHARE if plan.in_plane > 1 else 0.0
             if plan.in_plane > 1:
-                thick, count = _larger_slices(thick, shown, plan, model)
+                thick, count = _larger_slices(thick, shown, plan, model, part_of(this, 0, begin))
                 total += count
-            stack = _Stack(thick, shown, lines, model, workers)
+            stack = _Stack(thick, shown, lines, model, workers, part_of(this, begin, 1))
             for start in range(0, plan.n_thick, CHUNK):
                 stack.compute(start, min(start + CHUNK, plan.n_thick), thin)
-                if progress is not None:
-                    progress((t + min(start + CHUNK, plan.n_thick) / plan.n_thick) / series.shape[3])
             padding.put_back(thin, lines.owner)
             total, clipped = total + stack.count, clipped + stack.clipped
     finally:
@@ -187,7 +190,13 @@ class _Stack:
     """One 3-D scan with its slices along the first axis, in the network's normalised intensities."""
 
     def __init__(
-        self, thick: np.ndarray, shown: tuple[float, float], lines: _Lines, model: Model, workers: Executor
+        self,
+        thick: np.ndarray,
+        shown: tuple[float, float],
+        lines: _Lines,
+        model: Model,
+        workers: Executor,
+        progress: Callable[[float], None],
     ) -> None:
         self.thick = thick
         self.lines = lines
@@ -197,6 +206,7 @@ class _Stack:
         self.geometry = geometry_of(self.plan.factor, self.plan.thickness_over_spacing, self.plan.profile)
         self.clipped = 0
         self.workers = workers
+        self.progress = progress
         self.said: dict[int, Future[tuple[int, np.ndarray]]] = {}
         self.raw: dict[int, np.ndarray] = {}
         self.kept: dict[int, np.ndarray] = {}
@@ -238,6 +248,8 @@ class _Stack:
         for store in (self.raw, self.kept):
             for slab in [s for s in store if s < stop - PROJECTION_HALO - self.plan_reach]:
                 del store[slab]
+        if not self.model.planes or stop == self.plan.n_thick:
+            self.progress(stop / self.plan.n_thick)
 
     @property
     def adds(self) -> bool:
@@ -271,7 +283,8 @@ class _Stack:
         network = self.model.planes["depth", factor]
         beyond = network.reach[0]
         around = self.slices(start - beyond, stop + beyond)
-        answer = enlarge_depth(around, beyond, factor, self.model.base, network, self.plan.fuse)
+        told = part_of(self.progress, start / self.plan.n_thick, stop / self.plan.n_thick)
+        answer = enlarge_depth(around, beyond, factor, self.model.base, network, self.plan.fuse, told)
         low, high = self.lines.beyond(start, stop)
         base = self.lines.base(self.lines.thin_of(start, stop), low, high)
         for band in bands(self.thick):
@@ -349,13 +362,13 @@ class _Padding:
 
 
 def _larger_slices(
-    thick: np.ndarray, shown: tuple[float, float], plan: Plan, model: Model
+    thick: np.ndarray, shown: tuple[float, float], plan: Plan, model: Model, progress: Callable[[float], None]
 ) -> tuple[np.ndarray, GuardCount]:
     """The acquired slices [n, h, w], each of them enlarged in-plane, in the scan's own units."""
     low, scale = shown[0], shown[1] - shown[0]
     slices = ((thick.astype(np.float64, order="C") - low) / scale).astype(np.float32)
     network = model.planes.get(("in-plane", plan.in_plane))
-    large, count = enlarge_slices(slices, plan.in_plane, model.base, network, plan.fuse)
+    large, count = enlarge_slices(slices, plan.in_plane, model.base, network, plan.fuse, progress)
     if thick.dtype in WIDE:
         return large.astype(np.float64) * scale + low, count
     large *= np.float32(scale)
