@@ -254,23 +254,26 @@ def table(records: Sequence[Record]) -> str:
 
 def claims(records: Sequence[Record]) -> str:
     """Markdown: what each claim is worth, paired over the scans, and how much the seeds differ about it."""
-    rows = ["| claim | scanner | part | factor | protocol | gain dB (95 % over scans) | by seed |"]
-    rows.append("|---|---|---|--:|---|--:|---|")
+    pooled = [record | {"scanner": "all", "case": (record["scanner"], record["case"])} for record in records]
+    rows = ["| claim | scanner | part | factor | protocol | scans | gain dB (95 % over scans) | by seed |"]
+    rows.append("|---|---|---|--:|---|--:|--:|---|")
     for claim, (with_it, without) in CLAIMS.items():
-        for group, mine in _grouped(records):
-            pair = [_by_case(mine, cell) for cell in (with_it, without)]
-            if not all(pair):
-                continue
-            gains = [pair[0][case] - pair[1][case] for case in pair[0]]
-            seeds = sorted({r["seed"] for r in mine if r["model"] == with_it})
-            by_seed = [
-                mean(_by_case(mine, with_it, s).values()) - mean(_by_case(mine, without, s).values()) for s in seeds
-            ]
-            rows.append(
-                f"| {claim} | {' | '.join(map(str, group))} | {mean(gains):+.3f}{_interval(gains)} | "
-                f"{', '.join(f'{gain:+.3f}' for gain in by_seed)} |"
+        for group, mine in _grouped([*records, *pooled]):
+            gains, *by_seed = (
+                _paired(mine, with_it, without, seed)
+                for seed in (None, *sorted({r["seed"] for r in mine if r["model"] == with_it}))
             )
+            if gains:
+                each = ", ".join(f"{mean(own):+.3f}" for own in by_seed)
+                gain = f"{mean(gains):+.3f}{_interval(gains)}"
+                rows.append(f"| {claim} | {' | '.join(map(str, group))} | {len(gains)} | {gain} | {each} |")
     return "\n".join(rows) + "\n"
+
+
+def _paired(records: Sequence[Record], with_it: str, without: str, seed: str | None) -> list[float]:
+    """Gain of every scan; none unless both were scored."""
+    one, other = (_by_case(records, cell, seed) for cell in (with_it, without))
+    return [one[case] - other[case] for case in one if case in other]
 
 
 def _grouped(records: Sequence[Record]) -> Iterator[tuple[tuple[Any, ...], list[Record]]]:
@@ -289,7 +292,7 @@ def _by_case(records: Sequence[Record], model: str, seed: str | None = None) -> 
 def _interval(values: list[float]) -> str:
     if len(values) < 2:
         return ""
-    return f" ± {student.ppf(0.975, len(values) - 1) * stdev(values) / len(values) ** 0.5:.2f}"
+    return f" ± {student.ppf(0.975, len(values) - 1) * stdev(values) / len(values) ** 0.5:.3f}"
 
 
 def _title(name: str, fuse: bool) -> str:

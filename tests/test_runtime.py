@@ -20,7 +20,7 @@ from thinslice.plan import make_plan, through_plane_axis
 from thinslice.runtime import CARD_KEY, SLAB_INPUTS, load_model
 from thinslice.upsample import upsample
 from thinslice.volume import Volume
-from thinslice.weights import EMBEDDED, embedded_names, find_model
+from thinslice.weights import EMBEDDED, find_model
 
 
 def foreign(path, card, inputs):
@@ -97,10 +97,10 @@ def test_it_does_not_need_what_only_linux_has(monkeypatch):
     assert find_model("default").residual is not None
 
 
-@pytest.mark.parametrize("name", embedded_names())
-def test_the_card_beside_an_embedded_model_is_its_own(name):
-    model, card = find_model(name), json.loads((EMBEDDED / f"{name}.json").read_text())
-    content = (EMBEDDED / f"{name}.onnx").read_bytes()
+@pytest.mark.parametrize("path", sorted(EMBEDDED.glob("*.onnx")), ids=lambda path: path.stem)
+def test_the_card_beside_an_embedded_model_is_its_own(path):
+    model, card = load_model(path), json.loads(path.with_suffix(".json").read_text())
+    content = path.read_bytes()
     assert card["sha256"] == model.sha256 == hashlib.sha256(content).hexdigest()
     assert model.card is not None
     assert {key: card[key] for key in model.card} == model.card
