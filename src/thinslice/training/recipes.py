@@ -62,11 +62,12 @@ def planes() -> list[Stage]:
 
     def task(part: Part, factor: int, hounsfield: bool) -> Planes:
         narrow = part == "depth" and factor == 2  # which has the most pixels to go through for what it adds
-        return Planes(part, Shrinking(factor), {"width": 16 if narrow else 32, "fine_width": 16}, hounsfield=hounsfield)
+        widths = {"width": 16 if narrow else 32, "fine_width": 16}
+        return Planes(part, Shrinking(factor), widths, hounsfield=hounsfield, patches=8 // factor)
 
     mr = [_planes_stage("mr", "iso_train", part, factor, task(part, factor, False)) for part, factor in _PLANES]
     for_ct = [task(part, factor, True) for part, factor in _PLANES]
-    schedule = _gentler(Schedule(steps=2000, save_every=200))
+    schedule = _gentler(Schedule(steps=4000, save_every=200))
     return mr + [
         replace(_planes_stage("ct", "ct", task.part, task.shrinking.factor, task), schedule=schedule, start=stage.name)
         for task, stage in zip(for_ct, mr, strict=True)
@@ -87,9 +88,10 @@ def planes_paper() -> list[Stage]:
                     Shrinking(factor, scanner=0.0),
                     {"residual": False, "fine_width": 32},
                     hounsfield=scanner == "ct",
+                    patches=8 // factor,
                 ),
             ),
-            schedule=Schedule(steps=4000, save_every=200, rate=1e-3, muon_rate=0.0, weight_decay=0.0),
+            schedule=Schedule(steps=8000, save_every=200, rate=1e-3, muon_rate=0.0, weight_decay=0.0),
         )
         for scanner, source in (("mr", "iso_train"), ("ct", "ct"))
         for part, factor in _PLANES
@@ -104,7 +106,7 @@ def _planes_stage(scanner: str, source: str, part: Part, factor: int, task: Plan
         f"{scanner}-{part}-x{factor}",
         {source: 1.0},
         task,
-        Schedule(steps=4000, save_every=200),
+        Schedule(steps=8000, save_every=200),
         model=f"planes-{scanner}.{part}-x{factor}",
     )
 

@@ -94,7 +94,7 @@ class Planes:
     network: dict[str, Any] = field(default_factory=dict)
     intermediate: float = 1.0
     hounsfield: bool = False
-    patches: int = 8
+    patches: int = 4
     lines: int = 6
     size: int = 24
     margin: int = 6
