@@ -176,6 +176,15 @@ def test_every_network_for_planes_goes_on_from_its_own_file(data_for_planes, tmp
         run("planes", data_for_planes, tmp_path / "third", steps=8, start=tmp_path / "empty", report=silent)
 
 
+def test_a_network_that_makes_the_image_anew_can_be_used_like_any_other(data_for_planes, tmp_path):
+    models = run("planes-paper", data_for_planes, tmp_path, steps=8, report=silent)
+    assert len(models) == 8
+    model = find_model(str(tmp_path / "planes-mr"))
+    volume = Volume(np.random.default_rng(0).random((20, 22, 6)), np.diag([1.0, 1.0, 4.0, 1.0]))
+    plan = make_plan(volume, factor=4, in_plane=2, model=model.name, envelope=model.envelope)
+    assert upsample(volume, plan, model).volume.voxels.shape == (40, 44, 24)
+
+
 def test_all_sources_are_looked_for_before_anything_is_trained(data, tmp_path):
     with pytest.raises(InputRefused, match="no folder ct"):
         run("planes", data, tmp_path / "out", steps=8, report=silent)

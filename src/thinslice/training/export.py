@@ -62,6 +62,9 @@ def export(network: Network, card: dict[str, Any], path: Path) -> str:
                 dynamic_axes=exported.moving,
             )
         model = onnx.load(temporary)
+        traced = {entry.name for entry in model.graph.input}
+        for name in exported.inputs.keys() - traced:  # what a network has no use for, but is given all the same
+            model.graph.input.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
         onnx.helper.set_model_props(model, {CARD_KEY: json.dumps(card)})
         onnx.save(model, temporary)
         _compare(exported, temporary)
