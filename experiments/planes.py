@@ -1,7 +1,7 @@
 """The claims of Georgescu et al. (IEEE Access 2020), repeated: does the intermediate loss help, does the blur?
 
-    python experiments/planes.py --data DATA -o out [--steps 300] [--seeds 2] [--jobs 2] [--only NAME ...]
-    python experiments/planes.py --data DATA -o out --models planes-mr planes-ct
+    python experiments/planes.py --data DATA -o claims [--steps 300] [--seeds 2] [--jobs 2] [--only NAME ...]
+    python experiments/planes.py --data DATA -o scores --models planes-mr planes-ct default
 
 The first trains one small network for every cell of `CELLS`, seed, scanner, part and factor (those that are there
 already are left alone), all from the same number of patches, scores them on the middle of the MR scans, and writes the
@@ -12,8 +12,10 @@ directions. Both write ``results.jsonl`` and tables, in two protocols:
 over the slices that show something. *Slices*, what a scanner does: a Gaussian profile as wide as the factor, PSNR and
 SSIM (7 x 7 x 7) over the foreground of the volume, in depth with and without the projection.
 
-MR: `iso_dev`. CT: the last third of the slices of `ct`, of which training saw the first 60 %; these are the same two
-people. CT slices are 2-3 mm apart and have no thinner truth, so that "depth" is there an in-plane axis.
+MR: `iso_dev`, thick along the last axis. CT: the last third of the slices of `ct`, of which training saw the first
+60 %; these are the same two people. CT slices are 2-3 mm apart and have no thinner truth, so that "depth" is there an
+in-plane axis, and half of the fused planes run along the slices. A model that is not for planes is scored in depth
+alone, by `upsample`, in pictures without the projection.
 """
 
 import argparse
@@ -24,6 +26,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from glob import escape
 from itertools import product
 from pathlib import Path
 from statistics import mean, stdev
@@ -34,7 +37,6 @@ from scipy.stats import t as student
 from skimage.metrics import structural_similarity
 
 from thinslice.enlarge import enlarge_depth, enlarge_slices, enlarging_matrix
-from thinslice.errors import ModelRefused
 from thinslice.metrics import data_range, foreground, psnr, ssim
 from thinslice.nifti import read
 from thinslice.plan import intensity_range, make_plan, through_plane_axis
@@ -85,7 +87,8 @@ def main() -> int:
     arguments = _arguments()
     arguments.output.mkdir(parents=True, exist_ok=True)
     if arguments.models:
-        names = [(name, fuse) for fuse in (False, True) for name in arguments.models]
+        once = [(name, False) for name in arguments.models]
+        names = once + [(name, True) for name in arguments.models if find_model(name).planes]
         records = score(arguments, names, PARTS, middle=1.0)
         text = table(records)
     else:
@@ -110,19 +113,19 @@ def train(cell: str, seed: int, arguments: argparse.Namespace) -> Path:
     """All networks of one cell, unless they are there; returns the path of their family without scanner."""
     import torch
 
-    from thinslice.training.recipes import RECIPES, run_stages
+    from thinslice.training.recipes import CT_SHARE, RECIPES, run_stages
     from thinslice.training.tasks import Planes
 
     recipe, weight, sigma = CELLS[cell]
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // arguments.jobs))
+    assert LAST > CT_SHARE, "the slices of a CT scan that are scored must not have been learnt from"
     folder = arguments.output / f"{cell} seed {seed} steps {arguments.steps}"
     stages = []
     for stage in RECIPES[recipe]():
         task = stage.task
         assert isinstance(task, Planes)
         shrinking = replace(task.shrinking, scanner=0.0, sigma_vox=sigma, blurred=0.5)
-        patches = 8 // shrinking.factor  # as many enlarged pixels per step in one direction
-        task = replace(task, shrinking=shrinking, intermediate=weight, patches=patches)
+        task = replace(task, shrinking=shrinking, intermediate=weight)
         model = f"{cell} seed {seed}-{stage.model.removeprefix('planes-')}" if stage.model else None
         schedule = replace(stage.schedule, steps=arguments.steps, warm_up=min(200, arguments.steps // 4))
         stages.append(replace(stage, task=task, model=model, schedule=schedule, start=None))
@@ -146,7 +149,7 @@ def score(
     ]
     records = []
     with (arguments.output / "results.jsonl").open("w") as lines:
-        for made in beside(arguments.jobs, scores, calls):
+        for made in beside(arguments.jobs, score_one, calls):
             records += made
             lines.writelines(json.dumps(record) + "\n" for record in made)
             lines.flush()
@@ -161,14 +164,15 @@ def scans(data: Path) -> list[tuple[str, Path]]:
 def voxels(path: Path, scanner: str, middle: float) -> np.ndarray:
     """What is scored of a scan [slices, h, w]."""
     volume = read(path)
-    slices = np.moveaxis(volume.voxels, through_plane_axis(volume), 0).astype(np.float32)
+    axis = through_plane_axis(volume) if scanner == "ct" else 2
+    slices = np.moveaxis(volume.voxels, axis, 0).astype(np.float32)
     if scanner == "ct":
         return slices[round(LAST * len(slices)) :]
     edges = [round(n * (1 - middle) / 2) for n in slices.shape]
     return slices[tuple(slice(edge, n - edge) for edge, n in zip(edges, slices.shape, strict=True))]
 
 
-def scores(
+def score_one(
     path: Path, scanner: str, part: str, factor: int, names: Sequence[tuple[str, bool]], middle: float
 ) -> list[Record]:
     """All answers to one scan, one part and one factor."""
@@ -181,7 +185,7 @@ def scores(
     return [
         about | {"model": title, "protocol": protocol, "psnr_db": decibel, "ssim": likeness}
         for title, model, fuse in models
-        if model is not None
+        if model is not None and (part == "depth" or model.planes or not model.adds)
         for protocol, decibel, likeness in (
             *pictures(truth, part, factor, model, fuse),
             *thick_slices(truth, part, factor, model, fuse),
@@ -216,17 +220,9 @@ def thick_slices(
         answer = _enlarged((small - low) / (high - low), part, factor, model, fuse) * (high - low) + low
         yield "slices", psnr(answer, truth, span, mask), ssim(answer, truth, span, mask)
         return
-    acquired = Volume(np.moveaxis(small, 0, 2), np.diag([1.0, 1.0, float(factor), 1.0]))
+    in_plane = factor if part == "both" else 1
     for projected in (False, True):
-        plan = make_plan(
-            acquired,
-            factor=factor,
-            projection=projected,
-            in_plane=factor if part == "both" else 1,
-            envelope=replace(model.envelope, hounsfield=False) if model.envelope else None,
-            fuse=fuse,
-        )
-        answer = np.moveaxis(upsample(acquired, plan, model).volume.voxels, 2, 0)
+        answer = _thinned(small, factor, model, projection=projected, in_plane=in_plane, fuse=fuse)
         protocol = "slices, projected" if projected else "slices"
         yield protocol, psnr(answer, truth, span, mask), ssim(answer, truth, span, mask)
 
@@ -301,12 +297,11 @@ def _title(name: str, fuse: bool) -> str:
 
 def _for_scanner(name: str, scanner: str) -> Model | None:
     """A model of that name, or its member for MR or CT; None for one that is meant for the other."""
-    try:
-        model = find_model(name)
-    except ModelRefused:
-        model = find_model(f"{name}-{scanner}")
-    suits = model.envelope is None or model.envelope.hounsfield == (scanner == "ct")
-    return model if suits else None
+    family = Path(f"{name}-{scanner}")
+    member = any(family.parent.glob(f"{escape(family.name)}.*.onnx"))
+    model = find_model(str(family) if member else name)
+    other = bool(model.planes) and model.envelope is not None and model.envelope.hounsfield != (scanner == "ct")
+    return None if other else model
 
 
 def _whole(truth: np.ndarray, factor: int, part: str) -> np.ndarray:
@@ -326,19 +321,29 @@ def _shrunk(truth: np.ndarray, part: str, factor: int, make: Any) -> np.ndarray:
 
 
 def _enlarged(small: np.ndarray, part: str, factor: int, model: Model, fuse: bool) -> np.ndarray:
-    """By the networks alone, or by their interpolation where the model has none."""
+    """By the networks alone, without the projection."""
     slices = np.ascontiguousarray(small, np.float32)
+    if model.residual is not None:
+        return _thinned(slices, factor, model, projection=False)
     if part != "depth":
-        network = model.planes.get(("in-plane", factor))
+        network = model.planes["in-plane", factor] if model.planes else None
         slices, _ = enlarge_slices(slices, factor, model.base, network, fuse)
     if part == "in-plane":
         return slices
-    deep = model.planes.get(("depth", factor))
-    if deep is None:
+    if not model.planes:
         return np.tensordot(enlarging_matrix(len(slices), factor, model.base), slices, axes=1)
+    deep = model.planes["depth", factor]
     beyond = deep.reach[0]
     around = np.pad(slices, ((beyond, beyond), (0, 0), (0, 0)), mode="edge")
     return enlarge_depth(around, beyond, factor, model.base, deep, fuse)
+
+
+def _thinned(slices: np.ndarray, factor: int, model: Model, **wish: Any) -> np.ndarray:
+    """[slices, h, w], a factor of pixels apart, as `enhance` makes them thin."""
+    acquired = Volume(np.moveaxis(slices, 0, 2), np.diag([1.0, 1.0, float(factor), 1.0]))
+    envelope = replace(model.envelope, hounsfield=False) if model.envelope else None  # a part of a scan may lack fat
+    plan = make_plan(acquired, factor=factor, envelope=envelope, **wish)
+    return np.moveaxis(upsample(acquired, plan, model).volume.voxels, 2, 0)
 
 
 def _arguments() -> argparse.Namespace:
@@ -349,7 +354,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--jobs", type=int, default=2, help="processes beside each other")
     parser.add_argument("--only", nargs="*", choices=CELLS, help="cells to train and score")
-    parser.add_argument("--models", nargs="*", help="score these instead")
+    parser.add_argument("--models", nargs="+", help="score these instead")
     return parser.parse_args()
 
 

@@ -110,9 +110,12 @@ def test_what_a_model_does_not_have_is_one_line(run, chest, tmp_path, words, rea
     [
         (lambda v: v + 1024, "got values from 0 to"),  # stored with an offset that was lost
         (lambda v: np.clip((v + 160) * 255 / 400, 0, 255), "got values from 0 to 255"),  # a window
+        (lambda v: np.clip(v, -160, 240), "got values from -160 to 240 .*cut off"),  # a window, its numbers kept
         (lambda v: v * 20.0, "got values from -20480 to"),
-        (lambda v: np.minimum(v, -900), "got values from -1024 to -900"),
+        (lambda v: v * 3.0, "got values from .*darker than air"),
+        (lambda v: np.minimum(v, -900), "got values from -1024 to -900 .*soft tissue"),
         (lambda v: np.zeros_like(v), "got values from 0 to 0"),
+        (lambda v: np.random.default_rng(0).integers(-4096, 4095, v.shape), "got values from -409"),  # a phase image
     ],
 )
 def test_values_that_are_not_hounsfield_units_are_one_line(run, chest, tmp_path, change, got):

@@ -16,7 +16,8 @@ from thinslice.errors import PlanRefused
 from thinslice.labels import labels_to_thin
 from thinslice.plan import Envelope, Plan, make_plan
 from thinslice.report import check
-from thinslice.runtime import Enlarger, interpolation, together
+from thinslice.reslice import reslice
+from thinslice.runtime import Enlarger, interpolation, one_blas_thread, together
 from thinslice.upsample import upsample
 from thinslice.volume import Volume
 
@@ -112,7 +113,7 @@ def test_in_blocks_equals_whole(seed, n, block):
     model = enlarging("depth", 2, lambda base: 0.1 * np.tanh(base), reach=12)
     with pytest.MonkeyPatch.context() as patch:
         whole = thinned(volume, model, factor=2)[0].volume.voxels
-        patch.setattr(engine, "BLOCK", block)
+        patch.setattr(engine, "BLOCK", (block, block))
         patch.setattr(enlarge, "PIXELS", 300)
         blocks = thinned(volume, model, factor=2)[0].volume.voxels
     # Beyond the context a cubic spline forgets to 1e-7.
@@ -181,7 +182,7 @@ def test_what_a_model_for_planes_does_not_have_is_refused(wish, reason):
 
 @pytest.mark.parametrize(
     ("low", "high", "fine"),
-    [(-1024, 1260, True), (-244, 1478, True), (-3024, 3071, True), (0, 255, False), (0, 4095, False), (-4, 5, False)],
+    [(-1024, 1260, True), (-244, 1478, True), (-1150, 3071, True), (0, 255, False), (0, 4095, False), (-4, 5, False)],
 )
 def test_only_hounsfield_units_are_given_to_a_model_for_them(low, high, fine):
     voxels = np.random.default_rng(0).uniform(low, high, (16, 16, 16)).astype(np.float32)
@@ -262,6 +263,10 @@ def test_padding_is_no_anatomy_and_comes_back_where_it_was(dtype, in_plane):
     np.testing.assert_allclose(answer[~beyond], wanted.voxels[~beyond], atol=0.5)
     worst = check(volume, result.volume, plan).rms_percent
     assert worst < check(replace(volume, voxels=air), wanted, replace(plan, padding=None)).rms_percent + 0.5
+    back, air_back = reslice(result.volume, volume, padding=-3024).voxels, reslice(wanted, volume).voxels
+    np.testing.assert_array_equal(back == -3024, padded == -3024)
+    error, without = (np.sqrt(np.mean((b - padded)[~outside].astype(float) ** 2)) for b in (back, air_back))
+    assert error < 1.2 * without + 0.5
 
 
 def test_the_lowest_value_of_an_ordinary_scan_is_no_padding():
@@ -309,7 +314,12 @@ def test_while_networks_run_their_cores_are_theirs_alone():
 
     before, during = threads(), []
     volume = Volume(np.zeros((12, 14, 6), np.float32), np.diag([1.0, 1.0, 4.0, 1.0]))
-    thinned(volume, enlarging("depth", 2, lambda base: during.append(threads()) or base), factor=2)
+    watching = enlarging("depth", 2, lambda base: during.append(threads()) or base)
+    thinned(volume, watching, factor=2)
     assert during
     assert all(count == 1 for counts in during for count in counts)
+    assert threads() == before
+    with one_blas_thread:  # another scan, which ends later
+        thinned(volume, watching, factor=2)
+        assert set(threads()) == {1}
     assert threads() == before

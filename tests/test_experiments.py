@@ -14,6 +14,7 @@ SCRIPT = Path(__file__).parents[1] / "experiments" / "planes.py"
 @pytest.fixture(scope="module")
 def planes():
     pytest.importorskip("scipy")
+    pytest.importorskip("skimage")
     spec = importlib.util.spec_from_file_location("planes_experiment", SCRIPT)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

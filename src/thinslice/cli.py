@@ -422,7 +422,8 @@ def reslice(arguments: argparse.Namespace) -> int:
     thickness_mm = arguments.thickness if arguments.thickness is not None or plan is None else plan.thickness_mm
     profile = arguments.profile or (plan.profile if plan is not None else "gaussian")
     labels = arguments.labels or (not arguments.image and looks_like_labels(thin))
-    thick = to_thick(thin, like, thickness_mm=thickness_mm, profile=profile, labels=labels)
+    padding = plan.padding if plan is not None else None
+    thick = to_thick(thin, like, thickness_mm=thickness_mm, profile=profile, labels=labels, padding=padding)
     with _all_or_none([case.destination]) as (part,):
         write(thick, part)
     how = "segmentation, majority" if labels else "image, mean"
@@ -437,11 +438,16 @@ def reslice(arguments: argparse.Namespace) -> int:
 
 def _add_train(verbs: "argparse._SubParsersAction[_Parser]") -> None:
     verb = _add_verb(verbs, "train", train, "run a training recipe; ends with a model file for --model")
-    verb.add_argument("recipe", metavar="RECIPE", help="name of the recipe, such as: default")
+    verb.add_argument("recipe", metavar="RECIPE", help="name of the recipe: default, planes or planes-paper")
     verb.add_argument("--data", required=True, type=Path, metavar="DIR", help="folder with the recipe's source folders")
     verb.add_argument("-o", "--output", required=True, type=Path, metavar="DIR", help="checkpoints, logs, the model")
     verb.add_argument("--resume", action="store_true", help="continue from the checkpoints in the output folder")
-    verb.add_argument("--start-from", type=Path, metavar="FILE", help="a model file whose weights to start from")
+    verb.add_argument(
+        "--start-from",
+        type=Path,
+        metavar="PATH",
+        help="a model file whose weights to start from, or the folder of an earlier run",
+    )
     length = verb.add_mutually_exclusive_group()
     length.add_argument("--minutes", type=_positive(float), metavar="M", help="length, shared out over the stages")
     length.add_argument("--steps", type=_positive(int), metavar="N", help="length, shared out over the stages")

@@ -24,11 +24,23 @@ ISOTROPIC_BELOW = 1.05
 MAX_SLICES = 32_767
 """The largest size of one axis that NIfTI-1 can store."""
 
-FAT_HOUNSFIELD, FAT_SHARE, MOST_HOUNSFIELD = -50.0, 0.001, 32_768.0
-"""This share of a CT scan at least is darker than fat may be; and its numbers fit in 16 bits."""
-
 AIR_HOUNSFIELD, PADDING_SHARE = -1024.0, 0.001
 """Below air lies nothing but padding, if so large a share of the scan has one and the same such value."""
+
+FAT_HOUNSFIELD, FAT_SHARE = -50.0, 0.001
+"""This share of a CT scan at least is fat or air, and darker than that."""
+
+TISSUE_HOUNSFIELD, TISSUE_SHARE = 200.0, 0.02
+"""This share of a CT scan at least is soft tissue or fat, and no farther from water than that."""
+
+DARKEST_HOUNSFIELD, DARKEST_SHARE = -1100.0, 0.05
+"""No larger share of a CT scan is darker than that, but for its padding: the rim of padding that was resampled is."""
+
+WINDOW_HOUNSFIELD, WINDOW_SHARE = -500.0, 0.01
+"""If so large a share of a scan has its lowest value, and that is above this, then what was darker was cut off."""
+
+MOST_HOUNSFIELD = 32_768.0
+"""Metal is brighter than bone, but its numbers fit in 16 bits."""
 
 TOLERANCE = 1e-6
 """How far beyond its ends an envelope is still valid: the rounding of millimetres."""
@@ -475,15 +487,27 @@ def _padding(voxels: np.ndarray) -> float | None:
 
 
 def _check_hounsfield(model: str, volume: Volume, padding: float | None) -> None:
-    """Fat is near -100, air near -1000 Hounsfield units, and nothing lies far beyond the scale."""
+    """Air is near -1000, fat near -100 and soft tissue near 50 Hounsfield units, and nothing is far below air.
+
+    Other numbers of the same distribution cannot be told from them: an MR scan with negative noise, for instance.
+    """
     voxels = volume.voxels[np.isfinite(volume.voxels)] if volume.voxels.dtype.kind == "f" else volume.voxels
     voxels = voxels[voxels != padding] if padding is not None else voxels.ravel()
-    lowest, highest = (float(voxels.min()), float(voxels.max())) if voxels.size else (0.0, 0.0)
-    dark = np.mean(voxels < FAT_HOUNSFIELD) if voxels.size else 0.0
-    if dark < FAT_SHARE or lowest < -MOST_HOUNSFIELD or highest > MOST_HOUNSFIELD or highest < 0:
+    if not voxels.size:
+        voxels = np.zeros(1)
+    lowest, highest = float(voxels.min()), float(voxels.max())
+    reasons = {
+        "nothing as dark as fat": np.mean(voxels < FAT_HOUNSFIELD) < FAT_SHARE,
+        "too much darker than air": np.mean(voxels < DARKEST_HOUNSFIELD) > DARKEST_SHARE,
+        "hardly any soft tissue": np.mean(np.abs(voxels.astype(np.float32)) < TISSUE_HOUNSFIELD) < TISSUE_SHARE,
+        "what was darker cut off": lowest > WINDOW_HOUNSFIELD and np.mean(voxels == lowest) > WINDOW_SHARE,
+        "numbers beyond 16 bits": max(-lowest, highest) > MOST_HOUNSFIELD,
+    }
+    found = [reason for reason, holds in reasons.items() if holds]
+    if found:
         raise PlanRefused(
-            f"got values from {lowest:g} to {highest:g} for model {model}, which is for computed tomography; need "
-            f"Hounsfield units (air near -1000, fat near {FAT_HOUNSFIELD:g}); "
+            f"got values from {lowest:g} to {highest:g} for model {model}, which is for computed tomography, with "
+            f"{found[0]}; need Hounsfield units (air near -1000, fat near -100, soft tissue near 50), unwindowed; "
             "next: use --model planes-mr or default, or convert the scan with its rescale slope and intercept"
         )
 

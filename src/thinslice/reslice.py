@@ -25,6 +25,7 @@ def reslice(
     thickness_mm: float | None = None,
     profile: Profile = "gaussian",
     labels: bool = False,
+    padding: float | None = None,
 ) -> Volume:
     """Slices of ``thin`` on the grid of ``like``.
 
@@ -37,6 +38,8 @@ def reslice(
         labels: ``thin`` is a segmentation: each voxel gets the label with the largest weight under the profile (of
             equal ones the smallest), instead of a weighted mean. From a finer grid an image is made small by
             anti-aliased bicubic downscaling (`thinslice.profile.downscaling_matrix`), labels by their share of a voxel.
+        padding: the value of an image where the scanner saw nothing (`Plan.padding`). It takes no part in means: it
+            counts as the smallest other value, and lies where most of a thick voxel has it.
 
     Returns:
         Shape and affine of ``like``, dtype of ``thin``; integers are rounded and clipped.
@@ -56,7 +59,10 @@ def reslice(
     out = np.empty((*like.shape, *thin.voxels.shape[3:]), thin.voxels.dtype)
     for at in np.ndindex(*thin.voxels.shape[3:]):
         source, target = (np.moveaxis(voxels[(..., *at)], axis, 0) for voxels in (thin.voxels, out))
-        (_fill_labels if labels else _fill_image)(source, target, matrix, times)
+        if labels:
+            _fill_labels(source, target, matrix, times)
+        else:
+            _fill_image(source, target, matrix, times, padding)
     return replace(thin, voxels=out, affine=like.affine, thickness_mm=thickness_mm)
 
 
@@ -137,8 +143,17 @@ def _misfit(thin: Volume, what: str) -> InputRefused:
     return InputRefused(f"{name}: got {what}; next: give the thick scan that the thin one was made from")
 
 
-def _fill_image(thin: np.ndarray, out: np.ndarray, matrix: np.ndarray, times: int) -> None:
+def _fill_image(
+    thin: np.ndarray, out: np.ndarray, matrix: np.ndarray, times: int, padding: float | None = None
+) -> None:
     """[thin, times h, times w] -> ``out`` [thick, h, w], row band by row band, or slice by slice."""
+    beyond = thin == padding
+    if beyond.any() and not beyond.all():
+        share = np.empty(out.shape, np.float32)
+        _fill_image(beyond, share, matrix, times)
+        _fill_image(np.where(beyond, thin[~beyond].min(), thin), out, matrix, times)
+        out[share > 0.5] = padding
+        return
     if times == 1:
         for band in bands(thin):
             _put(thicken(thin[band].astype(np.float64, order="C"), matrix), out[band])

@@ -6,9 +6,11 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from threading import Lock
 from typing import Any, Literal
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from thinslice.errors import ModelRefused
 from thinslice.interpolate import INTERPOLATIONS
@@ -80,6 +82,37 @@ class Model:
     envelope: Envelope | None = None
     sha256: str | None = None
     card: dict[str, object] | None = None
+
+    @property
+    def adds(self) -> bool:
+        """Whether it is more than its interpolation."""
+        return self.residual is not None or bool(self.planes)
+
+
+class _OneBlasThread:
+    """While a network runs, BLAS computes in one thread; afterwards in as many as before.
+
+    Its threads wait for work in a busy loop and take the network's cores: with two of them a scan takes a tenth to a
+    quarter longer (LOG.md). The setting is the whole process's, so the last of several users puts it back.
+    """
+
+    def __init__(self) -> None:
+        self.lock, self.users = Lock(), 0
+
+    def __enter__(self) -> None:
+        with self.lock:
+            if self.users == 0:
+                self.limits = threadpool_limits(1, "blas")
+            self.users += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self.lock:
+            self.users -= 1
+            if self.users == 0:
+                self.limits.restore_original_limits()
+
+
+one_blas_thread = _OneBlasThread()
 
 
 def interpolation(name: str) -> Model:

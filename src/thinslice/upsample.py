@@ -1,24 +1,24 @@
 """Volume + Plan + model -> Volume. The only place that turns axes.
 
-The answer is made slab by slab and written chunk by chunk, so that what is held in memory besides the scan and its
-answer does not grow with the number of slices: a chunk of slabs is interpolated, corrected by the network, watched
-by the guard, projected onto the acquired slices, and stored. Interpolation and projection are linear in the acquired
-slices, so they are one matrix per chunk; see `_Lines.matrices`.
+The answer is made slab by slab and written chunk by chunk, so that what is held in memory besides the scan (enlarged,
+if it is to be) and its answer does not grow with the number of slices: a chunk of slabs is interpolated, corrected by
+the network, watched by the guard, projected onto the acquired slices, and stored. Interpolation and projection are
+linear in the acquired slices, so they are one matrix per chunk; see `_Lines.matrices`.
 """
 
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from thinslice.degrade import along_first_axis, bands, correction_matrix, damping_of
 from thinslice.enlarge import enlarge_depth, enlarge_slices, part_of, untold
 from thinslice.guard import GuardCount, keep_map, suspect_cells
 from thinslice.interpolate import INTERPOLATIONS
 from thinslice.plan import Plan, intensity_range
-from thinslice.runtime import WORKERS, Model
+from thinslice.runtime import WORKERS, Model, one_blas_thread
 from thinslice.slab import geometry_of, position_code
 from thinslice.volume import Volume, patient_axes
 
@@ -32,8 +32,9 @@ thickness of 1.3 spacings (with 16 slices 3e-6 and 3e-4).
 GUARD_HALO = 6
 """Slices beyond a slab's reach that take part in its interpolation for the guard: a cubic spline forgets to 4e-4."""
 
-BLOCK = 64
-"""Slabs that a network for planes computes together: it sees some ten slices more on each side."""
+BLOCK, BLOCK_BYTES = (16, 64), 2**29
+"""Slabs, and bytes of them, that a network for planes computes together: it sees some eight slices more on each side,
+so that small blocks cost time."""
 
 WIDE = tuple(np.dtype(kind) for kind in (np.float64, np.int32, np.uint32, np.int64, np.uint64))
 """Numbers that hold more digits than float32."""
@@ -84,30 +85,42 @@ def upsample(
     total, clipped = GuardCount(), 0
     lines = _Lines(plan, model.base)
     workers = ThreadPoolExecutor(WORKERS)
-    limits = threadpool_limits(1, "blas")  # whose threads wait in a busy loop for work and take the networks' cores
     try:
-        for t in range(series.shape[3]):
-            thick = np.moveaxis(series[..., t], plan.axis, 0)
-            thin = np.moveaxis(answers[..., t], plan.axis, 0)
-            thick, thin = (_as_in_the_patient(array, volume.affine, plan.axis) for array in (thick, thin))
-            padding = _Padding(thick, plan)
-            thick = padding.filled(thick)
-            shown = intensity_range(thick)
-            this = part_of(progress, t / series.shape[3], (t + 1) / series.shape[3])
-            begin = IN_PLANE_SHARE if plan.in_plane > 1 else 0.0
-            if plan.in_plane > 1:
-                thick, count = _larger_slices(thick, shown, plan, model, part_of(this, 0, begin))
-                total += count
-            stack = _Stack(thick, shown, lines, model, workers, part_of(this, begin, 1))
-            for start in range(0, plan.n_thick, CHUNK):
-                stack.compute(start, min(start + CHUNK, plan.n_thick), thin)
-            padding.put_back(thin, lines.owner)
-            total, clipped = total + stack.count, clipped + stack.clipped
+        with one_blas_thread if model.adds else nullcontext():
+            for t in range(series.shape[3]):
+                this = part_of(progress, t / series.shape[3], (t + 1) / series.shape[3])
+                thick = np.moveaxis(series[..., t], plan.axis, 0)
+                thin = np.moveaxis(answers[..., t], plan.axis, 0)
+                thick, thin = (_as_in_the_patient(array, volume.affine, plan.axis) for array in (thick, thin))
+                count, beyond = _upsample_one(thick, thin, lines, model, workers, this)
+                total, clipped = total + count, clipped + beyond
     finally:
         workers.shutdown(cancel_futures=True)
-        limits.restore_original_limits()
     affine = np.array(plan.affine_thin)
     return Upsampled(replace(volume, voxels=out, affine=affine, thickness_mm=None, notes=plan.notes), total, clipped)
+
+
+def _upsample_one(
+    thick: np.ndarray,
+    thin: np.ndarray,
+    lines: "_Lines",
+    model: Model,
+    workers: Executor,
+    progress: Callable[[float], None],
+) -> tuple[GuardCount, int]:
+    """One stack [n, h, w] into ``thin``; what the guard saw, and how many whole numbers were clipped."""
+    plan, count, begin = lines.plan, GuardCount(), 0.0
+    padding = _Padding(thick, plan)
+    thick = padding.filled(thick)
+    shown = intensity_range(thick)
+    if plan.in_plane > 1:
+        begin = IN_PLANE_SHARE
+        thick, count = _larger_slices(thick, shown, plan, model, part_of(progress, 0, begin))
+    stack = _Stack(thick, shown, lines, model, workers, part_of(progress, begin, 1))
+    for start in range(0, plan.n_thick, CHUNK):
+        stack.compute(start, min(start + CHUNK, plan.n_thick), thin)
+    padding.put_back(thin, lines.owner)
+    return count + stack.count, stack.clipped
 
 
 def _as_in_the_patient(stack: np.ndarray, affine: np.ndarray, axis: int) -> np.ndarray:
@@ -212,6 +225,8 @@ class _Stack:
         self.kept: dict[int, np.ndarray] = {}
         self.count = GuardCount()
         self.bounds = _bounds(thick, self.low, self.scale)
+        slab_bytes = 4 * self.plan.factor * thick[0].size
+        self.block = int(np.clip(BLOCK_BYTES // slab_bytes, *BLOCK))
 
     def slices(self, low: int, high: int) -> np.ndarray:
         """Acquired slices low .. high - 1, normalised float32; the outermost ones repeat beyond the ends."""
@@ -233,11 +248,11 @@ class _Stack:
         spline_low, spline_high = self.lines.beyond(low, high)
         to_thin, keep = self.lines.matrices(start, stop)
         wanted = self.lines.thin_of(start, stop)
-        if self.adds:
+        if self.model.adds:
             residuals = [self.guarded(slab) for slab in range(low, high)]
         for band in bands(self.thick):
             answer = along_first_axis(to_thin, self.normalised(self.thick[spline_low:spline_high][band]))
-            if self.adds:
+            if self.model.adds:
                 answer += along_first_axis(keep, np.concatenate([r[band] for r in residuals]))
             if thin.dtype in WIDE:
                 answer = answer.astype(np.float64) * self.scale + self.low
@@ -252,11 +267,6 @@ class _Stack:
             self.progress(stop / self.plan.n_thick)
 
     @property
-    def adds(self) -> bool:
-        """Whether the model is more than its interpolation."""
-        return self.model.residual is not None or bool(self.model.planes)
-
-    @property
     def plan_reach(self) -> int:
         """Slabs on each side that a thick slice's profile reaches into."""
         return int(np.ceil(2 * self.plan.thickness_over_spacing + 0.5))
@@ -264,7 +274,8 @@ class _Stack:
     def residual(self, slab: int) -> np.ndarray:
         """The network's answer [p, h, w] for the thin slices of one slab: what it says there, and both neighbours."""
         if slab not in self.raw and self.model.planes:
-            self.raw |= self.by_planes(slab - slab % BLOCK, min(slab - slab % BLOCK + BLOCK, self.plan.n_thick))
+            start = slab - slab % self.block
+            self.raw |= self.by_planes(start, min(start + self.block, self.plan.n_thick))
         if slab not in self.raw:
             own = self.lines.thin_of(slab, slab + 1)
             total = np.zeros((own.stop - own.start, *self.thick.shape[1:]), np.float32)
@@ -289,9 +300,7 @@ class _Stack:
         base = self.lines.base(self.lines.thin_of(start, stop), low, high)
         for band in bands(self.thick):
             answer[band] -= along_first_axis(base, self.normalised(self.thick[low:high][band]))
-        # Copies: each slab's own memory is given back when it has been stored.
-        parts = answer.reshape(-1, factor, *answer.shape[1:])
-        return {start + index: part.copy() for index, part in enumerate(parts)}
+        return dict(enumerate(answer.reshape(-1, factor, *answer.shape[1:]), start))
 
     def said_by(self, slab: int) -> tuple[int, np.ndarray]:
         """What the network says about one slab, up to its neighbours: first thin slice and shares [p, h, w]; once.

@@ -1,5 +1,6 @@
 """Name -> model: the embedded weights, model files on disk, and the interpolations."""
 
+from glob import escape
 from pathlib import Path
 
 from thinslice.errors import ModelRefused
@@ -39,4 +40,4 @@ def find_model(wish: str, threads: int | None = None) -> Model:
 
 def _family(path: Path) -> list[Path]:
     """The files of networks for planes of that name."""
-    return sorted(path.parent.glob(f"{path.name}.*-x*.onnx")) if path.name else []
+    return sorted(path.parent.glob(f"{escape(path.name)}.*-x*.onnx")) if path.name else []
