@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from phantoms import acquired, enlarging, sampled, shift_mm, thick_grid
 from strategies import axes, scans, seeds
@@ -263,10 +264,8 @@ def test_padding_is_no_anatomy_and_comes_back_where_it_was(dtype, in_plane):
     np.testing.assert_allclose(answer[~beyond], wanted.voxels[~beyond], atol=0.5)
     worst = check(volume, result.volume, plan).rms_percent
     assert worst < check(replace(volume, voxels=air), wanted, replace(plan, padding=None)).rms_percent + 0.5
-    back, air_back = reslice(result.volume, volume, padding=-3024).voxels, reslice(wanted, volume).voxels
+    back = reslice(result.volume, volume, padding=-3024).voxels
     np.testing.assert_array_equal(back == -3024, padded == -3024)
-    error, without = (np.sqrt(np.mean((b - padded)[~outside].astype(float) ** 2)) for b in (back, air_back))
-    assert error < 1.2 * without + 0.5
 
 
 def test_the_lowest_value_of_an_ordinary_scan_is_no_padding():
@@ -307,19 +306,18 @@ def test_progress_rises_to_one_also_while_slices_are_enlarged_and_deepened():
 
 def test_while_networks_run_their_cores_are_theirs_alone():
     """OpenBLAS' threads spin for a while after a product: with two of them the same scan took a quarter longer."""
-    from threadpoolctl import threadpool_info
 
     def threads():
         return [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
 
-    before, during = threads(), []
+    during = []
     volume = Volume(np.zeros((12, 14, 6), np.float32), np.diag([1.0, 1.0, 4.0, 1.0]))
-    watching = enlarging("depth", 2, lambda base: during.append(threads()) or base)
-    thinned(volume, watching, factor=2)
-    assert during
-    assert all(count == 1 for counts in during for count in counts)
-    assert threads() == before
-    with one_blas_thread:  # another scan, which ends later
+    watching = enlarging("depth", 2, lambda base: during.extend(threads()) or base)
+    with threadpool_limits(2, "blas"):
         thinned(volume, watching, factor=2)
-        assert set(threads()) == {1}
-    assert threads() == before
+        assert set(threads()) == {2}
+        with one_blas_thread:  # another scan, which ends later
+            thinned(volume, watching, factor=2)
+            assert set(threads()) == {1}
+        assert set(threads()) == {2}
+    assert set(during) == {1}

@@ -169,3 +169,17 @@ def test_slices_that_were_enlarged_come_back_too(order, times):
     apart = Volume(thin.voxels, thin.affine + np.outer([0.3, 0, 0, 0], [0, 0, 0, 1]))
     with pytest.raises(InputRefused, match="mm apart in-plane"):
         reslice(apart, thick)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_padding_takes_no_part_in_what_a_slice_sees(times):
+    x, y, z = np.indices((24 * times, 20 * times, 24))
+    beyond = np.hypot(x / times - 12, y / times - 10) > 7 + z // 4  # wider from acquired slice to acquired slice
+    thin = Volume(np.where(beyond, -3024, 40).astype(np.int16), np.diag([1.0 / times, 1.0 / times, 1.0, 1.0]))
+    affine = np.diag([1.0, 1.0, 4.0, 1.0])
+    affine[:3, 3] = [(times - 1) / 2 / times, (times - 1) / 2 / times, 1.5]
+    like = Volume(np.zeros((24, 20, 6), np.int16), affine)
+    back = reslice(thin, like, padding=-3024).voxels
+    assert set(np.unique(back)) == {-3024, 40}
+    seen = beyond[::times, ::times, 1::4]
+    assert np.mean((back == -3024) == seen) > 0.97
