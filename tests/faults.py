@@ -70,20 +70,18 @@ FAULTS = [
     Fault(
         "origin not moved",
         "plan.py",
-        "affine_thin[:3, 3] -= affine_thin[:3, :3] @ first",
+        "thin[:3, 3] -= thin[:3, :3] @ first",
         "pass",
         "edges kept",
         PLAN,
     ),
-    Fault(
-        "origin moved the wrong way", "plan.py", "affine_thin[:3, 3] -=", "affine_thin[:3, 3] +=", "edges kept", PLAN
-    ),
-    Fault("affine not scaled", "plan.py", "affine_thin[:3, :3] /= finer", "pass", "directions kept", PLAN),
+    Fault("origin moved the wrong way", "plan.py", "thin[:3, 3] -=", "thin[:3, 3] +=", "edges kept", PLAN),
+    Fault("affine not scaled", "plan.py", "thin[:3, :3] /= finer", "pass", "directions kept", PLAN),
     Fault(
         "wished factor used, not the realised one",
         "plan.py",
-        "affine_thin[:3, :3] /= finer",
-        "affine_thin[:3, axis] *= target_mm / thick_mm",
+        "_finer_affine(volume.affine, finer, first)",
+        "_finer_affine(volume.affine, [k if k != real_factor else thick_mm / target_mm for k in finer], first)",
         "edges kept",
         PLAN,
     ),

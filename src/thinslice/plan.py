@@ -215,11 +215,8 @@ def make_plan(
         )
     target_mm = _target_mm(thick_mm, in_plane_mm, spacing_mm, factor)
     if spacing_mm is None and factor is None and envelope is not None and envelope.only_factors:
-        wish = thick_mm / target_mm
-        nearest = min(envelope.only_factors, key=lambda known: abs(np.log(known / wish)))
-        if abs(wish - nearest) > TOLERANCE:
-            notes.append(f"factor {nearest}, of those that {model} has the nearest to {wish:.3g}")
-        target_mm = thick_mm / nearest
+        target_mm, told = _nearest_known(model, envelope.only_factors, thick_mm, target_mm)
+        notes += told
     valid = envelope.factor if envelope is not None else (1.0, float("inf"))
     spacings = _advised_spacings(n_thick, thick_mm, valid, grid)
     n_thin, real_factor = _thin_grid(n_thick, thick_mm / target_mm, grid, spacings)
@@ -235,11 +232,8 @@ def make_plan(
         _check_hounsfield(model, volume, padding)
     if padding is not None:
         notes.append(f"voxels of {padding:g} are padding: computed as air, and put back where they were")
-    if fuse and (envelope is None or envelope.only_factors is None):
-        raise PlanRefused(
-            f"got --fuse for model {model}, which has one way to look at a scan; need networks for planes; next: "
-            "leave --fuse out, or use --model planes-mr or planes-ct"
-        )
+    if fuse:
+        _check_fuse(model, envelope)
     if abs(thick_mm / real_factor - target_mm) > 1e-6 * target_mm:
         notes.append(
             f"{n_thick} slices of {thick_mm:g} mm do not divide into {target_mm:g} mm: "
@@ -247,27 +241,22 @@ def make_plan(
             f"the {'field of view' if grid == 'fov' else 'outer centres'}"
         )
     first_centre = (real_factor - 1) / 2 if grid == "fov" else 0.0
-    affine = np.array(volume.affine, dtype=np.float64)
     finer = [real_factor if i == axis else float(in_plane) for i in range(3)]
     first = [first_centre if i == axis else (in_plane - 1) / 2 for i in range(3)]
-    affine_thin = affine.copy()
-    affine_thin[:3, :3] /= finer
-    affine_thin[:3, 3] -= affine_thin[:3, :3] @ first
-    spacing_thin = [mm / times for mm, times in zip(volume.spacing_mm, finer, strict=True)]
     shape_thin = [n_thin if i == axis else n * in_plane for i, n in enumerate(volume.shape)]
     plan = Plan(
         axis=axis,
         shape_thick=volume.shape,
-        shape_thin=(shape_thin[0], shape_thin[1], shape_thin[2]),
+        shape_thin=_to_tuples(shape_thin),
         spacing_thick_mm=volume.spacing_mm,
-        spacing_thin_mm=(spacing_thin[0], spacing_thin[1], spacing_thin[2]),
+        spacing_thin_mm=_to_tuples([mm / times for mm, times in zip(volume.spacing_mm, finer, strict=True)]),
         thickness_mm=thickness,
         profile=profile,
         grid=grid,
         factor=real_factor,
         first_centre=first_centre,
-        affine_thick=_to_tuples(affine.tolist()),
-        affine_thin=_to_tuples(affine_thin.tolist()),
+        affine_thick=_to_tuples(volume.affine.tolist()),
+        affine_thin=_to_tuples(_finer_affine(volume.affine, finer, first).tolist()),
         model=model,
         model_sha256=model_sha256,
         projection=projection,
@@ -280,6 +269,14 @@ def make_plan(
     )
     _check_matrix(plan)
     return plan
+
+
+def _finer_affine(affine: np.ndarray, finer: Sequence[float], first: Sequence[float]) -> np.ndarray:
+    """Of a grid so many times finer along each axis, on which the old first voxel has its centre at ``first``."""
+    thin = np.array(affine, dtype=np.float64)
+    thin[:3, :3] /= finer
+    thin[:3, 3] -= thin[:3, :3] @ first
+    return thin
 
 
 def through_plane_axis(volume: Volume) -> int:
@@ -338,6 +335,15 @@ def _target_mm(thick_mm: float, in_plane_mm: Sequence[float], spacing_mm: float 
             f"need less than {thick_mm:g} mm; next: give a smaller --spacing or a --factor above 1"
         )
     return target
+
+
+def _nearest_known(model: str, known: Sequence[int], thick_mm: float, target_mm: float) -> tuple[float, list[str]]:
+    """The spacing by the factor, of those a model has, that is nearest to a spacing; and a note if that is another."""
+    wish = thick_mm / target_mm
+    nearest = min(known, key=lambda factor: abs(np.log(factor / wish)))
+    same = abs(wish - nearest) <= TOLERANCE
+    told = [] if same else [f"factor {nearest}, of those that {model} has the nearest to {wish:.3g}"]
+    return thick_mm / nearest, told
 
 
 def _why_not_thick(thick_mm: float, in_plane_mm: Sequence[float]) -> str:
@@ -456,6 +462,15 @@ def _check_grid(model: str, envelope: Envelope, grid: str) -> None:
     if grid not in envelope.grids:
         raise PlanRefused(
             f"got --grid {grid} for model {model}; need {' or '.join(envelope.grids)}; next: leave --grid out"
+        )
+
+
+def _check_fuse(model: str, envelope: Envelope | None) -> None:
+    """Only networks for planes can look at a scan in several ways."""
+    if envelope is None or envelope.only_factors is None:
+        raise PlanRefused(
+            f"got --fuse for model {model}, which has one way to look at a scan; need networks for planes; next: "
+            "leave --fuse out, or use --model planes-mr or planes-ct"
         )
 
 
