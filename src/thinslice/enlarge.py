@@ -107,26 +107,23 @@ def enlarge_depth(
     wanted = slice(factor * beyond, len(matrix) - factor * beyond)
     answer = np.zeros((wanted.stop - wanted.start, *slices.shape[1:]), np.float32)
     ways = [(2, False), (2, True), (1, False), (1, True)] if fuse else [(2, False)]
-    for way, (along, mirrored) in enumerate(ways):  # planes [line, slice, along]
-        seen, out = (np.moveaxis(a, (0, along), (1, 2)) for a in (slices, answer))
+
+    def look(along: int, mirrored: bool, told: Callable[[float], None]) -> None:
+        seen, out = (np.moveaxis(a, (0, along), (1, 2)) for a in (slices, answer))  # [line, slice, along]
         backwards = slice(None, None, -1 if mirrored else 1)
         margin = network.reach[1]
         at_once = max(1, PIXELS // (len(matrix) * (seen.shape[2] + 2 * margin)))
 
-        def add(
-            start: int,
-            seen: np.ndarray = seen,
-            out: np.ndarray = out,
-            backwards: slice = backwards,
-            at_once: int = at_once,
-            margin: int = margin,
-        ) -> None:
+        def add(start: int) -> None:
             lines = slice(start, start + at_once)
             planes = np.pad(seen[lines, :, backwards], ((0, 0), (0, 0), (margin, margin)), mode="edge")
             said = network(planes, np.matmul(matrix, planes))[:, wanted, margin : planes.shape[2] - margin]
             out[lines] += said[:, :, backwards] / np.float32(len(ways))
 
-        _at_once(add, range(0, len(seen), at_once), part_of(progress, way / len(ways), (way + 1) / len(ways)))
+        _at_once(add, range(0, len(seen), at_once), told)
+
+    for way, (along, mirrored) in enumerate(ways):
+        look(along, mirrored, part_of(progress, way / len(ways), (way + 1) / len(ways)))
     return answer
 
 
