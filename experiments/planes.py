@@ -127,7 +127,7 @@ def train(cell: str, seed: int, arguments: argparse.Namespace) -> Path:
         shrinking = replace(task.shrinking, scanner=0.0, sigma_vox=sigma, blurred=0.5)
         task = replace(task, shrinking=shrinking, intermediate=weight)
         model = f"{cell} seed {seed}-{stage.model.removeprefix('planes-')}" if stage.model else None
-        schedule = replace(stage.schedule, steps=arguments.steps, warm_up=min(200, arguments.steps // 4))
+        schedule = replace(stage.schedule, steps=arguments.steps, warm_up=min(200, -(-arguments.steps // 4)))
         stages.append(replace(stage, task=task, model=model, schedule=schedule, start=None))
     if len(list(folder.glob("*.onnx"))) < len(stages):
         run_stages(stages, arguments.data, folder, resume=folder.exists(), seed=seed)

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from make_scans import save_scan
 from thinslice.weights import find_model
 
 SCRIPT = Path(__file__).parents[1] / "experiments" / "planes.py"
@@ -54,3 +55,52 @@ def test_a_smooth_scan_loses_little_in_either_protocol(planes, part):
     slices = list(planes.thick_slices(truth, part, 2, cubic, False))
     assert picture[1] > 45
     assert all(decibel > 40 for _, decibel, _ in slices)
+
+
+def test_it_trains_scores_and_tells(planes, tmp_path, monkeypatch, capsys):
+    """Two cells of one step on small volumes: each is trained once, and scored on every scan in both protocols."""
+    pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    for folder, name in (("iso_train", "a"), ("iso_dev", "b"), ("ct", "c")):
+        rough = rng.random((56, 52, 60))
+        smooth = sum(np.roll(rough, shift, axis) for axis in range(3) for shift in (0, 1, 2)) / 9
+        values = 2500 * smooth - 1000 if folder == "ct" else 200 * smooth
+        (tmp_path / "data" / folder).mkdir(parents=True)
+        spacing = (1.0, 1.0, 2.0 if folder == "ct" else 1.0, 1.0)
+        save_scan(tmp_path / "data" / folder / f"{name}.nii.gz", values.astype(np.int16), np.diag(spacing))
+    monkeypatch.setattr(planes, "beside", lambda jobs, work, calls: [work(*call) for call in calls])
+    words = ["planes.py", "--data", tmp_path / "data", "-o", tmp_path / "out", "--steps", 1, "--seeds", 1, "--jobs", 1]
+    monkeypatch.setattr("sys.argv", [*map(str, words), "--only", "plain", "loss"])
+    assert planes.main() == 0
+    made = {path: path.stat().st_mtime_ns for path in tmp_path.glob("out/*/*.onnx")}
+    assert len(made) == 2 * 8
+    told = (tmp_path / "out" / "table.md").read_text()
+    assert told in capsys.readouterr().out
+    for scanner in ("mr", "ct"):
+        for part, protocols in (("in-plane", 2), ("depth", 3)):
+            for factor in (2, 4):
+                rows = [line for line in told.splitlines() if line.startswith(f"| {scanner} | {part} | {factor} |")]
+                assert len(rows) == protocols * (len(planes.BASELINES) + 2)
+    assert told.count("| intermediate loss, no blur |") == 3 * 2 * (2 + 3)
+    planes.main()
+    assert {path: path.stat().st_mtime_ns for path in made} == made  # what is there is left alone
+
+
+def test_what_was_learnt_from_is_not_scored(planes, tmp_path):
+    recipes = pytest.importorskip("thinslice.training.recipes")
+    voxels = np.broadcast_to(np.arange(50, dtype=np.int16), (8, 9, 50))
+    path = save_scan(tmp_path / "ct.nii", voxels, np.diag([1.0, 1.0, 3.0, 1.0]))
+    scored = planes.voxels(path, "ct", 0.5)
+    assert scored.shape[1:] == (8, 9)
+    assert scored.min() > 50 * recipes.CT_SHARE
+
+
+def test_a_model_is_not_scored_where_it_has_no_network(planes):
+    truth = np.random.default_rng(0).random((16, 16, 16)).astype(np.float32)
+    default = find_model("default")
+    by_default = planes._enlarged(truth, "depth", 2, default, False)
+    by_cubic = planes._enlarged(truth, "depth", 2, find_model("cubic"), False)
+    assert by_default.shape == by_cubic.shape == (32, 16, 16)
+    assert np.abs(by_default - by_cubic).max() > 1e-3
+    with pytest.raises(KeyError):
+        planes._enlarged(truth, "depth", 3, find_model("planes-mr"), False)
