@@ -179,3 +179,19 @@ def refused(run, scan, folder, words, reason):
     assert len(complained) == 1
     assert re.search(f"{reason}.*next: ", complained[0]), complained[0]
     assert names(folder) == []
+
+
+def test_a_window_that_cut_off_what_is_bright_is_noted(run, chest, tmp_path):
+    thick = read(chest)
+    other = save_scan(tmp_path / "lung.nii", np.clip(thick.voxels, -1000, 400), thick.affine)
+    code, said, _ = run("enhance", "-i", other, "-o", tmp_path / "thin.nii", "--model", "planes-ct", "--factor", 2)
+    assert code == 0
+    assert any("highest value, 400: if that is a window" in line for line in said)
+
+
+def test_missing_voxels_of_tomography_are_air(chest, tmp_path):
+    thick = read(chest)
+    voxels = thick.voxels.astype(np.float32)
+    voxels[:8] = np.nan
+    again = read(save_scan(tmp_path / "missing.nii", voxels, thick.affine))
+    assert (again.voxels[:8] == np.nanmin(voxels)).all()

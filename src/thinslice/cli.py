@@ -566,7 +566,9 @@ def _add_plan_options(verb: argparse.ArgumentParser) -> None:
         help="enlarge the slices themselves first, K times along each side",
     )
     verb.add_argument(
-        "--fuse", action="store_true", help="ask a network for planes in every orientation: better, and slower"
+        "--fuse",
+        action="store_true",
+        help="ask a network for planes in every orientation: slower; for MR a little better",
     )
     _add_model(verb)
     verb.add_argument(
@@ -725,7 +727,10 @@ def _named(source: Path, reason: str) -> str:
 def _reason(error: Exception) -> str:
     """One line about an error that a user can do something about."""
     if isinstance(error, MemoryError):
-        return "got a scan larger than the free memory; need a smaller one; next: crop it, or use a larger machine"
+        return (
+            "got a scan larger than the free memory; need a smaller one; "
+            "next: crop it, ask for fewer voxels, or use a larger machine"
+        )
     if isinstance(error, OSError) and error.strerror:
         place = f"{error.filename}: " if error.filename else ""
         need, then = _WAYS_OUT.get(type(error), ("room and permission there", "free some room, or choose another"))

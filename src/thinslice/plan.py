@@ -39,6 +39,9 @@ DARKEST_HOUNSFIELD, DARKEST_SHARE = -1100.0, 0.05
 WINDOW_HOUNSFIELD, WINDOW_SHARE = -500.0, 0.01
 """If so large a share of a scan has its lowest value, and that is above this, then what was darker was cut off."""
 
+BRIGHT_HOUNSFIELD = 2000.0
+"""If `WINDOW_SHARE` of a scan has its highest value, and that is below this, bone may have been cut off there."""
+
 MOST_HOUNSFIELD = 32_768.0
 """Metal is brighter than bone, but its numbers fit in 16 bits."""
 
@@ -229,7 +232,7 @@ def make_plan(
     padding = None
     if envelope is not None and envelope.hounsfield:
         padding = _padding(volume.voxels)
-        _check_hounsfield(model, volume, padding)
+        notes += _check_hounsfield(model, volume, padding)
     if padding is not None:
         notes.append(f"voxels of {padding:g} are padding: computed as air, and put back where they were")
     if fuse:
@@ -435,8 +438,9 @@ def _check_envelope(
         abs(factor - known) <= TOLERANCE for known in envelope.only_factors
     ):
         known = " or ".join(str(f) for f in envelope.only_factors) or "none: it enlarges slices only"
-        option = " or ".join(f"--factor {f}" for f in envelope.only_factors)
-        advice = f"give {option}, {way_out}" if option else way_out.removeprefix("or ")
+        option = "give " + " or ".join(f"--factor {f}" for f in envelope.only_factors)
+        family = "give --model the common name of its files, without .in-plane-x..."
+        advice = f"{option if envelope.only_factors else family}, {way_out}"
         raise PlanRefused(f"got a factor of {factor:.3g} for model {model}; need {known}; next: {advice}")
     low, high = envelope.factor
     if not low - TOLERANCE <= factor <= high + TOLERANCE:
@@ -501,30 +505,41 @@ def _padding(voxels: np.ndarray) -> float | None:
     return lowest
 
 
-def _check_hounsfield(model: str, volume: Volume, padding: float | None) -> None:
+def _check_hounsfield(model: str, volume: Volume, padding: float | None) -> list[str]:
     """Air is near -1000, fat near -100 and soft tissue near 50 Hounsfield units, and nothing is far below air.
 
     Other numbers of the same distribution cannot be told from them: an MR scan with negative noise, for instance.
+    Returns what is to be noted of those that pass.
     """
     voxels = volume.voxels[np.isfinite(volume.voxels)] if volume.voxels.dtype.kind == "f" else volume.voxels
     voxels = voxels[voxels != padding] if padding is not None else voxels.ravel()
     if not voxels.size:
         voxels = np.zeros(1)
     lowest, highest = float(voxels.min()), float(voxels.max())
+    convert = "convert the scan with its rescale slope and intercept"
     reasons = {
-        "nothing as dark as fat": np.mean(voxels < FAT_HOUNSFIELD) < FAT_SHARE,
-        "too much darker than air": np.mean(voxels < DARKEST_HOUNSFIELD) > DARKEST_SHARE,
-        "hardly any soft tissue": np.mean(np.abs(voxels.astype(np.float32)) < TISSUE_HOUNSFIELD) < TISSUE_SHARE,
-        "what was darker cut off": lowest > WINDOW_HOUNSFIELD and np.mean(voxels == lowest) > WINDOW_SHARE,
-        "numbers beyond 16 bits": max(-lowest, highest) > MOST_HOUNSFIELD,
+        "nothing as dark as fat": (np.mean(voxels < FAT_HOUNSFIELD) < FAT_SHARE, convert),
+        "too much darker than air": (np.mean(voxels < DARKEST_HOUNSFIELD) > DARKEST_SHARE, convert),
+        "hardly any soft tissue": (
+            np.mean(np.abs(voxels.astype(np.float32)) < TISSUE_HOUNSFIELD) < TISSUE_SHARE,
+            f"{convert}, or give a larger part of the body",
+        ),
+        "what was darker cut off": (
+            lowest > WINDOW_HOUNSFIELD and np.mean(voxels == lowest) > WINDOW_SHARE,
+            "export it without a window",
+        ),
+        "numbers beyond 16 bits": (max(-lowest, highest) > MOST_HOUNSFIELD, convert),
     }
-    found = [reason for reason, holds in reasons.items() if holds]
-    if found:
-        raise PlanRefused(
-            f"got values from {lowest:g} to {highest:g} for model {model}, which is for computed tomography, with "
-            f"{found[0]}; need Hounsfield units (air near -1000, fat near -100, soft tissue near 50), unwindowed; "
-            "next: use --model planes-mr or default, or convert the scan with its rescale slope and intercept"
-        )
+    for reason, (holds, way_out) in reasons.items():
+        if holds:
+            raise PlanRefused(
+                f"got values from {lowest:g} to {highest:g} for model {model}, which is for computed tomography, with "
+                f"{reason}; need Hounsfield units (air near -1000, fat near -100, soft tissue near 50), unwindowed; "
+                f"next: {way_out}, or use --model planes-mr or default"
+            )
+    if highest < BRIGHT_HOUNSFIELD and np.mean(voxels == highest) > WINDOW_SHARE:
+        return [f"many voxels have the highest value, {highest:g}: if that is a window, what was brighter is lost"]
+    return []
 
 
 def _check_matrix(plan: Plan) -> None:

@@ -85,7 +85,7 @@ def make_report(
     if clipped:
         notes.append(
             f"{clipped:,} of {thin.voxels.size:,} voxels lay beyond what {thin.voxels.dtype} holds and were clipped: "
-            "there the answer agrees less well with the scan; stored as int16 or float32 it would not be clipped"
+            "there the answer agrees less well with the scan; next: store the scan as float32, which is not clipped"
         )
     name = volume.source.name if volume.source is not None else ""
     return Report(name, plan, seconds, check(volume, thin, plan), guard, tuple(notes))
