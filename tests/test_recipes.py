@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ pytest.importorskip("onnx", reason="the export needs onnx, which comes with thin
 import torch
 
 from thinslice.networks.slab import SlabNet
+from thinslice.training import recipes
 from thinslice.training.export import export, load_weights
 from thinslice.training.recipes import planes_paper, run
 
@@ -191,7 +193,9 @@ def test_all_sources_are_looked_for_before_anything_is_trained(data, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_resumed_run_keeps_its_length_and_leaves_what_is_done(data, tmp_path):
+def test_a_resumed_run_keeps_its_length_and_leaves_what_is_done(data, tmp_path, monkeypatch):
+    (stage,) = recipes.default()
+    monkeypatch.setitem(recipes.RECIPES, "default", lambda: [replace(stage, schedule=replace(stage.schedule, steps=5))])
     (path,) = run("default", data, tmp_path, steps=2, report=silent)
     before = path.stat().st_mtime_ns
     run("default", data, tmp_path, resume=True, report=silent)
