@@ -15,6 +15,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 
+MOST_SECONDS = 300
+"""A fault after which the tests do not end has not been caught."""
+
 
 @dataclass(frozen=True)
 class Fault:
@@ -858,8 +861,15 @@ def run(fault: Fault | None, copy: Path, tests: tuple[str, ...]) -> subprocess.C
     command = [sys.executable, "-m", "pytest", "-x", "-q", "--tb=line", "-p", "no:cacheprovider"]
     try:
         return subprocess.run(
-            command + [f"tests/{name}" for name in tests], cwd=copy, env=environment, capture_output=True, text=True
+            command + [f"tests/{name}" for name in tests],
+            cwd=copy,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=MOST_SECONDS,
         )
+    except subprocess.TimeoutExpired:
+        return subprocess.CompletedProcess(command, 124, "", "")
     finally:
         if target:
             target.write_text(sound)
