@@ -15,6 +15,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 
+MOST_SECONDS = 300
+"""A fault after which the tests do not end has not been caught."""
+
 
 @dataclass(frozen=True)
 class Fault:
@@ -30,6 +33,8 @@ class Fault:
 
 PLAN, UP, PROFILE, GUARD = ("test_plan.py",), ("test_upsample.py",), ("test_profile.py",), ("test_guard.py",)
 DEGRADE, TILE, TRAIN, INTER = ("test_degrade.py",), ("test_tile.py",), ("test_training.py",), ("test_interpolate.py",)
+
+PLANES = ("test_enlarge.py",)
 
 FAULTS = [
     # grids and places
@@ -68,20 +73,18 @@ FAULTS = [
     Fault(
         "origin not moved",
         "plan.py",
-        "affine_thin[:3, 3] -= affine_thin[:3, axis] * first_centre",
+        "thin[:3, 3] -= thin[:3, :3] @ first",
         "pass",
         "edges kept",
         PLAN,
     ),
-    Fault(
-        "origin moved the wrong way", "plan.py", "affine_thin[:3, 3] -=", "affine_thin[:3, 3] +=", "edges kept", PLAN
-    ),
-    Fault("affine not scaled", "plan.py", "affine_thin[:3, axis] /= real_factor", "pass", "directions kept", PLAN),
+    Fault("origin moved the wrong way", "plan.py", "thin[:3, 3] -=", "thin[:3, 3] +=", "edges kept", PLAN),
+    Fault("affine not scaled", "plan.py", "thin[:3, :3] /= finer", "pass", "directions kept", PLAN),
     Fault(
         "wished factor used, not the realised one",
         "plan.py",
-        "affine_thin[:3, axis] /= real_factor",
-        "affine_thin[:3, axis] *= target_mm / thick_mm",
+        "_finer_affine(volume.affine, finer, first)",
+        "_finer_affine(volume.affine, [k if k != real_factor else thick_mm / target_mm for k in finer], first)",
         "edges kept",
         PLAN,
     ),
@@ -286,8 +289,8 @@ FAULTS = [
     Fault(
         "scale is the maximum",
         "upsample.py",
-        "self.scale = high - self.low",
-        "self.scale = high",
+        "shown[0], shown[1] - shown[0]\n        self.geometry",
+        "shown[0], shown[1]\n        self.geometry",
         "scale and offset",
         UP,
     ),
@@ -310,8 +313,8 @@ FAULTS = [
     Fault(
         "one intensity range for a series",
         "upsample.py",
-        "self.low, high = intensity_range(thick)",
-        "self.low, high = 0.0, float(np.abs(thick).max() or 1)",
+        "shown = intensity_range(thick)",
+        "shown = 0.0, float(np.abs(thick).max() or 1)",
         "scale and offset",
         UP,
     ),
@@ -342,7 +345,7 @@ FAULTS = [
     ),
     Fault(
         "training hears each slice only inside its slab",
-        "training/fit.py",
+        "training/losses.py",
         "np.flatnonzero(np.abs(offset) < 1)",
         "np.flatnonzero(np.abs(offset) < 0.5)",
         "up to its neighbours",
@@ -404,7 +407,215 @@ FAULTS = [
         "tiled equals whole",
         TILE,
     ),
-    Fault("model's reach ignored", "runtime.py", 'int(card["reach"])', "0", "tiled equals whole", TILE),
+    Fault(
+        "model's reach ignored",
+        "runtime.py",
+        'int(card["multiple"]), int(card["reach"])',
+        'int(card["multiple"]), 0',
+        "tiled equals whole",
+        TILE,
+    ),
+    # networks for planes
+    Fault(
+        "enlarged slices start at the old origin",
+        "plan.py",
+        "(in_plane - 1) / 2 for i in range(3)",
+        "0.0 for i in range(3)",
+        "edges kept along all axes",
+        PLANES,
+    ),
+    Fault(
+        "planes are cut off at a block's edge",
+        "enlarge.py",
+        "wanted = slice(factor * beyond, len(matrix) - factor * beyond)",
+        "wanted = slice(factor * beyond - 1, len(matrix) - factor * beyond - 1)",
+        "blocks equal whole",
+        PLANES,
+    ),
+    Fault(
+        "a plane enlarges about its first pixel",
+        "enlarge.py",
+        "(np.arange(factor * n) - (factor - 1) / 2) / factor",
+        "np.arange(factor * n) / factor",
+        "lies where the anatomy is",
+        PLANES,
+    ),
+    Fault(
+        "mirrored planes are added as they come",
+        "enlarge.py",
+        "said[:, :, backwards] / np",
+        "said / np",
+        "fused answers do not depend on the orientation",
+        PLANES,
+    ),
+    Fault(
+        "any scan passes for computed tomography",
+        "plan.py",
+        "np.mean(voxels < FAT_HOUNSFIELD) < FAT_SHARE",
+        "False",
+        "only Hounsfield units",
+        PLANES,
+    ),
+    Fault(
+        "any unit passes for Hounsfield units",
+        "plan.py",
+        "np.mean(voxels < DARKEST_HOUNSFIELD) > DARKEST_SHARE",
+        "False",
+        "values that are not Hounsfield units are one line",
+        ("test_embedded_planes.py",),
+    ),
+    Fault(
+        "a window passes for Hounsfield units",
+        "plan.py",
+        "lowest > WINDOW_HOUNSFIELD and np.mean(voxels == lowest) > WINDOW_SHARE",
+        "False",
+        "values that are not Hounsfield units are one line",
+        ("test_embedded_planes.py",),
+    ),
+    Fault(
+        "one dark voxel passes for fat",
+        "plan.py",
+        "FAT_HOUNSFIELD, FAT_SHARE = -50.0, 0.001",
+        "FAT_HOUNSFIELD, FAT_SHARE = -50.0, 1e-9",
+        "only Hounsfield units",
+        PLANES,
+    ),
+    Fault(
+        "planes end in zeros",
+        "enlarge.py",
+        'np.pad(slices[index], margin, mode="edge")',
+        "np.pad(slices[index], margin)",
+        "edges repeat",
+        PLANES,
+    ),
+    Fault(
+        "the guard does not look at enlarged slices",
+        "enlarge.py",
+        "keep = keep_map(suspect, (height, width))",
+        "keep = keep_map(0 * suspect, (height, width))",
+        "what disagrees is not taken",
+        PLANES,
+    ),
+    Fault(
+        "BLAS threads stay awake",
+        "runtime.py",
+        'threadpool_limits(1, "blas")',
+        'threadpool_limits(None, "blas")',
+        "while networks run their cores are theirs alone",
+        PLANES,
+    ),
+    Fault(
+        "BLAS stays on one core",
+        "runtime.py",
+        "if self.users == 0:\n                self.limits.restore",
+        "if True:\n                self.limits.restore",
+        "while networks run their cores are theirs alone",
+        PLANES,
+    ),
+    Fault(
+        "every scan has padding",
+        "plan.py",
+        "if envelope is not None and envelope.hounsfield:\n        padding",
+        "if True:\n        padding",
+        "an ordinary scan is no padding",
+        PLANES,
+    ),
+    Fault(
+        "padding is anatomy",
+        "upsample.py",
+        "thick = padding.filled(thick)",
+        "pass",
+        "padding is no anatomy",
+        PLANES,
+    ),
+    Fault(
+        "padding is anatomy on the way back",
+        "reslice.py",
+        "np.where(beyond, thin[~beyond].min(), thin)",
+        "thin",
+        "padding takes no part in what a slice sees",
+        ("test_reslice.py",),
+    ),
+    Fault(
+        "padding does not come back",
+        "upsample.py",
+        "padding.put_back(thin, lines.owner)",
+        "pass",
+        "padding comes back where it was",
+        PLANES,
+    ),
+    Fault(
+        "every lowest value is padding",
+        "plan.py",
+        "if not lowest < AIR_HOUNSFIELD or",
+        "if",
+        "the lowest value of an ordinary scan is no padding",
+        PLANES,
+    ),
+    Fault(
+        "the finer grid of the answer starts at the old origin",
+        "reslice.py",
+        "affine[:3, 3] -= affine[:3, :3] @ [(k - 1) / 2 for k in finer]",
+        "pass",
+        "enlarged slices come back",
+        ("test_reslice.py",),
+    ),
+    Fault(
+        "all networks start from the first one's file",
+        "training/recipes.py",
+        'start / f"{stage.model}.onnx" for stage in stages}',
+        'start / f"{stages[0].model}.onnx" for stage in stages}',
+        "every network goes on from its own file",
+        ("test_recipes.py",),
+    ),
+    Fault(
+        "a resumed run takes the recipe's length",
+        "training/recipes.py",
+        "*(_length_of(out, minutes, steps) if resume else (minutes, steps))",
+        "minutes, steps",
+        "a resumed run keeps its length",
+        ("test_recipes.py",),
+    ),
+    Fault(
+        "pictures shrink without anti-aliasing",
+        "profile.py",
+        "- centres[:, None]) / factor\n    near",
+        "- centres[:, None])\n    near",
+        "that of a picture library",
+        PROFILE,
+    ),
+    Fault(
+        "the shuffle mixes rows and columns",
+        "networks/planes.py",
+        "permute(0, 3, 1, 4, 2)",
+        "permute(0, 3, 2, 4, 1)",
+        "the shuffle keeps places",
+        ("test_planes.py",),
+    ),
+    Fault(
+        "the intermediate answer has no loss",
+        "training/losses.py",
+        "errors[0] + intermediate * errors[1] if intermediate else errors[0]",
+        "errors[0]",
+        "counts both answers",
+        ("test_planes.py",),
+    ),
+    Fault(
+        "the margin of a plane is scored",
+        "training/planes.py",
+        "slice(scale[0] * self.margin, -scale[0] * self.margin)",
+        "slice(None)",
+        "inside the margin only",
+        ("test_planes.py",),
+    ),
+    Fault(
+        "in-plane patches lie across thick slices",
+        "training/corpus.py",
+        "transpose = across != min({0, 1, 2} - {axis})",
+        "transpose = across == min({0, 1, 2} - {axis})",
+        "lie in its slices",
+        ("test_planes.py",),
+    ),
     # the guard
     Fault("guard never triggers", "upsample.py", "if cells.any():", "if False:", "falls back", GUARD),
     Fault("NaN passes the guard", "guard.py", "> 0\n        suspect", "> 2\n        suspect", "single NaN", GUARD),
@@ -537,7 +748,7 @@ FAULTS = [
     ),
     Fault(
         "training positions have the wrong sign",
-        "training/fit.py",
+        "training/losses.py",
         "offset = (positions - geometry.thick_centres[context + slab]) / geometry.factor",
         "offset = (geometry.thick_centres[context + slab] - positions) / geometry.factor",
         "training and inference",
@@ -650,8 +861,15 @@ def run(fault: Fault | None, copy: Path, tests: tuple[str, ...]) -> subprocess.C
     command = [sys.executable, "-m", "pytest", "-x", "-q", "--tb=line", "-p", "no:cacheprovider"]
     try:
         return subprocess.run(
-            command + [f"tests/{name}" for name in tests], cwd=copy, env=environment, capture_output=True, text=True
+            command + [f"tests/{name}" for name in tests],
+            cwd=copy,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=MOST_SECONDS,
         )
+    except subprocess.TimeoutExpired:
+        return subprocess.CompletedProcess(command, 124, "", "")
     finally:
         if target:
             target.write_text(sound)

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from thinslice.plan import Plan, intensity_range
-from thinslice.runtime import Model
+from thinslice.plan import Envelope, Plan, intensity_range
+from thinslice.runtime import Enlarger, Model
 from thinslice.volume import Volume
 
 CONTEXT = 1
@@ -183,3 +183,18 @@ def knowing(volume: Volume, plan: Plan, residual: np.ndarray) -> Model:
         return residual[index]
 
     return network(run)
+
+
+def enlarging(part: str, factor: int, add: Callable[[np.ndarray], np.ndarray], reach: int = 3) -> Model:
+    """A network for planes that adds to the interpolation what a function makes of it."""
+
+    def run(planes: np.ndarray, base: np.ndarray) -> np.ndarray:
+        assert planes.dtype == base.dtype == np.float32
+        times = (factor, factor if part == "in-plane" else 1)
+        assert base.shape[1:] == tuple(n * k for n, k in zip(planes.shape[1:], times, strict=True))
+        return np.asarray(base + add(base), np.float32)
+
+    envelope = Envelope(
+        only_factors=(factor,) if part == "depth" else (), in_plane=(1,) if part == "depth" else (1, factor)
+    )
+    return Model("planes", "cubic", planes={(part, factor): Enlarger(run, (reach, reach))}, envelope=envelope)

@@ -46,21 +46,6 @@ def scan(tmp_path):
     return make_scan(tmp_path / "in" / "scan.nii.gz")
 
 
-@pytest.fixture
-def run(capsys):
-    """main(words) -> exit code, lines of standard output, lines of standard error."""
-
-    def call(*words: object) -> tuple[int, list[str], list[str]]:
-        try:
-            code = cli.main([str(word) for word in words])
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        said = capsys.readouterr()
-        return code, said.out.splitlines(), said.err.splitlines()
-
-    return call
-
-
 def shell(*words: object, **options: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "thinslice", *(str(word) for word in words)]
     return subprocess.run(command, capture_output=True, text=True, check=False, **options)

@@ -4,12 +4,16 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from make_scans import save_scan
 from thinslice.errors import InputRefused, ModelRefused
+from thinslice.plan import make_plan
+from thinslice.upsample import upsample
+from thinslice.volume import Volume
 from thinslice.weights import find_model
 
 pytest.importorskip("torch", reason="training needs torch, which comes with thinslice[train]")
@@ -18,8 +22,9 @@ pytest.importorskip("onnx", reason="the export needs onnx, which comes with thin
 import torch
 
 from thinslice.networks.slab import SlabNet
+from thinslice.training import recipes
 from thinslice.training.export import export, load_weights
-from thinslice.training.recipes import run
+from thinslice.training.recipes import planes_paper, run
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +38,18 @@ def data(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def data_for_planes(data, tmp_path_factory):
+    """The same, and a scan in Hounsfield units with slices three times as far apart."""
+    folder = tmp_path_factory.mktemp("more")
+    (folder / "iso_train").symlink_to(data / "iso_train")
+    (folder / "ct").mkdir()
+    rough = np.random.default_rng(1).random((50, 48, 30))
+    voxels = (2500 * (rough + np.roll(rough, 1, 0) + np.roll(rough, 1, 1)) / 3 - 1000).astype(np.int16)
+    save_scan(folder / "ct" / "chest.nii.gz", voxels, np.diag([0.7, 0.7, 2.1, 1.0]))
+    return folder
+
+
 def silent(line):
     pass
 
@@ -40,7 +57,8 @@ def silent(line):
 @pytest.fixture(scope="module")
 def trained(data, tmp_path_factory):
     out = tmp_path_factory.mktemp("out")
-    return run("default", data, out, steps=2, report=silent)
+    (path,) = run("default", data, out, steps=2, report=silent)
+    return path
 
 
 def test_a_recipe_ends_with_a_model_file_and_a_card_that_says_how_it_came_about(trained):
@@ -69,7 +87,7 @@ def test_training_goes_on_from_a_model_file(trained, data, tmp_path):
     network = SlabNet()
     load_weights(network, trained)
     assert not np.allclose(network.entry.weight.detach().numpy(), SlabNet().entry.weight.detach().numpy())
-    again = run("default", data, tmp_path / "more", steps=1, start=trained, report=silent)
+    (again,) = run("default", data, tmp_path / "more", steps=1, start=trained, report=silent)
     card = json.loads(again.with_suffix(".json").read_text())
     before = json.loads(trained.with_suffix(".json").read_text())
     assert card["started_from"]["sha256"] == before["sha256"]
@@ -121,6 +139,80 @@ def test_an_unknown_recipe_or_a_missing_source_is_refused(words, data, tmp_path)
     with pytest.raises((ModelRefused, InputRefused), match="next:"):
         run(recipe, data if folder is None else tmp_path, tmp_path / "out", steps=1, report=silent)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_planes_recipe_ends_with_a_family_for_mr_and_one_for_ct(data_for_planes, tmp_path):
+    models = run("planes", data_for_planes, tmp_path, steps=8, report=silent)
+    assert len(models) == 8
+    mr, ct = (find_model(str(tmp_path / name)) for name in ("planes-mr", "planes-ct"))
+    for model in (mr, ct):
+        assert model.envelope.only_factors == (2, 4)
+        assert model.envelope.in_plane == (1, 2, 4)
+        assert set(model.planes) == {(part, factor) for part in ("in-plane", "depth") for factor in (2, 4)}
+    assert (mr.envelope.hounsfield, ct.envelope.hounsfield) == (False, True)
+    assert mr.sha256 != ct.sha256
+    alone = find_model(str(tmp_path / "planes-mr.depth-x2.onnx"))
+    assert set(alone.planes) == {("depth", 2)}
+    card = json.loads((tmp_path / "planes-ct.in-plane-x4.json").read_text())
+    assert list(card["trained"]) == ["mr-in-plane-x4", "ct-in-plane-x4"]
+    assert card["trained"]["ct-in-plane-x4"]["steps"] == 1
+    assert [row["file"] for row in card["data"] if "slices" in row] == ["ct/chest.nii.gz"]
+    assert [row["file"] for row in card["data"]] == ["iso_train/small.nii.gz", "ct/chest.nii.gz"]
+    assert card["parameters"] == pytest.approx(47_000, rel=0.1)
+    voxels = np.random.default_rng(0).integers(-1000, 2000, (20, 22, 12)).astype(np.int16)
+    volume = Volume(voxels, np.diag([1.0, 1.0, 4.0, 1.0]))
+    plan = make_plan(volume, factor=4, in_plane=2, model=ct.name, envelope=ct.envelope)
+    answer = upsample(volume, plan, ct).volume.voxels
+    assert answer.shape == (40, 44, 48)
+    assert np.isfinite(answer).all()
+
+
+def test_every_network_for_planes_goes_on_from_its_own_file(data_for_planes, tmp_path):
+    run("planes", data_for_planes, tmp_path / "first", steps=8, report=silent)
+    models = run("planes", data_for_planes, tmp_path / "more", steps=8, start=tmp_path / "first", report=silent)
+    for path in models:
+        before, after = (json.loads((tmp_path / f / f"{path.stem}.json").read_text()) for f in ("first", "more"))
+        assert after["started_from"]["sha256"] == before["sha256"]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ModelRefused, match=r"no model of this recipe.*next:"):
+        run("planes", data_for_planes, tmp_path / "third", steps=8, start=tmp_path / "empty", report=silent)
+
+
+def test_a_network_that_makes_the_image_anew_can_be_used_like_any_other(data_for_planes, tmp_path):
+    models = run("planes-paper", data_for_planes, tmp_path, steps=8, report=silent)
+    assert len(models) == 8
+    model = find_model(str(tmp_path / "planes-mr"))
+    volume = Volume(np.random.default_rng(0).random((20, 22, 6)), np.diag([1.0, 1.0, 4.0, 1.0]))
+    plan = make_plan(volume, factor=4, in_plane=2, model=model.name, envelope=model.envelope)
+    assert upsample(volume, plan, model).volume.voxels.shape == (40, 44, 24)
+
+
+def test_all_sources_are_looked_for_before_anything_is_trained(data, tmp_path):
+    with pytest.raises(InputRefused, match="no folder ct"):
+        run("planes", data, tmp_path / "out", steps=8, report=silent)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_resumed_run_keeps_its_length_and_leaves_what_is_done(data, tmp_path, monkeypatch):
+    (stage,) = recipes.default()
+    monkeypatch.setitem(recipes.RECIPES, "default", lambda: [replace(stage, schedule=replace(stage.schedule, steps=5))])
+    (path,) = run("default", data, tmp_path, steps=2, report=silent)
+    before = path.stat().st_mtime_ns
+    run("default", data, tmp_path, resume=True, report=silent)
+    assert json.loads(path.with_suffix(".json").read_text())["trained"]["iso"]["steps"] == 2
+    assert path.stat().st_mtime_ns == before
+    run("default", data, tmp_path, resume=True, steps=3, report=silent)
+    assert json.loads(path.with_suffix(".json").read_text())["trained"]["iso"]["steps"] == 3
+
+
+def test_the_papers_setting_is_a_recipe():
+    for stage in planes_paper():
+        assert (stage.task.shrinking.scanner, stage.task.intermediate) == (0.0, 1.0)
+        assert stage.task.shrinking.sigma_vox == (0.0, 0.5)
+        network = stage.task.make_network()
+        assert not network.residual
+        assert sum(p.numel() for p in network.parameters()) == pytest.approx(57_000, rel=0.08)
+        assert stage.schedule.muon_rate == 0
 
 
 def test_two_processes_train_one_model(data, tmp_path):

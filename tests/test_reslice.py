@@ -150,3 +150,36 @@ def test_probabilities_are_no_labels():
     plan = make_plan(thick, factor=4)
     with pytest.raises(InputRefused, match="fractions"):
         reslice(Volume(np.full(plan.shape_thin, 0.5), np.array(plan.affine_thin)), thick, labels=True)
+
+
+@pytest.mark.parametrize("order", list(permutations(range(3))))
+@pytest.mark.parametrize("times", [2, 3])
+def test_slices_that_were_enlarged_come_back_too(order, times):
+    upright = scan(smooth())
+    thick = Volume(upright.voxels.transpose(order), upright.affine[:, [*order, 3]])
+    plan = make_plan(thick, factor=3, in_plane=times)
+    thin = upsample(thick, plan, find_model("cubic")).volume
+    back = reslice(thin, thick).voxels
+    # Cubic enlargement and bicubic shrinking are no inverses; a shift by half a new voxel would make 20 of it.
+    assert np.abs(back - thick.voxels)[3:-3, 3:-3, 3:-3].max() < 5
+    drawn = Volume((thick.voxels > 600).astype(np.uint8), thick.affine)
+    there = labels_to_thin(drawn, plan)
+    again = reslice(there, drawn, thickness_mm=2.0, labels=True).voxels
+    assert (again == drawn.voxels).mean() > 0.98
+    apart = Volume(thin.voxels, thin.affine + np.outer([0.3, 0, 0, 0], [0, 0, 0, 1]))
+    with pytest.raises(InputRefused, match="mm apart in-plane"):
+        reslice(apart, thick)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_padding_takes_no_part_in_what_a_slice_sees(times):
+    x, y, z = np.indices((24 * times, 20 * times, 24))
+    beyond = np.hypot(x / times - 12, y / times - 10) > 7 + z // 4  # wider from acquired slice to acquired slice
+    thin = Volume(np.where(beyond, -3024, 40).astype(np.int16), np.diag([1.0 / times, 1.0 / times, 1.0, 1.0]))
+    affine = np.diag([1.0, 1.0, 4.0, 1.0])
+    affine[:3, 3] = [(times - 1) / 2 / times, (times - 1) / 2 / times, 1.5]
+    like = Volume(np.zeros((24, 20, 6), np.int16), affine)
+    back = reslice(thin, like, padding=-3024).voxels
+    assert set(np.unique(back)) == {-3024, 40}
+    seen = beyond[::times, ::times, 1::4]
+    assert np.mean((back == -3024) == seen) > 0.97

@@ -17,10 +17,10 @@ from thinslice.errors import ModelRefused
 from thinslice.metrics import data_range, foreground, psnr
 from thinslice.nifti import read
 from thinslice.plan import make_plan, through_plane_axis
-from thinslice.runtime import CARD_KEY, INPUTS, load_model
+from thinslice.runtime import CARD_KEY, SLAB_INPUTS, load_model
 from thinslice.upsample import upsample
 from thinslice.volume import Volume
-from thinslice.weights import EMBEDDED, embedded_names, find_model
+from thinslice.weights import EMBEDDED, find_model
 
 
 def foreign(path, card, inputs):
@@ -51,14 +51,14 @@ def enhanced(volume):
 @pytest.mark.parametrize("card", [None, {}, [1], {"envelope": 3}], ids=str)
 def test_a_card_that_is_not_ours_is_refused(tmp_path, card):
     with pytest.raises(ModelRefused, match="is not a thinslice model"):
-        load_model(foreign(tmp_path / "foreign.onnx", card, INPUTS))
+        load_model(foreign(tmp_path / "foreign.onnx", card, SLAB_INPUTS))
 
 
 def test_a_model_of_an_earlier_contract_is_refused(tmp_path):
     card = json.loads((EMBEDDED / "default.json").read_text())
-    load_model(foreign(tmp_path / "same.onnx", card, INPUTS))
+    load_model(foreign(tmp_path / "same.onnx", card, SLAB_INPUTS))
     for other in (1, None):
-        path = foreign(tmp_path / "earlier.onnx", card | {"contract": other}, INPUTS)
+        path = foreign(tmp_path / "earlier.onnx", card | {"contract": other}, SLAB_INPUTS)
         with pytest.raises(ModelRefused, match="of this version"):
             load_model(path)
 
@@ -82,7 +82,7 @@ def test_inputs_that_are_not_ours_are_refused(tmp_path):
 def test_a_base_that_is_no_interpolation_is_refused(tmp_path):
     card = json.loads((EMBEDDED / "default.json").read_text()) | {"base": "magic"}
     with pytest.raises(ModelRefused, match="is not a thinslice model"):
-        load_model(foreign(tmp_path / "foreign.onnx", card, INPUTS))
+        load_model(foreign(tmp_path / "foreign.onnx", card, SLAB_INPUTS))
 
 
 @pytest.mark.parametrize("keep", [0, 1000, -1000])
@@ -97,10 +97,10 @@ def test_it_does_not_need_what_only_linux_has(monkeypatch):
     assert find_model("default").residual is not None
 
 
-@pytest.mark.parametrize("name", embedded_names())
-def test_the_card_beside_an_embedded_model_is_its_own(name):
-    model, card = find_model(name), json.loads((EMBEDDED / f"{name}.json").read_text())
-    content = (EMBEDDED / f"{name}.onnx").read_bytes()
+@pytest.mark.parametrize("path", sorted(EMBEDDED.glob("*.onnx")), ids=lambda path: path.stem)
+def test_the_card_beside_an_embedded_model_is_its_own(path):
+    model, card = load_model(path), json.loads(path.with_suffix(".json").read_text())
+    content = path.read_bytes()
     assert card["sha256"] == model.sha256 == hashlib.sha256(content).hexdigest()
     assert model.card is not None
     assert {key: card[key] for key in model.card} == model.card

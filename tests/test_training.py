@@ -33,7 +33,8 @@ from thinslice.training.corpus import (
     normalised,
     render,
 )
-from thinslice.training.fit import Schedule, _numbers, fit, projected_loss
+from thinslice.training.fit import Schedule, _numbers, fit
+from thinslice.training.losses import projected_loss
 from thinslice.upsample import upsample
 from thinslice.volume import Volume
 
@@ -136,7 +137,7 @@ def test_a_patch_is_cut_from_where_the_draw_says(axis, transpose, flips, corner,
     x, y, z = np.meshgrid(np.arange(9), np.arange(10), np.arange(11), indexing="ij")
     corpus = [Thin("ramp", (x + 20 * y + 400 * z).astype(np.float32), (0, 1, 2), 1.0)]
     draw = Draw(0, axis, transpose, flips, corner, gain, 0.25, 0.0, 0)
-    got = cut(corpus, draw, np.arange(4), 5)
+    got = cut(corpus, draw, np.arange(4), np.arange(5), np.arange(5))
     assert got.shape == (4, 5, 5)
     lengths = [9, 10, 11]
     weights = [1, 20, 400]
@@ -356,7 +357,7 @@ def fresh():
 
 
 def train(folder, feed=batches, resume=False):
-    return fit(fresh(), feed, folder, SCHEDULE, resume, report=lambda line: None)
+    return fit(fresh(), feed, projected_loss, folder, SCHEDULE, resume, report=lambda line: None)
 
 
 @pytest.fixture(scope="module")

@@ -422,7 +422,8 @@ def reslice(arguments: argparse.Namespace) -> int:
     thickness_mm = arguments.thickness if arguments.thickness is not None or plan is None else plan.thickness_mm
     profile = arguments.profile or (plan.profile if plan is not None else "gaussian")
     labels = arguments.labels or (not arguments.image and looks_like_labels(thin))
-    thick = to_thick(thin, like, thickness_mm=thickness_mm, profile=profile, labels=labels)
+    padding = plan.padding if plan is not None else None
+    thick = to_thick(thin, like, thickness_mm=thickness_mm, profile=profile, labels=labels, padding=padding)
     with _all_or_none([case.destination]) as (part,):
         write(thick, part)
     how = "segmentation, majority" if labels else "image, mean"
@@ -437,14 +438,19 @@ def reslice(arguments: argparse.Namespace) -> int:
 
 def _add_train(verbs: "argparse._SubParsersAction[_Parser]") -> None:
     verb = _add_verb(verbs, "train", train, "run a training recipe; ends with a model file for --model")
-    verb.add_argument("recipe", metavar="RECIPE", help="name of the recipe, such as: default")
+    verb.add_argument("recipe", metavar="RECIPE", help="name of the recipe: default, planes or planes-paper")
     verb.add_argument("--data", required=True, type=Path, metavar="DIR", help="folder with the recipe's source folders")
     verb.add_argument("-o", "--output", required=True, type=Path, metavar="DIR", help="checkpoints, logs, the model")
     verb.add_argument("--resume", action="store_true", help="continue from the checkpoints in the output folder")
-    verb.add_argument("--start-from", type=Path, metavar="FILE", help="a model file whose weights to start from")
+    verb.add_argument(
+        "--start-from",
+        type=Path,
+        metavar="PATH",
+        help="a model file whose weights to start from, or the folder of an earlier run",
+    )
     length = verb.add_mutually_exclusive_group()
-    length.add_argument("--minutes", type=_positive(float), metavar="M", help="length of the last stage")
-    length.add_argument("--steps", type=_positive(int), metavar="N", help="length of the last stage")
+    length.add_argument("--minutes", type=_positive(float), metavar="M", help="length, shared out over the stages")
+    length.add_argument("--steps", type=_positive(int), metavar="N", help="length, shared out over the stages")
 
 
 def train(arguments: argparse.Namespace) -> int:
@@ -452,7 +458,7 @@ def train(arguments: argparse.Namespace) -> int:
     try:
         from thinslice.training.recipes import run
 
-        path = run(
+        models = run(
             arguments.recipe,
             arguments.data,
             arguments.output,
@@ -469,7 +475,10 @@ def train(arguments: argparse.Namespace) -> int:
         raise InputRefused(
             f"training needs {missing}, which is not installed; next: pip install 'thinslice[train]'"
         ) from None
-    _say(f"use it: thinslice enhance --model {path} -i IN -o OUT")
+    family = {str(path.with_name(path.name.split(".")[0])) for path in models}
+    names = [str(models[0])] if len(models) == 1 else sorted(family)
+    for name in names:
+        _say(f"use it: thinslice enhance --model {name} -i IN -o OUT")
     return 0
 
 
@@ -527,7 +536,8 @@ def _add_model(verb: argparse.ArgumentParser) -> None:
         "--model",
         default="default",
         metavar="MODEL",
-        help="default (embedded network), a model file (.onnx), nearest, linear, cubic or lanczos",
+        help="default (embedded network), planes-mr or planes-ct (networks that enlarge in-plane too), a model file "
+        "(.onnx), nearest, linear, cubic or lanczos",
     )
 
 
@@ -547,6 +557,18 @@ def _add_plan_options(verb: argparse.ArgumentParser) -> None:
         choices=GRIDS,
         default="fov",
         help="keep the outer edges of the field of view (fov, default) or the outermost slice centres",
+    )
+    verb.add_argument(
+        "--in-plane",
+        type=int,
+        default=1,
+        metavar="K",
+        help="enlarge the slices themselves first, K times along each side",
+    )
+    verb.add_argument(
+        "--fuse",
+        action="store_true",
+        help="ask a network for planes in every orientation: slower; for MR a little better",
     )
     _add_model(verb)
     verb.add_argument(
@@ -570,6 +592,8 @@ def _plan(volume: "Volume", model: "Model", arguments: argparse.Namespace) -> "P
         model_sha256=model.sha256,
         envelope=model.envelope,
         projection=not arguments.no_projection,
+        in_plane=arguments.in_plane,
+        fuse=arguments.fuse,
     )
 
 
@@ -676,7 +700,9 @@ def _move_all(parts: Sequence[Path], targets: Sequence[Path]) -> None:
 
 def _what_was_done(plan: "Plan") -> str:
     before, after = plan.spacing_thick_mm[plan.axis], plan.spacing_thin_mm[plan.axis]
-    return f"{plan.n_thick} slices x {before:.4g} mm -> {plan.n_thin} slices x {after:.4g} mm with {plan.model}"
+    larger = f", each {plan.in_plane} times larger along both sides," if plan.in_plane > 1 else ""
+    done = f"{plan.n_thick} slices x {before:.4g} mm -> {plan.n_thin} slices x {after:.4g} mm"
+    return f"{done}{larger} with {plan.model}"
 
 
 def _agreement(report: "Report") -> str:
@@ -701,7 +727,10 @@ def _named(source: Path, reason: str) -> str:
 def _reason(error: Exception) -> str:
     """One line about an error that a user can do something about."""
     if isinstance(error, MemoryError):
-        return "got a scan larger than the free memory; need a smaller one; next: crop it, or use a larger machine"
+        return (
+            "got a scan larger than the free memory; need a smaller one; "
+            "next: crop it, ask for fewer voxels, or use a larger machine"
+        )
     if isinstance(error, OSError) and error.strerror:
         place = f"{error.filename}: " if error.filename else ""
         need, then = _WAYS_OUT.get(type(error), ("room and permission there", "free some room, or choose another"))

@@ -45,8 +45,9 @@ def labels_to_thin(labels: Volume, plan: Plan, out: np.ndarray | None = None) ->
         out = np.empty((*plan.shape_thin, *labels.voxels.shape[3:]), labels.voxels.dtype)
     for at in np.ndindex(*labels.voxels.shape[3:]):
         drawn = np.moveaxis(labels.voxels[(..., *at)], plan.axis, 0)
+        drawn = drawn.repeat(plan.in_plane, axis=1).repeat(plan.in_plane, axis=2)
         thin = np.moveaxis(out[(..., *at)], plan.axis, 0)
-        in_plane = [mm for axis, mm in enumerate(plan.spacing_thick_mm) if axis != plan.axis]
+        in_plane = [mm for axis, mm in enumerate(plan.spacing_thin_mm) if axis != plan.axis]
         _fill(drawn, thin, plan.positions(), (in_plane[0], in_plane[1]))
     return replace(labels, voxels=out, affine=np.array(plan.affine_thin), thickness_mm=None)
 

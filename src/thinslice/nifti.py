@@ -30,6 +30,7 @@ from thinslice.volume import Volume, grid_distance_mm, sidecar_path
 ON_DISK_BYTES = 512 * 2**20  # arrays from this size on live in a file, not in memory
 SLAB_BYTES = 16 * 2**20
 LARGEST = 1e30  # beyond it sums of squares are no float32; such voxels are marks, not signal
+AIR = (-1100.0, -900.0)  # where the smallest value of computed tomography lies, in Hounsfield units
 GZIP_BEST_RATIO = 1040  # deflate cannot shrink more than 1032 : 1
 
 SHEAR_COSINE = 1e-3
@@ -393,7 +394,10 @@ def _rescale(stored: np.ndarray, slope: float, inter: float) -> np.ndarray:
 
 
 def _replace_non_finite(voxels: np.ndarray) -> tuple[np.ndarray, list[str]]:
-    """NaN and infinities -> 0 if the finite values lie around it, else the finite minimum; in place."""
+    """NaN and infinities -> 0 if the finite values lie around it, else the finite minimum; in place.
+
+    Where that minimum is air in Hounsfield units, 0 would be water: then it is the minimum too.
+    """
     if voxels.dtype.kind != "f":
         return voxels, []
     bad, low, high = 0, math.inf, -math.inf
@@ -409,7 +413,7 @@ def _replace_non_finite(voxels: np.ndarray) -> tuple[np.ndarray, list[str]]:
         return voxels, []
     if bad == voxels.size:
         raise _refused("no finite voxel at all (NaN or infinite)", "an image", "check the program that wrote it")
-    fill = 0.0 if low <= 0 <= high else low
+    fill = 0.0 if low <= 0 <= high and not AIR[0] <= low <= AIR[1] else low
     for at in _slabs(voxels.shape, voxels.itemsize):
         np.copyto(voxels[at], fill, where=~np.isfinite(voxels[at]), casting="same_kind")
     return voxels, [f"{bad:,} of {voxels.size:,} voxels were NaN or infinite and are read as {fill:g}"]

@@ -24,17 +24,49 @@ ISOTROPIC_BELOW = 1.05
 MAX_SLICES = 32_767
 """The largest size of one axis that NIfTI-1 can store."""
 
+AIR_HOUNSFIELD, PADDING_SHARE = -1024.0, 0.001
+"""Below air lies nothing but padding, if so large a share of the scan has one and the same such value."""
+
+FAT_HOUNSFIELD, FAT_SHARE = -50.0, 0.001
+"""This share of a CT scan at least is fat or air, and darker than that."""
+
+TISSUE_HOUNSFIELD, TISSUE_SHARE = 200.0, 0.02
+"""This share of a CT scan at least is soft tissue or fat, and no farther from water than that."""
+
+DARKEST_HOUNSFIELD, DARKEST_SHARE = -1100.0, 0.05
+"""No larger share of a CT scan is darker than that, but for its padding: the rim of padding that was resampled is."""
+
+WINDOW_HOUNSFIELD, WINDOW_SHARE = -500.0, 0.01
+"""If so large a share of a scan has its lowest value, and that is above this, then what was darker was cut off."""
+
+BRIGHT_HOUNSFIELD = 2000.0
+"""If `WINDOW_SHARE` of a scan has its highest value, and that is below this, bone may have been cut off there."""
+
+MOST_HOUNSFIELD = 32_768.0
+"""Metal is brighter than bone, but its numbers fit in 16 bits."""
+
 TOLERANCE = 1e-6
 """How far beyond its ends an envelope is still valid: the rounding of millimetres."""
 
 
 @dataclass(frozen=True)
 class Envelope:
-    """The inputs a model is valid for, both ends included."""
+    """The inputs a model is valid for, both ends included.
 
-    factor: tuple[float, float]
-    thickness_over_spacing: tuple[float, float]
+    Attributes:
+        factor, thickness_over_spacing, profiles, grids: of the plan.
+        only_factors: the only factors it has, None for any within ``factor``.
+        in_plane: the factors by which it can enlarge the slices themselves.
+        hounsfield: it needs computed tomography.
+    """
+
+    factor: tuple[float, float] = (1.0, float("inf"))
+    thickness_over_spacing: tuple[float, float] = (0.0, float("inf"))
     profiles: tuple[str, ...] = PROFILES
+    only_factors: tuple[int, ...] | None = None
+    in_plane: tuple[int, ...] = (1,)
+    grids: tuple[str, ...] = GRIDS
+    hounsfield: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,6 +87,11 @@ class Plan:
         first_centre: centre of the first thick slice in thin-voxel units.
         affine_thick, affine_thin: voxel index -> patient millimetres.
         model: the model's name; ``model_sha256`` is None for an interpolation.
+        in_plane: by how much the slices themselves are enlarged along both of their axes, before any is added; their
+            outer edges are kept.
+        fuse: whether a network for planes is asked in several orientations.
+        padding: the value with which the scan is filled where the scanner saw nothing, None if it is not. Computed as
+            air, and put back where it was.
         projection: whether the answer is projected onto the acquired slices.
         noise: regularisation of that projection, see `thinslice.degrade.NOISE_LEVEL`.
         notes: what the reader and the planner had to decide, in plain words.
@@ -77,6 +114,9 @@ class Plan:
     model_sha256: str | None
     projection: bool
     noise: float
+    in_plane: int = 1
+    fuse: bool = False
+    padding: float | None = None
     notes: tuple[str, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
 
@@ -147,17 +187,19 @@ def make_plan(
     envelope: Envelope | None = None,
     projection: bool = True,
     noise: float = NOISE_LEVEL,
+    in_plane: int = 1,
+    fuse: bool = False,
 ) -> Plan:
     """Decide everything about one scan.
 
     Args:
-        volume: the scan; only its geometry is looked at.
+        volume: the scan; only its geometry is looked at, and its values for a model that needs Hounsfield units.
         spacing_mm: wanted distance between slices; default: the coarser of the two in-plane spacings.
         factor: alternatively, how many times closer the slices shall be.
         thickness_mm: slice thickness; default: what the header says, else the slice spacing.
         profile, grid: see `Plan`.
         model, model_sha256, envelope: the model that will be used and what it is valid for (None: anything).
-        projection, noise: see `Plan`.
+        projection, noise, in_plane, fuse: see `Plan`.
 
     Raises:
         PlanRefused: the scan is isotropic, has one slice, the wish lies outside what the model is valid for, or a
@@ -167,13 +209,17 @@ def make_plan(
     axis = through_plane_axis(volume)
     n_thick = volume.shape[axis]
     thick_mm = volume.spacing_mm[axis]
-    in_plane_mm = [s for i, s in enumerate(volume.spacing_mm) if i != axis]
+    _check_in_plane(model, envelope, in_plane, volume)
+    in_plane_mm = [s / in_plane for i, s in enumerate(volume.spacing_mm) if i != axis]
     if n_thick < 2:
         raise PlanRefused(
             f"got {n_thick} slice along the through-plane axis {axis} (spacing {thick_mm:g} mm); "
             "need at least 2 slices to compute any between them; next: give the whole stack, not one slice of it"
         )
     target_mm = _target_mm(thick_mm, in_plane_mm, spacing_mm, factor)
+    if spacing_mm is None and factor is None and envelope is not None and envelope.only_factors:
+        target_mm, told = _nearest_known(model, envelope.only_factors, thick_mm, target_mm)
+        notes += told
     valid = envelope.factor if envelope is not None else (1.0, float("inf"))
     spacings = _advised_spacings(n_thick, thick_mm, valid, grid)
     n_thin, real_factor = _thin_grid(n_thick, thick_mm / target_mm, grid, spacings)
@@ -182,6 +228,15 @@ def make_plan(
     thickness = _thickness_mm(thickness_mm, volume.thickness_mm, thick_mm)
     if envelope is not None:
         _check_envelope(model, envelope, real_factor, thickness / thick_mm, profile, thick_mm, spacings)
+        _check_grid(model, envelope, grid)
+    padding = None
+    if envelope is not None and envelope.hounsfield:
+        padding = _padding(volume.voxels)
+        notes += _check_hounsfield(model, volume, padding)
+    if padding is not None:
+        notes.append(f"voxels of {padding:g} are padding: computed as air, and put back where they were")
+    if fuse:
+        _check_fuse(model, envelope)
     if abs(thick_mm / real_factor - target_mm) > 1e-6 * target_mm:
         notes.append(
             f"{n_thick} slices of {thick_mm:g} mm do not divide into {target_mm:g} mm: "
@@ -189,36 +244,42 @@ def make_plan(
             f"the {'field of view' if grid == 'fov' else 'outer centres'}"
         )
     first_centre = (real_factor - 1) / 2 if grid == "fov" else 0.0
-    affine = np.array(volume.affine, dtype=np.float64)
-    affine_thin = affine.copy()
-    affine_thin[:3, axis] /= real_factor
-    affine_thin[:3, 3] -= affine_thin[:3, axis] * first_centre
-    spacing_thin = list(volume.spacing_mm)
-    spacing_thin[axis] = thick_mm / real_factor
-    shape_thin = list(volume.shape)
-    shape_thin[axis] = n_thin
+    finer = [real_factor if i == axis else float(in_plane) for i in range(3)]
+    first = [first_centre if i == axis else (in_plane - 1) / 2 for i in range(3)]
+    shape_thin = [n_thin if i == axis else n * in_plane for i, n in enumerate(volume.shape)]
     plan = Plan(
         axis=axis,
         shape_thick=volume.shape,
-        shape_thin=(shape_thin[0], shape_thin[1], shape_thin[2]),
+        shape_thin=_to_tuples(shape_thin),
         spacing_thick_mm=volume.spacing_mm,
-        spacing_thin_mm=(spacing_thin[0], spacing_thin[1], spacing_thin[2]),
+        spacing_thin_mm=_to_tuples([mm / times for mm, times in zip(volume.spacing_mm, finer, strict=True)]),
         thickness_mm=thickness,
         profile=profile,
         grid=grid,
         factor=real_factor,
         first_centre=first_centre,
-        affine_thick=_to_tuples(affine.tolist()),
-        affine_thin=_to_tuples(affine_thin.tolist()),
+        affine_thick=_to_tuples(volume.affine.tolist()),
+        affine_thin=_to_tuples(_finer_affine(volume.affine, finer, first).tolist()),
         model=model,
         model_sha256=model_sha256,
         projection=projection,
         noise=noise,
+        in_plane=in_plane,
+        fuse=fuse,
+        padding=padding,
         notes=tuple(notes),
         versions=_versions(),
     )
     _check_matrix(plan)
     return plan
+
+
+def _finer_affine(affine: np.ndarray, finer: Sequence[float], first: Sequence[float]) -> np.ndarray:
+    """Of a grid so many times finer along each axis, on which the old first voxel has its centre at ``first``."""
+    thin = np.array(affine, dtype=np.float64)
+    thin[:3, :3] /= finer
+    thin[:3, 3] -= thin[:3, :3] @ first
+    return thin
 
 
 def through_plane_axis(volume: Volume) -> int:
@@ -277,6 +338,15 @@ def _target_mm(thick_mm: float, in_plane_mm: Sequence[float], spacing_mm: float 
             f"need less than {thick_mm:g} mm; next: give a smaller --spacing or a --factor above 1"
         )
     return target
+
+
+def _nearest_known(model: str, known: Sequence[int], thick_mm: float, target_mm: float) -> tuple[float, list[str]]:
+    """The spacing by the factor, of those a model has, that is nearest to a spacing; and a note if that is another."""
+    wish = thick_mm / target_mm
+    nearest = min(known, key=lambda factor: abs(np.log(factor / wish)))
+    same = abs(wish - nearest) <= TOLERANCE
+    told = [] if same else [f"factor {nearest}, of those that {model} has the nearest to {wish:.3g}"]
+    return thick_mm / nearest, told
 
 
 def _why_not_thick(thick_mm: float, in_plane_mm: Sequence[float]) -> str:
@@ -364,6 +434,14 @@ def _check_envelope(
 ) -> None:
     """Refuse what the model is not valid for; ``spacings``: the largest and smallest to advise, see above."""
     way_out = "or use --model cubic, which is valid for any geometry"
+    if envelope.only_factors is not None and not any(
+        abs(factor - known) <= TOLERANCE for known in envelope.only_factors
+    ):
+        known = " or ".join(str(f) for f in envelope.only_factors) or "none: it enlarges slices only"
+        option = "give " + " or ".join(f"--factor {f}" for f in envelope.only_factors)
+        family = "give --model the common name of its files, without .in-plane-x..."
+        advice = f"{option if envelope.only_factors else family}, {way_out}"
+        raise PlanRefused(f"got a factor of {factor:.3g} for model {model}; need {known}; next: {advice}")
     low, high = envelope.factor
     if not low - TOLERANCE <= factor <= high + TOLERANCE:
         largest, smallest = spacings
@@ -382,6 +460,86 @@ def _check_envelope(
             f"got profile {profile} for model {model}; need {' or '.join(envelope.profiles)}; "
             f"next: change --profile, {way_out}"
         )
+
+
+def _check_grid(model: str, envelope: Envelope, grid: str) -> None:
+    if grid not in envelope.grids:
+        raise PlanRefused(
+            f"got --grid {grid} for model {model}; need {' or '.join(envelope.grids)}; next: leave --grid out"
+        )
+
+
+def _check_fuse(model: str, envelope: Envelope | None) -> None:
+    """Only networks for planes can look at a scan in several ways."""
+    if envelope is None or envelope.only_factors is None:
+        raise PlanRefused(
+            f"got --fuse for model {model}, which has one way to look at a scan; need networks for planes; next: "
+            "leave --fuse out, or use --model planes-mr or planes-ct"
+        )
+
+
+def _check_in_plane(model: str, envelope: Envelope | None, in_plane: int, volume: Volume) -> None:
+    """Interpolations enlarge slices by any whole factor, networks by those they have learnt."""
+    if in_plane < 1 or in_plane * 1.0 != int(in_plane):
+        raise PlanRefused(f"got --in-plane {in_plane}; need a whole number from 1 on; next: correct it or leave it out")
+    if envelope is not None and in_plane not in envelope.in_plane:
+        known = " or ".join(str(factor) for factor in envelope.in_plane)
+        raise PlanRefused(
+            f"got --in-plane {in_plane} for model {model}; need {known}; next: give one of these, or use a model that "
+            "enlarges slices (planes-mr, planes-ct, cubic)"
+        )
+    if max(volume.shape) * in_plane > MAX_SLICES:
+        raise PlanRefused(
+            f"got --in-plane {in_plane} for a scan of {volume.shape} voxels; need at most {MAX_SLICES} along an axis; "
+            "next: give a smaller one"
+        )
+
+
+def _padding(voxels: np.ndarray) -> float | None:
+    """The value of what lies beyond the scanner's field of view, if there is such a value."""
+    if voxels.dtype.kind == "u" or not voxels.size:
+        return None
+    lowest = float(np.nanmin(voxels)) if voxels.dtype.kind == "f" else float(voxels.min())
+    if not lowest < AIR_HOUNSFIELD or np.mean(voxels == lowest) < PADDING_SHARE:
+        return None
+    return lowest
+
+
+def _check_hounsfield(model: str, volume: Volume, padding: float | None) -> list[str]:
+    """Air is near -1000, fat near -100 and soft tissue near 50 Hounsfield units, and nothing is far below air.
+
+    Other numbers of the same distribution cannot be told from them: an MR scan with negative noise, for instance.
+    Returns what is to be noted of those that pass.
+    """
+    voxels = volume.voxels[np.isfinite(volume.voxels)] if volume.voxels.dtype.kind == "f" else volume.voxels
+    voxels = voxels[voxels != padding] if padding is not None else voxels.ravel()
+    if not voxels.size:
+        voxels = np.zeros(1)
+    lowest, highest = float(voxels.min()), float(voxels.max())
+    convert = "convert the scan with its rescale slope and intercept"
+    reasons = {
+        "nothing as dark as fat": (np.mean(voxels < FAT_HOUNSFIELD) < FAT_SHARE, convert),
+        "too much darker than air": (np.mean(voxels < DARKEST_HOUNSFIELD) > DARKEST_SHARE, convert),
+        "hardly any soft tissue": (
+            np.mean(np.abs(voxels.astype(np.float32)) < TISSUE_HOUNSFIELD) < TISSUE_SHARE,
+            f"{convert}, or give a larger part of the body",
+        ),
+        "what was darker cut off": (
+            lowest > WINDOW_HOUNSFIELD and np.mean(voxels == lowest) > WINDOW_SHARE,
+            "export it without a window",
+        ),
+        "numbers beyond 16 bits": (max(-lowest, highest) > MOST_HOUNSFIELD, convert),
+    }
+    for reason, (holds, way_out) in reasons.items():
+        if holds:
+            raise PlanRefused(
+                f"got values from {lowest:g} to {highest:g} for model {model}, which is for computed tomography, with "
+                f"{reason}; need Hounsfield units (air near -1000, fat near -100, soft tissue near 50), unwindowed; "
+                f"next: {way_out}, or use --model planes-mr or default"
+            )
+    if highest < BRIGHT_HOUNSFIELD and np.mean(voxels == highest) > WINDOW_SHARE:
+        return [f"many voxels have the highest value, {highest:g}: if that is a window, what was brighter is lost"]
+    return []
 
 
 def _check_matrix(plan: Plan) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from thinslice.degrade import bands, thicken
 from thinslice.files import whole_or_not
 from thinslice.guard import GuardCount
 from thinslice.plan import Plan, intensity_range
+from thinslice.profile import downscaling_matrix
 from thinslice.volume import Volume, sidecar_path
 
 CHUNK = 8
@@ -83,7 +85,7 @@ def make_report(
     if clipped:
         notes.append(
             f"{clipped:,} of {thin.voxels.size:,} voxels lay beyond what {thin.voxels.dtype} holds and were clipped: "
-            "there the answer agrees less well with the scan; stored as int16 or float32 it would not be clipped"
+            "there the answer agrees less well with the scan; next: store the scan as float32, which is not clipped"
         )
     name = volume.source.name if volume.source is not None else ""
     return Report(name, plan, seconds, check(volume, thin, plan), guard, tuple(notes))
@@ -91,6 +93,8 @@ def make_report(
 
 def check(volume: Volume, thin: Volume, plan: Plan) -> Consistency:
     """Re-slice the answer thick with the plan's matrix, and compare with the acquired slices.
+
+    Slices that were enlarged in-plane are made small again by anti-aliased bicubic downscaling.
 
     Args:
         volume: the scan that went in, [x, y, z] or [x, y, z, t].
@@ -128,14 +132,37 @@ def _volumes(voxels: np.ndarray) -> list[np.ndarray]:
 
 
 def _differences(thick: np.ndarray, thin: np.ndarray, plan: Plan) -> tuple[float, float, float]:
-    """Mean square and largest difference of [thick, h, w] and A [thin, h, w], and the intensity range of the former."""
+    """Mean square and largest difference of [thick, h, w] and A [thin, h, w], and the intensity range of the former.
+
+    Padding counts as what it was computed as.
+    """
+    if plan.padding is not None and not (thick == plan.padding).all():
+        air = thick[thick != plan.padding].min()
+        thick, thin = (np.where(image == plan.padding, air, image) for image in (thick, thin))
     total, worst = 0.0, 0.0
+    seen_again = _seen_again if plan.in_plane == 1 else _seen_again_and_small
     for start in range(0, len(thick), CHUNK):
-        seen, matrix = plan.rows(start, min(start + CHUNK, len(thick)))
-        for band in bands(thin):
-            again = thicken(thin[seen][band].astype(np.float64, order="C"), matrix)
-            difference = again - thick[start : start + CHUNK][band]
+        for difference in seen_again(thick, thin, plan, start, min(start + CHUNK, len(thick))):
             total += float(np.sum(difference**2))
             worst = max(worst, float(np.abs(difference).max()))
     low, high = intensity_range(thick)
     return total / thick.size, worst, high - low
+
+
+def _seen_again(thick: np.ndarray, thin: np.ndarray, plan: Plan, start: int, stop: int) -> Iterator[np.ndarray]:
+    """Differences of some acquired slices, band by band."""
+    seen, matrix = plan.rows(start, stop)
+    for band in bands(thin):
+        again = thicken(thin[seen][band].astype(np.float64, order="C"), matrix)
+        yield again - thick[start:stop][band]
+
+
+def _seen_again_and_small(
+    thick: np.ndarray, thin: np.ndarray, plan: Plan, start: int, stop: int
+) -> Iterator[np.ndarray]:
+    """Differences of some acquired slices, one by one; the thin slices are larger in-plane by a whole factor."""
+    rows, columns = (downscaling_matrix(size, plan.in_plane) for size in thick.shape[1:])
+    for index in range(start, stop):
+        seen, matrix = plan.rows(index, index + 1)
+        large = np.tensordot(matrix[0], thin[seen].astype(np.float64), axes=1)
+        yield rows @ large @ columns.T - thick[index]

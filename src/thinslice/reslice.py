@@ -8,7 +8,7 @@ from thinslice.degrade import bands, thicken
 from thinslice.errors import InputRefused, PlanRefused
 from thinslice.labels import check_whole_numbers
 from thinslice.plan import through_plane_axis
-from thinslice.profile import Profile, profile_matrix
+from thinslice.profile import Profile, downscaling_matrix, profile_matrix
 from thinslice.volume import Volume, corners
 
 REGIONS = 0.7
@@ -25,16 +25,21 @@ def reslice(
     thickness_mm: float | None = None,
     profile: Profile = "gaussian",
     labels: bool = False,
+    padding: float | None = None,
 ) -> Volume:
     """Slices of ``thin`` on the grid of ``like``.
 
     Args:
-        thin: image or segmentation on a thin grid, [x, y, z] or [x, y, z, t]; in-plane it has the grid of ``like``.
+        thin: image or segmentation on a thin grid, [x, y, z] or [x, y, z, t]; in-plane it has the grid of ``like``, or
+            one that is finer by a whole factor and has the same outer edges (``--in-plane``).
         like: the scan with thick slices; only its grid, thickness and header are used.
         thickness_mm: default: the thickness that the header of ``like`` states, else its slice spacing.
         profile: shape of the slice profile.
         labels: ``thin`` is a segmentation: each voxel gets the label with the largest weight under the profile (of
-            equal ones the smallest), instead of a weighted mean.
+            equal ones the smallest), instead of a weighted mean. From a finer grid an image is made small by
+            anti-aliased bicubic downscaling (`thinslice.profile.downscaling_matrix`), labels by their share of a voxel.
+        padding: the value of an image where the scanner saw nothing (`Plan.padding`). It takes no part in means: it
+            counts as the smallest other value, and lies where most of a thick voxel has it.
 
     Returns:
         Shape and affine of ``like``, dtype of ``thin``; integers are rounded and clipped.
@@ -44,7 +49,8 @@ def reslice(
         PlanRefused: the thickness is not positive or too small.
     """
     axis = through_plane_axis(like)
-    centres, thin_mm = _thick_centres(thin, like, axis)
+    times = _times_finer(thin, like, axis)
+    centres, thin_mm = _thick_centres(thin, _finer(like, axis, times), axis)
     if thickness_mm is None:
         thickness_mm = like.thickness_mm if like.thickness_mm is not None else like.spacing_mm[axis]
     matrix = _matrix(centres, thin.shape[axis], thickness_mm, thin_mm, profile)
@@ -53,7 +59,10 @@ def reslice(
     out = np.empty((*like.shape, *thin.voxels.shape[3:]), thin.voxels.dtype)
     for at in np.ndindex(*thin.voxels.shape[3:]):
         source, target = (np.moveaxis(voxels[(..., *at)], axis, 0) for voxels in (thin.voxels, out))
-        (_fill_labels if labels else _fill_image)(source, target, matrix)
+        if labels:
+            _fill_labels(source, target, matrix, times)
+        else:
+            _fill_image(source, target, matrix, times, padding)
     return replace(thin, voxels=out, affine=like.affine, thickness_mm=thickness_mm)
 
 
@@ -79,6 +88,23 @@ def _matrix(centres: np.ndarray, n_thin: int, thickness_mm: float, thin_mm: floa
         return profile_matrix(centres, n_thin, thickness_mm / thin_mm, profile)
     except ValueError:
         raise refusal from None
+
+
+def _times_finer(thin: Volume, like: Volume, axis: int) -> int:
+    """The whole factor by which both in-plane sizes differ; 1 where there is none, which is then refused."""
+    factors = {a / b for i, (a, b) in enumerate(zip(thin.shape, like.shape, strict=True)) if i != axis}
+    factor = factors.pop()
+    return int(factor) if not factors and factor.is_integer() else 1
+
+
+def _finer(like: Volume, axis: int, times: int) -> Volume:
+    """The grid of a scan with so many times more voxels along both in-plane axes, the outer edges kept."""
+    finer = [1 if i == axis else times for i in range(3)]
+    affine = np.array(like.affine, dtype=np.float64)
+    affine[:3, :3] /= finer
+    affine[:3, 3] -= affine[:3, :3] @ [(k - 1) / 2 for k in finer]
+    shape = tuple(n * k for n, k in zip(like.shape, finer, strict=True))
+    return replace(like, voxels=np.broadcast_to(np.zeros((), like.voxels.dtype), shape), affine=affine)
 
 
 def _thick_centres(thin: Volume, like: Volume, axis: int) -> tuple[np.ndarray, float]:
@@ -117,24 +143,46 @@ def _misfit(thin: Volume, what: str) -> InputRefused:
     return InputRefused(f"{name}: got {what}; next: give the thick scan that the thin one was made from")
 
 
-def _fill_image(thin: np.ndarray, out: np.ndarray, matrix: np.ndarray) -> None:
-    """[thin, h, w] -> ``out`` [thick, h, w], row band by row band."""
-    for band in bands(thin):
-        values = thicken(thin[band].astype(np.float64, order="C"), matrix)
-        if out.dtype.kind in "iu":
-            info = np.iinfo(out.dtype)
-            values = np.clip(np.rint(values), info.min, info.max)
-        out[band] = values
+def _fill_image(
+    thin: np.ndarray, out: np.ndarray, matrix: np.ndarray, times: int, padding: float | None = None
+) -> None:
+    """[thin, times h, times w] -> ``out`` [thick, h, w], row band by row band, or slice by slice."""
+    beyond = thin == padding
+    if beyond.any() and not beyond.all():
+        share = np.empty(out.shape, np.float32)
+        _fill_image(beyond, share, matrix, times)
+        _fill_image(np.where(beyond, thin[~beyond].min(), thin), out, matrix, times)
+        out[share > 0.5] = padding
+        return
+    if times == 1:
+        for band in bands(thin):
+            _put(thicken(thin[band].astype(np.float64, order="C"), matrix), out[band])
+        return
+    rows, columns = (downscaling_matrix(size, times) for size in out.shape[1:])
+    for i, weights in enumerate(matrix):
+        seen = np.flatnonzero(weights)
+        large = np.tensordot(weights[seen], thin[seen].astype(np.float64), axes=1)
+        _put(rows @ large @ columns.T, out[i])
 
 
-def _fill_labels(thin: np.ndarray, out: np.ndarray, matrix: np.ndarray) -> None:
-    """[thin, h, w] -> ``out`` [thick, h, w], slice by slice, one label at a time."""
+def _put(values: np.ndarray, out: np.ndarray) -> None:
+    """Values into an array, rounded and clipped where it holds whole numbers."""
+    if out.dtype.kind in "iu":
+        info = np.iinfo(out.dtype)
+        values = np.clip(np.rint(values), info.min, info.max)
+    out[...] = values
+
+
+def _fill_labels(thin: np.ndarray, out: np.ndarray, matrix: np.ndarray, times: int) -> None:
+    """[thin, times h, times w] -> ``out`` [thick, h, w], slice by slice, one label at a time."""
+    height, width = out.shape[1:]
     for i, weights in enumerate(matrix):
         seen = np.flatnonzero(weights)
         under, weights = thin[seen], weights[seen]
-        best = np.full(thin.shape[1:], -1.0)
+        best = np.full(out.shape[1:], -1.0)
         for label in np.unique(under):
             weight = np.tensordot(weights, under == label, axes=1)
+            weight = weight.reshape(height, times, width, times).mean(axis=(1, 3))
             wins = weight > best + 1e-9
             out[i][wins] = label
             best[wins] = weight[wins]

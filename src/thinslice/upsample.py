@@ -1,22 +1,24 @@
 """Volume + Plan + model -> Volume. The only place that turns axes.
 
-The answer is made slab by slab and written chunk by chunk, so that what is held in memory besides the scan and its
-answer does not grow with the number of slices: a chunk of slabs is interpolated, corrected by the network, watched
-by the guard, projected onto the acquired slices, and stored. Interpolation and projection are linear in the acquired
-slices, so they are one matrix per chunk; see `_Lines.matrices`.
+The answer is made slab by slab and written chunk by chunk, so that what is held in memory besides the scan (enlarged,
+if it is to be) and its answer does not grow with the number of slices: a chunk of slabs is interpolated, corrected by
+the network, watched by the guard, projected onto the acquired slices, and stored. Interpolation and projection are
+linear in the acquired slices, so they are one matrix per chunk; see `_Lines.matrices`.
 """
 
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from thinslice.degrade import along_first_axis, bands, correction_matrix, damping_of
+from thinslice.enlarge import enlarge_depth, enlarge_slices, part_of, untold
 from thinslice.guard import GuardCount, keep_map, suspect_cells
 from thinslice.interpolate import INTERPOLATIONS
 from thinslice.plan import Plan, intensity_range
-from thinslice.runtime import WORKERS, Model
+from thinslice.runtime import WORKERS, Model, one_blas_thread
 from thinslice.slab import geometry_of, position_code
 from thinslice.volume import Volume, patient_axes
 
@@ -30,11 +32,18 @@ thickness of 1.3 spacings (with 16 slices 3e-6 and 3e-4).
 GUARD_HALO = 6
 """Slices beyond a slab's reach that take part in its interpolation for the guard: a cubic spline forgets to 4e-4."""
 
+BLOCK, BLOCK_BYTES = (16, 64), 2**29
+"""Slabs, and bytes of them, that a network for planes computes together: it sees some eight slices more on each side,
+so that small blocks cost time."""
+
 WIDE = tuple(np.dtype(kind) for kind in (np.float64, np.int32, np.uint32, np.int64, np.uint64))
 """Numbers that hold more digits than float32."""
 
 CHUNK = 8
 """Slabs that are projected and stored together."""
+
+IN_PLANE_SHARE = 0.35
+"""Of the progress: what is done when the slices have been enlarged in-plane."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +60,7 @@ def upsample(
     plan: Plan,
     model: Model,
     out: np.ndarray | None = None,
-    progress: Callable[[float], None] | None = None,
+    progress: Callable[[float], None] = untold,
 ) -> Upsampled:
     """Compute the thin slices of a plan.
 
@@ -77,20 +86,41 @@ def upsample(
     lines = _Lines(plan, model.base)
     workers = ThreadPoolExecutor(WORKERS)
     try:
-        for t in range(series.shape[3]):
-            thick = np.moveaxis(series[..., t], plan.axis, 0)
-            thin = np.moveaxis(answers[..., t], plan.axis, 0)
-            thick, thin = (_as_in_the_patient(array, volume.affine, plan.axis) for array in (thick, thin))
-            stack = _Stack(thick, lines, model, workers)
-            for start in range(0, plan.n_thick, CHUNK):
-                stack.compute(start, min(start + CHUNK, plan.n_thick), thin)
-                if progress is not None:
-                    progress((t + min(start + CHUNK, plan.n_thick) / plan.n_thick) / series.shape[3])
-            total, clipped = total + stack.count, clipped + stack.clipped
+        with one_blas_thread if model.adds else nullcontext():
+            for t in range(series.shape[3]):
+                this = part_of(progress, t / series.shape[3], (t + 1) / series.shape[3])
+                thick = np.moveaxis(series[..., t], plan.axis, 0)
+                thin = np.moveaxis(answers[..., t], plan.axis, 0)
+                thick, thin = (_as_in_the_patient(array, volume.affine, plan.axis) for array in (thick, thin))
+                count, beyond = _upsample_one(thick, thin, lines, model, workers, this)
+                total, clipped = total + count, clipped + beyond
     finally:
         workers.shutdown(cancel_futures=True)
     affine = np.array(plan.affine_thin)
     return Upsampled(replace(volume, voxels=out, affine=affine, thickness_mm=None, notes=plan.notes), total, clipped)
+
+
+def _upsample_one(
+    thick: np.ndarray,
+    thin: np.ndarray,
+    lines: "_Lines",
+    model: Model,
+    workers: Executor,
+    progress: Callable[[float], None],
+) -> tuple[GuardCount, int]:
+    """One stack [n, h, w] into ``thin``; what the guard saw, and how many whole numbers were clipped."""
+    plan, count, begin = lines.plan, GuardCount(), 0.0
+    padding = _Padding(thick, plan)
+    thick = padding.filled(thick)
+    shown = intensity_range(thick)
+    if plan.in_plane > 1:
+        begin = IN_PLANE_SHARE
+        thick, count = _larger_slices(thick, shown, plan, model, part_of(progress, 0, begin))
+    stack = _Stack(thick, shown, lines, model, workers, part_of(progress, begin, 1))
+    for start in range(0, plan.n_thick, CHUNK):
+        stack.compute(start, min(start + CHUNK, plan.n_thick), thin)
+    padding.put_back(thin, lines.owner)
+    return count + stack.count, stack.clipped
 
 
 def _as_in_the_patient(stack: np.ndarray, affine: np.ndarray, axis: int) -> np.ndarray:
@@ -172,21 +202,31 @@ class _Lines:
 class _Stack:
     """One 3-D scan with its slices along the first axis, in the network's normalised intensities."""
 
-    def __init__(self, thick: np.ndarray, lines: _Lines, model: Model, workers: Executor) -> None:
+    def __init__(
+        self,
+        thick: np.ndarray,
+        shown: tuple[float, float],
+        lines: _Lines,
+        model: Model,
+        workers: Executor,
+        progress: Callable[[float], None],
+    ) -> None:
         self.thick = thick
         self.lines = lines
         self.plan = lines.plan
         self.model = model
-        self.low, high = intensity_range(thick)
-        self.scale = high - self.low
+        self.low, self.scale = shown[0], shown[1] - shown[0]
         self.geometry = geometry_of(self.plan.factor, self.plan.thickness_over_spacing, self.plan.profile)
         self.clipped = 0
         self.workers = workers
+        self.progress = progress
         self.said: dict[int, Future[tuple[int, np.ndarray]]] = {}
         self.raw: dict[int, np.ndarray] = {}
         self.kept: dict[int, np.ndarray] = {}
         self.count = GuardCount()
         self.bounds = _bounds(thick, self.low, self.scale)
+        slab_bytes = 4 * self.plan.factor * thick[0].size
+        self.block = int(np.clip(BLOCK_BYTES // slab_bytes, *BLOCK))
 
     def slices(self, low: int, high: int) -> np.ndarray:
         """Acquired slices low .. high - 1, normalised float32; the outermost ones repeat beyond the ends."""
@@ -208,11 +248,11 @@ class _Stack:
         spline_low, spline_high = self.lines.beyond(low, high)
         to_thin, keep = self.lines.matrices(start, stop)
         wanted = self.lines.thin_of(start, stop)
-        if self.model.residual is not None:
+        if self.model.adds:
             residuals = [self.guarded(slab) for slab in range(low, high)]
         for band in bands(self.thick):
             answer = along_first_axis(to_thin, self.normalised(self.thick[spline_low:spline_high][band]))
-            if self.model.residual is not None:
+            if self.model.adds:
                 answer += along_first_axis(keep, np.concatenate([r[band] for r in residuals]))
             if thin.dtype in WIDE:
                 answer = answer.astype(np.float64) * self.scale + self.low
@@ -223,6 +263,8 @@ class _Stack:
         for store in (self.raw, self.kept):
             for slab in [s for s in store if s < stop - PROJECTION_HALO - self.plan_reach]:
                 del store[slab]
+        if not self.model.planes or stop == self.plan.n_thick:
+            self.progress(stop / self.plan.n_thick)
 
     @property
     def plan_reach(self) -> int:
@@ -231,6 +273,9 @@ class _Stack:
 
     def residual(self, slab: int) -> np.ndarray:
         """The network's answer [p, h, w] for the thin slices of one slab: what it says there, and both neighbours."""
+        if slab not in self.raw and self.model.planes:
+            start = slab - slab % self.block
+            self.raw |= self.by_planes(start, min(start + self.block, self.plan.n_thick))
         if slab not in self.raw:
             own = self.lines.thin_of(slab, slab + 1)
             total = np.zeros((own.stop - own.start, *self.thick.shape[1:]), np.float32)
@@ -242,6 +287,20 @@ class _Stack:
             self.raw[slab] = total
             self.said.pop(slab - 1, None)
         return self.raw[slab]
+
+    def by_planes(self, start: int, stop: int) -> dict[int, np.ndarray]:
+        """What a network for planes adds to the interpolation of slabs start .. stop - 1, for each of them."""
+        factor = round(self.plan.factor)
+        network = self.model.planes["depth", factor]
+        beyond = network.reach[0]
+        around = self.slices(start - beyond, stop + beyond)
+        told = part_of(self.progress, start / self.plan.n_thick, stop / self.plan.n_thick)
+        answer = enlarge_depth(around, beyond, factor, self.model.base, network, self.plan.fuse, told)
+        low, high = self.lines.beyond(start, stop)
+        base = self.lines.base(self.lines.thin_of(start, stop), low, high)
+        for band in bands(self.thick):
+            answer[band] -= along_first_axis(base, self.normalised(self.thick[low:high][band]))
+        return dict(enumerate(answer.reshape(-1, factor, *answer.shape[1:]), start))
 
     def said_by(self, slab: int) -> tuple[int, np.ndarray]:
         """What the network says about one slab, up to its neighbours: first thin slice and shares [p, h, w]; once.
@@ -287,6 +346,43 @@ class _Stack:
                 own = np.where(np.isfinite(own), own, 0.0) * keep_map(cells, own.shape[1:])
             self.kept[slab] = own
         return self.kept[slab]
+
+
+class _Padding:
+    """What an image holds beyond the field of view of the scanner: taken for air, and put back where it was."""
+
+    def __init__(self, thick: np.ndarray, plan: Plan) -> None:
+        self.value, self.times = plan.padding, plan.in_plane
+        self.where = thick == plan.padding if plan.padding is not None else None
+
+    def filled(self, thick: np.ndarray) -> np.ndarray:
+        """The scan with its smallest other value instead."""
+        if self.where is None or self.where.all():
+            return thick
+        return np.where(self.where, thick[~self.where].min(), thick)
+
+    def put_back(self, thin: np.ndarray, owner: np.ndarray) -> None:
+        """Into the thin slices, each of which has an acquired one that is nearest."""
+        if self.where is None:
+            return
+        for index, nearest in enumerate(owner):
+            where = self.where[nearest].repeat(self.times, axis=0).repeat(self.times, axis=1)
+            thin[index][where] = self.value
+
+
+def _larger_slices(
+    thick: np.ndarray, shown: tuple[float, float], plan: Plan, model: Model, progress: Callable[[float], None]
+) -> tuple[np.ndarray, GuardCount]:
+    """The acquired slices [n, h, w], each of them enlarged in-plane, in the scan's own units."""
+    low, scale = shown[0], shown[1] - shown[0]
+    slices = ((thick.astype(np.float64, order="C") - low) / scale).astype(np.float32)
+    network = model.planes.get(("in-plane", plan.in_plane))
+    large, count = enlarge_slices(slices, plan.in_plane, model.base, network, plan.fuse, progress)
+    if thick.dtype in WIDE:
+        return large.astype(np.float64) * scale + low, count
+    large *= np.float32(scale)
+    large += np.float32(low)
+    return large, count
 
 
 def _bounds(thick: np.ndarray, low: float, scale: float) -> tuple[float, float]:

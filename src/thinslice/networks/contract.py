@@ -7,23 +7,14 @@ import numpy as np
 from torch import Tensor, nn
 
 
-class SlabNetwork(nn.Module):
-    """A trunk that is paid once per acquired slice, and a read-out per thin slice.
+class Network(nn.Module):
+    """Anything that can be trained, saved and built again.
 
     Attributes:
         settings: keyword arguments that build it again.
-        context: acquired slices seen on each side of the one in the middle.
-        multiple: height and width must be multiples of this.
-        reach: pixels that an answer may depend on, in every in-plane direction.
-        n_geometry, n_position: lengths of the codes of `thinslice.slab`.
     """
 
     settings: dict[str, Any]
-    context: int
-    multiple: int
-    reach: int
-    n_geometry: int = 3
-    n_position: int = 7
 
     def grown(self, known: set[str]) -> dict[str, np.ndarray]:
         """Weights of what a network has more than an earlier one, silent at first; ``known`` are the earlier one's.
@@ -31,6 +22,23 @@ class SlabNetwork(nn.Module):
         None by default: a file must then have them all.
         """
         return {}
+
+
+class SlabNetwork(Network):
+    """A trunk that is paid once per acquired slice, and a read-out per thin slice.
+
+    Attributes:
+        context: acquired slices seen on each side of the one in the middle.
+        multiple: height and width must be multiples of this.
+        reach: pixels that an answer may depend on, in every in-plane direction.
+        n_geometry, n_position: lengths of the codes of `thinslice.slab`.
+    """
+
+    context: int
+    multiple: int
+    reach: int
+    n_geometry: int = 3
+    n_position: int = 7
 
     @abstractmethod
     def trunk(self, slices: Tensor, geometry: Tensor) -> Tensor:

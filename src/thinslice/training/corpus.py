@@ -1,7 +1,7 @@
 """Volumes -> training pairs. Every random choice is drawn and recorded first (`Draw`), then applied (`render`)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +11,11 @@ from thinslice.degrade import along_first_axis, correction_matrix, damping_of
 from thinslice.errors import InputRefused
 from thinslice.interpolate import cubic_matrix
 from thinslice.nifti import read
-from thinslice.plan import intensity_range, make_plan
+from thinslice.plan import intensity_range, make_plan, through_plane_axis
 from thinslice.profile import Profile, profile_matrix
 from thinslice.runtime import interpolation
 from thinslice.upsample import upsample
+from thinslice.volume import Volume
 
 TRIES, BLANK = 4, 0.08
 """A patch whose middle is darker than BLANK is drawn again, up to TRIES times: air teaches nothing."""
@@ -62,8 +63,8 @@ class Draw:
     corner: tuple[int, int, int]
     gain: float
     offset: float
-    noise: float
-    seed: int
+    noise: float = 0.0
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -117,8 +118,10 @@ def load_isotropic(folder: Path) -> list[Thin]:
     return volumes
 
 
-def load_thick(folder: Path) -> list[Thin]:
+def load_thick(folder: Path, share: float = 1.0) -> list[Thin]:
     """Every thick-slice NIfTI of a folder: its in-plane detail, never its slice axis, plays the thin truth.
+
+    With a ``share`` below 1 only so many of its slices, from the first on, are learnt from; the rest can be scored.
 
     The slices are first brought to the in-plane spacing by projected cubic interpolation, so that the third
     direction has the right scale, if not the right detail (the idea of SMORE, Zhao et al. 2020, in three dimensions).
@@ -132,7 +135,7 @@ def load_thick(folder: Path) -> list[Thin]:
         raise InputRefused(f"got {folder} without a NIfTI file; need thick scans there; next: check --data")
     volumes = []
     for path in paths:
-        scan = read(path)
+        scan = first_slices(read(path), share)
         if scan.voxels.ndim != 3:
             raise InputRefused(f"{path}: got {scan.voxels.ndim} axes; need a 3-D scan; next: give one volume of it")
         plan = make_plan(scan)
@@ -140,6 +143,13 @@ def load_thick(folder: Path) -> list[Thin]:
         axes = tuple(axis for axis in range(3) if axis != plan.axis)
         volumes.append(Thin(path.name, normalised(thin), axes, thin.size**0.5))
     return volumes
+
+
+def first_slices(scan: Volume, share: float) -> Volume:
+    """The first of its acquired slices, rounded to whole ones."""
+    axis = through_plane_axis(scan)
+    count = round(share * scan.shape[axis])
+    return replace(scan, voxels=np.take(scan.voxels, np.arange(count), axis=axis))
 
 
 def normalised(voxels: np.ndarray) -> np.ndarray:
@@ -170,26 +180,40 @@ def draw_geometry(rng: np.random.Generator, ranges: Ranges, slabs: int, context:
 
 def draw_patch(rng: np.random.Generator, corpus: Sequence[Thin], ranges: Ranges, geometry: Geometry, size: int) -> Draw:
     """Where a patch is cut and how it is altered."""
+    inner = int(geometry.thin_positions[-1][-1] - geometry.thin_positions[0][0] + 1)
+    draw = draw_block(rng, corpus, (inner, size, size))
+    noise = float(rng.uniform(*ranges.noise)) if rng.random() < ranges.noisy else 0.0
+    corner = (draw.corner[0] - int(geometry.thin_positions[0][0]), *draw.corner[1:])
+    return replace(draw, corner=corner, noise=noise, seed=int(rng.integers(2**31)))
+
+
+def draw_block(
+    rng: np.random.Generator, corpus: Sequence[Thin], wanted: tuple[int, int, int], in_plane: bool = False
+) -> Draw:
+    """A place for a block of ``wanted`` voxels and how it is altered, without noise.
+
+    With ``in_plane`` the slice axis of a thick scan, where that is known, becomes the block's middle axis: its other
+    two then lie in the slices.
+    """
     weights = np.array([thin.weight for thin in corpus])
     volume = int(rng.choice(len(corpus), p=weights / weights.sum()))
     axis = int(rng.choice(corpus[volume].axes))
     transpose = bool(rng.random() < 0.5)
+    if in_plane and len(corpus[volume].axes) == 2:
+        across = 3 - sum(corpus[volume].axes)
+        transpose = across != min({0, 1, 2} - {axis})
     shape = np.moveaxis(corpus[volume].voxels, axis, 0).shape
     shape = (shape[0], shape[2], shape[1]) if transpose else shape
-    inner = geometry.thin_positions[-1][-1] - geometry.thin_positions[0][0] + 1
-    room = [max(n - m, 0) + 1 for n, m in zip(shape, (inner, size, size), strict=True)]
+    room = [max(n - m, 0) + 1 for n, m in zip(shape, wanted, strict=True)]
     flips = (bool(rng.random() < 0.5), bool(rng.random() < 0.5), bool(rng.random() < 0.5))
     for _ in range(TRIES):
         corner = [int(rng.integers(0, n)) for n in room]
-        middle = [min(c + m // 2, n - 1) for c, m, n in zip(corner, (inner, size, size), shape, strict=True)]
+        middle = [min(c + m // 2, n - 1) for c, m, n in zip(corner, wanted, shape, strict=True)]
         if _value_at(corpus[volume].voxels, axis, transpose, flips[0], middle) > BLANK:
             break
-    corner[0] -= int(geometry.thin_positions[0][0])
     gain = float(np.exp(rng.uniform(np.log(0.5), np.log(1.6)))) * (-1.0 if rng.random() < 0.1 else 1.0)
     offset = float(rng.uniform(-0.15, 0.15)) + (1.0 if gain < 0 else 0.0)
-    noise = float(rng.uniform(*ranges.noise)) if rng.random() < ranges.noisy else 0.0
-    seed = int(rng.integers(2**31))
-    return Draw(volume, axis, transpose, flips, (corner[0], corner[1], corner[2]), gain, offset, noise, seed)
+    return Draw(volume, axis, transpose, flips, (corner[0], corner[1], corner[2]), gain, offset)
 
 
 def _value_at(voxels: np.ndarray, axis: int, transpose: bool, reverse: bool, index: Sequence[int]) -> float:
@@ -200,8 +224,10 @@ def _value_at(voxels: np.ndarray, axis: int, transpose: bool, reverse: bool, ind
     return float(block[depth, columns, rows] if transpose else block[depth, rows, columns])
 
 
-def cut(corpus: Sequence[Thin], draw: Draw, thin_index: np.ndarray, size: int) -> np.ndarray:
-    """The thin block a draw names: [len(thin_index), size, size]; what lies outside the volume repeats its edge."""
+def cut(
+    corpus: Sequence[Thin], draw: Draw, thin_index: np.ndarray, row_index: np.ndarray, column_index: np.ndarray
+) -> np.ndarray:
+    """The thin block a draw names, at indices from its corner; what lies outside the volume repeats its edge."""
     block = np.moveaxis(corpus[draw.volume].voxels, draw.axis, 0)
     if draw.transpose:
         block = block.transpose(0, 2, 1)
@@ -209,8 +235,8 @@ def cut(corpus: Sequence[Thin], draw: Draw, thin_index: np.ndarray, size: int) -
     if draw.flips[0]:
         block = block[::-1]
     index = np.clip(thin_index + draw.corner[0], 0, depth - 1)
-    rows = np.clip(np.arange(size) + draw.corner[1], 0, height - 1)
-    columns = np.clip(np.arange(size) + draw.corner[2], 0, width - 1)
+    rows = np.clip(row_index + draw.corner[1], 0, height - 1)
+    columns = np.clip(column_index + draw.corner[2], 0, width - 1)
     block = block[index[:, None, None], rows[None, :, None], columns[None, None, :]]
     if draw.flips[1]:
         block = block[:, ::-1]
@@ -228,7 +254,8 @@ def render(corpus: Sequence[Thin], geometry: Geometry, draws: Sequence[Draw], si
     wide = np.arange(low, high + 1)
     inner = np.concatenate(geometry.thin_positions)
     acquire = profile_matrix(geometry.thick_centres - low, len(wide), fwhm, geometry.profile)
-    thin = np.stack([cut(corpus, draw, wide, size) for draw in draws], axis=1)
+    side = np.arange(size)
+    thin = np.stack([cut(corpus, draw, wide, side, side) for draw in draws], axis=1)
     thick = along_first_axis(acquire, thin)
     for column, draw in enumerate(draws):
         if draw.noise:

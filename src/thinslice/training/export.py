@@ -3,26 +3,40 @@
 import hashlib
 import json
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from thinslice.errors import ModelRefused
 from thinslice.files import whole_or_not
-from thinslice.networks.contract import SlabNetwork
-from thinslice.runtime import CARD_KEY, CONTRACT, load_model
+from thinslice.networks.contract import Network, SlabNetwork
+from thinslice.networks.planes import PlaneNet
+from thinslice.runtime import CARD_KEY, CONTRACT, run_once
 
 
-def export(network: SlabNetwork, card: dict[str, Any], path: Path) -> str:
+@dataclass(frozen=True)
+class _Exported:
+    """A network as a file will hold it: what runs, what its card says, inputs to trace it with, sizes that vary."""
+
+    module: nn.Module
+    facts: dict[str, Any]
+    inputs: dict[str, torch.Tensor]
+    moving: dict[str, dict[int, str]]
+    output: str
+
+
+def export(network: Network, card: dict[str, Any], path: Path) -> str:
     """Write ``path`` (.onnx) and the card beside it (.json); returns the sha256 of the model file.
 
     Args:
-        network: see `thinslice.networks.contract`.
-        card: provenance and envelope; what inference needs (context, multiple, reach, base) is added here.
+        network: a `SlabNetwork` or a `PlaneNet`.
+        card: provenance and envelope; what inference needs is added here.
 
     Raises:
         RuntimeError: the exported file does not compute what the network computes (1e-4 of the intensity range).
@@ -30,34 +44,52 @@ def export(network: SlabNetwork, card: dict[str, Any], path: Path) -> str:
     import onnx
 
     network.cpu().eval().float()
-    card = card | {"base": "cubic", "context": network.context, "multiple": network.multiple, "reach": network.reach}
-    card |= {
-        "contract": CONTRACT,
-        "parameters": sum(p.numel() for p in network.parameters()),
-        "multiply_adds": multiply_adds(network),
-    }
-    slices = torch.randn(1, 2 * network.context + 1, 32, 48)
-    geometry, position = torch.randn(network.n_geometry), torch.randn(3, network.n_position)
+    assert isinstance(network, SlabNetwork | PlaneNet)
+    exported = _slab_export(network) if isinstance(network, SlabNetwork) else _plane_export(network)
+    card = card | {"base": "cubic"} | exported.facts
+    card |= {"contract": CONTRACT, "parameters": sum(p.numel() for p in network.parameters())}
     with whole_or_not(path) as temporary:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             torch.onnx.export(
-                network,
-                (slices, geometry, position),
+                exported.module,
+                tuple(exported.inputs.values()),
                 str(temporary),
                 dynamo=False,
                 opset_version=17,
-                input_names=["slices", "geometry", "position"],
-                output_names=["residual"],
-                dynamic_axes={"slices": {0: "n", 2: "h", 3: "w"}, "position": {0: "p"}, "residual": {0: "n", 1: "p"}},
+                input_names=list(exported.inputs),
+                output_names=[exported.output],
+                dynamic_axes=exported.moving,
             )
         model = onnx.load(temporary)
+        traced = {entry.name for entry in model.graph.input}
+        for name in exported.inputs.keys() - traced:  # what a network has no use for, but is given all the same
+            model.graph.input.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
         onnx.helper.set_model_props(model, {CARD_KEY: json.dumps(card)})
         onnx.save(model, temporary)
-        _compare(network, temporary, slices, geometry, position)
+        _compare(exported, temporary)
         digest = hashlib.sha256(temporary.read_bytes()).hexdigest()
     path.with_suffix(".json").write_text(json.dumps(card | {"sha256": digest}, indent=2) + "\n")
     return digest
+
+
+def _slab_export(network: SlabNetwork) -> _Exported:
+    inputs = {
+        "slices": torch.randn(1, 2 * network.context + 1, 32, 48),
+        "geometry": torch.randn(network.n_geometry),
+        "position": torch.randn(3, network.n_position),
+    }
+    facts = {"context": network.context, "multiple": network.multiple, "reach": network.reach}
+    moving = {"slices": {0: "n", 2: "h", 3: "w"}, "position": {0: "p"}, "residual": {0: "n", 1: "p"}}
+    return _Exported(network, facts | {"multiply_adds": multiply_adds(network)}, inputs, moving, "residual")
+
+
+def _plane_export(network: PlaneNet) -> _Exported:
+    a, b = network.scale
+    inputs = {"planes": torch.rand(2, 1, 24, 20), "base": torch.rand(2, 1, 24 * a, 20 * b)}
+    facts = {"scale": list(network.scale), "reach": list(network.reach)}
+    moving = {"planes": {0: "n", 2: "h", 3: "w"}, "base": {0: "n", 2: "ah", 3: "bw"}, "answer": {0: "n"}}
+    return _Exported(network, facts, inputs, moving, "answer")
 
 
 def read_card(path: Path) -> dict[str, Any]:
@@ -83,10 +115,10 @@ def _read(path: Path) -> Any:
         ) from None
 
 
-def load_weights(network: SlabNetwork, path: Path) -> None:
+def load_weights(network: Network, path: Path) -> None:
     """Fill a network with the weights of a model file that `export` wrote, to train on from there.
 
-    A network that has grown since computes at first what the file does, see `SlabNetwork.grown`.
+    A network that has grown since computes at first what the file does, see `Network.grown`.
 
     Raises:
         ModelRefused: the file is not a model of this network.
@@ -135,14 +167,10 @@ def multiply_adds(network: SlabNetwork) -> dict[str, int]:
     return {"per_acquired_pixel": counts["trunk"] // size**2, "per_thin_voxel": read_out // size**2}
 
 
-def _compare(
-    network: SlabNetwork, path: Path, slices: torch.Tensor, geometry: torch.Tensor, position: torch.Tensor
-) -> None:
+def _compare(exported: _Exported, path: Path) -> None:
     with torch.no_grad():
-        wanted = network(slices, geometry, position)[0].numpy()
-    residual = load_model(path).residual
-    assert residual is not None
-    got = residual(slices[0].numpy(), geometry.numpy(), position.numpy())
+        wanted = exported.module(*exported.inputs.values()).numpy()
+    got = run_once(path, {name: value.numpy() for name, value in exported.inputs.items()})
     difference = float(np.abs(wanted - got).max())
     if difference > 1e-4:
         raise RuntimeError(f"the exported model differs from the network by {difference:g}; it was not written")

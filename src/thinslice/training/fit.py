@@ -8,16 +8,17 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from thinslice.files import whole_or_not
-from thinslice.networks.contract import SlabNetwork
-from thinslice.slab import geometry_of, position_code
-from thinslice.training.corpus import Batch, Geometry
+from thinslice.networks.contract import Network
 from thinslice.training.muon import Muon
+
+Trained = TypeVar("Trained", bound=Network)
+Batch = TypeVar("Batch")
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,6 @@ class Schedule:
         warm_up: steps until the full rate.
         clip: largest norm of a gradient.
         ema: decay of the averaged weights.
-        unprojected: share of the error before the projection in the loss.
     """
 
     steps: int = 20_000
@@ -46,19 +46,19 @@ class Schedule:
     weight_decay: float = 1e-4
     clip: float = 1.0
     ema: float = 0.999
-    unprojected: float = 0.2
     save_every: int = 500
     log_every: int = 50
 
 
 def fit(
-    network: SlabNetwork,
+    network: Trained,
     batch_at: Callable[[int], Batch],
+    loss_of: Callable[[Trained, Batch, torch.device], Tensor],
     folder: Path,
     schedule: Schedule,
     resume: bool = False,
     report: Callable[[str], None] = print,
-) -> SlabNetwork:
+) -> Trained:
     """Train and return the exponential moving average of the weights.
 
     Writes ``log.jsonl`` (one line per `Schedule.log_every` steps) and ``checkpoint.pt`` (replaced atomically, every
@@ -66,8 +66,9 @@ def fit(
     function of the step, so a killed run and an undisturbed one see the same data.
 
     Args:
-        network: trained in place; `thinslice.networks.slab.SlabNet` or one of the same contract.
-        batch_at: step -> `Batch`.
+        network: trained in place; any module that can be built again from its ``settings``.
+        batch_at: number of a batch -> whatever the loss expects.
+        loss_of: see `thinslice.training.losses`.
     """
     rank, world, device = join_world()
     network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload] # missing in torch's stub
@@ -98,7 +99,7 @@ def fit(
             for _ in range(schedule.batches):
                 batch = queue.pop(0).result()
                 queue.append(pool.submit(batch_at, next(numbers)))
-                loss = projected_loss(network, batch, device, schedule.unprojected) / schedule.batches
+                loss = loss_of(network, batch, device) / schedule.batches
                 loss.backward()
                 total += loss.item()
             _average_gradients(network, world)
@@ -126,60 +127,7 @@ def fit(
     return average
 
 
-def projected_loss(network: SlabNetwork, batch: Batch, device: torch.device, unprojected: float) -> Tensor:
-    """Root mean square error of a patch after the projection onto the acquired slices, mean over the patches.
-
-    What the projection repairs need not be learnt. A share of the error before it is added, which keeps the bare
-    answer consistent by itself, so that its disagreement with the acquired slices can serve as a warning
-    (`thinslice.guard`). The root gives every patch the same say, bright or dim, near slices or far ones.
-    """
-    arrays = (batch.thick, batch.cubic, batch.truth, batch.matrix, batch.correction)
-    thick, cubic, truth, matrix, correction = (torch.from_numpy(a).to(device, non_blocking=True) for a in arrays)
-    error = cubic + residual_of(network, batch.geometry, thick) - truth
-    seen = torch.einsum("sp,bphw->bshw", matrix, error)
-    projected = error - torch.einsum("ps,bshw->bphw", correction, seen)
-    return _patch_rms(projected) + unprojected * _patch_rms(error)
-
-
-def residual_of(network: SlabNetwork, geometry: Geometry, thick: Tensor) -> Tensor:
-    """The network's answer for a block: thick [b, slabs + 2 + 2 context, h, w] -> [b, thin, h, w], float32.
-
-    The first and the last slab are there for what they say of their neighbours' thin slices.
-    """
-    context = network.context
-    slabs = thick.shape[1] - 2 * context
-    around = thick.unfold(1, 2 * context + 1, 1).permute(0, 1, 4, 2, 3)
-    stack = around.reshape(-1, *around.shape[2:]).contiguous(memory_format=torch.channels_last)
-    about = torch.from_numpy(geometry_of(geometry.factor, geometry.thickness_over_spacing, geometry.profile))
-    about = about.to(thick.device)
-    positions = np.concatenate(geometry.thin_positions)
-    answer = thick.new_zeros(thick.shape[0], len(positions), *thick.shape[2:])
-    with torch.autocast(thick.device.type, torch.bfloat16, enabled=_has_bf16(thick.device)):
-        features = network.trunk(stack, about)
-        features = features.reshape(thick.shape[0], slabs, *features.shape[1:])
-        for slab in range(slabs):
-            offset = (positions - geometry.thick_centres[context + slab]) / geometry.factor
-            near = np.flatnonzero(np.abs(offset) < 1)
-            if len(near):
-                code = torch.from_numpy(position_code(offset[near])).to(thick.device)
-                said = network.read_out(features[:, slab], about, code).float()
-                answer = answer.index_add(1, torch.from_numpy(near).to(thick.device), said)
-    return answer
-
-
-def _has_bf16(device: torch.device) -> bool:
-    """Whether bf16 is computed in hardware; elsewhere it would be slower than fp32."""
-    if device.type == "cuda":
-        return True
-    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
-
-
-def _patch_rms(error: Tensor) -> Tensor:
-    return (error.square().mean(dim=(1, 2, 3)) + 1e-6).sqrt().mean()
-
-
-def _optimisers(network: SlabNetwork, schedule: Schedule) -> list[torch.optim.Optimizer]:
+def _optimisers(network: nn.Module, schedule: Schedule) -> list[torch.optim.Optimizer]:
     """Muon for the kernels of the trunk, AdamW for everything else; ``muon_rate`` 0 leaves all to AdamW."""
     trunk = [p for p in network.parameters() if p.dim() == 4 and schedule.muon_rate]
     chosen = {id(p) for p in trunk}
@@ -207,21 +155,21 @@ def _rate(step: int, progress: float, schedule: Schedule) -> float:
     return min(1.0, (step + 1) / schedule.warm_up) * max(cosine, 1e-3)
 
 
-def _copy_of(network: SlabNetwork) -> SlabNetwork:
+def _copy_of(network: Trained) -> Trained:
     twin = type(network)(**network.settings).to(next(network.parameters()).device)
     twin.load_state_dict(network.state_dict())
     return twin.requires_grad_(False)
 
 
 @torch.no_grad()
-def _follow(average: SlabNetwork, network: SlabNetwork, decay: float) -> None:
+def _follow(average: nn.Module, network: nn.Module, decay: float) -> None:
     torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - decay)
 
 
 def _save(
     path: Path,
-    network: SlabNetwork,
-    average: SlabNetwork,
+    network: Network,
+    average: Network,
     optimisers: list[torch.optim.Optimizer],
     step: int,
     seconds: float,
@@ -259,7 +207,7 @@ def training_length(folder: Path) -> dict[str, float]:
     return {"steps": state["step"], "minutes": round(state["seconds"] / 60, 1)}
 
 
-def _average_gradients(network: SlabNetwork, world: int) -> None:
+def _average_gradients(network: nn.Module, world: int) -> None:
     if world == 1:
         return
     gradients = [p.grad for p in network.parameters() if p.grad is not None]

@@ -1,11 +1,12 @@
-"""Recipes: each is a short list of stages, read top to bottom, and ends with a model file.
+"""Recipes: each is a short list of stages, read top to bottom, and ends with model files.
 
-A stage says where thin volumes come from, how they are made thick, which network learns, for how long, and which
-weights it starts from. ``thinslice train NAME`` runs one.
+A stage says where thin volumes come from, what is learnt from them (which network, how they are made thick, which
+loss), for how long, and which weights it starts from. ``thinslice train NAME`` runs one.
 """
 
 import csv
 import hashlib
+import json
 import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -15,16 +16,22 @@ from typing import Any
 import torch
 
 from thinslice.errors import InputRefused, ModelRefused
-from thinslice.networks.contract import SlabNetwork
-from thinslice.networks.slab import SlabNet
-from thinslice.training.corpus import Ranges, Thin, batch_at, load_isotropic, load_thick
+from thinslice.networks.contract import Network
+from thinslice.runtime import Part
+from thinslice.training.corpus import Thin, load_isotropic, load_thick
 from thinslice.training.export import export, load_weights, read_card
 from thinslice.training.fit import Schedule, fit, join_world, training_length
+from thinslice.training.planes import Shrinking
+from thinslice.training.tasks import Planes, Slabs, Task
 
-VALID_FACTOR = (1.5, 10.0)
-VALID_THICKNESS = (0.6, 1.3)
+CT_SHARE = 0.6
+"""Of the slices of every CT scan, from the first on: what is learnt from. Scores come from the last third."""
+
 GENTLER = 0.5
 """Share of the full rates for weights that are already good: at the full rate they forget first (LOG.md)."""
+
+
+_PLANES: tuple[tuple[Part, int], ...] = (("in-plane", 2), ("in-plane", 4), ("depth", 2), ("depth", 4))
 
 
 @dataclass(frozen=True)
@@ -33,31 +40,86 @@ class Stage:
 
     Attributes:
         name: folder of its checkpoint and log inside the output folder.
-        sources: folder under ``--data`` -> how it is read and how often drawn.
-        network: settings of `SlabNet`.
-        ranges: what acquisitions are drawn from.
+        sources: folder under ``--data`` -> how often drawn; how it is read follows from its name, see `load_sources`.
+        task: what is learnt.
         schedule: how long and how fast.
-        patches, size, slabs: of a batch; in-plane pixels; thick slices whose thin content is predicted.
         start: name of an earlier stage whose averaged weights are the start, None for fresh ones.
+        model: name of the model file that it ends with, None for a stage that only prepares another.
     """
 
     name: str
     sources: dict[str, float]
-    network: dict[str, Any]
-    ranges: Ranges = field(default_factory=Ranges)
+    task: Task = field(default_factory=Slabs)
     schedule: Schedule = field(default_factory=Schedule)
-    patches: int = 3
-    size: int = 48
-    slabs: int = 4
     start: str | None = None
+    model: str | None = None
 
 
 def default() -> list[Stage]:
     """The embedded weights: near-isotropic MR, every geometry in one training."""
-    return [Stage(name="iso", sources={"iso_train": 1.0}, network={}, schedule=Schedule(save_every=200))]
+    return [Stage("iso", {"iso_train": 1.0}, schedule=Schedule(save_every=200), model="default")]
 
 
-RECIPES: dict[str, Callable[[], list[Stage]]] = {"default": default}
+def planes() -> list[Stage]:
+    """The embedded networks for planes: for x2 and x4, for MR, and from there for CT, of which there is less."""
+
+    def task(part: Part, factor: int, hounsfield: bool) -> Planes:
+        narrow = part == "depth" and factor == 2  # which has the most pixels to go through for what it adds
+        widths = {"width": 16 if narrow else 32, "fine_width": 16}
+        return Planes(part, Shrinking(factor), widths, hounsfield=hounsfield, patches=8 // factor)
+
+    mr = [_planes_stage("mr", "iso_train", part, factor, task(part, factor, False)) for part, factor in _PLANES]
+    for_ct = [task(part, factor, True) for part, factor in _PLANES]
+    schedule = _gentler(Schedule(steps=4000, save_every=200))
+    return mr + [
+        replace(_planes_stage("ct", "ct", task.part, task.shrinking.factor, task), schedule=schedule, start=stage.name)
+        for task, stage in zip(for_ct, mr, strict=True)
+    ]
+
+
+def planes_paper() -> list[Stage]:
+    """After Georgescu et al.: the image anew, their widths, bicubic downscaling and blur, Adam at 1e-3.
+
+    Unlike theirs: larger patches, intensities 0 .. 1, a warm-up and a decaying rate, averaged weights, the depth rate
+    (theirs is 1e-4 in-plane), and no ReLU where the two answers are made.
+    """
+    return [
+        replace(
+            _planes_stage(
+                scanner,
+                source,
+                part,
+                factor,
+                Planes(
+                    part,
+                    Shrinking(factor, scanner=0.0),
+                    {"residual": False, "fine_width": 32},
+                    hounsfield=scanner == "ct",
+                    patches=8 // factor,
+                ),
+            ),
+            schedule=Schedule(steps=8000, save_every=200, rate=1e-3, muon_rate=0.0, weight_decay=0.0),
+        )
+        for scanner, source in (("mr", "iso_train"), ("ct", "ct"))
+        for part, factor in _PLANES
+    ]
+
+
+def _planes_stage(scanner: str, source: str, part: Part, factor: int, task: Planes) -> Stage:
+    return Stage(
+        f"{scanner}-{part}-x{factor}",
+        {source: 1.0},
+        task,
+        Schedule(steps=8000, save_every=200),
+        model=f"planes-{scanner}.{part}-x{factor}",
+    )
+
+
+RECIPES: dict[str, Callable[[], list[Stage]]] = {
+    "default": default,
+    "planes": planes,
+    "planes-paper": planes_paper,
+}
 
 
 def run(
@@ -69,88 +131,117 @@ def run(
     steps: int | None = None,
     start: Path | None = None,
     report: Callable[[str], None] = print,
-) -> Path:
-    """Run a recipe; returns the model file, ``out/RECIPE.onnx``, with its card beside it.
-
-    Args:
-        recipe: a key of `RECIPES`.
-        data: folder that holds the stages' source folders.
-        out: checkpoints, logs and the model go here.
-        resume: continue from the checkpoints in ``out``.
-        start: a model file whose weights the first stage starts from; default: fresh ones.
-        minutes, steps: length of the last stage instead of the recipe's own.
-        report: receives progress lines.
+) -> list[Path]:
+    """Run a recipe by its name, see `run_stages`.
 
     Raises:
         ModelRefused: there is no such recipe.
-        InputRefused: a source folder is missing or empty, or ``out`` holds another run and ``resume`` is off.
     """
     if recipe not in RECIPES:
         raise ModelRefused(f"got recipe {recipe!r}; need one of {', '.join(RECIPES)}; next: choose one of them")
-    stages = RECIPES[recipe]()
-    if minutes is not None or steps is not None:
-        last = stages[-1]
-        length = {"minutes": minutes} if steps is None else {"minutes": None, "steps": steps}
-        stages[-1] = replace(last, schedule=replace(last.schedule, **length))
-    seed = 0
-    if start is not None:
-        stages[0] = replace(stages[0], schedule=_gentler(stages[0].schedule))
-        seed = int(_lineage(start)["sha256"][:8], 16)  # not the batches that made the start
+    return run_stages(RECIPES[recipe](), data, out, resume, minutes, steps, start, report)
+
+
+def run_stages(
+    stages: list[Stage],
+    data: Path,
+    out: Path,
+    resume: bool = False,
+    minutes: float | None = None,
+    steps: int | None = None,
+    start: Path | None = None,
+    report: Callable[[str], None] = print,
+    seed: int = 0,
+) -> list[Path]:
+    """Run the stages of a recipe; returns the model files, ``out/NAME.onnx``, each with its card beside it.
+
+    Args:
+        stages: in order.
+        data: folder that holds the stages' source folders.
+        out: checkpoints, logs and models go here.
+        resume: continue from the checkpoints in ``out``.
+        start: a model file whose weights the first stage starts from, or a folder with the files of an earlier run of
+            the same recipe, each of which its stage starts from; default: fresh ones.
+        minutes, steps: length of the whole recipe instead of its own, shared out over the stages as that is. A resumed
+            run keeps its length unless another is given.
+        report: receives progress lines.
+        seed: of the first weights and of the batches.
+
+    Raises:
+        InputRefused: a source folder is missing or empty, or ``out`` holds another run and ``resume`` is off.
+        ModelRefused: a start does not fit.
+    """
     if not resume and any((out / stage.name / "checkpoint.pt").exists() for stage in stages):
         raise InputRefused(
             f"got {out}, which holds an earlier training; need an empty folder; next: --resume, or another -o"
         )
+    for source in dict.fromkeys(name for stage in stages for name in stage.sources):
+        _folder_of(data, source)
+    starts = _starts(stages, start)
+    stages = _of_length(stages, *(_length_of(out, minutes, steps) if resume else (minutes, steps)))
     rank, world, device = join_world()
     report = report if rank == 0 else _silent
-    trained: dict[str, SlabNetwork] = {}
+    trained: dict[str, Network] = {}
+    models = []
     for stage in stages:
         corpus = load_sources(data, stage.sources)
         report(f"{stage.name}: {len(corpus)} volumes")
-        torch.manual_seed(0)
-        network = SlabNet(**stage.network)
-        if start is not None and stage is stages[0]:
-            load_weights(network, start)
-        if stage.start is not None:
+        torch.manual_seed(seed)
+        network, batches, schedule = stage.task.make_network(), seed, stage.schedule
+        begin = starts.get(stage.name)
+        if begin is not None:
+            load_weights(network, begin)
+            schedule = _gentler(schedule)
+            batches += int(_lineage(begin)["sha256"][:8], 16)  # not the batches that made the start
+        elif stage.start is not None:
             network.load_state_dict(trained[stage.start].state_dict())
-        batches = _batches(corpus, stage, network.context, seed)
-        trained[stage.name] = fit(network, batches, out / stage.name, stage.schedule, resume, report)
-    path = out / f"{recipe}.onnx"
-    if rank != 0:
-        return path
-    card = make_card(recipe, stages, data) | {
-        "started_from": _lineage(start) if start is not None else None,
-        "trained": {stage.name: training_length(out / stage.name) for stage in stages},
-        "processes": f"{world} x {device.type}",
-    }
-    digest = export(trained[stages[-1].name], card, path)
-    report(f"wrote {path} (sha256 {digest[:12]})")
-    return path
+        if rank == 0:
+            _keep_length(out, minutes, steps)
+        batch_at = _numbered(stage.task, batches, corpus)
+        network = fit(network, batch_at, stage.task.loss, out / stage.name, schedule, resume, report)
+        trained[stage.name] = network
+        if stage.model is None:
+            continue
+        models.append(out / f"{stage.model}.onnx")
+        if rank == 0 and not _is_of(models[-1], training_length(out / stage.name)):
+            card = make_card(stage.model, _behind(stage, stages), data) | {
+                "started_from": _lineage(begin) if begin is not None else None,
+                "trained": {s.name: training_length(out / s.name) for s in _behind(stage, stages)},
+                "processes": f"{world} x {device.type}",
+            }
+            digest = export(network, card, models[-1])
+            report(f"wrote {models[-1]} (sha256 {digest[:12]})")
+    return models
 
 
 def load_sources(data: Path, sources: dict[str, float]) -> list[Thin]:
-    """The volumes of a stage: of folders named ``iso...`` any axis may become thick, of others the in-plane ones."""
+    """The volumes of a stage: of folders named ``iso...`` any axis may become thick, of others the in-plane ones.
+
+    Of computed tomography (``ct``), which has no folder of its own to be scored on, the first slices are learnt from.
+    """
     corpus: list[Thin] = []
     for name, weight in sources.items():
-        folder = data / name
-        if not folder.is_dir():
-            raise InputRefused(f"got --data {data}, which has no folder {name}; need it; next: check --data")
-        load = load_isotropic if name.startswith("iso") else load_thick
-        corpus += [replace(thin, weight=thin.weight * weight) for thin in load(folder)]
+        folder = _folder_of(data, name)
+        share = CT_SHARE if name == "ct" else 1.0
+        thin = load_isotropic(folder) if name.startswith("iso") else load_thick(folder, share)
+        corpus += [replace(volume, weight=volume.weight * weight) for volume in thin]
     return corpus
 
 
-def make_card(recipe: str, stages: Sequence[Stage], data: Path) -> dict[str, Any]:
+def _folder_of(data: Path, name: str) -> Path:
+    if not (data / name).is_dir():
+        raise InputRefused(f"got --data {data}, which has no folder {name}; need it; next: check --data")
+    return data / name
+
+
+def make_card(name: str, stages: Sequence[Stage], data: Path) -> dict[str, Any]:
     """Where the weights come from and what they are valid for."""
     return {
-        "name": recipe,
-        "recipe": [asdict(stage) for stage in stages],
+        "name": name,
+        "recipe": [asdict(stage) | {"learns": type(stage.task).__name__} for stage in stages],
         "commit": _commit(),
         "data": [row for stage in stages for name in stage.sources for row in _manifest_rows(data, name)],
-        "envelope": {
-            "factor": VALID_FACTOR,
-            "thickness_over_spacing": VALID_THICKNESS,
-            "profiles": ["gaussian", "box"],
-        },
+        "envelope": stages[-1].task.envelope,
     }
 
 
@@ -161,6 +252,45 @@ def _lineage(start: Path) -> dict[str, Any]:
     return {"sha256": hashlib.sha256(start.read_bytes()).hexdigest(), **known}
 
 
+def _starts(stages: Sequence[Stage], start: Path | None) -> dict[str, Path]:
+    """Name of a stage -> the model file that it starts from."""
+    if start is None:
+        return {}
+    if not start.is_dir():
+        return {stages[0].name: start}
+    files = {stage.name: start / f"{stage.model}.onnx" for stage in stages}
+    found = {name: path for name, path in files.items() if path.exists()}
+    if not found:
+        raise ModelRefused(
+            f"got --start-from {start}, which holds no model of this recipe; need {files[stages[0].name].name}; "
+            "next: give the output folder of an earlier run"
+        )
+    return found
+
+
+def _keep_length(out: Path, minutes: float | None, steps: int | None) -> None:
+    """For `_length_of`, unless it is known already."""
+    if minutes is not None or steps is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "length.json").write_text(json.dumps({"minutes": minutes, "steps": steps}) + "\n")
+
+
+def _length_of(out: Path, minutes: float | None, steps: int | None) -> tuple[float | None, int | None]:
+    """What is asked for, else what the run in ``out`` was begun with."""
+    if minutes is None and steps is None and (out / "length.json").exists():
+        known = json.loads((out / "length.json").read_text())
+        return known["minutes"], known["steps"]
+    return minutes, steps
+
+
+def _is_of(model: Path, length: dict[str, float]) -> bool:
+    """Whether a model file was made at the end of a training of that length: then a resumed run leaves it alone."""
+    try:
+        return bool(list(read_card(model)["trained"].values())[-1] == length)
+    except (ModelRefused, KeyError, IndexError):
+        return False
+
+
 def _silent(line: str) -> None:
     """What the other processes of a parallel training have to say."""
 
@@ -169,23 +299,44 @@ def _gentler(schedule: Schedule) -> Schedule:
     return replace(schedule, rate=GENTLER * schedule.rate, muon_rate=GENTLER * schedule.muon_rate)
 
 
-def _batches(corpus: Sequence[Thin], stage: Stage, context: int, seed: int) -> Callable[[int], Any]:
-    def batches(step: int) -> Any:
-        return batch_at(step, seed, corpus, stage.ranges, stage.patches, stage.size, stage.slabs, context + 1)
+def _of_length(stages: list[Stage], minutes: float | None, steps: int | None) -> list[Stage]:
+    """The stages as they are, or sharing so many minutes or steps in proportion to their own steps."""
+    whole = sum(stage.schedule.steps for stage in stages)
 
-    return batches
+    def share(schedule: Schedule) -> Schedule:
+        part = schedule.steps / whole
+        if steps is not None:
+            return replace(schedule, minutes=None, steps=max(1, round(steps * part)))
+        return schedule if minutes is None else replace(schedule, minutes=minutes * part)
+
+    return [replace(stage, schedule=share(stage.schedule)) for stage in stages]
+
+
+def _behind(stage: Stage, stages: Sequence[Stage]) -> list[Stage]:
+    """The stages whose weights a stage builds on, and itself, in order."""
+    chain = [stage]
+    while chain[0].start is not None:
+        chain.insert(0, next(s for s in stages if s.name == chain[0].start))
+    return chain
+
+
+def _numbered(task: Task, seed: int, corpus: Sequence[Thin]) -> Callable[[int], Any]:
+    return lambda number: task.batch_at(number, seed, corpus)
 
 
 def _manifest_rows(data: Path, folder: str) -> list[dict[str, str]]:
     """Name, licence and source of every volume of a folder, from the data set's manifest if it has one."""
     manifest = data / "manifest.csv"
-    files = sorted(path.name for path in (data / folder).glob("*.nii*"))
-    if not manifest.exists():
-        return [{"file": f"{folder}/{name}"} for name in files]
-    with manifest.open(newline="") as lines:
-        rows = {row["file"]: row for row in csv.DictReader(lines)}
-    keys = ("file", "licence", "source")
-    return [{k: rows.get(f"{folder}/{name}", {"file": name}).get(k, "unknown") for k in keys} for name in files]
+    rows: dict[str, dict[str, str]] = {}
+    if manifest.exists():
+        with manifest.open(newline="") as lines:
+            rows = {row["file"]: row for row in csv.DictReader(lines)}
+    learnt = {"slices": f"first {CT_SHARE:.0%}"} if folder == "ct" else {}
+    files = sorted(f"{folder}/{path.name}" for path in (data / folder).glob("*.nii*"))
+    return [
+        {"file": file, **{key: rows.get(file, {}).get(key, "unknown") for key in ("licence", "source")}, **learnt}
+        for file in files
+    ]
 
 
 def _commit() -> str:

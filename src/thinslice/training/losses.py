@@ -1,0 +1,81 @@
+"""What each kind of network is trained to make small."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from thinslice.networks.contract import SlabNetwork
+from thinslice.networks.planes import PlaneNet
+from thinslice.slab import geometry_of, position_code
+from thinslice.training.corpus import Batch, Geometry
+from thinslice.training.planes import PlaneBatch
+
+UNPROJECTED = 0.2
+"""Share of the error before the projection in `projected_loss`."""
+
+
+def projected_loss(
+    network: SlabNetwork, batch: Batch, device: torch.device, unprojected: float = UNPROJECTED
+) -> Tensor:
+    """Root mean square error of a patch after the projection onto the acquired slices, mean over the patches.
+
+    What the projection repairs need not be learnt. A share of the error before it is added, which keeps the bare
+    answer consistent by itself, so that its disagreement with the acquired slices can serve as a warning
+    (`thinslice.guard`). The root gives every patch the same say, bright or dim, near slices or far ones.
+    """
+    arrays = (batch.thick, batch.cubic, batch.truth, batch.matrix, batch.correction)
+    thick, cubic, truth, matrix, correction = (torch.from_numpy(a).to(device, non_blocking=True) for a in arrays)
+    error = cubic + residual_of(network, batch.geometry, thick) - truth
+    seen = torch.einsum("sp,bphw->bshw", matrix, error)
+    projected = error - torch.einsum("ps,bshw->bphw", correction, seen)
+    return _patch_rms(projected) + unprojected * _patch_rms(error)
+
+
+def intermediate_loss(network: PlaneNet, batch: PlaneBatch, device: torch.device, intermediate: float = 1.0) -> Tensor:
+    """Mean absolute error of the answer plus that of the intermediate answer (Georgescu et al. 2020, eq. 3)."""
+    planes, base, truth = (
+        torch.from_numpy(a).to(device, non_blocking=True) for a in (batch.planes, batch.base, batch.truth)
+    )
+    rows, columns = batch.inner()
+    with torch.autocast(device.type, torch.bfloat16, enabled=_has_bf16(device)):
+        halfway, answer = network.answers(planes.contiguous(memory_format=torch.channels_last), base)
+    errors = [(image.float() - truth)[:, :, rows, columns].abs().mean() for image in (answer, halfway)]
+    return errors[0] + intermediate * errors[1] if intermediate else errors[0]
+
+
+def residual_of(network: SlabNetwork, geometry: Geometry, thick: Tensor) -> Tensor:
+    """The network's answer for a block: thick [b, slabs + 2 + 2 context, h, w] -> [b, thin, h, w], float32.
+
+    The first and the last slab are there for what they say of their neighbours' thin slices.
+    """
+    context = network.context
+    slabs = thick.shape[1] - 2 * context
+    around = thick.unfold(1, 2 * context + 1, 1).permute(0, 1, 4, 2, 3)
+    stack = around.reshape(-1, *around.shape[2:]).contiguous(memory_format=torch.channels_last)
+    about = torch.from_numpy(geometry_of(geometry.factor, geometry.thickness_over_spacing, geometry.profile))
+    about = about.to(thick.device)
+    positions = np.concatenate(geometry.thin_positions)
+    answer = thick.new_zeros(thick.shape[0], len(positions), *thick.shape[2:])
+    with torch.autocast(thick.device.type, torch.bfloat16, enabled=_has_bf16(thick.device)):
+        features = network.trunk(stack, about)
+        features = features.reshape(thick.shape[0], slabs, *features.shape[1:])
+        for slab in range(slabs):
+            offset = (positions - geometry.thick_centres[context + slab]) / geometry.factor
+            near = np.flatnonzero(np.abs(offset) < 1)
+            if len(near):
+                code = torch.from_numpy(position_code(offset[near])).to(thick.device)
+                said = network.read_out(features[:, slab], about, code).float()
+                answer = answer.index_add(1, torch.from_numpy(near).to(thick.device), said)
+    return answer
+
+
+def _has_bf16(device: torch.device) -> bool:
+    """Whether bf16 is computed in hardware; elsewhere it would be slower than fp32."""
+    if device.type == "cuda":
+        return True
+    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def _patch_rms(error: Tensor) -> Tensor:
+    return (error.square().mean(dim=(1, 2, 3)) + 1e-6).sqrt().mean()
