@@ -259,7 +259,7 @@ def make_plan(
         factor=real_factor,
         first_centre=first_centre,
         affine_thick=_to_tuples(volume.affine.tolist()),
-        affine_thin=_to_tuples(_finer_affine(volume.affine, finer, first).tolist()),
+        affine_thin=_to_tuples(finer_affine(volume.affine, finer, first).tolist()),
         model=model,
         model_sha256=model_sha256,
         projection=projection,
@@ -274,7 +274,7 @@ def make_plan(
     return plan
 
 
-def _finer_affine(affine: np.ndarray, finer: Sequence[float], first: Sequence[float]) -> np.ndarray:
+def finer_affine(affine: np.ndarray, finer: Sequence[float], first: Sequence[float]) -> np.ndarray:
     """Of a grid so many times finer along each axis, on which the old first voxel has its centre at ``first``."""
     thin = np.array(affine, dtype=np.float64)
     thin[:3, :3] /= finer

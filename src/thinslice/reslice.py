@@ -7,7 +7,7 @@ import numpy as np
 from thinslice.degrade import bands, thicken
 from thinslice.errors import InputRefused, PlanRefused
 from thinslice.labels import check_whole_numbers
-from thinslice.plan import through_plane_axis
+from thinslice.plan import finer_affine, through_plane_axis
 from thinslice.profile import Profile, downscaling_matrix, profile_matrix
 from thinslice.volume import Volume, corners
 
@@ -100,9 +100,7 @@ def _times_finer(thin: Volume, like: Volume, axis: int) -> int:
 def _finer(like: Volume, axis: int, times: int) -> Volume:
     """The grid of a scan with so many times more voxels along both in-plane axes, the outer edges kept."""
     finer = [1 if i == axis else times for i in range(3)]
-    affine = np.array(like.affine, dtype=np.float64)
-    affine[:3, :3] /= finer
-    affine[:3, 3] -= affine[:3, :3] @ [(k - 1) / 2 for k in finer]
+    affine = finer_affine(like.affine, finer, [(k - 1) / 2 for k in finer])
     shape = tuple(n * k for n, k in zip(like.shape, finer, strict=True))
     return replace(like, voxels=np.broadcast_to(np.zeros((), like.voxels.dtype), shape), affine=affine)
 
@@ -147,7 +145,7 @@ def _fill_image(
     thin: np.ndarray, out: np.ndarray, matrix: np.ndarray, times: int, padding: float | None = None
 ) -> None:
     """[thin, times h, times w] -> ``out`` [thick, h, w], row band by row band, or slice by slice."""
-    beyond = thin == padding
+    beyond = thin == padding if padding is not None else np.zeros(1, bool)
     if beyond.any() and not beyond.all():
         share = np.empty(out.shape, np.float32)
         _fill_image(beyond, share, matrix, times)
