@@ -171,11 +171,18 @@ def draw_geometry(rng: np.random.Generator, ranges: Ranges, slabs: int, context:
         thickness = float(rng.uniform(*ranges.thickness_over_spacing))
         profile = "box" if rng.random() < ranges.box else "gaussian"
         phase = float(rng.uniform(0, factor))
+    return geometry_of_block(factor, thickness, profile, phase, slabs, context)
+
+
+def geometry_of_block(
+    factor: float, thickness_over_spacing: float, profile: Profile, phase: float, slabs: int, context: int
+) -> Geometry:
+    """An acquisition whose first slab's centre lies at ``phase``, in thin voxels."""
     centres = phase + factor * np.arange(-context, slabs + context)
     edges = phase + factor * (np.arange(slabs + 1) - 0.5)
     first = np.ceil(edges - 1e-9).astype(int)
     positions = tuple(np.arange(first[i], first[i + 1]) for i in range(slabs))
-    return Geometry(factor, thickness, profile, centres, positions)
+    return Geometry(factor, thickness_over_spacing, profile, centres, positions)
 
 
 def draw_patch(rng: np.random.Generator, corpus: Sequence[Thin], ranges: Ranges, geometry: Geometry, size: int) -> Draw:

@@ -4,8 +4,9 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -34,6 +35,8 @@ class Schedule:
         warm_up: steps until the full rate.
         clip: largest norm of a gradient.
         ema: decay of the averaged weights.
+        side_by_side: on a CPU, whether the batches of a step are computed beside each other, each by its share of the
+            cores: faster than all cores at work on one, but two equal runs may differ in the last digits.
     """
 
     steps: int = 20_000
@@ -48,6 +51,7 @@ class Schedule:
     ema: float = 0.999
     save_every: int = 500
     log_every: int = 50
+    side_by_side: bool = False
 
 
 def fit(
@@ -58,6 +62,7 @@ def fit(
     schedule: Schedule,
     resume: bool = False,
     report: Callable[[str], None] = print,
+    watch: Callable[[int, Trained], bool] | None = None,
 ) -> Trained:
     """Train and return the exponential moving average of the weights.
 
@@ -69,6 +74,8 @@ def fit(
         network: trained in place; any module that can be built again from its ``settings``.
         batch_at: number of a batch -> whatever the loss expects.
         loss_of: see `thinslice.training.losses`.
+        watch: called with the step and the averaged weights before anything is learnt and whenever the checkpoint is
+            written; the training ends when it answers True.
     """
     rank, world, device = join_world()
     network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload] # missing in torch's stub
@@ -89,19 +96,17 @@ def fit(
         unfinished.unlink()
     started = time.monotonic() - spent
     losses: list[float] = []
-    with ThreadPoolExecutor(max_workers=_loaders(device)) as pool:
+    stop = False
+    if rank == 0 and watch is not None and step == 0:
+        stop = watch(step, average)
+    with ThreadPoolExecutor(max_workers=_loaders(device)) as pool, _workers(schedule, device) as workers:
         numbers = _numbers(step, rank, world, schedule.batches)
         queue = [pool.submit(batch_at, next(numbers)) for _ in range(max(2 * _loaders(device), schedule.batches))]
-        while (progress := _agreed(_progress(step, time.monotonic() - started, schedule), world, device)) < 1.0:
+        while (progress := _agreed(_progress(step, time.monotonic() - started, schedule, stop), world, device)) < 1.0:
             rate = _rate(step, progress, schedule)
-            network.zero_grad(set_to_none=True)
-            total = 0.0
-            for _ in range(schedule.batches):
-                batch = queue.pop(0).result()
-                queue.append(pool.submit(batch_at, next(numbers)))
-                loss = loss_of(network, batch, device) / schedule.batches
-                loss.backward()
-                total += loss.item()
+            batches = [queue.pop(0).result() for _ in range(schedule.batches)]
+            queue += [pool.submit(batch_at, next(numbers)) for _ in range(schedule.batches)]
+            total = _gradients(network, batches, loss_of, device, workers)
             _average_gradients(network, world)
             norm = nn.utils.clip_grad_norm_(network.parameters(), schedule.clip)
             for optimiser in optimisers if torch.isfinite(norm) else ():
@@ -119,6 +124,7 @@ def fit(
                 report(f"step {step}  {seconds / 60:6.1f} min  loss {line['loss']:.5f}")
                 losses.clear()
             if rank == 0 and step % schedule.save_every == 0:
+                stop = watch is not None and watch(step, average)
                 _save(checkpoint, network, average, optimisers, step, time.monotonic() - started, schedule)
         for job in queue:
             job.cancel()
@@ -143,7 +149,9 @@ def _numbers(step: int, rank: int, world: int, batches: int) -> Iterator[int]:
         step += 1
 
 
-def _progress(step: int, seconds: float, schedule: Schedule) -> float:
+def _progress(step: int, seconds: float, schedule: Schedule, stop: bool) -> float:
+    if stop:
+        return 1.0
     if schedule.minutes is not None:
         return seconds / 60 / schedule.minutes
     return step / schedule.steps
@@ -205,6 +213,40 @@ def training_length(folder: Path) -> dict[str, float]:
     """Steps and minutes behind the checkpoint of a finished stage."""
     state = torch.load(folder / "checkpoint.pt", map_location="cpu", weights_only=True)
     return {"steps": state["step"], "minutes": round(state["seconds"] / 60, 1)}
+
+
+@contextmanager
+def _workers(schedule: Schedule, device: torch.device) -> Iterator[Executor]:
+    """Where the batches of a step are computed, see `Schedule.side_by_side`."""
+    beside = schedule.batches if schedule.side_by_side and device.type == "cpu" else 1
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(max(1, threads // beside))
+        with ThreadPoolExecutor(max_workers=beside) as workers:
+            yield workers
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _gradients(
+    network: Trained,
+    batches: Sequence[Batch],
+    loss_of: Callable[[Trained, Batch, torch.device], Tensor],
+    device: torch.device,
+    workers: Executor,
+) -> float:
+    """The mean loss of some batches; its gradient is left in the network."""
+    parameters = list(network.parameters())
+
+    def one(batch: Batch) -> tuple[float, tuple[Tensor | None, ...]]:
+        loss = loss_of(network, batch, device) / len(batches)
+        return loss.item(), torch.autograd.grad(loss, parameters, allow_unused=True)
+
+    answers = list(workers.map(one, batches))
+    for number, parameter in enumerate(parameters):
+        parts = [part for _, gradients in answers if (part := gradients[number]) is not None]
+        parameter.grad = torch.stack(parts).sum(dim=0) if len(parts) > 1 else parts[0] if parts else None
+    return sum(loss for loss, _ in answers)
 
 
 def _average_gradients(network: nn.Module, world: int) -> None:

@@ -1,0 +1,305 @@
+"""Thick scans that teach themselves: stage 3 of Wang et al. (ISBI 2024), without any thin truth.
+
+What lies in the slices is sharp, so a direction within them is made thick and undone, as SMORE does it (Zhao et al.
+2020); here in many directions, and mostly where that looks like the slices: a direction that crosses many edges
+teaches little about one that runs along them. How much an image changes from one thick slice to the next, against how
+much it changes within them, can be seen in the acquired slices as well as in the ones made for the lesson, so places
+are drawn as often as places like them occur across the acquired slices (importance weighting under covariate shift,
+Shimodaira 2000). Without that, adaptation did harm (LOG.md).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from thinslice.degrade import along_first_axis
+from thinslice.errors import InputRefused
+from thinslice.plan import Plan
+from thinslice.profile import Profile, profile_matrix
+from thinslice.runtime import Model
+from thinslice.training.corpus import (
+    BLANK,
+    Batch,
+    Draw,
+    Geometry,
+    Ranges,
+    Thin,
+    draw_patch,
+    geometry_of_block,
+    normalised,
+    render,
+)
+from thinslice.upsample import upsample
+from thinslice.volume import Volume
+
+ANGLES = (0.0, 15.0, 30.0, 45.0, 60.0, 75.0)
+"""Directions within the slices, degrees; each also with the one across it."""
+
+HELD_OUT = 0.2
+"""Share of the slices, at one end, that nothing is learnt from: whether it helped is seen there."""
+
+LEAST_HELD_OUT, MOST_HELD_OUT = 24, 1 / 3
+"""Thin slices held out at least, but never more than this share of the acquired ones."""
+
+LEAST_SLICES, LEAST_SIDE = 6, 48
+"""Acquired slices, and pixels of each of their sides, that there is something to learn from."""
+
+VOXELS, LEAST_VOXELS = 60_000_000, 1_600_000
+"""Thin voxels learnt from, of all scans together and of each at least; the rest of a larger scan is cut off."""
+
+CELL, SLABS_SEEN = 16, 4
+"""A place is judged by 3x3 cells of this many pixels and so many acquired slices around its middle."""
+
+BINS = (8, 4)
+"""Classes of places: by the change between slices relative to that within, and by the latter."""
+
+RARELY, OFTEN = 0.02, 5.0
+"""Limits of how much more often than at random a class is drawn."""
+
+LOOKS = Ranges(noisy=0.1)
+"""How patches are recoloured: like those of the starting model, with less noise, as the scan has its own."""
+
+NEAR_FACTOR, NEAR_THICKNESS = 0.1, 0.05
+"""How far the lessons depart from the scan's own factor and thickness, as shares of them."""
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where lessons can be cut: volume, axis and middle (thin voxels along axis, lines, columns), and their chances."""
+
+    volume: np.ndarray
+    axis: np.ndarray
+    middle: np.ndarray
+    chance: np.ndarray
+
+
+@dataclass(frozen=True)
+class Target:
+    """One thick scan, ready to be learnt from.
+
+    Attributes:
+        name: of the scan.
+        factor, thickness_over_spacing, profile: of its plan.
+        volumes, places: what is learnt from: the starting model's answer, turned by `ANGLES`, slice axis last.
+        unseen, unseen_places: the same of the slices held out.
+        acquired: the acquired slices themselves [x, y, slices], to be made thicker still.
+        weight: how often it is drawn.
+    """
+
+    name: str
+    factor: float
+    thickness_over_spacing: float
+    profile: Profile
+    volumes: list[Thin]
+    places: Places
+    unseen: list[Thin]
+    unseen_places: Places
+    acquired: Thin
+    weight: float
+
+
+def make_target(name: str, scan: Volume, plan: Plan, model: Model, voxels: int = VOXELS) -> Target:
+    """Compute the thin slices by the starting model, turn them, and see which places are like the slices.
+
+    Args:
+        name: of the scan.
+        scan: 3-D.
+        plan: what will be done to it, with ``model``.
+        model: the starting model.
+        voxels: thin voxels to be kept of it at most.
+
+    Raises:
+        InputRefused: there is too little of it to learn from.
+    """
+    if scan.voxels.ndim != 3:
+        raise InputRefused(f"got {scan.voxels.ndim} axes; need a 3-D scan; next: give one volume of the series")
+    sides = sorted(n for axis, n in enumerate(scan.shape) if axis != plan.axis)
+    if plan.n_thick < LEAST_SLICES or sides[0] < LEAST_SIDE:
+        raise InputRefused(
+            f"got {plan.n_thick} slices of {sides[0]} x {sides[1]} pixels; need at least {LEAST_SLICES} of "
+            f"{LEAST_SIDE} x {LEAST_SIDE} to learn from; next: leave it out, its model need not be its own"
+        )
+    if not np.isfinite(scan.voxels).all() or scan.voxels.min() == scan.voxels.max():
+        raise InputRefused("got an empty image or voxels that are not finite; need a scan; next: repair it")
+    thin = np.moveaxis(upsample(scan, plan, model).volume.voxels, plan.axis, 2)
+    acquired = np.moveaxis(normalised(scan.voxels), plan.axis, 2)
+    thin = normalised(_cropped(thin, voxels))
+    held_out, learnt = _split(thin, plan)
+    about = (plan.factor, plan.thickness_over_spacing, plan.profile)
+    wanted = _looks(np.moveaxis(acquired, 2, 0))[0]
+    volumes, unseen = _turned(name, learnt), _turned(name, held_out)
+    return Target(
+        name,
+        *about,
+        volumes,
+        _places(volumes, wanted, *about),
+        unseen,
+        _places(unseen, wanted, *about),
+        Thin(name, np.ascontiguousarray(acquired), (2,), 1.0),
+        thin.size**0.5,
+    )
+
+
+def _cropped(thin: np.ndarray, voxels: int) -> np.ndarray:
+    """The middle of a scan that is too large, at least `LEAST_VOXELS` of it."""
+    voxels = max(voxels, LEAST_VOXELS)
+    side = max(160, int((voxels / thin.shape[2]) ** 0.5))
+    kept = [min(n, side) for n in thin.shape[:2]]
+    kept.append(min(thin.shape[2], max(64, voxels // (kept[0] * kept[1]))))
+    spans = [slice((n - k) // 2, (n - k) // 2 + k) for n, k in zip(thin.shape, kept, strict=True)]
+    return thin[tuple(spans)]
+
+
+def _split(thin: np.ndarray, plan: Plan) -> tuple[np.ndarray, np.ndarray]:
+    """Thin slices held out and learnt from: those at the end that shows more are held out."""
+    n = thin.shape[2]
+    count = min(max(round(HELD_OUT * n), LEAST_HELD_OUT), int(MOST_HELD_OUT * n))
+    gap = min(round(plan.factor), n - 2 * count)  # an answer near the border was computed from both sides
+    first = thin[..., :count].mean() > thin[..., -count:].mean()
+    parts = (thin[..., :count], thin[..., count + gap :]) if first else (thin[..., -count:], thin[..., : -count - gap])
+    return parts[0], parts[1]
+
+
+def _turned(name: str, thin: np.ndarray) -> list[Thin]:
+    """The slices turned by every angle, cut to what lies inside the image; both of their axes may become thick."""
+    from scipy.ndimage import rotate
+
+    turned = []
+    for angle in ANGLES:
+        voxels = rotate(thin, angle, axes=(0, 1), reshape=False, order=3, mode="nearest") if angle else thin
+        voxels = voxels[_inside(thin.shape[:2], angle)]
+        if min(voxels.shape[:2]) >= LEAST_SIDE:
+            turned.append(Thin(f"{name}, {angle:g} degrees", np.ascontiguousarray(voxels, np.float32), (0, 1), 1.0))
+    return turned
+
+
+def _inside(shape: tuple[int, int], angle: float) -> tuple[slice, slice]:
+    """The largest rectangle of an image's own proportions that stays inside it when it is turned about its middle."""
+    sine, cosine = abs(np.sin(np.radians(angle))), abs(np.cos(np.radians(angle)))
+    height, width = shape
+    share = min(height / (height * cosine + width * sine), width / (height * sine + width * cosine))
+    kept = [int(n * share) for n in shape]
+    rows, columns = (slice((n - k) // 2, (n - k) // 2 + k) for n, k in zip(shape, kept, strict=True))
+    return rows, columns
+
+
+def _looks(thick: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """How the places of a thick stack [n, h, w] look: [m, 2], and the index [m, 3] of their middles.
+
+    The logarithms of the mean change from slice to slice over that from pixel to pixel, and of the latter. Places with
+    a dark middle are left out.
+    """
+    between = np.abs(np.diff(thick, axis=0))
+    within = np.abs(np.diff(thick, axis=1, append=thick[:, -1:])) + np.abs(
+        np.diff(thick, axis=2, append=thick[:, :, -1:])
+    )
+    count = max(len(thick) - SLABS_SEEN + 1, 1)
+    slabs = min(SLABS_SEEN, len(thick))
+    across = _around(_cells(between))
+    inside = _around(_cells(within))
+    across = np.stack([across[i : i + slabs - 1].mean(axis=0) for i in range(count)])
+    inside = np.stack([inside[i : i + slabs].mean(axis=0) for i in range(count)])
+    rows, columns = (CELL * np.arange(n) + CELL // 2 for n in across.shape[1:])
+    slices = np.arange(count) + slabs // 2
+    seen = thick[np.ix_(slices, rows, columns)] > BLANK
+    where = np.argwhere(seen)
+    middle = np.stack([slices[where[:, 0]], rows[where[:, 1]], columns[where[:, 2]]], axis=1)
+    ratio = np.log(across[seen] / (inside[seen] + 1e-4) + 1e-3)
+    return np.stack([ratio, np.log(inside[seen] + 1e-3)], axis=1), middle
+
+
+def _cells(field: np.ndarray) -> np.ndarray:
+    """Means over cells of CELL x CELL pixels [n, h, w] -> [n, h // CELL, w // CELL]."""
+    n, height, width = (field.shape[0], *(side // CELL for side in field.shape[1:]))
+    inside = field[:, : height * CELL, : width * CELL]
+    return inside.reshape(n, height, CELL, width, CELL).mean(axis=(2, 4))
+
+
+def _around(cells: np.ndarray) -> np.ndarray:
+    """Means over 3x3 cells; beyond the edges they repeat."""
+    padded = np.pad(cells, ((0, 0), (1, 1), (1, 1)), mode="edge")
+    rows = np.stack([padded[:, i : i + cells.shape[1]] for i in range(3)]).mean(axis=0)
+    return np.stack([rows[:, :, i : i + cells.shape[2]] for i in range(3)]).mean(axis=0)
+
+
+def _places(
+    volumes: Sequence[Thin], wanted: np.ndarray, factor: float, thickness_over_spacing: float, profile: Profile
+) -> Places:
+    """All places of some volumes, with chances that make their looks as frequent as the ``wanted`` ones [m, 2]."""
+    looks, found = [], []
+    for number, thin in enumerate(volumes):
+        for along in thin.axes:
+            block = np.moveaxis(thin.voxels, along, 0)
+            count = max(int(len(block) / factor), 1)
+            centres = (len(block) - factor * (count - 1) - 1) / 2 + factor * np.arange(count)
+            acquire = profile_matrix(centres, len(block), thickness_over_spacing * factor, profile)
+            seen, middle = _looks(along_first_axis(acquire, block))
+            looks.append(seen)
+            where = np.stack([np.round(centres[middle[:, 0]]).astype(int), middle[:, 1], middle[:, 2]], axis=1)
+            found.append((np.full(len(where), number), np.full(len(where), along), where))
+    own = np.concatenate(looks)
+    if not len(own) or not len(wanted):
+        raise InputRefused("got nothing but dark slices; need a scan; next: leave it out")
+    edges = [np.quantile(np.r_[wanted[:, i], own[:, i]], np.linspace(0, 1, BINS[i] + 1)[1:-1]) for i in range(2)]
+    share_wanted, share_own = _shares(wanted, edges), _shares(own, edges)
+    chance = np.clip(share_wanted / np.maximum(share_own, 1e-9), RARELY, OFTEN)[_classes(own, edges)]
+    volume, axis, middle = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    return Places(volume, axis, middle, chance / chance.sum())
+
+
+def _classes(looks: np.ndarray, edges: Sequence[np.ndarray]) -> np.ndarray:
+    first, second = (np.searchsorted(edges[i], looks[:, i]) for i in range(2))
+    return first * BINS[1] + second
+
+
+def _shares(looks: np.ndarray, edges: Sequence[np.ndarray]) -> np.ndarray:
+    return np.bincount(_classes(looks, edges), minlength=BINS[0] * BINS[1]) / len(looks)
+
+
+def target_batch_at(
+    step: int, seed: int, targets: Sequence[Target], patches: int, size: int, slabs: int, context: int, unseen: bool
+) -> Batch:
+    """Patches of one scan in an acquisition near its own; with ``unseen`` of the slices held out."""
+    rng = np.random.default_rng([seed, step])
+    weights = np.array([target.weight for target in targets])
+    target = targets[int(rng.choice(len(targets), p=weights / weights.sum()))]
+    geometry = _near(rng, target, slabs, context)
+    volumes, places = (target.unseen, target.unseen_places) if unseen else (target.volumes, target.places)
+    draws = [_draw(rng, volumes, places, geometry, size) for _ in range(patches)]
+    return render(volumes, geometry, draws, size, context)
+
+
+def thicker_batch_at(step: int, seed: int, targets: Sequence[Target], patches: int, size: int, context: int) -> Batch:
+    """The acquired slices made twice as thick: the slice direction itself, at another scale."""
+    rng = np.random.default_rng([seed, step])
+    target = targets[int(rng.integers(len(targets)))]
+    geometry = geometry_of_block(2.0, target.thickness_over_spacing, target.profile, 0.5, 2, context)
+    draws = [draw_patch(rng, [target.acquired], LOOKS, geometry, size) for _ in range(patches)]
+    return render([target.acquired], geometry, draws, size, context)
+
+
+def _near(rng: np.random.Generator, target: Target, slabs: int, context: int) -> Geometry:
+    """An acquisition like that of the scan."""
+    factor = target.factor * float(np.exp(rng.uniform(-NEAR_FACTOR, NEAR_FACTOR)))
+    thickness = target.thickness_over_spacing * (1 + float(rng.uniform(-NEAR_THICKNESS, NEAR_THICKNESS)))
+    return geometry_of_block(factor, thickness, target.profile, float(rng.uniform(0, factor)), slabs, context)
+
+
+def _draw(rng: np.random.Generator, volumes: Sequence[Thin], places: Places, geometry: Geometry, size: int) -> Draw:
+    """A place by its chance, moved a little, and the patch around it turned over and recoloured at random."""
+    chosen = int(rng.choice(len(places.chance), p=places.chance))
+    volume, axis = int(places.volume[chosen]), int(places.axis[chosen])
+    look = draw_patch(rng, [replace(volumes[volume], axes=(axis,))], LOOKS, geometry, size)
+    shape = np.moveaxis(volumes[volume].voxels, axis, 0).shape
+    middle = places.middle[chosen] + rng.integers(-CELL // 2, CELL // 2 + 1, 3)
+    low, high = int(geometry.thin_positions[0][0]), int(geometry.thin_positions[-1][-1])
+    depth = shape[0] - 1 - int(middle[0]) if look.flips[0] else int(middle[0])
+    lines, columns = (middle[2], middle[1]) if look.transpose else (middle[1], middle[2])
+    height, width = (shape[2], shape[1]) if look.transpose else (shape[1], shape[2])
+    corner = (
+        int(np.clip(depth - (high - low) // 2, 0, max(shape[0] - (high - low + 1), 0))) - low,
+        int(np.clip(lines - size // 2, 0, max(height - size, 0))),
+        int(np.clip(columns - size // 2, 0, max(width - size, 0))),
+    )
+    return replace(look, volume=volume, corner=corner)
