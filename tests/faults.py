@@ -34,7 +34,7 @@ class Fault:
 PLAN, UP, PROFILE, GUARD = ("test_plan.py",), ("test_upsample.py",), ("test_profile.py",), ("test_guard.py",)
 DEGRADE, TILE, TRAIN, INTER = ("test_degrade.py",), ("test_tile.py",), ("test_training.py",), ("test_interpolate.py",)
 
-PLANES = ("test_enlarge.py",)
+PLANES, CLIPS = ("test_enlarge.py",), ("test_clips.py",)
 
 FAULTS = [
     # grids and places
@@ -579,8 +579,8 @@ FAULTS = [
     Fault(
         "all networks start from the first one's file",
         "training/recipes.py",
-        'start / f"{stage.model}.onnx" for stage in stages}',
-        'start / f"{stages[0].model}.onnx" for stage in stages}',
+        'start / f"{stage.model}.onnx" for stage in stages if',
+        'start / f"{stages[0].model}.onnx" for stage in stages if',
         "every network goes on from its own file",
         ("test_recipes.py",),
     ),
@@ -793,6 +793,103 @@ FAULTS = [
         "rng = np.random.default_rng(step)",
         "other seeds",
         TRAIN,
+    ),
+    Fault(
+        "the default recipe draws one number more",
+        "training/corpus.py",
+        "if ranges.kept and rng.random() < ranges.kept:",
+        "if rng.random() < ranges.kept:",
+        "draws what it has always drawn",
+        TRAIN,
+    ),
+    # video
+    Fault(
+        "every frame kept is the neighbour of the right one",
+        "training/corpus.py",
+        "acquire = profile_matrix(geometry.thick_centres - low,",
+        "acquire = profile_matrix(geometry.thick_centres - low + 1,",
+        "kept as it is",
+        CLIPS,
+    ),
+    Fault(
+        "the frames kept are means of two",
+        "training/corpus.py",
+        "thickness, phase = 1 / factor, float(rng.integers(int(factor)))",
+        "thickness, phase = 1 / factor, (factor - 1) / 2",
+        "kept as it is",
+        CLIPS,
+    ),
+    Fault(
+        "two frames are kept as one",
+        "training/corpus.py",
+        "thickness, phase = 1 / factor, float",
+        "thickness, phase = 2 / factor, float",
+        "kept as it is",
+        CLIPS,
+    ),
+    Fault(
+        "a frame to be predicted is shown beyond the end of a clip",
+        "training/corpus.py",
+        'if geometry.ends == "slices":',
+        "if False:",
+        "kept frame repeats",
+        CLIPS,
+    ),
+    Fault(
+        "clips are made thick along a picture's axis",
+        "training/clips.py",
+        "(0,), frames.size**0.5",
+        "(0, 1, 2), frames.size**0.5",
+        "time alone",
+        CLIPS,
+    ),
+    Fault(
+        "long clips are read from anywhere",
+        "training/clips.py",
+        "islice(container.decode(video=0), most)",
+        "islice(container.decode(video=0), 1, None)",
+        "read as it was written",
+        CLIPS,
+    ),
+    Fault(
+        "share-alike clips slip in",
+        "training/manifest.py",
+        "return _SHARE_ALIKE.search(licence) is not None",
+        "return False",
+        "left out",
+        CLIPS,
+    ),
+    Fault(
+        "a data set's name is taken for a licence",
+        "training/manifest.py",
+        "sa(?!-?[a-z])",
+        "sa|[ ;]sa",
+        "not taken for share-alike",
+        CLIPS,
+    ),
+    Fault(
+        "the manifest beside the clips is not read",
+        "training/manifest.py",
+        '_rows(folder / "manifest.csv").items()}',
+        "{}.items()}",
+        "whichever manifest",
+        CLIPS,
+    ),
+    Fault(
+        "the stage after the first forgets its weights",
+        "training/recipes.py",
+        "network.load_state_dict(trained[stage.start].state_dict())",
+        "pass",
+        "starts from the averaged weights",
+        ("test_recipes.py",),
+    ),
+    Fault(
+        "clips that were left out are credited",
+        "training/recipes.py",
+        "for path in find_clips(folder)[0]:",
+        "for path in sum(find_clips(folder), []):",
+        "card names the clips",
+        ("test_recipes.py",),
     ),
     # what is said
     Fault(

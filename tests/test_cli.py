@@ -508,8 +508,8 @@ def test_demo(run, tmp_path):
     assert nifti.read(tmp_path / "demo" / "spine_thin.nii.gz").voxels.shape == (256, 324, 72)
 
 
-@pytest.mark.parametrize("module", ["torch", "onnx"])
-def test_training_without_its_packages_names_the_remedy(run, tmp_path, monkeypatch, module):
+@pytest.mark.parametrize(("module", "extra"), [("torch", "train"), ("onnx", "train"), ("av", "video")])
+def test_training_without_its_packages_names_the_remedy(run, tmp_path, monkeypatch, module, extra):
     for name in [name for name in sys.modules if name.startswith("thinslice.training")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "thinslice.training.recipes", None)
@@ -523,7 +523,8 @@ def test_training_without_its_packages_names_the_remedy(run, tmp_path, monkeypat
     monkeypatch.setattr("builtins.__import__", without)
     code, out, err = run("train", "default", "--data", tmp_path, "-o", tmp_path / "run")
     assert (code, out) == (2, [])
-    assert err == [f"thinslice: training needs {module}, which is not installed; next: pip install 'thinslice[train]'"]
+    remedy = f"next: pip install 'thinslice[{extra}]'"
+    assert err == [f"thinslice: training needs {module}, which is not installed; {remedy}"]
 
 
 def test_evaluate(run, tmp_path):

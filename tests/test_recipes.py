@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from make_scans import save_scan
+from thinslice.cli import main
 from thinslice.errors import InputRefused, ModelRefused
 from thinslice.plan import make_plan
 from thinslice.upsample import upsample
@@ -23,8 +24,10 @@ import torch
 
 from thinslice.networks.slab import SlabNet
 from thinslice.training import recipes
+from thinslice.training.clips import FEWEST
 from thinslice.training.export import export, load_weights
-from thinslice.training.recipes import planes_paper, run
+from thinslice.training.recipes import load_sources, planes_paper, run, video_mr
+from thinslice.training.tasks import Slabs
 
 
 @pytest.fixture(scope="module")
@@ -185,6 +188,143 @@ def test_a_network_that_makes_the_image_anew_can_be_used_like_any_other(data_for
     volume = Volume(np.random.default_rng(0).random((20, 22, 6)), np.diag([1.0, 1.0, 4.0, 1.0]))
     plan = make_plan(volume, factor=4, in_plane=2, model=model.name, envelope=model.envelope)
     assert upsample(volume, plan, model).volume.voxels.shape == (40, 44, 24)
+
+
+# ---- video, then MR
+
+
+@pytest.fixture(scope="module")
+def data_with_video(data, tmp_path_factory):
+    """The same as ``data``, and three clips, one of them share-alike."""
+    pytest.importorskip("av", reason="clips are read with PyAV, which comes with thinslice[video]")
+    from make_clips import save_clip
+
+    folder = tmp_path_factory.mktemp("video")
+    (folder / "iso_train").symlink_to(data / "iso_train")
+    (folder / "video").mkdir()
+    for seed, name in enumerate("abc"):
+        frames = np.random.default_rng(seed).integers(0, 256, (16, 20, 24), dtype=np.uint8)
+        save_clip(folder / "video" / f"{name}.mkv", frames)
+    rows = 'file,source,origin,licence\nvideo/a.mkv,a,Rome,"BSD (""read"", twice)"\nvideo/b.mkv,b,Paris,CC BY-SA 4.0\n'
+    (folder / "video" / "manifest.csv").write_text(rows)
+    return folder
+
+
+@pytest.fixture
+def short_video_mr(monkeypatch):
+    """The recipe with a small network, 2 steps of video and 6 of MR, all saved and told."""
+    small = {"width": 8, "before": 1, "deep_width": 8, "deep": 1, "after": 0}
+    stages = [
+        replace(
+            stage,
+            task=replace(stage.task, network=small, patches=2, size=16),
+            schedule=replace(stage.schedule, save_every=1, log_every=1, warm_up=2),
+        )
+        for stage in video_mr()
+    ]
+    monkeypatch.setitem(recipes.RECIPES, "video-mr", lambda: stages)
+    return stages
+
+
+def test_a_quarter_of_the_steps_goes_to_video():
+    video, iso = video_mr()
+    assert video.schedule.steps * 3 == iso.schedule.steps
+    assert video.schedule.steps + iso.schedule.steps == recipes.default()[0].schedule.steps
+    assert iso.task == recipes.default()[0].task  # so it is the first stage alone that differs
+    assert (video.start, video.model, iso.start, iso.model) == (None, None, "video", "video-mr")
+    assert isinstance(video.task, Slabs)
+    assert video.task.make_network().settings == iso.task.make_network().settings
+    assert video.task.slabs * max(video.task.ranges.whole) == FEWEST
+    assert (video.task.ranges.kept, video_mr(kept=0.0)[0].task.ranges.kept) == (1.0, 0.0)
+
+
+def test_the_second_stage_starts_from_the_averaged_weights_of_the_first(
+    data_with_video, short_video_mr, tmp_path, monkeypatch
+):
+    begun, real = [], recipes.fit
+
+    def fit(network, *rest):
+        begun.append({name: weight.clone() for name, weight in network.state_dict().items()})
+        return real(network, *rest)
+
+    monkeypatch.setattr(recipes, "fit", fit)
+    run("video-mr", data_with_video, tmp_path, steps=8, report=silent)
+    saved = torch.load(tmp_path / "video" / "checkpoint.pt")
+    assert saved["step"] == 2
+    assert len(begun) == 2
+    for name, weight in begun[1].items():
+        torch.testing.assert_close(weight, saved["average"][name], rtol=0, atol=0)
+    assert any(not torch.equal(weight, begun[0][name]) for name, weight in begun[1].items())
+    assert any(not torch.equal(weight, saved["network"][name]) for name, weight in begun[1].items())
+
+
+def test_the_card_names_the_clips_that_were_learnt_from(data_with_video, short_video_mr, tmp_path):
+    told = []
+    (path,) = run("video-mr", data_with_video, tmp_path, steps=8, report=told.append)
+    assert path.name == "video-mr.onnx"
+    assert told[0] == "video: 2 volumes; 1 clips left out, whose licence is share-alike"
+    assert "iso: 1 volumes" in told
+    card = json.loads(path.with_suffix(".json").read_text())
+    assert card["data"][:2] == [
+        {"files": ["video/a.mkv"], "licence": 'BSD ("read", twice)', "source": "Rome"},
+        {"files": ["video/c.mkv"], "licence": "unknown", "source": "unknown"},
+    ]
+    assert [row["file"] for row in card["data"][2:]] == ["iso_train/small.nii.gz"]
+    assert card["left_out_as_share_alike"] == ["video/b.mkv"]
+    assert {name: length["steps"] for name, length in card["trained"].items()} == {"video": 2, "iso": 6}
+    assert [stage["name"] for stage in card["recipe"]] == ["video", "iso"]
+    assert find_model(str(path)).residual is not None
+
+
+@pytest.mark.parametrize(("stage", "step"), [("video", 2), ("iso", 3)])
+def test_a_killed_run_of_two_stages_goes_on_where_it_was(data_with_video, short_video_mr, tmp_path, stage, step):
+    class Killed(Exception):
+        pass
+
+    at = []
+
+    def until_killed(line):
+        at.append(line.partition(":")[0] if ": " in line else line)
+        stages = [entry for entry in at if entry in ("video", "iso")]
+        if stages[-1] == stage and line.startswith(f"step {step} "):
+            raise Killed
+
+    run("video-mr", data_with_video, tmp_path / "whole", steps=8, report=silent)
+    with pytest.raises(Killed):
+        run("video-mr", data_with_video, tmp_path / "killed", steps=8, report=until_killed)
+    assert torch.load(tmp_path / "killed" / stage / "checkpoint.pt")["step"] == step - 1
+    told = []
+    run("video-mr", data_with_video, tmp_path / "killed", resume=True, report=told.append)
+    assert any(line.startswith(f"resumed at step {step - 1} ") for line in told)
+    whole, again = (torch.load(tmp_path / name / "iso" / "checkpoint.pt") for name in ("whole", "killed"))
+    assert (whole["step"], again["step"]) == (6, 6)
+    for name, weight in whole["average"].items():
+        torch.testing.assert_close(again["average"][name], weight, rtol=0, atol=1e-6)
+
+
+def test_a_folder_is_read_by_what_it_holds(data_with_video, tmp_path):
+    corpus = load_sources(data_with_video, {"video": 3.0, "iso_train": 1.0})
+    assert [thin.axes for thin in corpus] == [(0,), (0,), (0, 1, 2)]
+    assert corpus[0].weight == pytest.approx(3 * (16 * 20 * 24) ** 0.5)
+    (tmp_path / "anything").mkdir()
+    with pytest.raises(InputRefused, match=r"without a NIfTI file or a clip.*next:"):
+        load_sources(tmp_path, {"anything": 1.0})
+    (tmp_path / "anything" / "c.mkv").symlink_to(data_with_video / "video" / "c.mkv")
+    assert [thin.axes for thin in load_sources(tmp_path, {"anything": 1.0})] == [(0,)]
+
+
+def test_without_the_package_for_clips_the_command_names_the_remedy(data_with_video, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "av", None)
+    assert main(["train", "video-mr", "--data", str(data_with_video), "-o", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr()
+    remedy = "training needs av, which is not installed; next: pip install 'thinslice[video]'"
+    assert (said.out, said.err) == ("", f"thinslice: {remedy}\n")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_without_a_model_of_the_recipe_names_the_one_it_needs(data_with_video, tmp_path):
+    with pytest.raises(ModelRefused, match=r"need video-mr\.onnx"):
+        run("video-mr", data_with_video, tmp_path / "out", steps=8, start=tmp_path, report=silent)
 
 
 def test_all_sources_are_looked_for_before_anything_is_trained(data, tmp_path):

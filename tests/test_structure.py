@@ -19,8 +19,8 @@ ORDER = [
     "errors", "files", "volume", "nifti", "dicom", "cases", "profile", "degrade", "plan", "guard", "interpolate",
     "slab", "tile", "runtime", "weights", "enlarge", "upsample", "labels", "reslice", "metrics", "picture", "results",
     "bench", "report", "batch", "networks.contract", "networks.slab", "networks.planes", "training.corpus",
-    "training.planes", "training.muon", "training.fit",
-    "training.losses", "training.tasks", "training.export", "training.recipes", "cli", "__main__",
+    "training.manifest", "training.clips", "training.planes", "training.targets", "training.muon", "training.fit",
+    "training.losses", "training.tasks", "training.export", "training.recipes", "training.adapt", "cli", "__main__",
 ]
 # fmt: on
 """The order in which data meets the modules (house.md); each imports only from those before it. The plan comes after
@@ -55,14 +55,18 @@ def test_what_is_imported_is_what_is_installed():
     """Without extras; an import that only the tests' own packages bring works here and nowhere else."""
     tomllib = pytest.importorskip("tomllib", reason="Python 3.11 reads pyproject.toml")
     project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
-    named = {False: project["dependencies"], True: project["dependencies"] + project["optional-dependencies"]["train"]}
+    extras = project["optional-dependencies"]
+    named = {False: project["dependencies"], True: project["dependencies"] + extras["train"] + extras["video"]}
     for path in FILES:
         declared = named[name_of(path).split(".")[0] in ("networks", "training")]
         known = {re.split(r"\W", wanted)[0] for wanted in declared} | {"thinslice", "PIL"} | sys.stdlib_module_names
         assert {name.split(".")[0] for name in imports_of(path)} <= known, path
 
 
-@pytest.mark.parametrize(("package", "door"), [("nibabel", "nifti"), ("onnxruntime", "runtime"), ("pydicom", "dicom")])
+@pytest.mark.parametrize(
+    ("package", "door"),
+    [("nibabel", "nifti"), ("onnxruntime", "runtime"), ("pydicom", "dicom"), ("av", "training.clips")],
+)
 def test_there_is_one_door_to_each_package(package, door):
     assert importers(package) <= {door}
 

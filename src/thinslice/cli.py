@@ -53,6 +53,9 @@ _WHAT_STAYS = {
 }
 """After an interruption, where it is not nothing."""
 
+_EXTRAS = {"torch": "train", "onnx": "train", "av": "video"}
+"""Which extra brings a package that is imported only where it is needed."""
+
 BAR_CELLS = 30
 PATIENT_AXES = ("left-right", "front-back", "head-foot")
 
@@ -438,7 +441,7 @@ def reslice(arguments: argparse.Namespace) -> int:
 
 def _add_train(verbs: "argparse._SubParsersAction[_Parser]") -> None:
     verb = _add_verb(verbs, "train", train, "run a training recipe; ends with a model file for --model")
-    verb.add_argument("recipe", metavar="RECIPE", help="name of the recipe: default, planes or planes-paper")
+    verb.add_argument("recipe", metavar="RECIPE", help="name of the recipe: default, video-mr, planes or planes-paper")
     verb.add_argument("--data", required=True, type=Path, metavar="DIR", help="folder with the recipe's source folders")
     verb.add_argument("-o", "--output", required=True, type=Path, metavar="DIR", help="checkpoints, logs, the model")
     verb.add_argument("--resume", action="store_true", help="continue from the checkpoints in the output folder")
@@ -469,11 +472,11 @@ def train(arguments: argparse.Namespace) -> int:
             report=_say,
         )
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] not in ("torch", "onnx"):
+        missing = (error.name or "").partition(".")[0]
+        if missing not in _EXTRAS:
             raise
-        missing = error.name.partition(".")[0]
         raise InputRefused(
-            f"training needs {missing}, which is not installed; next: pip install 'thinslice[train]'"
+            f"training needs {missing}, which is not installed; next: pip install 'thinslice[{_EXTRAS[missing]}]'"
         ) from None
     family = {str(path.with_name(path.name.split(".")[0])) for path in models}
     names = [str(models[0])] if len(models) == 1 else sorted(family)

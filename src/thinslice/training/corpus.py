@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -20,6 +21,9 @@ from thinslice.volume import Volume
 TRIES, BLANK = 4, 0.08
 """A patch whose middle is darker than BLANK is drawn again, up to TRIES times: air teaches nothing."""
 
+Ends = Literal["voxels", "slices"]
+"""What repeats beyond the ends of a volume: its outermost thin slice, or, as at inference, its outermost thick one."""
+
 
 @dataclass(frozen=True)
 class Thin:
@@ -27,7 +31,8 @@ class Thin:
 
     Attributes:
         name: where it came from.
-        voxels: [x, y, z] float32, scaled so that the intensity range of the scan is 0 .. 1.
+        voxels: [x, y, z] (of a clip [time, y, x]) float32 or float16, scaled so that the intensity range of the scan
+            is 0 .. 1.
         axes: array axes that may play the through-plane axis.
         weight: how often it is drawn.
     """
@@ -50,6 +55,7 @@ class Geometry:
     profile: Profile
     thick_centres: np.ndarray
     thin_positions: tuple[np.ndarray, ...]
+    ends: Ends = "voxels"
 
 
 @dataclass(frozen=True)
@@ -69,7 +75,19 @@ class Draw:
 
 @dataclass(frozen=True)
 class Ranges:
-    """What the training draws from; the envelope of the model is stated from it."""
+    """What the training draws from; the envelope of the model is stated from it.
+
+    Attributes:
+        factor, thickness_over_spacing: lowest and highest of acquisitions that are not typical.
+        box: share of box profiles among them.
+        typical: share of typical acquisitions, see `draw_geometry`.
+        whole: factors of the typical ones, and of those that keep every n-th thin slice.
+        noise, noisy: lowest and highest standard deviation, of the intensity range, and the share of patches with it.
+        kept: share of acquisitions that keep every n-th thin slice and lose the others: a video at fewer frames.
+        fractional: False for whole factors everywhere.
+        ends: a volume as short as a clip needs "slices": the frame at its end, which may have to be predicted, would
+            otherwise be shown beside it.
+    """
 
     factor: tuple[float, float] = (1.4, 10.5)
     thickness_over_spacing: tuple[float, float] = (0.55, 1.35)
@@ -77,6 +95,10 @@ class Ranges:
     typical: float = 0.5
     noise: tuple[float, float] = (0.0, 0.02)
     noisy: float = 0.3
+    whole: tuple[int, ...] = (2, 3, 4, 4, 5, 6, 7, 8)
+    kept: float = 0.0
+    fractional: bool = True
+    ends: Ends = "voxels"
 
 
 @dataclass(frozen=True)
@@ -132,7 +154,10 @@ def load_thick(folder: Path, share: float = 1.0) -> list[Thin]:
     """
     paths = sorted(folder.glob("*.nii*"))
     if not paths:
-        raise InputRefused(f"got {folder} without a NIfTI file; need thick scans there; next: check --data")
+        raise InputRefused(
+            f"got {folder} without a NIfTI file or a clip; need thick scans there (.nii, .nii.gz) or clips (.mp4, ...)"
+            "; next: check --data"
+        )
     volumes = []
     for path in paths:
         scan = first_slices(read(path), share)
@@ -160,29 +185,44 @@ def normalised(voxels: np.ndarray) -> np.ndarray:
 
 
 def draw_geometry(rng: np.random.Generator, ranges: Ranges, slabs: int, context: int) -> Geometry:
-    """A random acquisition: half of them typical (whole factor, Gaussian, thickness = spacing, slabs on the grid)."""
+    """A random acquisition: half of them typical (whole factor, Gaussian, thickness = spacing, slabs on the grid).
+
+    Where every n-th thin slice is kept, its thickness is one voxel and its centre lies on one: a box of that width sees
+    this voxel alone.
+    """
     low, high = ranges.factor
-    if rng.random() < ranges.typical:
-        factor = float(rng.choice([2, 3, 4, 4, 5, 6, 7, 8]))
+    profile: Profile = "gaussian"
+    if ranges.kept and rng.random() < ranges.kept:
+        factor = float(rng.choice(ranges.whole))
+        thickness, phase = 1 / factor, float(rng.integers(int(factor)))
+        profile = "box"
+    elif rng.random() < ranges.typical:
+        factor = float(rng.choice(ranges.whole))
         thickness, phase = 1.0, (factor - 1) / 2
-        profile: Profile = "gaussian"
     else:
-        factor = float(np.exp(rng.uniform(np.log(low), np.log(high))))
+        any_factor = ranges.fractional
+        factor = float(np.exp(rng.uniform(np.log(low), np.log(high))) if any_factor else rng.choice(ranges.whole))
         thickness = float(rng.uniform(*ranges.thickness_over_spacing))
         profile = "box" if rng.random() < ranges.box else "gaussian"
         phase = float(rng.uniform(0, factor))
-    return geometry_of_block(factor, thickness, profile, phase, slabs, context)
+    return geometry_of_block(factor, thickness, profile, phase, slabs, context, ranges.ends)
 
 
 def geometry_of_block(
-    factor: float, thickness_over_spacing: float, profile: Profile, phase: float, slabs: int, context: int
+    factor: float,
+    thickness_over_spacing: float,
+    profile: Profile,
+    phase: float,
+    slabs: int,
+    context: int,
+    ends: Ends = "voxels",
 ) -> Geometry:
     """An acquisition whose first slab's centre lies at ``phase``, in thin voxels."""
     centres = phase + factor * np.arange(-context, slabs + context)
     edges = phase + factor * (np.arange(slabs + 1) - 0.5)
     first = np.ceil(edges - 1e-9).astype(int)
     positions = tuple(np.arange(first[i], first[i + 1]) for i in range(slabs))
-    return Geometry(factor, thickness_over_spacing, profile, centres, positions)
+    return Geometry(factor, thickness_over_spacing, profile, centres, positions, ends)
 
 
 def draw_patch(rng: np.random.Generator, corpus: Sequence[Thin], ranges: Ranges, geometry: Geometry, size: int) -> Draw:
@@ -249,7 +289,7 @@ def cut(
         block = block[:, ::-1]
     if draw.flips[2]:
         block = block[:, :, ::-1]
-    return np.ascontiguousarray(block) * np.float32(draw.gain) + np.float32(draw.offset)
+    return np.ascontiguousarray(block, dtype=np.float32) * np.float32(draw.gain) + np.float32(draw.offset)
 
 
 def render(corpus: Sequence[Thin], geometry: Geometry, draws: Sequence[Draw], size: int, context: int) -> Batch:
@@ -268,6 +308,9 @@ def render(corpus: Sequence[Thin], geometry: Geometry, draws: Sequence[Draw], si
         if draw.noise:
             shape = thick[:, column].shape
             thick[:, column] += draw.noise * np.random.default_rng(draw.seed).standard_normal(shape, dtype=np.float32)
+    if geometry.ends == "slices":
+        for column, draw in enumerate(draws):
+            thick[:, column] = thick[_acquired(corpus, draw, geometry.thick_centres), column]
     position = (inner - geometry.thick_centres[0]) / geometry.factor
     cubic = along_first_axis(cubic_matrix(position, len(thick)), thick)
     own = geometry.thick_centres[context : len(thick) - context]
@@ -283,6 +326,13 @@ def render(corpus: Sequence[Thin], geometry: Geometry, draws: Sequence[Draw], si
         matrix.astype(np.float32),
         correction.astype(np.float32),
     )
+
+
+def _acquired(corpus: Sequence[Thin], draw: Draw, thick_centres: np.ndarray) -> np.ndarray:
+    """Of every thick slice the number of the nearest one whose centre lies within the volume."""
+    place = thick_centres + draw.corner[0]
+    within = np.flatnonzero((place > -0.5) & (place < corpus[draw.volume].voxels.shape[draw.axis] - 0.5))
+    return np.clip(np.arange(len(place)), within[0], within[-1])
 
 
 def batch_at(

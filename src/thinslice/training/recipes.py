@@ -4,23 +4,24 @@ A stage says where thin volumes come from, what is learnt from them (which netwo
 loss), for how long, and which weights it starts from. ``thinslice train NAME`` runs one.
 """
 
-import csv
 import hashlib
 import json
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from thinslice.errors import InputRefused, ModelRefused
 from thinslice.networks.contract import Network
 from thinslice.runtime import Part
-from thinslice.training.corpus import Thin, load_isotropic, load_thick
+from thinslice.training.clips import find_clips, holds_clips, load_clips
+from thinslice.training.corpus import Ranges, Thin, load_isotropic, load_thick
 from thinslice.training.export import export, load_weights, read_card
 from thinslice.training.fit import Schedule, fit, join_world, training_length
+from thinslice.training.manifest import UNKNOWN, provenance
 from thinslice.training.planes import Shrinking
 from thinslice.training.tasks import Planes, Slabs, Task
 
@@ -40,7 +41,7 @@ class Stage:
 
     Attributes:
         name: folder of its checkpoint and log inside the output folder.
-        sources: folder under ``--data`` -> how often drawn; how it is read follows from its name, see `load_sources`.
+        sources: folder under ``--data`` -> how often drawn; how it is read follows from what it is, see `load_sources`.
         task: what is learnt.
         schedule: how long and how fast.
         start: name of an earlier stage whose averaged weights are the start, None for fresh ones.
@@ -58,6 +59,37 @@ class Stage:
 def default() -> list[Stage]:
     """The embedded weights: near-isotropic MR, every geometry in one training."""
     return [Stage("iso", {"iso_train": 1.0}, schedule=Schedule(save_every=200), model="default")]
+
+
+def video_mr(kept: float = 1.0) -> list[Stage]:
+    """Stages 1 and 2 of Wang et al. (ISBI 2024, arXiv 2406.05974): pre-training on video, then near-isotropic MR.
+
+    Video clips are volumes whose slices are frames; what lies between the frames that are kept is predicted. A quarter
+    of all steps goes there, and all of them together are as many as those of `default`.
+
+    Unlike theirs: the network of `default`, any open clips, 2 to 4 times fewer frames, four patches of two slabs (what
+    a clip of 16 frames has room for), averaged weights handed on. Their stage 3 learns from the target scans.
+
+    Args:
+        kept: share of batches in which every n-th frame is kept, as in the paper; the frames of the others are averaged
+            under a slice profile, as a scanner would.
+    """
+    ranges = Ranges(factor=(2.0, 4.0), whole=(2, 3, 4), fractional=False, kept=kept, ends="slices")
+    return [
+        Stage(
+            "video",
+            {"video": 1.0},
+            Slabs(ranges=ranges, patches=4, slabs=2),
+            Schedule(steps=5_000, save_every=200),
+        ),
+        Stage(
+            "iso",
+            {"iso_train": 1.0},
+            schedule=Schedule(steps=15_000, save_every=200),
+            start="video",
+            model="video-mr",
+        ),
+    ]
 
 
 def planes() -> list[Stage]:
@@ -117,6 +149,7 @@ def _planes_stage(scanner: str, source: str, part: Part, factor: int, task: Plan
 
 RECIPES: dict[str, Callable[[], list[Stage]]] = {
     "default": default,
+    "video-mr": video_mr,
     "planes": planes,
     "planes-paper": planes_paper,
 }
@@ -185,7 +218,11 @@ def run_stages(
     models = []
     for stage in stages:
         corpus = load_sources(data, stage.sources)
-        report(f"{stage.name}: {len(corpus)} volumes")
+        left_out = _left_out(data, stage.sources)
+        report(
+            f"{stage.name}: {len(corpus)} volumes"
+            + (f"; {len(left_out)} clips left out, whose licence is share-alike" if left_out else "")
+        )
         torch.manual_seed(seed)
         network, batches, schedule = stage.task.make_network(), seed, stage.schedule
         begin = starts.get(stage.name)
@@ -215,17 +252,37 @@ def run_stages(
 
 
 def load_sources(data: Path, sources: dict[str, float]) -> list[Thin]:
-    """The volumes of a stage: of folders named ``iso...`` any axis may become thick, of others the in-plane ones.
+    """The volumes of a stage. How a folder is read follows from what it is.
+
+    One named ``iso...`` holds near-isotropic volumes, of which any axis may become thick. One that holds clips and no
+    NIfTI is read as clips, whose time becomes thick. Any other holds thick scans, of which the in-plane axes do.
 
     Of computed tomography (``ct``), which has no folder of its own to be scored on, the first slices are learnt from.
     """
     corpus: list[Thin] = []
     for name, weight in sources.items():
         folder = _folder_of(data, name)
-        share = CT_SHARE if name == "ct" else 1.0
-        thin = load_isotropic(folder) if name.startswith("iso") else load_thick(folder, share)
+        kind = _kind_of(folder)
+        if kind == "isotropic":
+            thin = load_isotropic(folder)
+        elif kind == "clips":
+            thin = load_clips(folder)
+        else:
+            thin = load_thick(folder, CT_SHARE if name == "ct" else 1.0)
         corpus += [replace(volume, weight=volume.weight * weight) for volume in thin]
     return corpus
+
+
+def _kind_of(folder: Path) -> Literal["isotropic", "clips", "thick"]:
+    if folder.name.startswith("iso"):
+        return "isotropic"
+    return "clips" if holds_clips(folder) else "thick"
+
+
+def _left_out(data: Path, sources: Iterable[str]) -> list[str]:
+    """The clips of a stage that are not learnt from because of their licence."""
+    folders = [data / name for name in sources if _kind_of(data / name) == "clips"]
+    return [f"{folder.name}/{path.name}" for folder in folders for path in find_clips(folder)[1]]
 
 
 def _folder_of(data: Path, name: str) -> Path:
@@ -236,13 +293,14 @@ def _folder_of(data: Path, name: str) -> Path:
 
 def make_card(name: str, stages: Sequence[Stage], data: Path) -> dict[str, Any]:
     """Where the weights come from and what they are valid for."""
+    left_out = [file for stage in stages for file in _left_out(data, stage.sources)]
     return {
         "name": name,
         "recipe": [asdict(stage) | {"learns": type(stage.task).__name__} for stage in stages],
         "commit": _commit(),
-        "data": [row for stage in stages for name in stage.sources for row in _manifest_rows(data, name)],
+        "data": [row for stage in stages for name in stage.sources for row in _attribution(data / name)],
         "envelope": stages[-1].task.envelope,
-    }
+    } | ({"left_out_as_share_alike": left_out} if left_out else {})
 
 
 def _lineage(start: Path) -> dict[str, Any]:
@@ -258,11 +316,11 @@ def _starts(stages: Sequence[Stage], start: Path | None) -> dict[str, Path]:
         return {}
     if not start.is_dir():
         return {stages[0].name: start}
-    files = {stage.name: start / f"{stage.model}.onnx" for stage in stages}
+    files = {stage.name: start / f"{stage.model}.onnx" for stage in stages if stage.model is not None}
     found = {name: path for name, path in files.items() if path.exists()}
     if not found:
         raise ModelRefused(
-            f"got --start-from {start}, which holds no model of this recipe; need {files[stages[0].name].name}; "
+            f"got --start-from {start}, which holds no model of this recipe; need {next(iter(files.values())).name}; "
             "next: give the output folder of an earlier run"
         )
     return found
@@ -324,19 +382,18 @@ def _numbered(task: Task, seed: int, corpus: Sequence[Thin]) -> Callable[[int], 
     return lambda number: task.batch_at(number, seed, corpus)
 
 
-def _manifest_rows(data: Path, folder: str) -> list[dict[str, str]]:
-    """Name, licence and source of every volume of a folder, from the data set's manifest if it has one."""
-    manifest = data / "manifest.csv"
-    rows: dict[str, dict[str, str]] = {}
-    if manifest.exists():
-        with manifest.open(newline="") as lines:
-            rows = {row["file"]: row for row in csv.DictReader(lines)}
-    learnt = {"slices": f"first {CT_SHARE:.0%}"} if folder == "ct" else {}
-    files = sorted(f"{folder}/{path.name}" for path in (data / folder).glob("*.nii*"))
-    return [
-        {"file": file, **{key: rows.get(file, {}).get(key, "unknown") for key in ("licence", "source")}, **learnt}
-        for file in files
-    ]
+def _attribution(folder: Path) -> list[dict[str, Any]]:
+    """Name, licence and source of all that is learnt from in a folder; of clips one row for all of one source."""
+    known = provenance(folder)
+    if _kind_of(folder) == "clips":
+        together: dict[tuple[str, ...], list[str]] = {}
+        for path in find_clips(folder)[0]:
+            row = known.get(path.name, UNKNOWN)
+            together.setdefault((row["licence"], row["source"]), []).append(f"{folder.name}/{path.name}")
+        return [{"files": files, "licence": key[0], "source": key[1]} for key, files in together.items()]
+    learnt = {"slices": f"first {CT_SHARE:.0%}"} if folder.name == "ct" else {}
+    names = sorted(path.name for path in folder.glob("*.nii*"))
+    return [{"file": f"{folder.name}/{name}", **known.get(name, UNKNOWN), **learnt} for name in names]
 
 
 def _commit() -> str:

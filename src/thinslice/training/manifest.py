@@ -1,0 +1,60 @@
+"""What a data set says of its files: the licence and the source in the ``manifest.csv`` that lies with them."""
+
+import csv
+import re
+from pathlib import Path
+
+from thinslice.errors import InputRefused
+
+UNKNOWN = {"licence": "unknown", "source": "unknown"}
+"""Of a file that no manifest names."""
+
+_SHARE_ALIKE = re.compile(r"(?:\bcc|by|\bnc)[-_ ]?sa(?!-?[a-z])|share[-_ ]?alike", re.IGNORECASE)
+
+
+def provenance(folder: Path) -> dict[str, dict[str, str]]:
+    """File name -> its licence and source, for the files of a folder that a manifest names.
+
+    Rows are looked for in ``folder/manifest.csv``, which may leave the folder out of the names, and in ``manifest.csv``
+    of the folder above, which may not (``iso_train/a.nii.gz``). Where both name a file the source is the former's, and
+    the licence is both, if they differ. The columns ``file`` and ``licence`` are needed. The source is in the column
+    ``origin`` where there is one, else in ``source``.
+
+    Raises:
+        InputRefused: a manifest lacks one of the two columns.
+    """
+    own = {name.rpartition("/")[2]: row for name, row in _rows(folder / "manifest.csv").items()}
+    for name, row in _rows(folder.parent / "manifest.csv").items():
+        place, _, file = name.rpartition("/")
+        if place == folder.name:
+            licences = dict.fromkeys((own.get(file, row)["licence"], row["licence"]))
+            own[file] = own.get(file, row) | {"licence": "; ".join(licences)}
+    return own
+
+
+def _rows(manifest: Path) -> dict[str, dict[str, str]]:
+    if not manifest.exists():
+        return {}
+    with manifest.open(newline="", encoding="utf-8-sig") as lines:
+        table = csv.DictReader(lines)
+        missing = {"file", "licence"} - set(table.fieldnames or ())
+        if missing:
+            raise InputRefused(
+                f"got {manifest} without a column {' and '.join(sorted(missing))}; need file,licence,source; "
+                "next: complete its first line"
+            )
+        return {
+            row["file"] or "": {
+                "licence": row["licence"] or UNKNOWN["licence"],
+                "source": row.get("origin") or row.get("source") or UNKNOWN["source"],
+            }
+            for row in table
+        }
+
+
+def is_share_alike(licence: str) -> bool:
+    """Whether a licence asks that what is made from the work bears the same licence, as far as its text tells.
+
+    ``CC BY-SA 4.0`` does; ``SA-V videos CC BY 4.0`` does not (SA-V is a data set's name).
+    """
+    return _SHARE_ALIKE.search(licence) is not None
