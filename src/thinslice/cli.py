@@ -48,12 +48,13 @@ _WAYS_OUT = {
 """What is needed and what to do next, for errors of the operating system that are not about room."""
 
 _WHAT_STAYS = {
+    "adapt": "next: the same command goes on from the last checkpoint, in NAME.adapting",
     "train": "next: --resume goes on from the last checkpoint",
     "evaluate": "results.jsonl holds what was scored until then",
 }
 """After an interruption, where it is not nothing."""
 
-_EXTRAS = {"torch": "train", "onnx": "train", "av": "video"}
+_EXTRAS = {"torch": "train", "onnx": "train", "scipy": "train", "av": "video"}
 """Which extra brings a package that is imported only where it is needed."""
 
 BAR_CELLS = 30
@@ -114,6 +115,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_enhance(verbs)
     _add_info(verbs)
     _add_reslice(verbs)
+    _add_adapt(verbs)
     _add_train(verbs)
     _add_evaluate(verbs)
     return parser
@@ -177,14 +179,14 @@ def _add_enhance(verbs: "argparse._SubParsersAction[_Parser]") -> None:
 def enhance(arguments: argparse.Namespace) -> int:
     """Compute thin slices; in a folder, a scan that is refused is named and the rest goes on."""
     from thinslice.cases import find_cases
-    from thinslice.weights import find_model
+    from thinslice.weights import models_for
 
     cases = find_cases(arguments.input, arguments.output, arguments.overwrite)
     is_folder = arguments.input.is_dir()
     targets = [_labels_case(case, arguments, is_folder) for case in cases]
     _check_all_apart(cases, targets)
-    model = find_model(arguments.model)
-    done = [_enhance_if_possible(case, labels, model, arguments) for case, labels in zip(cases, targets, strict=True)]
+    choose = models_for(arguments.model)
+    done = [_enhance_if_possible(case, labels, choose, arguments) for case, labels in zip(cases, targets, strict=True)]
     refused = done.count(False)
     if refused and is_folder:
         _complain(f"{refused} of {len(cases)} scans refused, {len(cases) - refused} enhanced")
@@ -239,11 +241,14 @@ def _check_labels_target(target: Path, case: "Case", source: Path, overwrite: bo
 
 
 def _enhance_if_possible(
-    case: "Case", labels: "tuple[Path, Path] | None", model: "Model", arguments: argparse.Namespace
+    case: "Case",
+    labels: "tuple[Path, Path] | None",
+    choose: "Callable[[Volume], Model]",
+    arguments: argparse.Namespace,
 ) -> bool:
     """`_enhance_one`; False where the scan was refused, after saying why."""
     try:
-        _enhance_one(case, labels, model, arguments)
+        _enhance_one(case, labels, choose, arguments)
     except (ThinsliceError, OSError, MemoryError) as error:
         reason = _reason(error)
         _complain(reason if labels is not None and str(labels[0]) in reason else _named(case.source, reason))
@@ -252,13 +257,17 @@ def _enhance_if_possible(
 
 
 def _enhance_one(
-    case: "Case", labels: "tuple[Path, Path] | None", model: "Model", arguments: argparse.Namespace
+    case: "Case",
+    labels: "tuple[Path, Path] | None",
+    choose: "Callable[[Volume], Model]",
+    arguments: argparse.Namespace,
 ) -> None:
     """Read, plan, compute, check, and put all files in their places, or none of them."""
     from thinslice.labels import check_labels, labels_to_thin
     from thinslice.nifti import write
 
     volume = _read(case.source)
+    model = choose(volume)
     plan = _plan(volume, model, arguments)
     drawn = _read(labels[0]) if labels is not None else None
     if drawn is not None:
@@ -314,11 +323,11 @@ def _add_info(verbs: "argparse._SubParsersAction[_Parser]") -> None:
 
 def info(arguments: argparse.Namespace) -> int:
     """What a scan is and what would be done to it; exit code 2 where it would be refused."""
-    from thinslice.weights import find_model
+    from thinslice.weights import models_for
 
-    model = find_model(arguments.model)
+    choose = models_for(arguments.model)
     is_folder = arguments.input.is_dir()
-    facts = [_facts(path, model, arguments) for path in _sources(arguments.input)]
+    facts = [_facts(path, choose, arguments) for path in _sources(arguments.input)]
     if arguments.json:
         _say(json.dumps(facts if is_folder else facts[0], indent=2))
     for fact in facts:
@@ -329,7 +338,7 @@ def info(arguments: argparse.Namespace) -> int:
     return REFUSED if any(fact["refused"] is not None for fact in facts) else 0
 
 
-def _facts(path: Path, model: "Model", arguments: argparse.Namespace) -> dict[str, object]:
+def _facts(path: Path, choose: "Callable[[Volume], Model]", arguments: argparse.Namespace) -> dict[str, object]:
     """What is seen in a file (None where it cannot be read), the plan (None where refused), and the refusal."""
     import dataclasses
 
@@ -337,7 +346,7 @@ def _facts(path: Path, model: "Model", arguments: argparse.Namespace) -> dict[st
     try:
         volume = _read(path)
         seen = _seen(volume)
-        plan = dataclasses.asdict(_plan(volume, model, arguments))
+        plan = dataclasses.asdict(_plan(volume, choose(volume), arguments))
     except (ThinsliceError, OSError, MemoryError) as error:
         return {"source": str(path), "sees": seen, "plan": None, "refused": _reason(error)}
     return {"source": str(path), "sees": seen, "plan": plan, "refused": None}
@@ -436,6 +445,84 @@ def reslice(arguments: argparse.Namespace) -> int:
     return 0
 
 
+# ---- adapt
+
+
+def _add_adapt(verbs: "argparse._SubParsersAction[_Parser]") -> None:
+    verb = _add_verb(verbs, "adapt", adapt, "adapt the model to your own thick scans; no thin truth is needed")
+    verb.add_argument("-i", "--input", required=True, type=Path, nargs="+", metavar="SCANS", help="files, folders")
+    verb.add_argument(
+        "-o", "--output", required=True, type=Path, metavar="NAME", help="the model, for --model NAME; in NAME.onnx"
+    )
+    verb.add_argument(
+        "--minutes", type=_positive(float), default=10.0, metavar="M", help="length of one adaptation (default: 10)"
+    )
+    verb.add_argument(
+        "--per-scan",
+        action="store_true",
+        help="adapt to every scan by itself: NAME is a folder then, and --model NAME takes each scan's own",
+    )
+    verb.add_argument("--model", default="default", metavar="MODEL", help="model to start from (default: default)")
+    verb.add_argument(
+        "--thickness", type=_positive(float), metavar="MM", help="slice thickness of all scans; default: as in enhance"
+    )
+    verb.add_argument("--profile", choices=PROFILES, default="gaussian", help="slice profile (default: gaussian)")
+    again = verb.add_mutually_exclusive_group()
+    again.add_argument("--resume", action="store_true", help="finish what is unfinished, keep what is there")
+    again.add_argument("--overwrite", action="store_true", help="replace a model of that name")
+    verb.add_argument("-q", "--quiet", action="store_true", help="say nothing unless a scan is left out")
+
+
+def adapt(arguments: argparse.Namespace) -> int:
+    """Adapt a model to thick scans; where the held-out loss does not fall, the answer is the starting model."""
+    with _training_installed():
+        from thinslice.training.adapt import adapt as to_adapt
+
+        paths = list(dict.fromkeys(path for wish in arguments.input for path in _sources(wish)))
+        done = to_adapt(
+            paths,
+            arguments.output,
+            start=arguments.model,
+            minutes=arguments.minutes,
+            per_scan=arguments.per_scan,
+            resume=arguments.resume,
+            overwrite=arguments.overwrite,
+            thickness_mm=arguments.thickness,
+            profile=arguments.profile,
+            report=_hear_nothing if arguments.quiet else _say,
+            complain=_complain,
+        )
+    if arguments.quiet:
+        return 0
+    for one in done:
+        before, after = one.held_out
+        loss = f"held-out loss {before:.5f} -> {after:.5f} ({100 * (after / before - 1):+.1f} %)"
+        verdict = loss if one.adapted else "the held-out loss did not fall: this is the starting model, unchanged"
+        _say(f"{', '.join(one.scans)}: {one.steps} steps in {one.minutes:.1f} min; {verdict}")
+        _say(f"  wrote {one.model}")
+    name = arguments.output.with_suffix("") if arguments.output.suffix == ".onnx" else arguments.output
+    _say(f"use it: thinslice enhance --model {name} -i IN -o OUT")
+    return 0
+
+
+def _hear_nothing(line: str) -> None:
+    """Where nothing shall be said."""
+
+
+@contextmanager
+def _training_installed() -> Iterator[None]:
+    """Says how to install what a training needs and does not find."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing not in _EXTRAS:
+            raise
+        raise InputRefused(
+            f"training needs {missing}, which is not installed; next: pip install 'thinslice[{_EXTRAS[missing]}]'"
+        ) from None
+
+
 # ---- train
 
 
@@ -458,7 +545,7 @@ def _add_train(verbs: "argparse._SubParsersAction[_Parser]") -> None:
 
 def train(arguments: argparse.Namespace) -> int:
     """Run a recipe; checkpoints stay after an interruption, for --resume."""
-    try:
+    with _training_installed():
         from thinslice.training.recipes import run
 
         models = run(
@@ -471,13 +558,6 @@ def train(arguments: argparse.Namespace) -> int:
             steps=arguments.steps,
             report=_say,
         )
-    except ModuleNotFoundError as error:
-        missing = (error.name or "").partition(".")[0]
-        if missing not in _EXTRAS:
-            raise
-        raise InputRefused(
-            f"training needs {missing}, which is not installed; next: pip install 'thinslice[{_EXTRAS[missing]}]'"
-        ) from None
     family = {str(path.with_name(path.name.split(".")[0])) for path in models}
     names = [str(models[0])] if len(models) == 1 else sorted(family)
     for name in names:

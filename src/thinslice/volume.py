@@ -1,5 +1,6 @@
 """Volume: voxels, where they are in the patient, and what the header says about the acquisition."""
 
+import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,15 @@ class Volume:
         """Spatial shape, without the volumes of a 4-D series."""
         x, y, z = self.voxels.shape[:3]
         return x, y, z
+
+
+def fingerprint(volume: Volume) -> str:
+    """A hash of the voxels and where they are: the same scan has the same one under another name."""
+    found = hashlib.sha256(repr((volume.voxels.shape, str(volume.voxels.dtype))).encode())
+    found.update(np.round(np.asarray(volume.affine, np.float64), 3).tobytes())
+    for part in np.moveaxis(volume.voxels, -1, 0):
+        found.update(np.ascontiguousarray(part).data)
+    return found.hexdigest()
 
 
 def patient_axes(affine: np.ndarray) -> tuple[int, int, int]:

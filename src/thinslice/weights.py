@@ -1,11 +1,14 @@
 """Name -> model: the embedded weights, model files on disk, and the interpolations."""
 
+from collections.abc import Callable
 from glob import escape
 from pathlib import Path
+from typing import Any
 
 from thinslice.errors import ModelRefused
 from thinslice.interpolate import INTERPOLATIONS
 from thinslice.runtime import Model, interpolation, load_model, together
+from thinslice.volume import Volume, fingerprint
 
 EMBEDDED = Path(__file__).parent / "embedded"
 """Model files that ship with the package, ``NAME.onnx`` beside its card ``NAME.json``."""
@@ -19,7 +22,8 @@ def embedded_names() -> list[str]:
 def find_model(wish: str, threads: int | None = None) -> Model:
     """An interpolation by name, an embedded model by name, or a model file by path.
 
-    The networks for planes lie in files NAME.PART-xFACTOR.onnx, and their model is NAME, or its path.
+    A file may be named without its .onnx. The networks for planes lie in files NAME.PART-xFACTOR.onnx, and their model
+    is NAME, or its path.
 
     Raises:
         ModelRefused: there is no such model.
@@ -30,12 +34,52 @@ def find_model(wish: str, threads: int | None = None) -> Model:
         return load_model(EMBEDDED / f"{wish}.onnx", name=wish, threads=threads)
     if family := _family(EMBEDDED / wish if wish in embedded_names() else Path(wish)):
         return together([load_model(path, threads=threads) for path in family], Path(wish).name)
+    if Path(wish).is_dir() and sorted(Path(wish).glob("*.onnx")):
+        raise ModelRefused(
+            f"got --model {wish}, which holds a model for each of several scans; need one of its files here; "
+            f"next: choose one, such as {sorted(Path(wish).glob('*.onnx'))[0]}"
+        )
+    if not wish.endswith(".onnx") and Path(f"{wish}.onnx").is_file():
+        return load_model(Path(f"{wish}.onnx"), threads=threads)
     if wish.endswith(".onnx") or Path(wish).exists():
         return load_model(Path(wish), threads=threads)
     names = ", ".join([*embedded_names(), *INTERPOLATIONS])
     raise ModelRefused(
         f"got model {wish!r}; need one of {names}, or the path of a model file (.onnx); next: choose one"
     )
+
+
+def models_for(wish: str, threads: int | None = None) -> Callable[[Volume], Model]:
+    """What `find_model` finds, for every scan; or, in a folder of ``adapt --per-scan``, the scan's own model.
+
+    A scan is known by its voxels and where they are, whatever its file is called now.
+
+    Raises:
+        ModelRefused: there is no such model; and, when the answer is called, none of the folder is the scan's own.
+    """
+    folder = Path(wish)
+    files = sorted(folder.glob("*.onnx")) if folder.is_dir() and wish not in embedded_names() else []
+    if not files:
+        model = find_model(wish, threads)
+        return lambda volume: model
+    models = [load_model(path, threads=threads) for path in files]
+    own = {known: model for model in models for known in _adapted_to(model)}
+
+    def choose(volume: Volume) -> Model:
+        known = fingerprint(volume)
+        if known not in own:
+            raise ModelRefused(
+                f"got --model {wish}, none of whose {len(files)} models was adapted to this scan; need its own one; "
+                f"next: run 'thinslice adapt' on it, or choose a file, such as {files[0]}"
+            )
+        return own[known]
+
+    return choose
+
+
+def _adapted_to(model: Model) -> list[str]:
+    scans: Any = (model.card or {}).get("adapted_to", [])
+    return [scan["fingerprint"] for scan in scans]
 
 
 def _family(path: Path) -> list[Path]:

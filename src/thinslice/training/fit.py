@@ -74,8 +74,8 @@ def fit(
         network: trained in place; any module that can be built again from its ``settings``.
         batch_at: number of a batch -> whatever the loss expects.
         loss_of: see `thinslice.training.losses`.
-        watch: called with the step and the averaged weights before anything is learnt and whenever the checkpoint is
-            written; the training ends when it answers True.
+        watch: called with the step and the averaged weights before anything is learnt, whenever the checkpoint is
+            written, and at the end; the training ends when it answers True.
     """
     rank, world, device = join_world()
     network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload] # missing in torch's stub
@@ -129,6 +129,8 @@ def fit(
         for job in queue:
             job.cancel()
     if rank == 0:
+        if watch is not None and step % schedule.save_every:
+            watch(step, average)
         _save(checkpoint, network, average, optimisers, step, time.monotonic() - started, schedule)
     return average
 

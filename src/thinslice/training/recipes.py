@@ -229,7 +229,7 @@ def run_stages(
         if begin is not None:
             load_weights(network, begin)
             schedule = _gentler(schedule)
-            batches += int(_lineage(begin)["sha256"][:8], 16)  # not the batches that made the start
+            batches += int(lineage(begin)["sha256"][:8], 16)  # not the batches that made the start
         elif stage.start is not None:
             network.load_state_dict(trained[stage.start].state_dict())
         if rank == 0:
@@ -242,7 +242,7 @@ def run_stages(
         models.append(out / f"{stage.model}.onnx")
         if rank == 0 and not _is_of(models[-1], training_length(out / stage.name)):
             card = make_card(stage.model, _behind(stage, stages), data) | {
-                "started_from": _lineage(begin) if begin is not None else None,
+                "started_from": lineage(begin) if begin is not None else None,
                 "trained": {s.name: training_length(out / s.name) for s in _behind(stage, stages)},
                 "processes": f"{world} x {device.type}",
             }
@@ -297,13 +297,13 @@ def make_card(name: str, stages: Sequence[Stage], data: Path) -> dict[str, Any]:
     return {
         "name": name,
         "recipe": [asdict(stage) | {"learns": type(stage.task).__name__} for stage in stages],
-        "commit": _commit(),
+        "commit": this_commit(),
         "data": [row for stage in stages for name in stage.sources for row in _attribution(data / name)],
         "envelope": stages[-1].task.envelope,
     } | ({"left_out_as_share_alike": left_out} if left_out else {})
 
 
-def _lineage(start: Path) -> dict[str, Any]:
+def lineage(start: Path) -> dict[str, Any]:
     """What a model file says of its own training, for the card of what begins with its weights."""
     card = read_card(start)
     known = {key: card.get(key) for key in ("commit", "trained", "processes", "started_from")}
@@ -396,7 +396,8 @@ def _attribution(folder: Path) -> list[dict[str, Any]]:
     return [{"file": f"{folder.name}/{name}", **known.get(name, UNKNOWN), **learnt} for name in names]
 
 
-def _commit() -> str:
+def this_commit() -> str:
+    """Of the source that runs, "unknown" where it is not under version control."""
     here = Path(__file__).parent
     answer = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
     return answer.stdout.strip() or "unknown"

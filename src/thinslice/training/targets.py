@@ -36,10 +36,10 @@ from thinslice.volume import Volume
 ANGLES = (0.0, 15.0, 30.0, 45.0, 60.0, 75.0)
 """Directions within the slices, degrees; each also with the one across it."""
 
-HELD_OUT = 0.2
+HELD_OUT = 0.1
 """Share of the slices, at one end, that nothing is learnt from: whether it helped is seen there."""
 
-LEAST_HELD_OUT, MOST_HELD_OUT = 24, 1 / 3
+LEAST_HELD_OUT, MOST_HELD_OUT = 16, 1 / 3
 """Thin slices held out at least, but never more than this share of the acquired ones."""
 
 LEAST_SLICES, LEAST_SIDE = 6, 48
@@ -54,8 +54,8 @@ CELL, SLABS_SEEN = 16, 4
 BINS = (8, 4)
 """Classes of places: by the change between slices relative to that within, and by the latter."""
 
-RARELY, OFTEN = 0.02, 5.0
-"""Limits of how much more often than at random a class is drawn."""
+RARELY, OFTEN = 0.02, 1.0
+"""Limits of how much more often than at random a class is drawn: what is unlike the slices is drawn less."""
 
 LOOKS = Ranges(noisy=0.1)
 """How patches are recoloured: like those of the starting model, with less noise, as the scan has its own."""

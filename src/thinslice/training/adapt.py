@@ -1,0 +1,389 @@
+"""Adapt a model to thick scans, without any thin truth: stage 3 of Wang et al. (ISBI 2024).
+
+The scans teach themselves (`thinslice.training.targets`). A part of them is held out, and only if the loss there falls
+is the adapted network kept; else the model file holds the starting one, and its card says so.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import torch
+
+from thinslice.errors import InputRefused, OutputRefused, ThinsliceError
+from thinslice.files import whole_or_not
+from thinslice.interpolate import INTERPOLATIONS
+from thinslice.networks.slab import SlabNet
+from thinslice.nifti import read
+from thinslice.plan import Plan, make_plan
+from thinslice.profile import Profile
+from thinslice.runtime import Model, load_model
+from thinslice.training.export import export, load_weights, read_card
+from thinslice.training.fit import Schedule, fit
+from thinslice.training.losses import projected_loss
+from thinslice.training.recipes import lineage, this_commit
+from thinslice.training.targets import VOXELS, Target, make_target, target_batch_at, thicker_batch_at
+from thinslice.volume import Volume, fingerprint
+from thinslice.weights import EMBEDDED, embedded_names
+
+SCHEDULE = Schedule(
+    minutes=10.0, rate=1e-4, muon_rate=2e-3, muon_decay=0.0, warm_up=10, ema=0.99, save_every=40, side_by_side=True
+)
+"""A fifth of the rates that the starting model was trained with: at more it forgets first (LOG.md)."""
+
+PATCHES, SIZE, SLABS = 3, 48, 4
+"""Of a batch, as in the default recipe."""
+
+WATCHED = 12
+"""Batches of held-out slices, always the same, whose mean loss is the held-out loss."""
+
+LEAST_GAIN = 0.002
+"""The held-out loss must fall by this share at least, or the starting model is kept."""
+
+PATIENCE, NOT_BEFORE = 5, 0.4
+"""The training ends after so many looks without a new best, but not within the first part of its time."""
+
+CLOSING_SECONDS = 8.0
+"""Of the time that is given, what writing and checking the model file takes at most."""
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A thick scan that can be learnt from, and what will be done to it."""
+
+    path: Path
+    volume: Volume
+    plan: Plan
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """What came of one adaptation.
+
+    Attributes:
+        model: the file.
+        scans: the names of those it was adapted to.
+        adapted: False where the held-out loss did not fall and the file holds the starting model.
+        held_out: that loss before and at its best, as shares of the intensity range.
+        steps, minutes: of the training.
+    """
+
+    model: Path
+    scans: tuple[str, ...]
+    adapted: bool
+    held_out: tuple[float, float]
+    steps: int
+    minutes: float
+
+
+def adapt(
+    paths: Sequence[Path],
+    out: Path,
+    start: str | Path = "default",
+    minutes: float = 10.0,
+    per_scan: bool = False,
+    resume: bool = False,
+    overwrite: bool = False,
+    thickness_mm: float | None = None,
+    profile: Profile = "gaussian",
+    steps: int | None = None,
+    report: Callable[[str], None] = print,
+    complain: Callable[[str], None] = print,
+) -> list[Adapted]:
+    """Adapt a model to thick scans (NIfTI files); they may differ in spacing, size, contrast and orientation.
+
+    What is unfinished lies in a folder beside the answer, NAME.adapting; called again with the same scans and the same
+    start, it goes on from there.
+
+    Args:
+        paths: the scans. One that cannot be used is named and left out.
+        out: the model file, NAME.onnx or NAME; with ``per_scan`` a folder NAME with a model file for each scan.
+        start: model that the adaptation starts from: an embedded name or a file of the same network.
+        minutes: of one adaptation, preparations included.
+        per_scan: adapt to every scan by itself.
+        resume: finished answers stay as they are, instead of being refused.
+        overwrite: finished answers are replaced.
+        thickness_mm, profile: of all scans, see `thinslice.plan.make_plan`.
+        steps: length in steps instead of minutes, for experiments.
+        report, complain: receive progress lines, and a line about every scan that is left out.
+
+    Raises:
+        InputRefused: no scan can be used.
+        ModelRefused: the start is not a network of the default kind.
+        OutputRefused: the answer exists already, or its name means something else to ``--model``.
+    """
+    begun = monotonic()
+    out = out.with_suffix("") if out.suffix == ".onnx" else out
+    _check_name(out, per_scan, resume or overwrite)
+    file = EMBEDDED / f"{start}.onnx" if str(start) in embedded_names() else Path(start)
+    network = SlabNet()
+    load_weights(network, file)
+    model = load_model(file, name=str(start) if str(start) in embedded_names() else None)
+    usable = [scan for path in paths if (scan := _usable(path, model, thickness_mm, profile, complain)) is not None]
+    if not usable:
+        raise InputRefused(_none(len(paths)))
+    groups = [[scan] for scan in usable] if per_scan else [usable]
+    answers = [out / f"{name}.onnx" for name in _names(usable)] if per_scan else [out.with_name(f"{out.name}.onnx")]
+    done = []
+    for group, answer in zip(groups, answers, strict=True):
+        if per_scan and len(groups) > 1:
+            report(f"{group[0].path.name}:")
+        work = out.with_name(f"{out.name}.adapting") / answer.stem
+        wish = {
+            "scans": sorted(scan.fingerprint for scan in group),
+            "start": model.sha256,
+            "minutes": None if steps else minutes,
+            "steps": steps,
+        }
+        if (earlier := _finished(answer, wish)) and resume and not work.exists():
+            report(f"{answer} is there already")
+            done.append(earlier)
+            continue
+        known = _known_work(work, wish)
+        try:
+            targets = _targets(group, model, complain)
+        except InputRefused:
+            if not per_scan:
+                raise
+            continue
+        if known is None:
+            spent = monotonic() - begun
+            length = replace(SCHEDULE, minutes=None, steps=steps) if steps else _left(minutes, spent)
+            _keep(work / "wish.json", wish | {"schedule": asdict(length)})
+        else:
+            length = Schedule(**known["schedule"])
+        twin = SlabNet(**network.settings)
+        twin.load_state_dict(network.state_dict())
+        done.append(_one(twin, targets, group, file, answer, work, length, wish, report))
+        shutil.rmtree(work)
+        begun = monotonic()
+    with_none_left = out.with_name(f"{out.name}.adapting")
+    if with_none_left.exists() and not any(with_none_left.iterdir()):
+        with_none_left.rmdir()
+    if not done:
+        raise InputRefused(_none(len(paths)))
+    return done
+
+
+def _one(
+    network: SlabNet,
+    targets: list[Target],
+    scans: Sequence[Scan],
+    start: Path,
+    answer: Path,
+    work: Path,
+    schedule: Schedule,
+    wish: dict[str, Any],
+    report: Callable[[str], None],
+) -> Adapted:
+    """Adapt one network and write its model file."""
+    around = network.context + 1
+    seed = int(wish["scans"][0][:8], 16)
+    watch = _Watch(targets, work, around, schedule, report)
+    started = SlabNet(**network.settings)
+    started.load_state_dict(network.state_dict())
+    fit(
+        network,
+        lambda number: target_batch_at(number, seed, targets, PATCHES, SIZE, SLABS, around, unseen=False),
+        projected_loss,
+        work,
+        schedule,
+        resume=True,
+        report=lambda line: None,
+        watch=watch,
+    )
+    state = torch.load(work / "checkpoint.pt", weights_only=True)
+    best = watch.best()
+    adapted = best["held_out"] < (1 - LEAST_GAIN) * watch.looks[0]["held_out"]
+    if adapted:
+        started.load_state_dict(torch.load(work / "best.pt", weights_only=True)["average"])
+    held_out = (watch.looks[0]["held_out"], best["held_out"] if adapted else watch.looks[0]["held_out"])
+    known = read_card(start)
+    names = tuple(scan.path.name for scan in scans if scan.path.name in {target.name for target in targets})
+    card = {
+        "name": answer.stem,
+        "recipe": [{"name": "adapt", "learns": "Target", "schedule": asdict(schedule)}],
+        "commit": this_commit(),
+        "data": known.get("data", []),
+        "envelope": known["envelope"],
+        "started_from": lineage(start),
+        "adapted": adapted,
+        "adapted_to": [
+            {"file": scan.path.name, "fingerprint": scan.fingerprint, "factor": scan.plan.factor} for scan in scans
+        ],
+        "asked_for": wish,
+        "held_out_loss": {"before": held_out[0], "after": held_out[1], "looks": watch.looks},
+        "trained": {"adapt": {"steps": state["step"], "minutes": round(state["seconds"] / 60, 1)}},
+        "processes": f"1 x {network.entry.weight.device.type}",
+    }
+    export(started, card, answer)
+    return Adapted(answer, names, adapted, held_out, state["step"], state["seconds"] / 60)
+
+
+class _Watch:
+    """Looks at the held-out loss now and then, keeps the best weights, and says when to stop."""
+
+    def __init__(
+        self,
+        targets: list[Target],
+        work: Path,
+        around: int,
+        schedule: Schedule,
+        report: Callable[[str], None],
+    ) -> None:
+        self.work, self.schedule, self.report = work, schedule, report
+        self.batches = [
+            target_batch_at(number, 1, targets, PATCHES, SIZE, SLABS, around, unseen=True) for number in range(WATCHED)
+        ]
+        self.thicker = [thicker_batch_at(number, 1, targets, PATCHES, SIZE, around) for number in range(WATCHED)]
+        self.looks: list[dict[str, float]] = []
+        self.begun = monotonic()
+        if (work / "held_out.jsonl").exists():
+            lines = (work / "held_out.jsonl").read_text().splitlines()
+            self.looks = [json.loads(line) for line in lines if line.endswith("}")]
+
+    def __call__(self, step: int, average: SlabNet) -> bool:
+        """Record a look; True where nothing more is to be hoped for."""
+        self.looks = [look for look in self.looks if look["step"] < step]  # after a resumption some come again
+        look = {
+            "step": step,
+            "held_out": self._loss(average, self.batches),
+            "thicker": self._loss(average, self.thicker),
+        }
+        self.looks.append(look)
+        if self.best() is look:
+            with whole_or_not(self.work / "best.pt") as temporary:
+                torch.save({"step": step, "average": average.state_dict()}, temporary)
+        _keep_lines(self.work / "held_out.jsonl", self.looks)
+        change = look["held_out"] / self.looks[0]["held_out"] - 1
+        self.report(f"  step {step}: held-out loss {look['held_out']:.5f} ({100 * change:+.1f} %)")
+        since = len(self.looks) - 1 - self.looks.index(self.best())
+        return since >= PATIENCE and self._share_done(step) > NOT_BEFORE
+
+    def best(self) -> dict[str, float]:
+        """The look with the smallest held-out loss, the first of equal ones."""
+        return min(self.looks, key=lambda look: look["held_out"])
+
+    def _share_done(self, step: int) -> float:
+        if self.schedule.minutes is None:
+            return step / self.schedule.steps
+        return (monotonic() - self.begun) / 60 / self.schedule.minutes
+
+    @staticmethod
+    def _loss(network: SlabNet, batches: Sequence[Any]) -> float:
+        with torch.no_grad():
+            device = network.entry.weight.device
+            return sum(projected_loss(network, batch, device).item() for batch in batches) / len(batches)
+
+
+def _usable(
+    path: Path, model: Model, thickness_mm: float | None, profile: Profile, complain: Callable[[str], None]
+) -> Scan | None:
+    """A scan and its plan, or None after saying why not."""
+    try:
+        volume = read(path)
+        plan = make_plan(
+            volume,
+            thickness_mm=thickness_mm,
+            profile=profile,
+            model=model.name,
+            model_sha256=model.sha256,
+            envelope=model.envelope,
+        )
+    except (ThinsliceError, OSError, MemoryError) as refusal:
+        complain(f"{path.name}: left out: {_one_line(refusal)}")
+        return None
+    return Scan(path, volume, plan, fingerprint(volume))
+
+
+def _target(scan: Scan, model: Model, voxels: int, complain: Callable[[str], None]) -> Target | None:
+    try:
+        return make_target(scan.path.name, scan.volume, scan.plan, model, voxels)
+    except (ThinsliceError, MemoryError) as refusal:
+        complain(f"{scan.path.name}: left out: {_one_line(refusal)}")
+        return None
+
+
+def _targets(scans: Sequence[Scan], model: Model, complain: Callable[[str], None]) -> list[Target]:
+    """What can be learnt from each scan; those that there is nothing to learn from are named and left out."""
+    made = [_target(scan, model, VOXELS // len(scans), complain) for scan in scans]
+    targets = [target for target in made if target is not None]
+    if not targets:
+        raise InputRefused(_none(len(scans)))
+    return targets
+
+
+def _none(count: int) -> str:
+    return (
+        f"got {count} scan(s), none of which can be learnt from; need thick slices; next: see the reason named for each"
+    )
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or "out of memory"
+
+
+def _names(scans: Sequence[Scan]) -> list[str]:
+    """A name for the model of each scan, that of its file where no other has it."""
+    stems = [scan.path.name.removesuffix(".gz").removesuffix(".nii") for scan in scans]
+    return [stem if stems.count(stem) == 1 else f"{stem}-{stems[: i + 1].count(stem)}" for i, stem in enumerate(stems)]
+
+
+def _check_name(out: Path, per_scan: bool, may_exist: bool) -> None:
+    if str(out) in (*embedded_names(), *INTERPOLATIONS):
+        raise OutputRefused(
+            f"got -o {out}, a name that --model already has; need one of your own; next: choose another, or ./{out}"
+        )
+    file = out.with_name(f"{out.name}.onnx")
+    if per_scan and file.exists():
+        raise OutputRefused(f"{file}: got a model file of the name that a folder shall have; next: choose another -o")
+    if not per_scan and out.is_dir():
+        raise OutputRefused(f"{out}: got a folder; need a name for a model file; next: choose another -o")
+    there = file if not per_scan else out
+    if there.exists() and not may_exist:
+        raise OutputRefused(f"{there}: got an output that exists already; next: choose another, or add --overwrite")
+
+
+def _finished(answer: Path, wish: dict[str, Any]) -> Adapted | None:
+    """What a model file says of itself, if it is the answer to the same wish."""
+    if not answer.exists():
+        return None
+    card = read_card(answer)
+    if {key: card.get("asked_for", {}).get(key) for key in ("scans", "start")} != {
+        key: wish[key] for key in ("scans", "start")
+    }:
+        return None
+    loss, trained = card["held_out_loss"], card["trained"]["adapt"]
+    names = tuple(scan["file"] for scan in card["adapted_to"])
+    losses = (loss["before"], loss["after"])
+    return Adapted(answer, names, card["adapted"], losses, trained["steps"], trained["minutes"])
+
+
+def _known_work(work: Path, wish: dict[str, Any]) -> dict[str, Any] | None:
+    """The length of an unfinished adaptation of the same wish; that of another is thrown away."""
+    if (work / "wish.json").exists():
+        known: dict[str, Any] = json.loads((work / "wish.json").read_text())
+        if all(known[key] == value for key, value in wish.items()):
+            return known
+    shutil.rmtree(work, ignore_errors=True)
+    return None
+
+
+def _left(minutes: float, spent_seconds: float) -> Schedule:
+    seconds = max(60 * minutes - spent_seconds - CLOSING_SECONDS, 6 * minutes)
+    return replace(SCHEDULE, minutes=seconds / 60)
+
+
+def _keep(path: Path, facts: dict[str, Any]) -> None:
+    with whole_or_not(path) as temporary:
+        temporary.write_text(json.dumps(facts, indent=2) + "\n")
+
+
+def _keep_lines(path: Path, lines: Sequence[dict[str, float]]) -> None:
+    with whole_or_not(path) as temporary:
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
