@@ -4,8 +4,9 @@ What lies in the slices is sharp, so a direction within them is made thick and u
 2020); here in many directions, and mostly where that looks like the slices: a direction that crosses many edges
 teaches little about one that runs along them. How much an image changes from one thick slice to the next, against how
 much it changes within them, can be seen in the acquired slices as well as in the ones made for the lesson, so places
-are drawn as often as places like them occur across the acquired slices (importance weighting under covariate shift,
-Shimodaira 2000). Without that, adaptation did harm (LOG.md).
+are drawn the less the more often they occur there than across the acquired slices (importance weighting under
+covariate shift, Shimodaira 2000). Without that, adaptation did harm (LOG.md). In a quarter of the lessons the acquired
+slices are made thicker still, which is the slice direction itself at another scale.
 """
 
 from collections.abc import Sequence
@@ -60,6 +61,9 @@ RARELY, OFTEN = 0.02, 1.0
 LOOKS = Ranges(noisy=0.1)
 """How patches are recoloured: like those of the starting model, with less noise, as the scan has its own."""
 
+THICKER = 0.25
+"""Share of the batches in which the acquired slices are made twice as thick: the slice direction, at another scale."""
+
 NEAR_FACTOR, NEAR_THICKNESS = 0.1, 0.05
 """How far the lessons depart from the scan's own factor and thickness, as shares of them."""
 
@@ -83,7 +87,7 @@ class Target:
         factor, thickness_over_spacing, profile: of its plan.
         volumes, places: what is learnt from: the starting model's answer, turned by `ANGLES`, slice axis last.
         unseen, unseen_places: the same of the slices held out.
-        acquired: the acquired slices themselves [x, y, slices], to be made thicker still.
+        acquired: the acquired slices that are learnt from [x, y, slices], to be made thicker still.
         weight: how often it is drawn.
     """
 
@@ -125,7 +129,7 @@ def make_target(name: str, scan: Volume, plan: Plan, model: Model, voxels: int =
     thin = np.moveaxis(upsample(scan, plan, model).volume.voxels, plan.axis, 2)
     acquired = np.moveaxis(normalised(scan.voxels), plan.axis, 2)
     thin = normalised(_cropped(thin, voxels))
-    held_out, learnt = _split(thin, plan)
+    held_out, learnt, own = _split(thin, plan)
     about = (plan.factor, plan.thickness_over_spacing, plan.profile)
     wanted = _looks(np.moveaxis(acquired, 2, 0))[0]
     volumes, unseen = _turned(name, learnt), _turned(name, held_out)
@@ -136,7 +140,7 @@ def make_target(name: str, scan: Volume, plan: Plan, model: Model, voxels: int =
         _places(volumes, wanted, *about),
         unseen,
         _places(unseen, wanted, *about),
-        Thin(name, np.ascontiguousarray(acquired), (2,), 1.0),
+        Thin(name, np.ascontiguousarray(acquired[..., own]), (2,), 1.0),
         thin.size**0.5,
     )
 
@@ -151,14 +155,18 @@ def _cropped(thin: np.ndarray, voxels: int) -> np.ndarray:
     return thin[tuple(spans)]
 
 
-def _split(thin: np.ndarray, plan: Plan) -> tuple[np.ndarray, np.ndarray]:
-    """Thin slices held out and learnt from: those at the end that shows more are held out."""
+def _split(thin: np.ndarray, plan: Plan) -> tuple[np.ndarray, np.ndarray, slice]:
+    """Thin slices held out and learnt from, and the acquired ones among the latter.
+
+    Those at the end that shows more are held out.
+    """
     n = thin.shape[2]
     count = min(max(round(HELD_OUT * n), LEAST_HELD_OUT), int(MOST_HELD_OUT * n))
     gap = min(round(plan.factor), n - 2 * count)  # an answer near the border was computed from both sides
-    first = thin[..., :count].mean() > thin[..., -count:].mean()
-    parts = (thin[..., :count], thin[..., count + gap :]) if first else (thin[..., -count:], thin[..., : -count - gap])
-    return parts[0], parts[1]
+    acquired = int(np.ceil((count + gap) / plan.factor))
+    if thin[..., :count].mean() > thin[..., -count:].mean():
+        return thin[..., :count], thin[..., count + gap :], slice(acquired, None)
+    return thin[..., -count:], thin[..., : -count - gap], slice(0, plan.n_thick - acquired)
 
 
 def _turned(name: str, thin: np.ndarray) -> list[Thin]:
@@ -258,25 +266,51 @@ def _shares(looks: np.ndarray, edges: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def target_batch_at(
-    step: int, seed: int, targets: Sequence[Target], patches: int, size: int, slabs: int, context: int, unseen: bool
+    step: int, seed: int, targets: Sequence[Target], patches: int, size: int, slabs: int, context: int
 ) -> Batch:
-    """Patches of one scan in an acquisition near its own; with ``unseen`` of the slices held out."""
+    """What is learnt from in one step: a function of the seed and the step alone."""
+    if np.random.default_rng([seed, step, 1]).random() < THICKER:
+        return thicker_batch_at(step, seed, targets, patches, size, slabs, context)
+    return direction_batch_at(step, seed, targets, patches, size, slabs, context)
+
+
+def direction_batch_at(
+    step: int,
+    seed: int,
+    targets: Sequence[Target],
+    patches: int,
+    size: int,
+    slabs: int,
+    context: int,
+    unseen: bool = False,
+) -> Batch:
+    """Patches of one scan, thick along a direction within its slices, in an acquisition near its own.
+
+    With ``unseen`` of the slices held out.
+    """
     rng = np.random.default_rng([seed, step])
-    weights = np.array([target.weight for target in targets])
-    target = targets[int(rng.choice(len(targets), p=weights / weights.sum()))]
+    target = _one_of(rng, targets)
     geometry = _near(rng, target, slabs, context)
     volumes, places = (target.unseen, target.unseen_places) if unseen else (target.volumes, target.places)
     draws = [_draw(rng, volumes, places, geometry, size) for _ in range(patches)]
     return render(volumes, geometry, draws, size, context)
 
 
-def thicker_batch_at(step: int, seed: int, targets: Sequence[Target], patches: int, size: int, context: int) -> Batch:
-    """The acquired slices made twice as thick: the slice direction itself, at another scale."""
+def thicker_batch_at(
+    step: int, seed: int, targets: Sequence[Target], patches: int, size: int, slabs: int, context: int
+) -> Batch:
+    """Patches of one scan's acquired slices, made twice as thick."""
     rng = np.random.default_rng([seed, step])
-    target = targets[int(rng.integers(len(targets)))]
-    geometry = geometry_of_block(2.0, target.thickness_over_spacing, target.profile, 0.5, 2, context)
+    target = _one_of(rng, targets)
+    phase = float(rng.choice([0.0, 0.5, 1.0]))
+    geometry = geometry_of_block(2.0, target.thickness_over_spacing, target.profile, phase, slabs, context)
     draws = [draw_patch(rng, [target.acquired], LOOKS, geometry, size) for _ in range(patches)]
     return render([target.acquired], geometry, draws, size, context)
+
+
+def _one_of(rng: np.random.Generator, targets: Sequence[Target]) -> Target:
+    weights = np.array([target.weight for target in targets])
+    return targets[int(rng.choice(len(targets), p=weights / weights.sum()))]
 
 
 def _near(rng: np.random.Generator, target: Target, slabs: int, context: int) -> Geometry:

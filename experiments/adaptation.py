@@ -1,0 +1,396 @@
+"""The table of Wang et al. (ISBI 2024), repeated: does video pre-training help, does adaptation, to what?
+
+    python experiments/adaptation.py --data DATA -o adaptation [--steps 400] [--adapt-steps 60] [--jobs 2]
+    python experiments/adaptation.py --data DATA -o adaptation --real [--models default out/my-model ...]
+
+The first makes the four scans of `iso_dev` thick (x4, Gaussian, touching), trains a network on video clips, one on
+near-isotropic MR, one on a quarter clips and then MR, and one by the slice-profile average of clips, all for the same
+number of steps and with the same batches' size, adapts each of them, an untrained one and the embedded default, to the
+four thick scans together (as many steps as scans times ``--adapt-steps``) and to each scan by itself (``--adapt-steps``
+each, so that both cost the same), and trains the MR network on the thin truth of the four scans for as long, which is
+the upper bound. Thin truth is otherwise only scored on. What is there already is left alone, so a killed run goes on.
+
+The second has no truth: every model makes one of two orthogonal stacks of the same knee thin, the answer is resampled
+into the slices of the other one, through the other's own slice profile, and compared with the in-plane detail there.
+
+Both write ``results.jsonl`` or ``real.jsonl``, a table and a picture (needs matplotlib).
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import numpy as np
+
+from thinslice.bench import simulate
+from thinslice.degrade import along_first_axis
+from thinslice.metrics import data_range, foreground, psnr, ssim
+from thinslice.nifti import read, write
+from thinslice.plan import make_plan
+from thinslice.profile import profile_matrix
+from thinslice.runtime import Model
+from thinslice.upsample import upsample
+from thinslice.volume import Volume
+from thinslice.weights import find_model
+
+FACTOR = 4.0
+STARTS = ("nothing", "video", "video-average", "mr", "video+mr", "default")
+VIDEO_SHARE = 0.25
+CURVE_POINTS = 5
+KNEES = ("knee_pdfs_sag", "knee_pdfs_cor")
+DETAIL_MM = 1.5
+"""Only what is finer than a Gaussian of this sigma is compared between the knees: their contrast may drift."""
+
+Record = dict[str, Any]
+
+
+def main() -> int:
+    arguments = _arguments()
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    if arguments.real:
+        records = list(real(arguments))
+        _keep(arguments.output / "real.jsonl", records)
+        text = real_table(records)
+        (arguments.output / "real.md").write_text(text)
+    else:
+        thick = make_thick(arguments.data, arguments.output)
+        starts = [(start, arguments) for start in STARTS]
+        with get_context("spawn").Pool(arguments.jobs) as pool:
+            pool.starmap(train, starts, chunksize=1)
+            pool.starmap(adapt_start, [(start, thick, arguments) for start in STARTS], chunksize=1)
+            pool.starmap(upper_bound, [(thick, arguments)])
+        records = [
+            score(path, case, start, how, arguments) for start, how in cells() for case, path in sorted(thick.items())
+        ]
+        _keep(arguments.output / "results.jsonl", records)
+        text = table(records)
+        (arguments.output / "table.md").write_text(text)
+        draw(arguments)
+    print(text)
+    return 0
+
+
+def make_thick(data: Path, out: Path) -> dict[str, Path]:
+    """The simulated thick scans: case -> file."""
+    made = {}
+    for path in sorted((data / "iso_dev").glob("*.nii*")):
+        case = path.name.split(".")[0]
+        made[case] = out / "thick" / f"{case}.nii.gz"
+        if not made[case].exists():
+            made[case].parent.mkdir(parents=True, exist_ok=True)
+            truth = read(path)
+            _, thick = simulate(replace(truth, header=None), 2, FACTOR)
+            write(thick, made[case])
+    return made
+
+
+def train(start: str, arguments: argparse.Namespace) -> None:
+    """The network that an adaptation starts from, with its gain on the way; ``nothing`` has fresh weights."""
+    import torch
+
+    from thinslice.training.export import export
+    from thinslice.training.recipes import Stage, load_sources, video_mr
+    from thinslice.training.tasks import Slabs
+
+    _one_thread_each(arguments)
+    out = arguments.output / "starts"
+    if start == "default" or (out / f"{start}.onnx").exists():
+        return
+    torch.manual_seed(0)
+    network = Slabs().make_network()
+    video, mr = video_mr(kept=0.0 if start == "video-average" else 1.0)
+    share = {"nothing": (0, 0), "video": (1, 0), "video-average": (1, 0), "mr": (0, 1)}
+    stages: list[tuple[Stage, float]] = list(
+        zip((video, mr), share.get(start, (VIDEO_SHARE, 1 - VIDEO_SHARE)), strict=True)
+    )
+    scans = _scored(arguments)
+    done, curve = 0, [(0, mean(_gain(network, *scan) for scan in scans))]
+    for stage, part in stages:
+        steps = round(part * arguments.steps)
+        if not steps:
+            continue
+        corpus = load_sources(arguments.data, stage.sources)
+        network, points = _trained(network, stage.task, corpus, steps, out / start / stage.name, scans)
+        curve += [(done + step, gain) for step, gain in points]
+        done += steps
+    out.mkdir(parents=True, exist_ok=True)
+    (out / f"{start}.curve.json").write_text(json.dumps(curve))
+    export(network, {"name": start, "envelope": mr.task.envelope}, out / f"{start}.onnx")
+
+
+def _trained(
+    network: Any, task: Any, corpus: Any, steps: int, folder: Path, scans: Sequence[Any], gentle: bool = False
+) -> tuple[Any, list[tuple[int, float]]]:
+    """A network after so many steps, and its mean gain over the scans on the way."""
+    from thinslice.training.adapt import SCHEDULE
+    from thinslice.training.fit import Schedule, fit
+
+    curve: list[tuple[int, float]] = []
+
+    def watch(step: int, average: Any) -> bool:
+        if step and scans:
+            curve.append((step, mean(_gain(average, *scan) for scan in scans)))
+        return False
+
+    full = Schedule(warm_up=max(1, min(200, steps // 4)), ema=0.99)
+    schedule = replace(
+        SCHEDULE if gentle else full,
+        minutes=None,
+        steps=steps,
+        save_every=max(1, steps // CURVE_POINTS),
+        side_by_side=False,
+    )
+    answer = fit(
+        network,
+        lambda number: task.batch_at(number, 0, corpus),
+        task.loss,
+        folder,
+        schedule,
+        resume=True,
+        report=_silent,
+        watch=watch,
+    )
+    return answer, curve
+
+
+def adapt_start(start: str, thick: dict[str, Path], arguments: argparse.Namespace) -> None:
+    """Adapt one start to all scans together and to each by itself, at the same cost."""
+    from thinslice.training import adapt as adapting
+    from thinslice.training.fit import Schedule
+
+    _one_thread_each(arguments)
+    if start == "nothing":  # which has everything to learn, at the full rates
+        usual = adapting.SCHEDULE
+        rates = {name: getattr(Schedule(), name) for name in ("rate", "muon_rate", "muon_decay")}
+        adapting.SCHEDULE = replace(usual, **rates)
+    adapting.SCHEDULE = replace(adapting.SCHEDULE, side_by_side=False)
+    wish = str(start if start == "default" else arguments.output / "starts" / f"{start}.onnx")
+    out = arguments.output / "adapted"
+    steps = arguments.adapt_steps
+    paths = list(thick.values())
+    adapting.adapt(paths, out / f"{start} data-set", wish, steps=steps * len(paths), resume=True, report=_silent)
+    adapting.adapt(paths, out / f"{start} per-scan", wish, steps=steps, per_scan=True, resume=True, report=_silent)
+
+
+def upper_bound(thick: dict[str, Path], arguments: argparse.Namespace) -> None:
+    """The MR network and the default trained on the thin truth of the four scans, for as long as an adaptation."""
+    import torch
+
+    from thinslice.training.corpus import Thin, normalised
+    from thinslice.training.export import export, load_weights
+    from thinslice.training.tasks import Slabs
+    from thinslice.weights import EMBEDDED
+
+    _one_thread_each(arguments)
+    task = Slabs()
+    truths = [normalised(truth.voxels) for truth, _ in _scored(arguments)]
+    corpus = [Thin(case, voxels, (2,), voxels.size**0.5) for case, voxels in zip(thick, truths, strict=True)]
+    for start in ("mr", "default"):
+        out = arguments.output / "adapted" / f"{start} truth.onnx"
+        if out.exists():
+            continue
+        torch.manual_seed(0)
+        network = task.make_network()
+        load_weights(network, _start_file(start, arguments) if start != "default" else EMBEDDED / "default.onnx")
+        steps = arguments.adapt_steps * len(thick)
+        network, _ = _trained(network, task, corpus, steps, out.with_suffix(".training"), (), gentle=True)
+        export(network, {"name": f"{start} truth", "envelope": task.envelope}, out)
+
+
+def cells() -> Iterator[tuple[str, str]]:
+    """Start and adaptation of every cell of the table."""
+    for start in STARTS:
+        yield from ((start, how) for how in ("none", "data-set", "per-scan"))
+    yield from (("mr", "truth"), ("default", "truth"))
+
+
+def score(path: Path, case: str, start: str, how: str, arguments: argparse.Namespace) -> Record:
+    """One scan by one cell's model: decibels above projected cubic."""
+    truth, thick = _pair(arguments, case)
+    model = find_model(_model_of(start, how, case, arguments))
+    answer, mask, span = _answer(thick, model), foreground(truth.voxels), data_range(truth.voxels)
+    decibel = psnr(answer, truth.voxels, span, mask)
+    card: Any = model.card or {}
+    return {
+        "case": case,
+        "start": start,
+        "adaptation": how,
+        "psnr_db": decibel,
+        "ssim": ssim(answer, truth.voxels, span, mask),
+        "gain_db": decibel - _decibels(truth, thick, find_model("cubic")),
+        "kept_start": not card.get("adapted", True),
+    }
+
+
+def _model_of(start: str, how: str, case: str, arguments: argparse.Namespace) -> str:
+    adapted = arguments.output / "adapted"
+    if how == "none":
+        return start if start == "default" else str(_start_file(start, arguments))
+    return str(adapted / f"{start} per-scan" / f"{case}.onnx" if how == "per-scan" else adapted / f"{start} {how}.onnx")
+
+
+def _start_file(start: str, arguments: argparse.Namespace) -> Path:
+    return Path(arguments.output / "starts" / f"{start}.onnx")
+
+
+def _answer(thick: Volume, model: Model) -> np.ndarray:
+    plan = make_plan(thick, factor=FACTOR, thickness_mm=thick.thickness_mm, model=model.name, envelope=model.envelope)
+    return upsample(thick, plan, model).volume.voxels
+
+
+def _decibels(truth: Volume, thick: Volume, model: Model) -> float:
+    return psnr(_answer(thick, model), truth.voxels, data_range(truth.voxels), foreground(truth.voxels))
+
+
+def _pair(arguments: argparse.Namespace, case: str) -> tuple[Volume, Volume]:
+    (path,) = (arguments.data / "iso_dev").glob(f"{case}.nii*")
+    return simulate(read(path), 2, FACTOR)
+
+
+def _scored(arguments: argparse.Namespace) -> list[tuple[Volume, Volume]]:
+    paths = sorted((arguments.data / "iso_dev").glob("*.nii*"))
+    return [simulate(read(path), 2, FACTOR) for path in paths]
+
+
+def _gain(network: Any, truth: Volume, thick: Volume) -> float:
+    """Of a network in training, over projected cubic."""
+    import torch
+
+    def run(slices: np.ndarray, geometry: np.ndarray, position: np.ndarray) -> np.ndarray:
+        height, width = slices.shape[1:]
+        even = np.pad(slices, ((0, 0), (0, height % 2), (0, width % 2)), mode="edge")
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):  # quick; the table is made by the exported files
+            answer = network(*(torch.from_numpy(a) for a in (even[None], geometry, position)))
+        return np.asarray(answer[0, :, :height, :width].float().numpy())
+
+    model = replace(find_model("cubic"), residual=run, context=network.context)
+    return _decibels(truth, thick, model) - _decibels(truth, thick, find_model("cubic"))
+
+
+def table(records: Sequence[Record]) -> str:
+    """Markdown: gain over projected cubic, mean of the scans and each."""
+    cases = list(dict.fromkeys(record["case"] for record in records))
+    rows = ["| start | adaptation | mean gain dB | " + " | ".join(cases) + " | start kept |"]
+    rows.append("|---|---|--:|" + "--:|" * (len(cases) + 1))
+    for start, how in dict.fromkeys((record["start"], record["adaptation"]) for record in records):
+        mine = [record for record in records if (record["start"], record["adaptation"]) == (start, how)]
+        each = " | ".join(f"{next(r['gain_db'] for r in mine if r['case'] == case):+.3f}" for case in cases)
+        kept = sum(record["kept_start"] for record in mine)
+        rows.append(f"| {start} | {how} | {mean(r['gain_db'] for r in mine):+.3f} | {each} | {kept} of {len(mine)} |")
+    return "\n".join(rows) + "\n"
+
+
+def draw(arguments: argparse.Namespace) -> None:
+    """curves.png: gain on `iso_dev` while the starts are trained, and held-out losses while they are adapted."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(13, 5))
+    for path in sorted((arguments.output / "starts").glob("*.curve.json")):
+        steps, gains = zip(*json.loads(path.read_text()), strict=True)
+        if len(steps) > 1:
+            left.plot(steps, gains, marker="o", markersize=3, label=path.name.split(".")[0])
+    left.axhline(0, color="grey", linewidth=0.5)
+    left.set(xlabel="steps", ylabel="gain over projected cubic, mean of iso_dev, dB", title="pre-training")
+    left.legend()
+    for path in sorted((arguments.output / "adapted").glob("* data-set.json")):
+        looks = json.loads(path.read_text())["looks"]
+        losses = [100 * (look["held_out"] / looks[0]["held_out"] - 1) for look in looks]
+        right.plot([look["step"] for look in looks], losses, marker="o", markersize=3, label=path.name.split(" ")[0])
+    right.set(xlabel="steps", ylabel="held-out loss, change in %", title="data-set adaptation")
+    right.legend()
+    figure.tight_layout()
+    figure.savefig(arguments.output / "curves.png", dpi=110)
+
+
+def real(arguments: argparse.Namespace) -> Iterator[Record]:
+    """Every model on both knees: how much of the fine detail of one is in the answer to the other."""
+    stacks = {name: read(next((arguments.data / "thick").glob(f"{name}.nii*"))) for name in KNEES}
+    for seen, other in (KNEES, KNEES[::-1]):
+        for wish in dict.fromkeys(["cubic", *arguments.models]):
+            folder = Path(wish)
+            model = find_model(str(folder / f"{seen}.onnx") if folder.is_dir() else wish)
+            plan = make_plan(stacks[seen], model=model.name, envelope=model.envelope)
+            thin = upsample(stacks[seen], plan, model).volume
+            yield {"seen": seen, "compared_with": other, "model": wish, "agreement": agreement(thin, stacks[other])}
+
+
+def agreement(thin: Volume, other: Volume) -> float:
+    """Correlation of the fine detail of an answer with that of the acquired slices of another stack, 0 .. 1.
+
+    The answer is sampled where the other's thin slices would be, averaged by its slice profile, and both are
+    high-passed within the slices; only where the answer has a field of view.
+    """
+    from scipy.ndimage import gaussian_filter, map_coordinates
+
+    axis = int(np.argmax(other.spacing_mm))
+    inside = [mm for i, mm in enumerate(other.spacing_mm) if i != axis]
+    times = round(other.spacing_mm[axis] / inside[0])
+    count = other.shape[axis]
+    fine = (np.arange(count * times) - (times - 1) / 2) / times
+    index = np.stack(
+        np.meshgrid(*[fine if i == axis else np.arange(n) for i, n in enumerate(other.shape)], indexing="ij")
+    )
+    to_thin = np.linalg.inv(thin.affine) @ other.affine
+    place = np.tensordot(to_thin[:3, :3], index, axes=1) + to_thin[:3, 3].reshape(3, 1, 1, 1)
+    sampled = map_coordinates(thin.voxels.astype(np.float32), place, order=1, cval=np.nan)
+    acquire = profile_matrix((times - 1) / 2 + times * np.arange(count), count * times, float(times), "gaussian")
+    answer = along_first_axis(acquire, np.moveaxis(sampled, axis, 0))
+    truth = np.moveaxis(other.voxels.astype(np.float32), axis, 0)
+    seen = np.isfinite(answer) & foreground(truth)
+    sigma = [0.0, *(DETAIL_MM / mm for mm in inside)]
+
+    def detail(image: np.ndarray) -> np.ndarray:
+        weight = gaussian_filter(seen.astype(np.float32), sigma)
+        smooth = gaussian_filter(np.where(seen, image, 0), sigma) / np.maximum(weight, 1e-3)
+        fine: np.ndarray = (image - smooth)[seen]
+        return fine
+
+    return float(np.corrcoef(detail(answer), detail(truth))[0, 1])
+
+
+def real_table(records: Sequence[Record]) -> str:
+    """Markdown: agreement of the fine detail, for each of the two stacks that a model was given."""
+    rows = ["| model | " + " | ".join(f"{name} thin, against the other" for name in KNEES) + " |", "|---|--:|--:|"]
+    for model in dict.fromkeys(record["model"] for record in records):
+        each = [next(r["agreement"] for r in records if (r["model"], r["seen"]) == (model, name)) for name in KNEES]
+        rows.append(f"| {model} | {each[0]:.4f} | {each[1]:.4f} |")
+    return "\n".join(rows) + "\n"
+
+
+def _one_thread_each(arguments: argparse.Namespace) -> None:
+    import torch
+
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // arguments.jobs))
+
+
+def _keep(path: Path, records: Sequence[Record]) -> None:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+_silent: Callable[[str], None] = lambda line: None  # noqa: E731
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder with video, iso_train, iso_dev and thick")
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=400, help="of every training of a start")
+    parser.add_argument("--adapt-steps", type=int, default=60, help="of every adaptation, for each scan")
+    parser.add_argument("--jobs", type=int, default=2, help="processes beside each other")
+    parser.add_argument("--real", action="store_true", help="compare two orthogonal knees instead")
+    parser.add_argument("--models", nargs="+", default=["default"], help="with --real: these, and cubic")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
