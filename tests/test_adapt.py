@@ -25,11 +25,14 @@ pytest.importorskip("scipy", reason="the slices are turned with scipy, which com
 
 import torch
 
+from thinslice.networks.slab import SlabNet
 from thinslice.training import adapt as adapting
 from thinslice.training.adapt import NOT_BEFORE, PATIENCE, adapt
 from thinslice.training.export import load_weights
 
 STEPS = 6
+OF_THE_TIME = adapting._left
+"""Before `make_quick` replaces it."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -211,6 +214,31 @@ def test_what_is_held_out_is_never_learnt_from(scan, start, tmp_path, monkeypatc
     assert [number for number, unseen in asked if unseen] == list(range(adapting.WATCHED))
     lessons = sorted(number for number, unseen in asked if not unseen)
     assert lessons[: STEPS * adapting.SCHEDULE.batches] == list(range(STEPS * adapting.SCHEDULE.batches))
+
+
+def test_the_embedded_network_can_be_adapted(run, scan, tmp_path, monkeypatch):
+    make_quick(monkeypatch, 1)
+    monkeypatch.setattr(adapting, "SlabNet", SlabNet)
+    assert run("adapt", "-i", scan, "-o", tmp_path / "mine", "-q") == (0, [], [])
+    card, embedded = card_of(tmp_path / "mine.onnx"), find_model("default")
+    assert card["started_from"]["sha256"] == embedded.sha256
+    assert card["data"] == embedded.card["data"]
+    assert find_model(str(tmp_path / "mine")).envelope == embedded.envelope
+
+
+@pytest.mark.parametrize("spent", [0.0, 20.0, 1000.0])
+def test_what_is_left_of_the_time_is_learnt_in(spent):
+    seconds = 60 * OF_THE_TIME(10.0, spent).minutes
+    assert seconds > 0
+    assert spent + seconds + adapting.CLOSING_SECONDS <= 600 or seconds <= 60
+
+
+def test_the_clock_ends_it(run, scan, start, tmp_path, monkeypatch):
+    monkeypatch.setattr(adapting, "_left", OF_THE_TIME)
+    assert run("adapt", "-i", scan, "-o", tmp_path / "mine", "--model", start, "--minutes", "0.05", "-q")[0] == 0
+    card = card_of(tmp_path / "mine.onnx")
+    assert card["trained"]["adapt"]["steps"] >= 1
+    assert card["recipe"][0]["schedule"]["minutes"] <= 0.05
 
 
 # ---- which scans
@@ -522,5 +550,5 @@ def test_killed_without_mercy_it_leaves_no_model_and_goes_on(run, undisturbed, s
     code, out, _ = run(*words)
     assert code == 0
     assert not any(line.strip().startswith("step 0:") for line in out)
-    assert not (tmp_path / "mine.adapting").exists()
+    assert files_in(tmp_path) == ["mine.json", "mine.onnx"]
     assert differ(tmp_path / "mine.onnx", undisturbed[0].model) <= 1e-6

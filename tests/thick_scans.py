@@ -67,5 +67,6 @@ def make_quick(patch: Any, steps: int = 6, **schedule: Any) -> None:
     wish = replace(adapt.SCHEDULE, minutes=None, steps=steps, **(calm | schedule))
     patch.setattr(adapt, "SlabNet", small_network)
     patch.setattr(adapt, "SCHEDULE", wish)
-    patch.setattr(adapt, "WATCHED", 2)
+    for name, value in {"WATCHED": 2, "PATCHES": 2, "SIZE": 24, "SLABS": 2}.items():
+        patch.setattr(adapt, name, value)
     patch.setattr(adapt, "_left", lambda minutes, spent: wish)

@@ -5,6 +5,7 @@ is the adapted network kept; else the model file holds the starting one, and its
 """
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -235,7 +236,10 @@ def _one(
         "trained": {"adapt": {"steps": state["step"], "minutes": round(state["seconds"] / 60, 1)}},
         "processes": f"1 x {network.entry.weight.device.type}",
     }
-    export(started, card, answer)
+    export(started, card, work / "model.onnx")  # what a kill leaves of it goes with the folder
+    answer.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(work / "model.json", answer.with_suffix(".json"))
+    os.replace(work / "model.onnx", answer)
     return Adapted(answer, names, adapted, held_out, state["step"], state["seconds"] / 60)
 
 
