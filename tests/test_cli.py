@@ -74,11 +74,11 @@ def test_help_comes_without_anything_slow():
     )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert answer.returncode == 0, answer.stderr
-    for verb in ("demo", "enhance", "info", "reslice", "train", "evaluate"):
+    for verb in ("demo", "enhance", "info", "reslice", "adapt", "train", "evaluate"):
         assert verb in answer.stdout
 
 
-@pytest.mark.parametrize("verb", ["demo", "enhance", "info", "reslice", "train", "evaluate"])
+@pytest.mark.parametrize("verb", ["demo", "enhance", "info", "reslice", "adapt", "train", "evaluate"])
 def test_every_verb_has_help(run, verb):
     code, out, err = run(verb, "--help")
     assert (code, err) == (0, [])
@@ -107,6 +107,9 @@ def test_choices_are_those_of_the_library():
         ["enhance", "-i", "a.nii", "-o", "b.nii", "--profile", "round"],
         ["evaluate", "-i", "a", "-o", "b", "--factors", "2,x"],
         ["evaluate", "-i", "a", "-o", "b", "--factors", "2,-3"],
+        ["adapt", "-i", "a.nii"],
+        ["adapt", "-i", "a.nii", "-o", "b", "--minutes", "0"],
+        ["adapt", "-i", "a.nii", "-o", "b", "--resume", "--overwrite"],
         ["train", "default", "--data", "a", "-o", "b", "--steps", "0"],
         ["train", "default", "--data", "a", "-o", "b", "--minutes", "nan"],
         ["evaluate", "-i", "a", "-o", "b", "--profiles", "gaussian,round"],

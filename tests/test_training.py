@@ -34,7 +34,7 @@ from thinslice.training.corpus import (
     normalised,
     render,
 )
-from thinslice.training.fit import Schedule, _numbers, fit
+from thinslice.training.fit import Schedule, _gradients, _numbers, _workers, fit
 from thinslice.training.losses import projected_loss
 from thinslice.upsample import upsample
 from thinslice.volume import Volume
@@ -442,3 +442,71 @@ def test_an_answer_that_is_not_finite_does_not_spoil_the_weights(tmp_path):
 
     network = train(tmp_path, feed)
     assert all(torch.isfinite(weight).all() for weight in network.state_dict().values())
+
+
+# ---- watched, and side by side
+
+
+def watched(folder, answer, resume=False, **schedule):
+    """Train while somebody watches, who says when to stop: (average, steps at which there was a look, its weights)."""
+    looks = []
+
+    def watch(step, average):
+        looks.append((step, {name: weight.clone() for name, weight in average.state_dict().items()}))
+        return answer(step)
+
+    wish = replace(SCHEDULE, **schedule)
+    average = fit(fresh(), batches, projected_loss, folder, wish, resume, report=lambda line: None, watch=watch)
+    return average, looks
+
+
+@pytest.mark.parametrize(("steps", "wanted"), [(6, [0, 3, 6]), (5, [0, 3, 5]), (2, [0, 2])])
+def test_a_training_is_watched_before_it_begins_at_every_save_and_at_its_end(tmp_path, steps, wanted):
+    average, looks = watched(tmp_path, lambda step: False, steps=steps)
+    assert [step for step, _ in looks] == wanted
+    for (_, weights), right in ((looks[0], fresh()), (looks[-1], average)):
+        for name, weight in right.state_dict().items():
+            torch.testing.assert_close(weights[name], weight, rtol=0, atol=0)
+
+
+def test_watching_changes_nothing(tmp_path, undisturbed):
+    average, _ = watched(tmp_path, lambda step: False)
+    for one, other in zip(average.state_dict().values(), undisturbed[0].state_dict().values(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("at", [0, 3])
+def test_a_watcher_can_end_it(tmp_path, at):
+    _, looks = watched(tmp_path, lambda step: step == at)
+    assert [step for step, _ in looks] == [step for step in (0, 3) if step <= at]
+    assert torch.load(tmp_path / "checkpoint.pt")["step"] == at
+
+
+def test_a_resumed_training_is_watched_from_where_it_goes_on(tmp_path):
+    watched(tmp_path, lambda step: step == 3)
+    _, looks = watched(tmp_path, lambda step: False, resume=True)
+    assert [step for step, _ in looks] == [6]
+
+
+def test_what_is_computed_side_by_side_is_what_is_computed_in_turn(tmp_path, undisturbed):
+    threads = torch.get_num_threads()
+    average, _ = watched(tmp_path, lambda step: False, side_by_side=True)
+    assert torch.get_num_threads() == threads
+    beside, in_turn, start = (
+        torch.cat([weight.flatten() for weight in network.state_dict().values()])
+        for network in (average, undisturbed[0], fresh())
+    )
+    # Sums in another order, which Muon makes a little larger in each of six steps.
+    assert (beside - in_turn).norm() < 0.05 * (in_turn - start).norm()
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_the_gradient_of_a_step_is_that_of_the_mean_loss_of_its_batches(beside):
+    network, cpu, pair = fresh(), torch.device("cpu"), [batches(0), batches(1)]
+    torch.stack([projected_loss(network, batch, cpu) for batch in pair]).mean().backward()
+    wanted = {name: parameter.grad.clone() for name, parameter in network.named_parameters()}
+    network.zero_grad()
+    with _workers(replace(SCHEDULE, side_by_side=beside), cpu) as workers:
+        _gradients(network, pair, projected_loss, cpu, workers)
+    for name, parameter in network.named_parameters():
+        torch.testing.assert_close(parameter.grad, wanted[name], rtol=1e-4, atol=1e-7)

@@ -478,7 +478,7 @@ def adapt(arguments: argparse.Namespace) -> int:
     with _training_installed():
         from thinslice.training.adapt import adapt as to_adapt
 
-        paths = list(dict.fromkeys(path for wish in arguments.input for path in _sources(wish)))
+        paths = list(dict.fromkeys(path for wish in arguments.input for path in _sources_or_none(wish)))
         done = to_adapt(
             paths,
             arguments.output,
@@ -507,6 +507,15 @@ def adapt(arguments: argparse.Namespace) -> int:
 
 def _hear_nothing(line: str) -> None:
     """Where nothing shall be said."""
+
+
+def _sources_or_none(path: Path) -> list[Path]:
+    """The scans at a path; none, after saying why, where there are none."""
+    try:
+        return _sources(path)
+    except InputRefused as refusal:
+        _complain(f"{path.name}: left out: {refusal}")
+        return []
 
 
 @contextmanager

@@ -44,7 +44,7 @@ class Volume:
 def fingerprint(volume: Volume) -> str:
     """A hash of the voxels and where they are: the same scan has the same one under another name."""
     found = hashlib.sha256(repr((volume.voxels.shape, str(volume.voxels.dtype))).encode())
-    found.update(np.round(np.asarray(volume.affine, np.float64), 3).tobytes())
+    found.update((np.round(np.asarray(volume.affine, np.float64), 3) + 0.0).tobytes())  # -0.0 becomes 0.0
     for part in np.moveaxis(volume.voxels, -1, 0):
         found.update(np.ascontiguousarray(part).data)
     return found.hexdigest()

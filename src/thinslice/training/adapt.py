@@ -5,9 +5,11 @@ is the adapted network kept; else the model file holds the starting one, and its
 """
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import count
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -129,8 +131,12 @@ def adapt(
     """
     begun = monotonic()
     out = out.with_suffix("") if out.suffix == ".onnx" else out
+    if not out.name:
+        raise OutputRefused(f"got -o {out}; need a name for the model; next: choose one, such as my-model")
+    unfinished = out.with_name(f"{out.name}.adapting")
+    resume = resume or (unfinished.exists() and not overwrite)  # some of its models may be there already
     _check_name(out, per_scan, resume or overwrite)
-    file = EMBEDDED / f"{start}.onnx" if str(start) in embedded_names() else Path(start)
+    file = _file_of(start)
     network = SlabNet()
     load_weights(network, file)
     model = load_model(file, name=str(start) if str(start) in embedded_names() else None)
@@ -139,27 +145,36 @@ def adapt(
         raise InputRefused(_none(len(paths)))
     groups = [[scan] for scan in usable] if per_scan else [usable]
     answers = [out / f"{name}.onnx" for name in _names(usable)] if per_scan else [out.with_name(f"{out.name}.onnx")]
-    done = []
-    for group, answer in zip(groups, answers, strict=True):
-        if per_scan and len(groups) > 1:
-            report(f"{group[0].path.name}:")
-        work = out.with_name(f"{out.name}.adapting") / answer.stem
-        wish = {
+    wishes = [
+        {
             "scans": sorted(scan.fingerprint for scan in group),
             "start": model.sha256,
+            "thickness_mm": thickness_mm,
+            "profile": profile,
             "minutes": None if steps else minutes,
             "steps": steps,
         }
-        if (earlier := _finished(answer, wish)) and resume and not work.exists():
+        for group in groups
+    ]
+    finished = [_finished(answer, wish) if resume else None for answer, wish in zip(answers, wishes, strict=True)]
+    for answer, earlier in zip(answers, finished, strict=True):
+        if earlier is None and answer.exists() and not overwrite:
+            raise OutputRefused(
+                f"{answer}: got a model of other scans, or of another start; need a free name to go on with; "
+                "next: choose another, or replace it with --overwrite"
+            )
+    done = []
+    for group, answer, wish, earlier in zip(groups, answers, wishes, finished, strict=True):
+        if per_scan and len(groups) > 1:
+            report(f"{group[0].path.name}:")
+        work = unfinished / answer.stem
+        if earlier is not None and not work.exists():
             report(f"{answer} is there already")
             done.append(earlier)
             continue
         known = _known_work(work, wish)
-        try:
-            targets = _targets(group, model, complain)
-        except InputRefused:
-            if not per_scan:
-                raise
+        learnt = _targets(group, model, complain)
+        if not learnt:
             continue
         if known is None:
             spent = monotonic() - begun
@@ -169,12 +184,12 @@ def adapt(
             length = Schedule(**known["schedule"])
         twin = SlabNet(**network.settings)
         twin.load_state_dict(network.state_dict())
-        done.append(_one(twin, targets, group, file, answer, work, length, wish, report))
+        targets, scans = [target for _, target in learnt], [scan for scan, _ in learnt]
+        done.append(_one(twin, targets, scans, file, answer, work, length, wish, report))
         shutil.rmtree(work)
         begun = monotonic()
-    with_none_left = out.with_name(f"{out.name}.adapting")
-    if with_none_left.exists() and not any(with_none_left.iterdir()):
-        with_none_left.rmdir()
+    if unfinished.exists() and not any(unfinished.iterdir()):
+        unfinished.rmdir()
     if not done:
         raise InputRefused(_none(len(paths)))
     return done
@@ -214,7 +229,7 @@ def _one(
         answered.load_state_dict(torch.load(work / "best.pt", weights_only=True)["weights"])
     held_out = (before["held_out"], best["held_out"] if adapted else before["held_out"])
     known = read_card(start)
-    names = tuple(scan.path.name for scan in scans if scan.path.name in {target.name for target in targets})
+    names = tuple(scan.path.name for scan in scans)
     card = {
         "name": answer.stem,
         "recipe": [{"name": "adapt", "learns": "Target", "schedule": asdict(schedule)}],
@@ -233,7 +248,10 @@ def _one(
         "trained": {"adapt": {"steps": state["step"], "minutes": round(state["seconds"] / 60, 1)}},
         "processes": f"1 x {network.entry.weight.device.type}",
     }
-    export(answered, card, answer)
+    export(answered, card, work / "model.onnx")  # what a kill leaves of it goes with the folder
+    answer.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(work / "model.json", answer.with_suffix(".json"))
+    os.replace(work / "model.onnx", answer)
     return Adapted(answer, names, adapted, held_out, state["step"], state["seconds"] / 60)
 
 
@@ -338,19 +356,24 @@ def _target(scan: Scan, model: Model, voxels: int, complain: Callable[[str], Non
         return None
 
 
-def _targets(scans: Sequence[Scan], model: Model, complain: Callable[[str], None]) -> list[Target]:
+def _targets(scans: Sequence[Scan], model: Model, complain: Callable[[str], None]) -> list[tuple[Scan, Target]]:
     """What can be learnt from each scan; those that there is nothing to learn from are named and left out."""
-    made = [_target(scan, model, VOXELS // len(scans), complain) for scan in scans]
-    targets = [target for target in made if target is not None]
-    if not targets:
-        raise InputRefused(_none(len(scans)))
-    return targets
+    made = [(scan, _target(scan, model, VOXELS // len(scans), complain)) for scan in scans]
+    return [(scan, target) for scan, target in made if target is not None]
 
 
 def _none(count: int) -> str:
     return (
         f"got {count} scan(s), none of which can be learnt from; need thick slices; next: see the reason named for each"
     )
+
+
+def _file_of(start: str | Path) -> Path:
+    """The model file that a name stands for, as for ``--model``."""
+    if str(start) in embedded_names():
+        return EMBEDDED / f"{start}.onnx"
+    with_suffix = Path(f"{start}.onnx")
+    return with_suffix if with_suffix.is_file() and not str(start).endswith(".onnx") else Path(start)
 
 
 def _one_line(error: Exception) -> str:
@@ -360,13 +383,17 @@ def _one_line(error: Exception) -> str:
 def _names(scans: Sequence[Scan]) -> list[str]:
     """A name for the model of each scan, that of its file where no other has it."""
     stems = [scan.path.name.removesuffix(".gz").removesuffix(".nii") for scan in scans]
-    return [stem if stems.count(stem) == 1 else f"{stem}-{stems[: i + 1].count(stem)}" for i, stem in enumerate(stems)]
+    names: list[str] = []
+    for stem in stems:
+        numbered = (name for number in count(1) if (name := f"{stem}-{number}") not in (*stems, *names))
+        names.append(stem if stems.count(stem) == 1 else next(numbered))
+    return names
 
 
 def _check_name(out: Path, per_scan: bool, may_exist: bool) -> None:
     if str(out) in (*embedded_names(), *INTERPOLATIONS):
         raise OutputRefused(
-            f"got -o {out}, a name that --model already has; need one of your own; next: choose another, or ./{out}"
+            f"got -o {out}, a name that --model already has; need one of your own; next: choose another name"
         )
     file = out.with_name(f"{out.name}.onnx")
     if per_scan and file.exists():
@@ -383,9 +410,8 @@ def _finished(answer: Path, wish: dict[str, Any]) -> Adapted | None:
     if not answer.exists():
         return None
     card = read_card(answer)
-    if {key: card.get("asked_for", {}).get(key) for key in ("scans", "start")} != {
-        key: wish[key] for key in ("scans", "start")
-    }:
+    asked_for = card.get("asked_for", {})
+    if any(asked_for.get(key) != wish[key] for key in ("scans", "start", "thickness_mm", "profile")):
         return None
     loss, trained = card["held_out_loss"], card["trained"]["adapt"]
     names = tuple(scan["file"] for scan in card["adapted_to"])
@@ -397,7 +423,7 @@ def _known_work(work: Path, wish: dict[str, Any]) -> dict[str, Any] | None:
     """The length of an unfinished adaptation of the same wish; that of another is thrown away."""
     if (work / "wish.json").exists():
         known: dict[str, Any] = json.loads((work / "wish.json").read_text())
-        if all(known[key] == value for key, value in wish.items()):
+        if all(known.get(key) == value for key, value in wish.items()):
             return known
     shutil.rmtree(work, ignore_errors=True)
     return None

@@ -208,7 +208,8 @@ def _looks(thick: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     inside = _around(_cells(within))
     across = np.stack([across[i : i + slabs - 1].mean(axis=0) for i in range(count)])
     inside = np.stack([inside[i : i + slabs].mean(axis=0) for i in range(count)])
-    rows, columns = (CELL * np.arange(n) + CELL // 2 for n in across.shape[1:])
+    sides = zip(across.shape[1:], thick.shape[1:], strict=True)
+    rows, columns = (np.minimum(CELL * np.arange(n) + CELL // 2, side - 1) for n, side in sides)
     slices = np.arange(count) + slabs // 2
     seen = thick[np.ix_(slices, rows, columns)] > BLANK
     where = np.argwhere(seen)
@@ -218,7 +219,9 @@ def _looks(thick: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _cells(field: np.ndarray) -> np.ndarray:
-    """Means over cells of CELL x CELL pixels [n, h, w] -> [n, h // CELL, w // CELL]."""
+    """Means over cells of CELL x CELL pixels [n, h, w] -> [n, h // CELL, w // CELL]; a shorter side is one cell."""
+    missing = [(0, max(CELL - side, 0)) for side in field.shape[1:]]
+    field = np.pad(field, [(0, 0), *missing], mode="edge")
     n, height, width = (field.shape[0], *(side // CELL for side in field.shape[1:]))
     inside = field[:, : height * CELL, : width * CELL]
     return inside.reshape(n, height, CELL, width, CELL).mean(axis=(2, 4))

@@ -1,0 +1,554 @@
+"""Laws of an adaptation: the best look is kept if it is better, nothing if not; and it can be killed at any moment."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from thick_scans import make_quick, save_start, save_thick, small_network, thick_volume
+from thinslice import cli, nifti
+from thinslice.errors import ModelRefused, OutputRefused
+from thinslice.plan import make_plan
+from thinslice.upsample import upsample
+from thinslice.volume import Volume
+from thinslice.weights import find_model, models_for
+
+pytest.importorskip("torch", reason="training needs torch, which comes with thinslice[train]")
+pytest.importorskip("onnx", reason="the export needs onnx, which comes with thinslice[train]")
+pytest.importorskip("scipy", reason="the slices are turned with scipy, which comes with thinslice[train]")
+
+import torch
+
+from thinslice.networks.slab import SlabNet
+from thinslice.training import adapt as adapting
+from thinslice.training.adapt import NOT_BEFORE, PATIENCE, adapt
+from thinslice.training.export import load_weights
+
+STEPS = 6
+OF_THE_TIME = adapting._left
+"""Before `make_quick` replaces it."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    make_quick(monkeypatch, STEPS)
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    return save_start(tmp_path_factory.mktemp("start") / "start.onnx")
+
+
+@pytest.fixture(scope="module")
+def scan(tmp_path_factory):
+    return save_thick(tmp_path_factory.mktemp("scans") / "scan.nii.gz")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, scan, start):
+    """One adaptation of `STEPS` steps: (what it said of itself, lines of progress)."""
+    said = []
+    with pytest.MonkeyPatch.context() as patch:
+        make_quick(patch, STEPS)
+        (done,) = adapt([scan], tmp_path_factory.mktemp("out") / "mine", start=start, steps=STEPS, report=said.append)
+    return done, said
+
+
+def weights_of(path):
+    network = small_network()
+    load_weights(network, path)
+    return network.state_dict()
+
+
+def differ(one, other):
+    """The largest difference of the weights of two models."""
+    one, other = weights_of(one), weights_of(other)
+    return max((one[name] - other[name]).abs().max().item() for name in one)
+
+
+def answer_of(wish, volume):
+    model = find_model(str(wish))
+    return upsample(volume, make_plan(volume, envelope=model.envelope), model).volume.voxels
+
+
+def card_of(path):
+    return json.loads(Path(path).with_suffix(".json").read_text())
+
+
+def quiet(line):
+    pass
+
+
+def files_in(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+# ---- what comes of it
+
+
+def test_the_answer_is_a_model_of_that_name(undisturbed, start):
+    done, _ = undisturbed
+    assert done.adapted
+    assert done.model.name == "mine.onnx"
+    assert files_in(done.model.parent) == ["mine.json", "mine.onnx"]
+    by_name, by_file = (find_model(str(wish)) for wish in (done.model.with_suffix(""), done.model))
+    assert by_name.sha256 == by_file.sha256 != find_model(str(start)).sha256
+    assert differ(done.model, start) > 0.001
+
+
+def test_its_card_says_what_it_learnt_from_and_what_came_of_it(undisturbed, start, scan):
+    done, said = undisturbed
+    card, model = card_of(done.model), find_model(str(done.model))
+    assert card["sha256"] == model.sha256
+    assert {key: value for key, value in card.items() if key != "sha256"} == model.card
+    assert (card["name"], card["adapted"]) == ("mine", True)
+    assert [row["file"] for row in card["adapted_to"]] == [scan.name] == list(done.scans)
+    assert card["started_from"]["sha256"] == find_model(str(start)).sha256
+    looks = card["held_out_loss"]["looks"]
+    assert [look["step"] for look in looks] == [0, 2, 4, 6]
+    assert card["held_out_loss"]["before"] == looks[0]["held_out"] == done.held_out[0]
+    assert card["held_out_loss"]["after"] == min(look["held_out"] for look in looks) == done.held_out[1]
+    assert card["trained"]["adapt"]["steps"] == done.steps == STEPS
+    assert card["envelope"] == card_of(start)["envelope"]
+    assert len([line for line in said if "held-out loss" in line]) == len(looks)
+
+
+def test_one_may_go_on_from_an_adapted_model_by_its_name(undisturbed, scan, tmp_path):
+    done, _ = undisturbed
+    (again,) = adapt([scan], tmp_path / "more", start=done.model.with_suffix(""), steps=2, report=quiet)
+    assert card_of(again.model)["started_from"]["sha256"] == card_of(done.model)["sha256"]
+
+
+@pytest.mark.parametrize("rate", [0.0, 30.0])
+def test_where_the_held_out_loss_does_not_fall_the_file_is_the_start(run, scan, start, tmp_path, monkeypatch, rate):
+    make_quick(monkeypatch, 2, rate=rate, ema=0.0)
+    code, out, err = run("adapt", "-i", scan, "-o", tmp_path / "mine", "--model", start)
+    assert (code, err) == (0, [])
+    assert any("the held-out loss did not fall: this is the starting model, unchanged" in line for line in out)
+    card = card_of(tmp_path / "mine.onnx")
+    assert not card["adapted"]
+    assert card["held_out_loss"]["before"] == card["held_out_loss"]["after"]
+    assert differ(tmp_path / "mine.onnx", start) == 0
+    volume = thick_volume(seed=5)
+    np.testing.assert_array_equal(answer_of(tmp_path / "mine", volume), answer_of(start, volume))
+
+
+def test_a_gain_below_the_least_one_is_none(scan, start, tmp_path, monkeypatch):
+    losses = iter([1.0, 1.0, 1 - 0.5 * adapting.LEAST_GAIN, 1.0, 1.0, 1.0, 1.0, 1.0])
+    monkeypatch.setattr(adapting._Watch, "_loss", staticmethod(lambda network, batches: next(losses)))
+    (done,) = adapt([scan], tmp_path / "mine", start=start, steps=STEPS, report=quiet)
+    assert (done.adapted, done.held_out) == (False, (1.0, 1.0))
+    assert differ(done.model, start) == 0
+
+
+def seeing(monkeypatch, held_out):
+    """Let the held-out losses be these, one a look; the weights at every look are kept in the list returned."""
+    seen, losses = [], iter([value for loss in held_out for value in (loss, 9.0)])
+
+    def loss(network, batches):
+        value = next(losses)
+        if value != 9.0:
+            seen.append({name: weight.clone() for name, weight in network.state_dict().items()})
+        return value
+
+    monkeypatch.setattr(adapting._Watch, "_loss", staticmethod(loss))
+    return seen
+
+
+@pytest.mark.parametrize(("losses", "best"), [((1.0, 0.5, 0.9, 0.8), 1), ((1.0, 0.7, 0.6, 0.6), 2), ((3, 2, 2, 1), 3)])
+def test_the_best_look_is_kept_not_the_last(scan, start, tmp_path, monkeypatch, losses, best):
+    seen = seeing(monkeypatch, losses)
+    (done,) = adapt([scan], tmp_path / "mine", start=start, steps=STEPS, report=quiet)
+    assert done.held_out == (losses[0], losses[best])
+    kept = weights_of(done.model)
+    for name, weight in seen[best].items():
+        torch.testing.assert_close(kept[name], weight, rtol=0, atol=0)
+    others = [look for number, look in enumerate(seen) if number != best]
+    assert all(any(not torch.equal(kept[name], look[name]) for name in kept) for look in others)
+
+
+def test_what_is_kept_is_what_enhance_computes_with(run, scan, tmp_path, monkeypatch):
+    gentle = save_start(tmp_path / "gentle.onnx", loud=1.0)  # the guard takes nothing of it back
+    seeing(monkeypatch, (1.0, 0.9, 0.8, 0.7))
+    (done,) = adapt([scan], tmp_path / "mine", start=gentle, steps=STEPS, report=quiet)
+    assert done.adapted
+    for model, thin in ((gentle, "before"), (done.model.with_suffix(""), "after")):
+        assert run("enhance", "-i", scan, "-o", tmp_path / f"{thin}.nii", "--model", model, "-q")[0] == 0
+    before, after = (nifti.read(tmp_path / f"{thin}.nii").voxels for thin in ("before", "after"))
+    assert (after != before).mean() > 0.1
+
+
+def test_it_ends_early_when_nothing_gets_better(scan, start, tmp_path, monkeypatch):
+    steps = 4 * PATIENCE
+    make_quick(monkeypatch, steps, save_every=1)
+    seeing(monkeypatch, [1.0 + 0.1 * look for look in range(steps + 1)])
+    (done,) = adapt([scan], tmp_path / "mine", start=start, steps=steps, report=quiet)
+    assert done.steps == next(step for step in range(steps) if step >= PATIENCE and step / steps > NOT_BEFORE)
+    assert not done.adapted
+
+
+def test_what_is_held_out_is_never_learnt_from(scan, start, tmp_path, monkeypatch):
+    """Lessons and looks are asked for by what they are; the looks are the same ones every time."""
+    asked, real = [], adapting.target_batch_at
+
+    def batch_at(number, seed, *rest, unseen):
+        asked.append((number, unseen))
+        return real(number, seed, *rest, unseen=unseen)
+
+    monkeypatch.setattr(adapting, "target_batch_at", batch_at)
+    adapt([scan], tmp_path / "mine", start=start, steps=STEPS, report=quiet)
+    assert [number for number, unseen in asked if unseen] == list(range(adapting.WATCHED))
+    lessons = sorted(number for number, unseen in asked if not unseen)
+    assert lessons[: STEPS * adapting.SCHEDULE.batches] == list(range(STEPS * adapting.SCHEDULE.batches))
+
+
+def test_the_embedded_network_can_be_adapted(run, scan, tmp_path, monkeypatch):
+    make_quick(monkeypatch, 1)
+    monkeypatch.setattr(adapting, "SlabNet", SlabNet)
+    assert run("adapt", "-i", scan, "-o", tmp_path / "mine", "-q") == (0, [], [])
+    card, embedded = card_of(tmp_path / "mine.onnx"), find_model("default")
+    assert card["started_from"]["sha256"] == embedded.sha256
+    assert card["data"] == embedded.card["data"]
+    assert find_model(str(tmp_path / "mine")).envelope == embedded.envelope
+
+
+@pytest.mark.parametrize("spent", [0.0, 20.0, 1000.0])
+def test_what_is_left_of_the_time_is_learnt_in(spent):
+    seconds = 60 * OF_THE_TIME(10.0, spent).minutes
+    assert seconds > 0
+    assert spent + seconds + adapting.CLOSING_SECONDS <= 600 or seconds <= 60
+
+
+def test_the_clock_ends_it(run, scan, start, tmp_path, monkeypatch):
+    monkeypatch.setattr(adapting, "_left", OF_THE_TIME)
+    assert run("adapt", "-i", scan, "-o", tmp_path / "mine", "--model", start, "--minutes", "0.05", "-q")[0] == 0
+    card = card_of(tmp_path / "mine.onnx")
+    assert card["trained"]["adapt"]["steps"] >= 1
+    assert card["recipe"][0]["schedule"]["minutes"] <= 0.05
+
+
+# ---- which scans
+
+
+def mixed(folder):
+    return [
+        save_thick(folder / "axial.nii.gz"),
+        save_thick(folder / "sagittal.nii", axis=0, shape=(80, 64, 12), factor=3, dtype=np.float32, seed=1),
+        save_thick(folder / "coronal.nii.gz", axis=1, shape=(52, 96, 8), factor=5, dtype=np.uint8, seed=2),
+    ]
+
+
+def test_scans_may_differ_in_spacing_size_orientation_and_kind(tmp_path, start):
+    scans, complaints = mixed(tmp_path / "in"), []
+    (done,) = adapt(scans, tmp_path / "m", start=start, steps=4, report=quiet, complain=complaints.append)
+    assert complaints == []
+    assert done.scans == ("axial.nii.gz", "sagittal.nii", "coronal.nii.gz")
+    assert [round(row["factor"]) for row in card_of(done.model)["adapted_to"]] == [4, 3, 5]
+    for path in scans:
+        assert np.isfinite(answer_of(done.model, nifti.read(path))).all()
+
+
+def unusable(folder):
+    """Scans that cannot be read, planned, or learnt from; each with what is said of it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    whole = thick_volume()
+    nifti.write(Volume(whole.voxels, np.diag([1.0, 1.0, 1.0, 1.0])), folder / "isotropic.nii.gz")
+    nifti.write(Volume(np.stack([whole.voxels] * 2, axis=3), whole.affine), folder / "series.nii.gz")
+    nifti.write(Volume(whole.voxels[:, :40], whole.affine), folder / "small.nii.gz")
+    nifti.write(Volume(np.full_like(whole.voxels, 5), whole.affine), folder / "flat.nii.gz")
+    (folder / "torn.nii.gz").write_bytes(b"no scan")
+    return sorted(folder.iterdir())
+
+
+def test_scans_that_cannot_be_used_are_named_and_left_out(run, tmp_path, scan, start):
+    others, words = unusable(tmp_path / "odd"), ["--model", start, "-o", tmp_path / "mine"]
+    code, _, err = run("adapt", "-i", scan, *others, tmp_path / "gone.nii.gz", *words)
+    assert code == 0
+    named = sorted(line.removeprefix("thinslice: ").split(":")[0] for line in err)
+    assert named == sorted([*(path.name for path in others), "gone.nii.gz"])
+    assert all(word in line for line in err for word in ("left out: ", "got ", "need ", "next: "))
+    card = card_of(tmp_path / "mine.onnx")
+    assert [row["file"] for row in card["adapted_to"]] == [scan.name]
+
+
+@pytest.mark.parametrize("per_scan", [[], ["--per-scan"]])
+def test_where_no_scan_can_be_used_nothing_is_written(run, tmp_path, start, per_scan):
+    others = unusable(tmp_path / "odd")
+    code, out, err = run("adapt", "-i", tmp_path / "odd", "-o", tmp_path / "o" / "mine", "--model", start, *per_scan)
+    assert (code, len(err)) == (2, len(others) + 1)
+    assert not [line for line in out if "wrote" in line]
+    assert "none of which can be learnt from" in err[-1]
+    assert files_in(tmp_path) == [f"odd/{path.name}" for path in others]
+    assert not (tmp_path / "o").exists()
+
+
+# ---- its name
+
+
+def test_a_model_that_is_there_is_not_replaced_unasked(run, tmp_path, scan, start):
+    words = ["adapt", "-i", scan, "-o", tmp_path / "mine.onnx", "--model", start]
+    (tmp_path / "mine.onnx").write_bytes(b"dear")
+    code, out, err = run(*words)
+    assert (code, out, len(err)) == (2, [], 1)
+    assert all(word in err[0] for word in ("mine.onnx", "got ", "exists already", "next: "))
+    assert (tmp_path / "mine.onnx").read_bytes() == b"dear"
+    assert files_in(tmp_path) == ["mine.onnx"]
+    assert run(*words, "--overwrite", "-q") == (0, [], [])
+    assert find_model(str(tmp_path / "mine")).card["adapted_to"]
+
+
+@pytest.mark.parametrize("name", ["default", "default.onnx", "planes-mr", "cubic", "."])
+def test_a_name_that_means_something_else_is_refused(scan, start, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OutputRefused, match=r"got .*need .*next: "):
+        adapt([scan], Path(name), start=start, steps=1, report=quiet)
+    assert files_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("model", ["planes-mr", "cubic", "none.onnx", "planes-mr.depth-x4.onnx"])
+def test_a_start_that_is_not_the_default_network_is_refused_in_one_line(run, scan, tmp_path, model):
+    embedded = Path(cli.__file__).parent / "embedded" / model
+    code, out, err = run("adapt", "-i", scan, "-o", tmp_path / "m", "--model", embedded if embedded.exists() else model)
+    assert (code, out, len(err)) == (2, [], 1)
+    assert all(word in err[0] for word in ("got ", "need ", "next: "))
+    assert files_in(tmp_path) == []
+
+
+# ---- one model for every scan
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory, start):
+    """Two scans of one file name, and a folder with a model for each."""
+    folder = tmp_path_factory.mktemp("two")
+    scans = [save_thick(folder / name / "scan.nii.gz", seed=seed) for seed, name in enumerate("ab")]
+    with pytest.MonkeyPatch.context() as patch:
+        make_quick(patch, 2)
+        adapt(scans, folder / "models", start=start, per_scan=True, steps=2, report=quiet)
+    return folder, scans
+
+
+def test_per_scan_writes_a_folder_with_a_model_for_each(two):
+    folder, scans = two
+    assert files_in(folder / "models") == ["scan-1.json", "scan-1.onnx", "scan-2.json", "scan-2.onnx"]
+    assert not (folder / "models.adapting").exists()
+    assert differ(folder / "models" / "scan-1.onnx", folder / "models" / "scan-2.onnx") > 0
+    for number, path in enumerate(scans, 1):
+        (learnt,) = card_of(folder / "models" / f"scan-{number}.onnx")["adapted_to"]
+        assert learnt["fingerprint"] == adapting.fingerprint(nifti.read(path))
+
+
+def test_each_scan_is_enhanced_with_its_own_model_whatever_its_file_is_called(run, two, tmp_path):
+    folder, scans = two
+    for number, path in enumerate(scans, 1):
+        renamed = tmp_path / "in" / f"scan-{3 - number}.nii.gz"  # the name of the other's model
+        renamed.parent.mkdir(exist_ok=True)
+        renamed.write_bytes(path.read_bytes())
+        chosen = models_for(str(folder / "models"))(nifti.read(renamed))
+        assert chosen.sha256 == card_of(folder / "models" / f"scan-{number}.onnx")["sha256"]
+    code, _, err = run("enhance", "-i", tmp_path / "in", "-o", tmp_path / "thin", "--model", folder / "models", "-q")
+    assert (code, err) == (0, [])
+    for number in (1, 2):
+        plan = json.loads((tmp_path / "thin" / f"scan-{3 - number}.json").read_text())["plan"]
+        assert plan["model_sha256"] == card_of(folder / "models" / f"scan-{number}.onnx")["sha256"]
+
+
+def test_a_scan_without_a_model_of_its_own_is_refused_with_a_way_out(run, two, tmp_path):
+    folder, _ = two
+    other = save_thick(tmp_path / "other.nii.gz", seed=9)
+    code, out, err = run("enhance", "-i", other, "-o", tmp_path / "thin.nii.gz", "--model", folder / "models")
+    assert (code, out, len(err)) == (2, [], 1)
+    assert all(word in err[0] for word in ("other.nii.gz", "got ", "need ", "next: ", "thinslice adapt"))
+    with pytest.raises(ModelRefused, match="next: choose one"):
+        find_model(str(folder / "models"))
+
+
+def test_names_of_models_never_collide():
+    paths = [Path("a/x.nii"), Path("b/x.nii.gz"), Path("c/x-1.nii"), Path("d/y.nii")]
+    scans = [adapting.Scan(path, None, None, "") for path in paths]
+    assert adapting._names(scans) == ["x-2", "x-3", "x-1", "y"]
+
+
+# ---- killed, and continued
+
+
+class Interrupting:
+    """Says every line on, until one begins with certain words."""
+
+    def __init__(self, words, how):
+        self.words, self.how, self.said = words, how, []
+
+    def __call__(self, line):
+        self.said.append(line)
+        if line.strip().startswith(self.words):
+            self.how()
+
+
+def ctrl_c():
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("how", [ctrl_c, lambda: os.kill(os.getpid(), signal.SIGTERM)], ids=["ctrl-c", "SIGTERM"])
+def test_interrupted_and_continued_equals_undisturbed(run, undisturbed, scan, start, tmp_path, monkeypatch, how):
+    words = ["adapt", "-i", scan, "-o", tmp_path / "mine", "--model", start]
+    with monkeypatch.context() as patch:
+        patch.setattr(cli, "_say", Interrupting("step 4:", how))
+        code, _, err = run(*words)
+    assert (code, len(err)) == (130, 1)
+    assert "the same command goes on" in err[0]
+    assert {path.name for path in tmp_path.iterdir()} == {"mine.adapting"}
+    code, out, _ = run(*words)
+    assert code == 0
+    told = [line.split(":")[0].strip() for line in out if "held-out loss 0" in line or line.strip().startswith("step")]
+    assert "step 0" not in told
+    assert "step 2" not in told
+    assert {"step 4", "step 6"} <= set(told)
+    assert files_in(tmp_path) == ["mine.json", "mine.onnx"]
+    # One thread, and the same lessons in the same order.
+    assert differ(tmp_path / "mine.onnx", undisturbed[0].model) <= 1e-6
+    again, before = (card_of(path)["held_out_loss"] for path in (tmp_path / "mine.onnx", undisturbed[0].model))
+    assert [look["step"] for look in again["looks"]] == [look["step"] for look in before["looks"]]
+    assert again["after"] == pytest.approx(before["after"], rel=1e-5)
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory, scan, start):
+    """The folder of an adaptation, called mine, that was interrupted at step 4."""
+    folder = tmp_path_factory.mktemp("begun")
+    patch = pytest.MonkeyPatch()
+    make_quick(patch, STEPS)
+    with pytest.raises(KeyboardInterrupt):
+        adapt([scan], folder / "mine", start=start, steps=STEPS, report=Interrupting("step 4:", ctrl_c))
+    patch.undo()
+    return folder
+
+
+def first_look(scan, start, out, **wish):
+    heard = Interrupting("step", ctrl_c)
+    with pytest.raises(KeyboardInterrupt):
+        adapt([scan], out, start=start, report=heard, **({"steps": STEPS} | wish))
+    return heard.said[0].split(":")[0].strip()
+
+
+def test_the_work_on_a_scan_is_continued_under_any_name(begun, scan, start, tmp_path):
+    out = Path(shutil.copytree(begun, tmp_path / "out")) / "mine"
+    renamed = Path(shutil.copy(scan, tmp_path / "renamed.nii.gz"))
+    assert first_look(renamed, start, out) == "step 4"
+
+
+def test_the_work_on_another_scan_is_not_continued(begun, scan, start, tmp_path):
+    out = Path(shutil.copytree(begun, tmp_path / "out")) / "mine"
+    assert first_look(save_thick(tmp_path / scan.name, seed=1), start, out) == "step 0"
+
+
+def test_the_work_from_another_start_is_not_continued(begun, scan, start, tmp_path):
+    out = Path(shutil.copytree(begun, tmp_path / "out")) / "mine"
+    assert first_look(scan, save_start(tmp_path / start.name, seed=1), out) == "step 0"
+
+
+@pytest.mark.parametrize("other", [{"thickness_mm": 3.0}, {"profile": "box"}, {"steps": STEPS + 2}])
+def test_the_work_under_another_wish_is_not_continued(begun, scan, start, tmp_path, other):
+    out = Path(shutil.copytree(begun, tmp_path / "out")) / "mine"
+    assert first_look(scan, start, out, **other) == "step 0"
+
+
+def test_what_is_finished_stays_when_it_is_resumed(run, undisturbed, scan, start):
+    done, _ = undisturbed
+    before = (done.model.read_bytes(), done.model.stat().st_mtime_ns)
+    code, out, _ = run("adapt", "-i", scan, "-o", done.model, "--model", start, "--resume")
+    assert code == 0
+    assert f"{done.model.with_suffix('')}.onnx is there already" in out
+    assert (done.model.read_bytes(), done.model.stat().st_mtime_ns) == before
+
+
+def test_a_model_of_other_scans_is_not_replaced_by_resuming(undisturbed, start, tmp_path):
+    done, _ = undisturbed
+    before = done.model.read_bytes()
+    other = save_thick(tmp_path / "other.nii.gz", seed=1)
+    with pytest.raises(OutputRefused, match=r"mine\.onnx: got .*need .*next: "):
+        adapt([other], done.model, start=start, steps=STEPS, resume=True, report=quiet)
+    assert done.model.read_bytes() == before
+
+
+def test_per_scan_the_same_command_goes_on_with_the_scan_it_was_at(run, two, start, tmp_path, monkeypatch):
+    folder, scans = two
+    make_quick(monkeypatch, 2)
+    words = ["adapt", "-i", *scans, "-o", tmp_path / "models", "--model", start, "--per-scan"]
+    heard = Interrupting("scan.nii.gz:", lambda: ctrl_c() if heard.said.count("scan.nii.gz:") == 2 else None)
+    with monkeypatch.context() as patch:
+        patch.setattr(cli, "_say", heard)
+        assert run(*words)[0] == 130
+    assert files_in(tmp_path / "models") == ["scan-1.json", "scan-1.onnx"]
+    first = (tmp_path / "models" / "scan-1.onnx").stat().st_mtime_ns
+    assert run(*words)[0] == 0
+    assert (tmp_path / "models" / "scan-1.onnx").stat().st_mtime_ns == first
+    assert files_in(tmp_path) == [f"models/{name}" for name in files_in(folder / "models")]
+    assert differ(tmp_path / "models" / "scan-2.onnx", folder / "models" / "scan-2.onnx") <= 1e-6
+
+
+def test_killed_when_the_model_was_written_it_still_goes_on(run, undisturbed, scan, start, tmp_path, monkeypatch):
+    words = ["adapt", "-i", scan, "-o", tmp_path / "mine", "--model", start]
+    with monkeypatch.context() as patch:
+        patch.setattr(adapting.shutil, "rmtree", lambda path, **_: ctrl_c() if path.exists() else None)
+        assert run(*words)[0] == 130
+    assert differ(tmp_path / "mine.onnx", undisturbed[0].model) <= 1e-6
+    other = save_thick(tmp_path / "other.nii.gz", seed=1)
+    code, _, err = run("adapt", "-i", other, *words[3:])
+    assert (code, len(err)) == (2, 1)
+    assert "got a model of other scans" in err[0]
+    assert run(*words)[0] == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"mine.json", "mine.onnx", "other.nii.gz"}
+    assert differ(tmp_path / "mine.onnx", undisturbed[0].model) <= 1e-6
+
+
+KILLED = """
+import sys, time
+import pytest, torch
+from thick_scans import make_quick
+from thinslice import cli
+from thinslice.training import export
+
+def wait_for_death(*_):
+    print("now", flush=True)
+    time.sleep(60)
+
+say = cli._say
+torch.set_num_threads(1)
+patch = pytest.MonkeyPatch()
+make_quick(patch, 6)
+if sys.argv[1] == "learning":
+    patch.setattr(cli, "_say", lambda line: wait_for_death() if line.strip().startswith("step 4:") else None)
+else:
+    patch.setattr(export, "_compare", wait_for_death)
+cli.main(sys.argv[2:])
+"""
+
+
+@pytest.mark.parametrize("moment", ["learning", "writing"])
+def test_killed_without_mercy_it_leaves_no_model_and_goes_on(run, undisturbed, scan, start, tmp_path, moment):
+    words = ["adapt", "-i", scan, "-o", tmp_path / "mine", "--model", start]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", KILLED, moment, *map(str, words)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert any(line == "now\n" for line in process.stdout)
+        process.kill()
+    assert not [path for path in tmp_path.rglob("*") if path.suffix in (".onnx", ".json") and path.name != "wish.json"]
+    code, out, _ = run(*words)
+    assert code == 0
+    assert not any(line.strip().startswith("step 0:") for line in out)
+    assert files_in(tmp_path) == ["mine.json", "mine.onnx"]
+    assert differ(tmp_path / "mine.onnx", undisturbed[0].model) <= 1e-6

@@ -1,0 +1,280 @@
+"""Laws of what a thick scan is taught with: only its own slices, where they look like themselves, none held out."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from strategies import seeds
+from thick_scans import SHAPE, texture, thick_volume
+from thinslice.errors import InputRefused
+from thinslice.plan import make_plan
+from thinslice.runtime import interpolation
+from thinslice.volume import Volume
+
+pytest.importorskip("torch", reason="training needs torch, which comes with thinslice[train]")
+pytest.importorskip("scipy", reason="the slices are turned with scipy, which comes with thinslice[train]")
+
+from thinslice.training import targets
+from thinslice.training.corpus import Thin, cut, geometry_of_block, normalised
+from thinslice.training.targets import (
+    CELL,
+    LEAST_SIDE,
+    LEAST_SLICES,
+    LEAST_VOXELS,
+    NEAR_FACTOR,
+    NEAR_THICKNESS,
+    Places,
+    make_target,
+    direction_batch_at,
+    thicker_batch_at,
+)
+
+SIZE, SLABS, AROUND = 24, 3, 2
+CUBIC = interpolation("cubic")
+
+
+def a_target(volume, **wish):
+    return make_target("scan", volume, make_plan(volume, model="cubic", **wish), CUBIC)
+
+
+TARGET = a_target(thick_volume())
+
+
+def batches(step, seed=3, scans=(TARGET,), unseen=False):
+    return direction_batch_at(step, seed, scans, patches=2, size=SIZE, slabs=SLABS, context=AROUND, unseen=unseen)
+
+
+def same(one, other):
+    return one.thick.shape == other.thick.shape and np.array_equal(one.thick, other.thick)
+
+
+# ---- what is held out
+
+
+def slices_in(volumes, ramp):
+    """Numbers of the slices that are among the voxels of some volumes made from a ramp along the slices."""
+    levels = normalised(ramp)[0, 0]
+    step = abs(levels[1] - levels[0])
+    found = [np.abs(thin.voxels[..., None] - levels).argmin(axis=-1) for thin in volumes]
+    for thin, numbers in zip(volumes, found, strict=True):
+        np.testing.assert_allclose(thin.voxels, levels[numbers], atol=0.01 * step)  # nothing between two of them
+    return {int(number) for numbers in found for number in np.unique(numbers)}
+
+
+@pytest.mark.parametrize("end", ["first", "last"])
+@pytest.mark.parametrize("axis", [0, 2])
+@pytest.mark.parametrize("slices", [LEAST_SLICES, 10, 40])
+def test_nothing_of_the_slices_held_out_nor_next_to_them_is_learnt_from(monkeypatch, end, axis, slices):
+    scan = thick_volume(axis, (64, 56, slices))
+    plan = make_plan(scan, model="cubic")
+    ramp = 100.0 + np.arange(plan.n_thin) * np.ones((64, 56, 1))
+    ramp = ramp[..., ::-1] if end == "first" else ramp  # the end that shows more is held out
+    answer = SimpleNamespace(volume=Volume(np.moveaxis(ramp, 2, axis), np.eye(4)))
+    monkeypatch.setattr(targets, "upsample", lambda *_: answer)
+    target = make_target("scan", scan, plan, CUBIC)
+    learnt, unseen = slices_in(target.volumes, ramp), slices_in(target.unseen, ramp)
+    everything = list(range(plan.n_thin))
+    ends = everything if end == "first" else everything[::-1]
+    assert sorted(unseen) == sorted(ends[: len(unseen)])
+    assert sorted(learnt) == sorted(ends[-len(learnt) :])
+    assert plan.n_thin - len(learnt) - len(unseen) == round(plan.factor)
+    assert len(unseen) >= min(targets.HELD_OUT, targets.MOST_HELD_OUT) * plan.n_thin - 1
+    assert len(unseen) <= max(targets.MOST_HELD_OUT, targets.HELD_OUT) * plan.n_thin
+    assert len(learnt) >= len(unseen)
+
+
+def without(volumes):
+    return [replace(thin, voxels=np.full_like(thin.voxels, np.nan)) for thin in volumes]
+
+
+def test_lessons_are_cut_from_what_is_learnt_from_and_looks_from_what_is_held_out():
+    lessons = replace(TARGET, unseen=without(TARGET.unseen))
+    looks = replace(TARGET, volumes=without(TARGET.volumes))
+    for step in range(12):
+        for scan, unseen in ((lessons, False), (looks, True)):
+            batch = batches(step, scans=[scan], unseen=unseen)
+            assert np.isfinite(batch.truth).all()
+            assert np.isfinite(batch.thick).all()
+
+
+# ---- places
+
+
+def test_places_lie_inside_and_their_chances_are_chances():
+    for volumes, places in ((TARGET.volumes, TARGET.places), (TARGET.unseen, TARGET.unseen_places)):
+        assert places.chance.sum() == pytest.approx(1)
+        assert places.chance.min() > 0
+        assert set(places.axis) == {0, 1}
+        assert set(places.volume) <= set(range(len(volumes)))
+        for volume, axis, middle in zip(places.volume, places.axis, places.middle, strict=True):
+            shape = np.moveaxis(volumes[volume].voxels, axis, 0).shape
+            assert (middle >= 0).all()
+            assert (middle < shape).all()
+
+
+def share_of(places, axis):
+    return places.chance[places.axis == axis].sum()
+
+
+@pytest.mark.parametrize("alike", [0, 1])
+def test_places_that_look_like_the_slices_get_most_of_the_chance(alike):
+    """Along one axis the image changes slowly, as it does from slice to slice; along the other fast."""
+    lengths = (16, 2, 4) if alike == 0 else (2, 16, 4)
+    volume = Thin("made", normalised(texture((96, 96, 64), lengths)), (0, 1), 1.0)
+    own = normalised(texture((64, 96, 96), (16, 2, 4), seed=1))  # slice axis first
+    wanted = targets._looks(own.reshape(16, 4, 96, 96).mean(axis=1))[0]
+    places = targets._places([volume], wanted, 4.0, 1.0, "box")
+    assert share_of(places, alike) > 0.8
+    either = targets._looks(np.random.default_rng(0).random((16, 96, 96)) + 1)[0]  # unlike both
+    assert share_of(targets._places([volume], either, 4.0, 1.0, "box"), alike) < 0.75
+
+
+def test_dark_places_are_left_out():
+    voxels = normalised(texture((64, 64, 64)))
+    voxels[:, 32:] = 0
+    places = targets._places([Thin("half", voxels, (0,), 1.0)], np.zeros((1, 2)), 4.0, 1.0, "gaussian")
+    assert places.middle[:, 1].max() < 32 + CELL
+
+
+# ---- draws
+
+
+@given(step=st.integers(0, 10**6), seed=seeds, unseen=st.booleans())
+def test_a_batch_is_a_function_of_seed_and_step_alone(step, seed, unseen):
+    assert same(batches(step, seed, unseen=unseen), batches(step, seed, unseen=unseen))
+
+
+def test_other_steps_and_seeds_are_other_batches():
+    first = batches(7)
+    assert not same(first, batches(8))
+    assert not same(first, batches(7, seed=4))
+
+
+def test_larger_scans_are_drawn_more_often():
+    large = replace(TARGET, weight=3 * TARGET.weight, factor=8.0)
+    found = [batches(step, scans=[TARGET, large]).geometry.factor > 6 for step in range(80)]
+    assert 0.6 < np.mean(found) < 0.9
+
+
+@given(seed=seeds, axis=st.integers(0, 2), depth=st.integers(30, 50), line=st.integers(30, 50))
+def test_a_patch_lies_around_the_place_that_was_drawn(seed, axis, depth, line):
+    x, y, z = np.meshgrid(np.arange(80), np.arange(84), np.arange(88), indexing="ij")
+    volume = Thin("map", (x + 100 * y + 10_000 * z).astype(np.float32), (0, 1, 2), 1.0)
+    middle = np.array([depth, line, 35])
+    places = Places(np.array([0]), np.array([axis]), middle[None], np.array([1.0]))
+    geometry = geometry_of_block(4.0, 1.0, "gaussian", 1.5, SLABS, AROUND)
+    draw = targets._draw(np.random.default_rng(seed), [volume], places, geometry, SIZE)
+    inner = np.concatenate(geometry.thin_positions)
+    side = np.arange(SIZE)
+    block = cut([volume], replace(draw, gain=1.0, offset=0.0), inner, side, side)
+    at = np.stack([block % 100, block // 100 % 100, block // 10_000], axis=-1)
+    seen = [at[..., axis], *(at[..., a] for a in range(3) if a != axis)]
+    for coordinate, wanted, length in zip(seen, middle, (len(inner), SIZE, SIZE), strict=True):
+        assert np.ptp(coordinate) == length - 1  # whole: no edge is repeated
+        assert abs((coordinate.min() + coordinate.max()) / 2 - wanted) <= CELL // 2 + 1
+
+
+def test_patches_near_the_ends_stay_inside_where_there_is_room():
+    x, y, z = np.meshgrid(np.arange(40), np.arange(42), np.arange(44), indexing="ij")
+    volume = Thin("map", (x + 100 * y + 10_000 * z).astype(np.float32), (0,), 1.0)
+    corners = np.array([[a, b, c] for a in (0, 39) for b in (0, 41) for c in (0, 43)])
+    places = Places(np.zeros(8, int), np.zeros(8, int), corners, np.full(8, 1 / 8))
+    geometry = geometry_of_block(4.0, 1.0, "gaussian", 1.5, SLABS, AROUND)
+    inner, side = np.concatenate(geometry.thin_positions), np.arange(SIZE)
+    for seed in range(40):
+        draw = targets._draw(np.random.default_rng(seed), [volume], places, geometry, SIZE)
+        block = cut([volume], replace(draw, gain=1.0, offset=0.0), inner, side, side)
+        assert len(np.unique(block)) == block.size
+
+
+def test_lessons_are_acquired_nearly_as_the_scan_was():
+    scan = thick_volume(factor=5)
+    target = a_target(scan, thickness_mm=4.5, profile="box")
+    found = [batches(step, scans=[target]).geometry for step in range(60)]
+    factors = np.array([geometry.factor for geometry in found]) / 5
+    thickness = np.array([geometry.thickness_over_spacing for geometry in found]) / 0.9
+    assert np.abs(np.log(factors)).max() <= NEAR_FACTOR + 1e-9
+    assert np.abs(thickness - 1).max() <= NEAR_THICKNESS + 1e-9
+    assert np.ptp(factors) >= NEAR_FACTOR
+    assert np.ptp(thickness) >= NEAR_THICKNESS
+    assert {geometry.profile for geometry in found} == {"box"}
+
+
+def test_the_acquired_slices_are_made_twice_as_thick_along_their_own_axis():
+    (batch,) = [thicker_batch_at(0, 1, [TARGET], 2, SIZE, AROUND)]
+    assert batch.geometry.factor == 2
+    assert TARGET.acquired.axes == (2,)
+    assert TARGET.acquired.voxels.shape == SHAPE
+    assert same(batch, thicker_batch_at(0, 1, [TARGET], 2, SIZE, AROUND))
+
+
+# ---- turning
+
+
+@pytest.mark.parametrize("shape", [(160, 120), (131, 170)])
+def test_turned_slices_hold_nothing_from_beyond_the_image(shape):
+    """On a ramp every voxel says where it is from: a border that was made up would say a place on the edge."""
+    x, y = np.meshgrid(np.arange(shape[0]), np.arange(shape[1]), indexing="ij")
+    for ramp, wish in ((x, lambda i, j, c, s: c * i + s * j), (y, lambda i, j, c, s: -s * i + c * j)):
+        thin = np.repeat(ramp[..., None], 3, axis=2).astype(np.float32)
+        turned = targets._turned("ramp", thin)
+        assert len(turned) > len(targets.ANGLES) // 2
+        for volume in turned:
+            angle = np.radians(float(volume.name.split()[1]))
+            i, j = np.meshgrid(*(np.arange(n) - (n - 1) / 2 for n in volume.voxels.shape[:2]), indexing="ij")
+            middle = [(n - 1) / 2 for n in shape]
+            wanted = wish(i, j, np.cos(angle), np.sin(angle)) + middle[0 if ramp is x else 1]
+            # Half a voxel: an even cut of an odd image lies so far off its middle, along both axes.
+            assert np.abs(volume.voxels[..., 1] - wanted).max() < 0.8
+            assert min(volume.voxels.shape[:2]) >= LEAST_SIDE
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_the_order_of_the_axes_is_only_a_name(axis):
+    turned = a_target(thick_volume(axis))
+    assert [v.name for v in turned.volumes] == [v.name for v in TARGET.volumes]
+    for mine, its in zip([*turned.volumes, *turned.unseen], [*TARGET.volumes, *TARGET.unseen], strict=True):
+        np.testing.assert_allclose(mine.voxels, its.voxels, atol=1e-4)
+    np.testing.assert_allclose(turned.acquired.voxels, TARGET.acquired.voxels, atol=1e-5)
+    assert share_of(turned.places, 0) == pytest.approx(share_of(TARGET.places, 0), abs=0.01)
+
+
+@given(shape=st.tuples(st.integers(50, 400), st.integers(50, 400), st.integers(20, 300)), wish=st.integers(1, 4))
+def test_of_a_large_scan_the_middle_is_kept_within_the_limit(shape, wish):
+    voxels = wish * LEAST_VOXELS
+    thin = np.broadcast_to(np.int8(0), shape)
+    kept = targets._cropped(thin, voxels).shape
+    assert all(few <= many for few, many in zip(kept, shape, strict=True))
+    assert np.prod(kept) <= 1.1 * voxels  # the least sides may want a little more
+    if np.prod(shape) <= voxels and max(shape[:2]) <= 160:
+        assert kept == shape
+    assert np.prod(kept) >= 0.4 * min(np.prod(shape), voxels) or min(shape) < 100
+    ramp = np.broadcast_to(np.arange(shape[2], dtype=np.int16), shape)
+    cropped = targets._cropped(ramp, voxels)[0, 0]
+    assert abs(cropped[0] - (shape[2] - 1 - cropped[-1])) <= 1
+
+
+# ---- what cannot be learnt from
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda v: v[..., : LEAST_SLICES - 1], f"{LEAST_SLICES - 1} slices"),
+        (lambda v: v[: LEAST_SIDE - 1], f"{LEAST_SIDE - 1} x 56 pixels"),
+        (lambda v: np.full_like(v, 7.0), "empty image"),
+        (lambda v: np.stack([v, v], axis=3), "4 axes"),
+        (lambda v: np.where(v == v.max(), np.nan, v), "not finite"),
+        (lambda v: np.where(np.arange(64)[:, None, None] < 4, v, 0), "dark"),
+    ],
+)
+def test_what_cannot_be_learnt_from_is_refused_with_a_way_out(change, reason):
+    scan = thick_volume(dtype=np.float32)
+    plan = make_plan(scan, model="cubic")
+    scan = replace(scan, voxels=change(scan.voxels))
+    with np.errstate(invalid="ignore"), pytest.raises(InputRefused, match=rf"got .*{reason}.*; need .*; next: "):
+        make_target("scan", scan, make_plan(scan, model="cubic") if scan.shape != SHAPE else plan, CUBIC)
