@@ -13,7 +13,7 @@ the upper bound. Thin truth is otherwise only scored on. What is there already i
 The second has no truth: every model makes one of two orthogonal stacks of the same knee thin, the answer is resampled
 into the slices of the other one, through the other's own slice profile, and compared with the in-plane detail there.
 
-Both write ``results.jsonl`` or ``real.jsonl``, a table and a picture (needs matplotlib).
+The first writes ``results.jsonl``, a table and the learning curves as a picture, the second ``real.jsonl`` and a table.
 """
 
 import argparse

@@ -1,0 +1,64 @@
+"""What the experiment with adaptation makes of its scores, and how it compares two stacks of one person."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from thinslice.volume import Volume
+
+SCRIPT = Path(__file__).parents[1] / "experiments" / "adaptation.py"
+
+
+@pytest.fixture(scope="module")
+def experiment():
+    pytest.importorskip("scipy")
+    spec = importlib.util.spec_from_file_location("adaptation_experiment", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def stacks(shift_mm=0.0):
+    """The same structure, thin and 1 mm everywhere, and as sagittal slices 4 mm apart."""
+    x, y, z = np.indices((48, 40, 44)).astype(np.float64)
+    thin = 100 + 20 * np.sin(x / 1.7) * np.cos(y / 2.1) + 20 * np.sin(z / 1.9 + x / 3) + 10 * np.cos(y * z / 50)
+    moved = np.eye(4)
+    moved[2, 3] = shift_mm
+    weights = np.exp(-4 * np.log(2) * ((np.arange(48)[None] - (1.5 + 4 * np.arange(12)[:, None])) / 4) ** 2)
+    thick = np.tensordot(weights / weights.sum(axis=1, keepdims=True), thin, axes=1)
+    affine = np.diag([4.0, 1, 1, 1])
+    affine[0, 3] = 1.5
+    return Volume(thin.astype(np.float32), moved), Volume(thick.astype(np.float32), affine)
+
+
+def test_a_perfect_answer_agrees_with_the_other_stack(experiment):
+    assert experiment.agreement(*stacks()) > 0.995
+
+
+@pytest.mark.parametrize("shift_mm", [0.5, -0.5, 1.0])
+def test_half_a_voxel_between_the_stacks_shows(experiment, shift_mm):
+    assert experiment.agreement(*stacks(shift_mm)) < experiment.agreement(*stacks()) - 0.01
+
+
+def test_the_table_has_a_line_for_every_cell_and_the_mean_of_its_scans(experiment):
+    records = [
+        {"case": case, "start": start, "adaptation": how, "gain_db": gain, "kept_start": kept}
+        for start, how, case, gain, kept in [
+            ("mr", "none", "a", 1.0, False),
+            ("mr", "none", "b", 2.0, False),
+            ("mr", "per-scan", "a", 1.5, False),
+            ("mr", "per-scan", "b", 2.0, True),
+        ]
+    ]
+    lines = experiment.table(records).splitlines()
+    assert "| mr | none | +1.500 | +1.000 | +2.000 | 0 of 2 |" in lines
+    assert "| mr | per-scan | +1.750 | +1.500 | +2.000 | 1 of 2 |" in lines
+    assert len(lines) == 4
+
+
+def test_every_cell_of_the_paper_is_there(experiment):
+    cells = set(experiment.cells())
+    assert {(s, h) for s in ("nothing", "video", "mr", "video+mr") for h in ("none", "data-set", "per-scan")} <= cells
+    assert ("mr", "truth") in cells
