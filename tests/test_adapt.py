@@ -118,10 +118,12 @@ def test_its_card_says_what_it_learnt_from_and_what_came_of_it(undisturbed, star
     assert (card["name"], card["adapted"]) == ("mine", True)
     assert [row["file"] for row in card["adapted_to"]] == [scan.name] == list(done.scans)
     assert card["started_from"]["sha256"] == find_model(str(start)).sha256
-    looks = card["held_out_loss"]["looks"]
+    looks = card["looks"]
     assert [look["step"] for look in looks] == [0, 2, 4, 6]
+    best = min(looks, key=lambda look: look["score"])
     assert card["held_out_loss"]["before"] == looks[0]["held_out"] == done.held_out[0]
-    assert card["held_out_loss"]["after"] == min(look["held_out"] for look in looks) == done.held_out[1]
+    assert card["held_out_loss"]["after"] == best["held_out"] == done.held_out[1]
+    assert card["share"] == best["share"] > 0
     assert card["trained"]["adapt"]["steps"] == done.steps == STEPS
     assert card["envelope"] == card_of(start)["envelope"]
     assert len([line for line in said if "held-out loss" in line]) == len(looks)
@@ -148,23 +150,25 @@ def test_where_the_held_out_loss_does_not_fall_the_file_is_the_start(run, scan, 
 
 
 def test_a_gain_below_the_least_one_is_none(scan, start, tmp_path, monkeypatch):
-    losses = iter([1.0, 1.0, 1 - 0.5 * adapting.LEAST_GAIN, 1.0, 1.0, 1.0, 1.0, 1.0])
-    monkeypatch.setattr(adapting._Watch, "_loss", staticmethod(lambda network, batches: next(losses)))
+    seeing(monkeypatch, (1.0, 1 - 1.5 * adapting.LEAST_GAIN, 1.0, 1.0))  # three quarters of it, as one of two losses
     (done,) = adapt([scan], tmp_path / "mine", start=start, steps=STEPS, report=quiet)
     assert (done.adapted, done.held_out) == (False, (1.0, 1.0))
     assert differ(done.model, start) == 0
 
 
-def seeing(monkeypatch, held_out):
-    """Let the held-out losses be these, one a look; the weights at every look are kept in the list returned."""
-    seen, losses = [], iter([value for loss in held_out for value in (loss, 9.0)])
+def seeing(monkeypatch, held_out, thicker=None, shares=(1.0,)):
+    """Let the losses be these, one of each a look and share; the weights at every look are in the list returned."""
+    pairs = zip(held_out, thicker or [9.0] * len(held_out), strict=True)
+    seen, losses = [], iter([value for pair in pairs for value in pair])
+    asked = []
 
     def loss(network, batches):
-        value = next(losses)
-        if value != 9.0:
+        asked.append(network)
+        if len(asked) % 2:
             seen.append({name: weight.clone() for name, weight in network.state_dict().items()})
-        return value
+        return next(losses)
 
+    monkeypatch.setattr(adapting, "SHARES", shares)
     monkeypatch.setattr(adapting._Watch, "_loss", staticmethod(loss))
     return seen
 
@@ -179,6 +183,33 @@ def test_the_best_look_is_kept_not_the_last(scan, start, tmp_path, monkeypatch, 
         torch.testing.assert_close(kept[name], weight, rtol=0, atol=0)
     others = [look for number, look in enumerate(seen) if number != best]
     assert all(any(not torch.equal(kept[name], look[name]) for name in kept) for look in others)
+
+
+@pytest.mark.parametrize("thicker", [(1.0, 1.3, 1.3, 1.3), (1.0, 1.1, 1.2, 1.3)])
+def test_what_harms_the_slice_direction_is_not_kept(scan, start, tmp_path, monkeypatch, thicker):
+    seeing(monkeypatch, (1.0, 0.9, 0.9, 0.9), thicker)
+    (done,) = adapt([scan], tmp_path / "mine", start=start, steps=STEPS, report=quiet)
+    assert (done.adapted, done.held_out) == (False, (1.0, 1.0))
+    assert differ(done.model, start) == 0
+
+
+def test_what_helps_the_slice_direction_alone_is_not_kept(scan, start, tmp_path, monkeypatch):
+    """Nothing of it is held out, so that it cannot vouch for an answer by itself."""
+    seeing(monkeypatch, (1.0, 1.01, 1.01, 1.01), (1.0, 0.5, 0.5, 0.5))
+    (done,) = adapt([scan], tmp_path / "mine", start=start, steps=STEPS, report=quiet)
+    assert not done.adapted
+
+
+def test_the_best_share_of_the_way_is_kept(scan, start, tmp_path, monkeypatch):
+    held_out = (1.0, 0.9, 0.7, 0.8, *[0.95] * 6)  # the start; the shares after 2 steps; those after 4 and 6
+    seen = seeing(monkeypatch, held_out, shares=(0.25, 0.5, 1.0))
+    (done,) = adapt([scan], tmp_path / "mine", start=start, steps=STEPS, report=quiet)
+    assert done.held_out == (1.0, 0.7)
+    assert card_of(done.model)["share"] == 0.5
+    begun, kept = weights_of(start), weights_of(done.model)
+    for name, all_the_way in seen[3].items():
+        torch.testing.assert_close(kept[name], 0.5 * (begun[name] + all_the_way), rtol=1e-5, atol=1e-7)
+    assert any(not torch.equal(kept[name], begun[name]) for name in kept)
 
 
 def test_what_is_kept_is_what_enhance_computes_with(run, scan, tmp_path, monkeypatch):
@@ -420,9 +451,9 @@ def test_interrupted_and_continued_equals_undisturbed(run, undisturbed, scan, st
     assert files_in(tmp_path) == ["mine.json", "mine.onnx"]
     # One thread, and the same lessons in the same order.
     assert differ(tmp_path / "mine.onnx", undisturbed[0].model) <= 1e-6
-    again, before = (card_of(path)["held_out_loss"] for path in (tmp_path / "mine.onnx", undisturbed[0].model))
+    again, before = (card_of(path) for path in (tmp_path / "mine.onnx", undisturbed[0].model))
     assert [look["step"] for look in again["looks"]] == [look["step"] for look in before["looks"]]
-    assert again["after"] == pytest.approx(before["after"], rel=1e-5)
+    assert again["held_out_loss"]["after"] == pytest.approx(before["held_out_loss"]["after"], rel=1e-5)
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,7 @@ from thinslice.training.targets import (
     NEAR_THICKNESS,
     Places,
     make_target,
-    direction_batch_at,
+    target_batch_at,
     thicker_batch_at,
 )
 
@@ -45,7 +45,7 @@ TARGET = a_target(thick_volume())
 
 
 def batches(step, seed=3, scans=(TARGET,), unseen=False):
-    return direction_batch_at(step, seed, scans, patches=2, size=SIZE, slabs=SLABS, context=AROUND, unseen=unseen)
+    return target_batch_at(step, seed, scans, patches=2, size=SIZE, slabs=SLABS, context=AROUND, unseen=unseen)
 
 
 def same(one, other):
@@ -205,11 +205,11 @@ def test_lessons_are_acquired_nearly_as_the_scan_was():
 
 
 def test_the_acquired_slices_are_made_twice_as_thick_along_their_own_axis():
-    (batch,) = [thicker_batch_at(0, 1, [TARGET], 2, SIZE, AROUND)]
+    (batch,) = [thicker_batch_at(0, 1, [TARGET], 2, SIZE, SLABS, AROUND)]
     assert batch.geometry.factor == 2
     assert TARGET.acquired.axes == (2,)
     assert TARGET.acquired.voxels.shape == SHAPE
-    assert same(batch, thicker_batch_at(0, 1, [TARGET], 2, SIZE, AROUND))
+    assert same(batch, thicker_batch_at(0, 1, [TARGET], 2, SIZE, SLABS, AROUND))
 
 
 # ---- turning

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from thinslice.errors import InputRefused, OutputRefused, ThinsliceError
+from thinslice.errors import InputRefused, ModelRefused, OutputRefused, ThinsliceError
 from thinslice.files import whole_or_not
 from thinslice.interpolate import INTERPOLATIONS
 from thinslice.networks.slab import SlabNet
@@ -31,7 +31,6 @@ from thinslice.training.recipes import lineage, this_commit
 from thinslice.training.targets import (
     VOXELS,
     Target,
-    direction_batch_at,
     make_target,
     target_batch_at,
     thicker_batch_at,
@@ -47,7 +46,7 @@ SCHEDULE = Schedule(
 PATCHES, SIZE, SLABS = 3, 48, 4
 """Of a batch, as in the default recipe."""
 
-WATCHED = 8
+WATCHED = 12
 """Batches of either kind of lesson, always the same, whose mean losses are looked at."""
 
 SHARES = (0.25, 0.5, 0.75, 1.0)
@@ -214,7 +213,7 @@ def _one(
     watch = _Watch(network, targets, work, around, schedule, report)
     fit(
         network,
-        lambda number: target_batch_at(number, seed, targets, PATCHES, SIZE, SLABS, around),
+        lambda number: target_batch_at(number, seed, targets, PATCHES, SIZE, SLABS, around, unseen=False),
         projected_loss,
         work,
         schedule,
@@ -226,7 +225,7 @@ def _one(
     before, best = watch.looks[0], watch.best()
     adapted = best["score"] < 1 - LEAST_GAIN and best["held_out"] < before["held_out"]
     if adapted:
-        answered.load_state_dict(torch.load(work / "best.pt", weights_only=True)["weights"])
+        answered.load_state_dict(torch.load(watch.weights_of(best), weights_only=True))
     held_out = (before["held_out"], best["held_out"] if adapted else before["held_out"])
     known = read_card(start)
     names = tuple(scan.path.name for scan in scans)
@@ -276,28 +275,26 @@ class _Watch:
         self.work, self.schedule, self.report = work, schedule, report
         self.start = {name: weight.clone() for name, weight in start.state_dict().items()}
         about = (targets, PATCHES, SIZE, SLABS, around)
-        self.unseen = [direction_batch_at(number, 1, *about, unseen=True) for number in range(WATCHED)]
+        self.unseen = [target_batch_at(number, 1, *about, unseen=True) for number in range(WATCHED)]
         self.thicker = [thicker_batch_at(number, 1, *about) for number in range(WATCHED)]
         self.looks: list[dict[str, float]] = []
         self.begun = monotonic()
         if (work / "looks.jsonl").exists():
             self.looks = [json.loads(line) for line in (work / "looks.jsonl").read_text().splitlines()]
+            self.begun -= self.looks[-1]["seconds"]
 
     def __call__(self, step: int, average: SlabNet) -> bool:
         """Record a look; True where nothing more is to be hoped for."""
-        self.looks = [look for look in self.looks if look["step"] < step]  # after a resumption some come again
+        self.looks = [look for look in self.looks if look["step"] < step]  # after a resumption the last comes again
         seen = [self._look(step, share, average) for share in (SHARES if step else (0.0,))]
         look, weights = min(seen, key=lambda pair: pair[0]["score"])
         self.looks.append(look)
         if self.best() is look:
-            with whole_or_not(self.work / "best.pt") as temporary:
-                torch.save({"step": step, "weights": weights}, temporary)
+            with whole_or_not(self.weights_of(look)) as temporary:
+                torch.save(weights, temporary)
         _keep_lines(self.work / "looks.jsonl", self.looks)
-        if step:
-            change, score = (
-                100 * (value - 1) for value in (look["held_out"] / self.looks[0]["held_out"], look["score"])
-            )
-            self.report(f"  step {step}: held-out loss {change:+.1f} %, with the slice direction {score:+.1f} %")
+        change, score = (100 * (value - 1) for value in (look["held_out"] / self.looks[0]["held_out"], look["score"]))
+        self.report(f"  step {step}: held-out loss {change:+.1f} %, with the slice direction {score:+.1f} %")
         since = len(self.looks) - 1 - self.looks.index(self.best())
         return since >= PATIENCE and self._share_done(step) > NOT_BEFORE
 
@@ -310,7 +307,12 @@ class _Watch:
         losses = {"held_out": self._loss(mixed, self.unseen), "thicker": self._loss(mixed, self.thicker)}
         first = self.looks[0] if self.looks else losses
         score = sum(losses[name] / first[name] for name in losses) / len(losses)
-        return {"step": step, "share": share, **losses, "score": score}, weights
+        seconds = round(monotonic() - self.begun, 1)
+        return {"step": step, "share": share, **losses, "score": score, "seconds": seconds}, weights
+
+    def weights_of(self, look: dict[str, float]) -> Path:
+        """Where the weights of a look lie that was the best when it was taken."""
+        return self.work / f"step-{look['step']}.pt"
 
     def best(self) -> dict[str, float]:
         """The look with the smallest losses, the first of equal ones."""
@@ -370,8 +372,13 @@ def _none(count: int) -> str:
 
 def _file_of(start: str | Path) -> Path:
     """The model file that a name stands for, as for ``--model``."""
-    if str(start) in embedded_names():
+    if str(start) in embedded_names() and (EMBEDDED / f"{start}.onnx").exists():
         return EMBEDDED / f"{start}.onnx"
+    if str(start) in (*embedded_names(), *INTERPOLATIONS):
+        raise ModelRefused(
+            f"got --model {start}, which is no network of the kind that can be adapted; need default, or a file that "
+            "'thinslice train default', 'train video-mr' or 'adapt' wrote; next: choose one of them"
+        )
     with_suffix = Path(f"{start}.onnx")
     return with_suffix if with_suffix.is_file() and not str(start).endswith(".onnx") else Path(start)
 

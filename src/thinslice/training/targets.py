@@ -5,8 +5,10 @@ What lies in the slices is sharp, so a direction within them is made thick and u
 teaches little about one that runs along them. How much an image changes from one thick slice to the next, against how
 much it changes within them, can be seen in the acquired slices as well as in the ones made for the lesson, so places
 are drawn the less the more often they occur there than across the acquired slices (importance weighting under
-covariate shift, Shimodaira 2000). Without that, adaptation did harm (LOG.md). In a quarter of the lessons the acquired
-slices are made thicker still, which is the slice direction itself at another scale.
+covariate shift, Shimodaira 2000). Without that, adaptation did harm (LOG.md).
+
+The acquired slices made thicker still, the slice direction itself at another scale, are not learnt from: what they say
+of an answer that learnt elsewhere is worth more (LOG.md).
 """
 
 from collections.abc import Sequence
@@ -61,9 +63,6 @@ RARELY, OFTEN = 0.02, 1.0
 LOOKS = Ranges(noisy=0.1)
 """How patches are recoloured: like those of the starting model, with less noise, as the scan has its own."""
 
-THICKER = 0.25
-"""Share of the batches in which the acquired slices are made twice as thick: the slice direction, at another scale."""
-
 NEAR_FACTOR, NEAR_THICKNESS = 0.1, 0.05
 """How far the lessons depart from the scan's own factor and thickness, as shares of them."""
 
@@ -87,7 +86,7 @@ class Target:
         factor, thickness_over_spacing, profile: of its plan.
         volumes, places: what is learnt from: the starting model's answer, turned by `ANGLES`, slice axis last.
         unseen, unseen_places: the same of the slices held out.
-        acquired: the acquired slices that are learnt from [x, y, slices], to be made thicker still.
+        acquired: the acquired slices themselves [x, y, slices], to be made thicker still.
         weight: how often it is drawn.
     """
 
@@ -129,7 +128,7 @@ def make_target(name: str, scan: Volume, plan: Plan, model: Model, voxels: int =
     thin = np.moveaxis(upsample(scan, plan, model).volume.voxels, plan.axis, 2)
     acquired = np.moveaxis(normalised(scan.voxels), plan.axis, 2)
     thin = normalised(_cropped(thin, voxels))
-    held_out, learnt, own = _split(thin, plan)
+    held_out, learnt = _split(thin, plan)
     about = (plan.factor, plan.thickness_over_spacing, plan.profile)
     wanted = _looks(np.moveaxis(acquired, 2, 0))[0]
     volumes, unseen = _turned(name, learnt), _turned(name, held_out)
@@ -140,7 +139,7 @@ def make_target(name: str, scan: Volume, plan: Plan, model: Model, voxels: int =
         _places(volumes, wanted, *about),
         unseen,
         _places(unseen, wanted, *about),
-        Thin(name, np.ascontiguousarray(acquired[..., own]), (2,), 1.0),
+        Thin(name, np.ascontiguousarray(acquired), (2,), 1.0),
         thin.size**0.5,
     )
 
@@ -155,18 +154,14 @@ def _cropped(thin: np.ndarray, voxels: int) -> np.ndarray:
     return thin[tuple(spans)]
 
 
-def _split(thin: np.ndarray, plan: Plan) -> tuple[np.ndarray, np.ndarray, slice]:
-    """Thin slices held out and learnt from, and the acquired ones among the latter.
-
-    Those at the end that shows more are held out.
-    """
+def _split(thin: np.ndarray, plan: Plan) -> tuple[np.ndarray, np.ndarray]:
+    """Thin slices held out and learnt from: those at the end that shows more are held out."""
     n = thin.shape[2]
     count = min(max(round(HELD_OUT * n), LEAST_HELD_OUT), int(MOST_HELD_OUT * n))
     gap = min(round(plan.factor), n - 2 * count)  # an answer near the border was computed from both sides
-    acquired = int(np.ceil((count + gap) / plan.factor))
-    if thin[..., :count].mean() > thin[..., -count:].mean():
-        return thin[..., :count], thin[..., count + gap :], slice(acquired, None)
-    return thin[..., -count:], thin[..., : -count - gap], slice(0, plan.n_thick - acquired)
+    first = thin[..., :count].mean() > thin[..., -count:].mean()
+    parts = (thin[..., :count], thin[..., count + gap :]) if first else (thin[..., -count:], thin[..., : -count - gap])
+    return parts[0], parts[1]
 
 
 def _turned(name: str, thin: np.ndarray) -> list[Thin]:
@@ -269,15 +264,6 @@ def _shares(looks: np.ndarray, edges: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def target_batch_at(
-    step: int, seed: int, targets: Sequence[Target], patches: int, size: int, slabs: int, context: int
-) -> Batch:
-    """What is learnt from in one step: a function of the seed and the step alone."""
-    if np.random.default_rng([seed, step, 1]).random() < THICKER:
-        return thicker_batch_at(step, seed, targets, patches, size, slabs, context)
-    return direction_batch_at(step, seed, targets, patches, size, slabs, context)
-
-
-def direction_batch_at(
     step: int,
     seed: int,
     targets: Sequence[Target],
