@@ -259,6 +259,16 @@ def _scored(arguments: argparse.Namespace) -> list[tuple[Volume, Volume]]:
     return [simulate(read(path), 2, FACTOR) for path in paths]
 
 
+_references: dict[int, float] = {}
+
+
+def _reference(truth: Volume, thick: Volume) -> float:
+    """Decibels of projected cubic; computed once for a scan."""
+    if id(thick) not in _references:
+        _references[id(thick)] = _decibels(truth, thick, find_model("cubic"))
+    return _references[id(thick)]
+
+
 def _gain(network: Any, truth: Volume, thick: Volume) -> float:
     """Of a network in training, over projected cubic."""
     import torch
@@ -271,7 +281,7 @@ def _gain(network: Any, truth: Volume, thick: Volume) -> float:
         return np.asarray(answer[0, :, :height, :width].float().numpy())
 
     model = replace(find_model("cubic"), residual=run, context=network.context)
-    return _decibels(truth, thick, model) - _decibels(truth, thick, find_model("cubic"))
+    return _decibels(truth, thick, model) - _reference(truth, thick)
 
 
 def table(records: Sequence[Record]) -> str:
