@@ -62,7 +62,7 @@ def main() -> int:
     else:
         thick = make_thick(arguments.data, arguments.output)
         starts = [(start, arguments) for start in STARTS]
-        with get_context("spawn").Pool(arguments.jobs) as pool:
+        with get_context("spawn").Pool(arguments.jobs, maxtasksperchild=1) as pool:
             pool.starmap(train, starts, chunksize=1)
             pool.starmap(adapt_start, [(start, thick, arguments) for start in STARTS], chunksize=1)
             pool.starmap(upper_bound, [(thick, arguments)])
@@ -175,8 +175,12 @@ def adapt_start(start: str, thick: dict[str, Path], arguments: argparse.Namespac
     out = arguments.output / "adapted"
     steps = arguments.adapt_steps
     paths = list(thick.values())
-    adapting.adapt(paths, out / f"{start} data-set", wish, steps=steps * len(paths), resume=True, report=_silent)
-    adapting.adapt(paths, out / f"{start} per-scan", wish, steps=steps, per_scan=True, resume=True, report=_silent)
+    adapting.adapt(
+        paths, out / f"{start} data-set", wish, factor=FACTOR, steps=steps * len(paths), resume=True, report=_silent
+    )
+    adapting.adapt(
+        paths, out / f"{start} per-scan", wish, factor=FACTOR, steps=steps, per_scan=True, resume=True, report=_silent
+    )
 
 
 def upper_bound(thick: dict[str, Path], arguments: argparse.Namespace) -> None:

@@ -140,7 +140,7 @@ def test_where_the_held_out_loss_does_not_fall_the_file_is_the_start(run, scan, 
     make_quick(monkeypatch, 2, rate=rate, ema=0.0)
     code, out, err = run("adapt", "-i", scan, "-o", tmp_path / "mine", "--model", start)
     assert (code, err) == (0, [])
-    assert any("the held-out loss did not fall: this is the starting model, unchanged" in line for line in out)
+    assert any("the losses did not fall enough: this is the starting model, unchanged" in line for line in out)
     card = card_of(tmp_path / "mine.onnx")
     assert not card["adapted"]
     assert card["held_out_loss"]["before"] == card["held_out_loss"]["after"]
@@ -270,6 +270,26 @@ def test_the_clock_ends_it(run, scan, start, tmp_path, monkeypatch):
     card = card_of(tmp_path / "mine.onnx")
     assert card["trained"]["adapt"]["steps"] >= 1
     assert card["recipe"][0]["schedule"]["minutes"] <= 0.05
+
+
+def test_it_is_adapted_to_the_factor_that_is_asked_for(run, scan, start, tmp_path):
+    words = ["adapt", "-i", scan, "--model", start, "-q"]
+    for wish, factor in ((["--factor", "3"], 3.0), (["--spacing", "0.8"], 5.0), ([], 4.0)):
+        assert run(*words, "-o", tmp_path / f"m{factor}", *wish) == (0, [], [])
+        assert card_of(tmp_path / f"m{factor}.onnx")["adapted_to"][0]["factor"] == pytest.approx(factor)
+
+
+def test_a_look_that_rose_does_not_hide_one_that_fell(scan, start, tmp_path, monkeypatch):
+    seeing(monkeypatch, (1.0, 0.9, 1.01, 1.0), (1.0, 1.0, 0.5, 1.0))
+    (done,) = adapt([scan], tmp_path / "mine", start=start, steps=STEPS, report=quiet)
+    assert (done.adapted, done.held_out) == (True, (1.0, 0.9))
+
+
+def test_without_git_the_commit_is_unknown(monkeypatch):
+    from thinslice.training import recipes
+
+    monkeypatch.setenv("PATH", "")
+    assert recipes.this_commit() == "unknown"
 
 
 # ---- which scans

@@ -463,6 +463,11 @@ def _add_adapt(verbs: "argparse._SubParsersAction[_Parser]") -> None:
         help="adapt to every scan by itself: NAME is a folder then, and --model NAME takes each scan's own",
     )
     verb.add_argument("--model", default="default", metavar="MODEL", help="model to start from (default: default)")
+    wish = verb.add_mutually_exclusive_group()
+    wish.add_argument(
+        "--spacing", type=_positive(float), metavar="MM", help="slice spacing that you will ask enhance for"
+    )
+    wish.add_argument("--factor", type=_positive(float), metavar="K", help="or number of times closer slices")
     verb.add_argument(
         "--thickness", type=_positive(float), metavar="MM", help="slice thickness of all scans; default: as in enhance"
     )
@@ -487,6 +492,8 @@ def adapt(arguments: argparse.Namespace) -> int:
             per_scan=arguments.per_scan,
             resume=arguments.resume,
             overwrite=arguments.overwrite,
+            spacing_mm=arguments.spacing,
+            factor=arguments.factor,
             thickness_mm=arguments.thickness,
             profile=arguments.profile,
             report=_hear_nothing if arguments.quiet else _say,
@@ -497,7 +504,7 @@ def adapt(arguments: argparse.Namespace) -> int:
     for one in done:
         before, after = one.held_out
         loss = f"held-out loss {before:.5f} -> {after:.5f} ({100 * (after / before - 1):+.1f} %)"
-        verdict = loss if one.adapted else "the held-out loss did not fall: this is the starting model, unchanged"
+        verdict = loss if one.adapted else "the losses did not fall enough: this is the starting model, unchanged"
         _say(f"{', '.join(one.scans)}: {one.steps} steps in {one.minutes:.1f} min; {verdict}")
         _say(f"  wrote {one.model}")
     name = arguments.output.with_suffix("") if arguments.output.suffix == ".onnx" else arguments.output

@@ -100,6 +100,8 @@ def adapt(
     per_scan: bool = False,
     resume: bool = False,
     overwrite: bool = False,
+    spacing_mm: float | None = None,
+    factor: float | None = None,
     thickness_mm: float | None = None,
     profile: Profile = "gaussian",
     steps: int | None = None,
@@ -119,7 +121,8 @@ def adapt(
         per_scan: adapt to every scan by itself.
         resume: finished answers stay as they are, instead of being refused.
         overwrite: finished answers are replaced.
-        thickness_mm, profile: of all scans, see `thinslice.plan.make_plan`.
+        spacing_mm, factor, thickness_mm, profile: of all scans, see `thinslice.plan.make_plan`; the lessons are of that
+            factor.
         steps: length in steps instead of minutes, for experiments.
         report, complain: receive progress lines, and a line about every scan that is left out.
 
@@ -139,7 +142,8 @@ def adapt(
     network = SlabNet()
     load_weights(network, file)
     model = load_model(file, name=str(start) if str(start) in embedded_names() else None)
-    usable = [scan for path in paths if (scan := _usable(path, model, thickness_mm, profile, complain)) is not None]
+    wished = {"spacing_mm": spacing_mm, "factor": factor, "thickness_mm": thickness_mm, "profile": profile}
+    usable = [scan for path in paths if (scan := _usable(path, model, wished, complain)) is not None]
     if not usable:
         raise InputRefused(_none(len(paths)))
     groups = [[scan] for scan in usable] if per_scan else [usable]
@@ -148,8 +152,7 @@ def adapt(
         {
             "scans": sorted(scan.fingerprint for scan in group),
             "start": model.sha256,
-            "thickness_mm": thickness_mm,
-            "profile": profile,
+            **wished,
             "minutes": None if steps else minutes,
             "steps": steps,
         }
@@ -185,6 +188,7 @@ def adapt(
         twin.load_state_dict(network.state_dict())
         targets, scans = [target for _, target in learnt], [scan for scan, _ in learnt]
         done.append(_one(twin, targets, scans, file, answer, work, length, wish, report))
+        (work / "wish.json").unlink()  # a kill amid what follows leaves nothing that would be gone on with
         shutil.rmtree(work)
         begun = monotonic()
     if unfinished.exists() and not any(unfinished.iterdir()):
@@ -300,10 +304,11 @@ class _Watch:
 
     def _look(self, step: int, share: float, average: SlabNet) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
         """The losses of weights so far from the start."""
-        weights = {name: torch.lerp(self.start[name], weight, share) for name, weight in average.state_dict().items()}
+        ends = {name: weight.cpu() for name, weight in average.state_dict().items()}
+        weights = {name: torch.lerp(self.start[name], weight, share) for name, weight in ends.items()}
         mixed = SlabNet(**average.settings)
         mixed.load_state_dict(weights)
-        mixed.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # missing in torch's stub
+        mixed.to(average.entry.weight.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload] # missing in torch's stub
         losses = {"held_out": self._loss(mixed, self.unseen), "thicker": self._loss(mixed, self.thicker)}
         first = self.looks[0] if self.looks else losses
         score = sum(losses[name] / first[name] for name in losses) / len(losses)
@@ -315,8 +320,9 @@ class _Watch:
         return self.work / f"step-{look['step']}.pt"
 
     def best(self) -> dict[str, float]:
-        """The look with the smallest losses, the first of equal ones."""
-        return min(self.looks, key=lambda look: look["score"])
+        """The look with the smallest losses, of those whose held-out loss fell; the first one where none did."""
+        fell = [look for look in self.looks if look["held_out"] < self.looks[0]["held_out"]]
+        return min(fell, key=lambda look: look["score"], default=self.looks[0])
 
     def _share_done(self, step: int) -> float:
         if self.schedule.minutes is None:
@@ -330,16 +336,13 @@ class _Watch:
             return sum(projected_loss(network, batch, device).item() for batch in batches) / len(batches)
 
 
-def _usable(
-    path: Path, model: Model, thickness_mm: float | None, profile: Profile, complain: Callable[[str], None]
-) -> Scan | None:
+def _usable(path: Path, model: Model, wished: dict[str, Any], complain: Callable[[str], None]) -> Scan | None:
     """A scan and its plan, or None after saying why not."""
     try:
         volume = read(path)
         plan = make_plan(
             volume,
-            thickness_mm=thickness_mm,
-            profile=profile,
+            **wished,
             model=model.name,
             model_sha256=model.sha256,
             envelope=model.envelope,
@@ -418,7 +421,7 @@ def _finished(answer: Path, wish: dict[str, Any]) -> Adapted | None:
         return None
     card = read_card(answer)
     asked_for = card.get("asked_for", {})
-    if any(asked_for.get(key) != wish[key] for key in ("scans", "start", "thickness_mm", "profile")):
+    if any(asked_for.get(key) != wish[key] for key in wish.keys() - {"minutes", "steps"}):
         return None
     loss, trained = card["held_out_loss"], card["trained"]["adapt"]
     names = tuple(scan["file"] for scan in card["adapted_to"])

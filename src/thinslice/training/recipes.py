@@ -399,5 +399,8 @@ def _attribution(folder: Path) -> list[dict[str, Any]]:
 def this_commit() -> str:
     """Of the source that runs, "unknown" where it is not under version control."""
     here = Path(__file__).parent
-    answer = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
+    try:
+        answer = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
+    except OSError:  # there is no git
+        return "unknown"
     return answer.stdout.strip() or "unknown"
