@@ -148,7 +148,7 @@ def _trained(
         side_by_side=False,
     )
     answer = fit(
-        network,
+        network.requires_grad_(True),  # what an earlier stage averaged does not learn
         lambda number: task.batch_at(number, 0, corpus),
         task.loss,
         folder,

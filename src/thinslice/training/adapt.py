@@ -1,7 +1,8 @@
 """Adapt a model to thick scans, without any thin truth: stage 3 of Wang et al. (ISBI 2024).
 
-The scans teach themselves (`thinslice.training.targets`). A part of them is held out, and only if the loss there falls
-is the adapted network kept; else the model file holds the starting one, and its card says so.
+The scans teach themselves (`thinslice.training.targets`). A part of them is held out. Only if the loss there
+falls, and does so more than that of the slice direction may rise, is the adapted network kept; else the model file
+holds the starting one, and its card says so.
 """
 
 import json

@@ -275,12 +275,16 @@ def target_batch_at(
 ) -> Batch:
     """Patches of one scan, thick along a direction within its slices, in an acquisition near its own.
 
+    Where the scan has fewer thin slices than a patch has pixels there are more and smaller ones.
+
     With ``unseen`` of the slices held out.
     """
     rng = np.random.default_rng([seed, step])
     target = _one_of(rng, targets)
     geometry = _near(rng, target, slabs, context)
     volumes, places = (target.unseen, target.unseen_places) if unseen else (target.volumes, target.places)
+    side = min(size, volumes[0].voxels.shape[2] // 2 * 2)  # a larger patch would show its last slice many times over
+    patches, size = round(patches * (size / side) ** 2), side
     draws = [_draw(rng, volumes, places, geometry, size) for _ in range(patches)]
     return render(volumes, geometry, draws, size, context)
 
