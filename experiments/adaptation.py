@@ -187,13 +187,15 @@ def upper_bound(thick: dict[str, Path], arguments: argparse.Namespace) -> None:
     """The MR network and the default trained on the thin truth of the four scans, for as long as an adaptation."""
     import torch
 
-    from thinslice.training.corpus import Thin, normalised
+    from thinslice.training.corpus import Ranges, Thin, normalised
     from thinslice.training.export import export, load_weights
     from thinslice.training.tasks import Slabs
     from thinslice.weights import EMBEDDED
 
     _one_thread_each(arguments)
-    task = Slabs()
+    task = Slabs(  # an acquisition near that of the scans, as an adaptation has it
+        ranges=Ranges(factor=(3.6, 4.4), thickness_over_spacing=(0.95, 1.05), typical=0.0, box=0.0, noisy=0.1)
+    )
     truths = [normalised(truth.voxels) for truth, _ in _scored(arguments)]
     corpus = [Thin(case, voxels, (2,), voxels.size**0.5) for case, voxels in zip(thick, truths, strict=True)]
     for start in ("mr", "default"):
