@@ -272,6 +272,26 @@ def test_the_clock_ends_it(run, scan, start, tmp_path, monkeypatch):
     assert card["recipe"][0]["schedule"]["minutes"] <= 0.05
 
 
+def test_every_scan_is_looked_at_alike(scan, start, tmp_path, monkeypatch):
+    others = [save_thick(tmp_path / f"scan{seed}.nii.gz", seed=seed) for seed in (1, 2)]
+    monkeypatch.setattr(adapting, "WATCHED", 1)
+    looked, real = {"directions": [], "thicker": []}, (adapting.target_batch_at, adapting.thicker_batch_at)
+
+    def direction(number, seed, targets, *rest, unseen):
+        looked["directions"] += [target.name for target in targets] if unseen else []
+        return real[0](number, seed, targets, *rest, unseen=unseen)
+
+    def thicker(number, seed, targets, *rest):
+        looked["thicker"] += [target.name for target in targets]
+        return real[1](number, seed, targets, *rest)
+
+    monkeypatch.setattr(adapting, "target_batch_at", direction)
+    monkeypatch.setattr(adapting, "thicker_batch_at", thicker)
+    adapt([scan, *others], tmp_path / "mine", start=start, steps=1, report=quiet)
+    names = sorted(2 * ["scan.nii.gz", "scan1.nii.gz", "scan2.nii.gz"])
+    assert sorted(looked["directions"]) == sorted(looked["thicker"]) == names
+
+
 def test_it_is_adapted_to_the_factor_that_is_asked_for(run, scan, start, tmp_path):
     words = ["adapt", "-i", scan, "--model", start, "-q"]
     for wish, factor in ((["--factor", "3"], 3.0), (["--spacing", "0.8"], 5.0), ([], 4.0)):

@@ -48,7 +48,7 @@ PATCHES, SIZE, SLABS = 3, 48, 4
 """Of a batch, as in the default recipe."""
 
 WATCHED = 12
-"""Batches of either kind of lesson, always the same, whose mean losses are looked at."""
+"""Batches of either kind, always the same, whose mean losses are looked at: at least so many, two of every scan."""
 
 SHARES = (0.25, 0.5, 0.75, 1.0)
 """How far the weights may go from the starting ones towards the adapted ones: all of the way is often too far."""
@@ -254,8 +254,8 @@ def _one(
     }
     export(answered, card, work / "model.onnx")  # what a kill leaves of it goes with the folder
     answer.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(work / "model.onnx", answer)  # which holds its card too
     os.replace(work / "model.json", answer.with_suffix(".json"))
-    os.replace(work / "model.onnx", answer)
     return Adapted(answer, names, adapted, held_out, state["step"], state["seconds"] / 60)
 
 
@@ -279,9 +279,10 @@ class _Watch:
     ) -> None:
         self.work, self.schedule, self.report = work, schedule, report
         self.start = {name: weight.clone() for name, weight in start.state_dict().items()}
-        about = (targets, PATCHES, SIZE, SLABS, around)
-        self.unseen = [target_batch_at(number, 1, *about, unseen=True) for number in range(WATCHED)]
-        self.thicker = [thicker_batch_at(number, 1, *about) for number in range(WATCHED)]
+        about = (PATCHES, SIZE, SLABS, around)
+        turns = [(number, 1, [targets[number % len(targets)]]) for number in range(max(WATCHED, 2 * len(targets)))]
+        self.unseen = [target_batch_at(*turn, *about, unseen=True) for turn in turns]
+        self.thicker = [thicker_batch_at(*turn, *about) for turn in turns]
         self.looks: list[dict[str, float]] = []
         self.begun = monotonic()
         if (work / "looks.jsonl").exists():
