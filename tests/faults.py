@@ -1000,8 +1000,8 @@ FAULTS = [
     Fault(
         "the slice direction vouches for an answer by itself",
         "training/adapt.py",
-        ' and best["held_out"] < before["held_out"]',
-        "",
+        ' if look["held_out"] < self.looks[0]["held_out"]]',
+        "]",
         "the slice direction alone is not enough",
         ADAPT,
     ),

@@ -212,13 +212,13 @@ def data_with_video(data, tmp_path_factory):
 
 @pytest.fixture
 def short_video_mr(monkeypatch):
-    """The recipe with a small network, 2 steps of video and 6 of MR, all saved and told."""
+    """The recipe with a small network, 4 steps of video and 12 of MR, all saved and told."""
     small = {"width": 8, "before": 1, "deep_width": 8, "deep": 1, "after": 0}
     stages = [
         replace(
             stage,
             task=replace(stage.task, network=small, patches=2, size=16),
-            schedule=replace(stage.schedule, save_every=1, log_every=1, warm_up=2),
+            schedule=replace(stage.schedule, steps=stage.schedule.steps // 1250, save_every=1, log_every=1, warm_up=2),
         )
         for stage in video_mr()
     ]

@@ -228,7 +228,7 @@ def _one(
     )
     state = torch.load(work / "checkpoint.pt", weights_only=True)
     before, best = watch.looks[0], watch.best()
-    adapted = best["score"] < 1 - LEAST_GAIN and best["held_out"] < before["held_out"]
+    adapted = best["score"] < 1 - LEAST_GAIN
     if adapted:
         answered.load_state_dict(torch.load(watch.weights_of(best), weights_only=True))
     held_out = (before["held_out"], best["held_out"] if adapted else before["held_out"])
