@@ -125,8 +125,16 @@ def test_its_card_says_what_it_learnt_from_and_what_came_of_it(undisturbed, star
     assert card["held_out_loss"]["after"] == best["held_out"] == done.held_out[1]
     assert card["share"] == best["share"] > 0
     assert card["trained"]["adapt"]["steps"] == done.steps == STEPS
-    assert card["envelope"] == card_of(start)["envelope"]
+    assert card["envelope"] == card_of(start)["envelope"] | {"fuse": True}
     assert len([line for line in said if "held-out loss" in line]) == len(looks)
+
+
+def test_an_adapted_model_is_asked_in_two_orientations(undisturbed, run, scan, tmp_path):
+    model = undisturbed[0].model
+    for name, words, fused in (("mine", [], True), ("fused", ["--fuse"], True), ("once", ["--no-fuse"], False)):
+        out = tmp_path / f"{name}.nii"
+        assert run("enhance", "-i", scan, "-o", out, "--model", model, *words)[0] == 0
+        assert json.loads(out.with_suffix(".json").read_text())["plan"]["fuse"] == fused
 
 
 def test_one_may_go_on_from_an_adapted_model_by_its_name(undisturbed, scan, tmp_path):
@@ -144,6 +152,7 @@ def test_where_the_held_out_loss_does_not_fall_the_file_is_the_start(run, scan, 
     card = card_of(tmp_path / "mine.onnx")
     assert not card["adapted"]
     assert card["held_out_loss"]["before"] == card["held_out_loss"]["after"]
+    assert card["envelope"] == card_of(start)["envelope"]
     assert differ(tmp_path / "mine.onnx", start) == 0
     volume = thick_volume(seed=5)
     np.testing.assert_array_equal(answer_of(tmp_path / "mine", volume), answer_of(start, volume))

@@ -68,6 +68,30 @@ def test_flipping_the_input_flips_the_output_and_moves_nothing_in_the_patient(ca
     same(thinned(flipped(volume, axis), model, **wish)[0], flipped(answer, axis))
 
 
+def mirrored(volume):
+    """Another scan: the voxels of this one mirrored through its middle, in the same places."""
+    return replace(volume, voxels=np.flip(volume.voxels, (0, 1, 2)))
+
+
+@given(case=scans_and_wishes())
+def test_a_fused_answer_does_not_tell_a_scan_from_its_mirror_image(case):
+    volume, wish = case
+    model, plan = lopsided(), replace(make_plan(volume, model="lopsided", **wish), fuse=True)
+    fused = upsample(volume, plan, model).volume
+    same(upsample(mirrored(volume), plan, model).volume, mirrored(fused))
+    once, other = (upsample(scan, replace(plan, fuse=False), model) for scan in (volume, mirrored(volume)))
+    if once.guard.suspect == other.guard.suspect == 0:
+        mean = (once.volume.voxels + mirrored(other.volume).voxels) / 2
+        same(fused, replace(fused, voxels=mean))
+
+
+def test_a_lopsided_network_tells_a_scan_from_its_mirror_image():
+    grid = thick_grid()
+    volume = Volume(np.random.default_rng(0).random(grid.shape, dtype=np.float32), grid.affine)
+    answer, other = thinned(volume, lopsided())[0], thinned(mirrored(volume), lopsided())[0]
+    assert np.abs(answer.voxels - mirrored(other).voxels).max() > 100 * ROUNDING
+
+
 @given(
     case=scans_and_wishes(),
     model=models,

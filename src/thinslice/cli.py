@@ -666,8 +666,9 @@ def _add_plan_options(verb: argparse.ArgumentParser) -> None:
     )
     verb.add_argument(
         "--fuse",
-        action="store_true",
-        help="ask a network for planes in every orientation: slower; for MR a little better",
+        action=argparse.BooleanOptionalAction,
+        help="ask a network in several orientations and join its answers: slower, a little better (default: for models "
+        "of adapt)",
     )
     _add_model(verb)
     verb.add_argument(

@@ -58,6 +58,7 @@ class Envelope:
         only_factors: the only factors it has, None for any within ``factor``.
         in_plane: the factors by which it can enlarge the slices themselves.
         hounsfield: it needs computed tomography.
+        fuse: it is meant to be asked in several orientations, unless told otherwise.
     """
 
     factor: tuple[float, float] = (1.0, float("inf"))
@@ -67,6 +68,7 @@ class Envelope:
     in_plane: tuple[int, ...] = (1,)
     grids: tuple[str, ...] = GRIDS
     hounsfield: bool = False
+    fuse: bool = False
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ class Plan:
         model: the model's name; ``model_sha256`` is None for an interpolation.
         in_plane: by how much the slices themselves are enlarged along both of their axes, before any is added; their
             outer edges are kept.
-        fuse: whether a network for planes is asked in several orientations.
+        fuse: whether a network is asked in several orientations and its answers are joined.
         padding: the value with which the scan is filled where the scanner saw nothing, None if it is not. Computed as
             air, and put back where it was.
         projection: whether the answer is projected onto the acquired slices.
@@ -188,7 +190,7 @@ def make_plan(
     projection: bool = True,
     noise: float = NOISE_LEVEL,
     in_plane: int = 1,
-    fuse: bool = False,
+    fuse: bool | None = None,
 ) -> Plan:
     """Decide everything about one scan.
 
@@ -199,7 +201,8 @@ def make_plan(
         thickness_mm: slice thickness; default: what the header says, else the slice spacing.
         profile, grid: see `Plan`.
         model, model_sha256, envelope: the model that will be used and what it is valid for (None: anything).
-        projection, noise, in_plane, fuse: see `Plan`.
+        projection, noise, in_plane: see `Plan`.
+        fuse: see `Plan`; default: what the model is meant for.
 
     Raises:
         PlanRefused: the scan is isotropic, has one slice, the wish lies outside what the model is valid for, or a
@@ -235,8 +238,11 @@ def make_plan(
         notes += _check_hounsfield(model, volume, padding)
     if padding is not None:
         notes.append(f"voxels of {padding:g} are padding: computed as air, and put back where they were")
-    if fuse:
-        _check_fuse(model, envelope)
+    if fuse and envelope is None:
+        raise PlanRefused(
+            f"got --fuse for {model}, whose answer is the same in every orientation; need a network; next: leave "
+            "--fuse out, or use --model default"
+        )
     if abs(thick_mm / real_factor - target_mm) > 1e-6 * target_mm:
         notes.append(
             f"{n_thick} slices of {thick_mm:g} mm do not divide into {target_mm:g} mm: "
@@ -265,7 +271,7 @@ def make_plan(
         projection=projection,
         noise=noise,
         in_plane=in_plane,
-        fuse=fuse,
+        fuse=envelope is not None and envelope.fuse if fuse is None else fuse,
         padding=padding,
         notes=tuple(notes),
         versions=_versions(),
@@ -466,15 +472,6 @@ def _check_grid(model: str, envelope: Envelope, grid: str) -> None:
     if grid not in envelope.grids:
         raise PlanRefused(
             f"got --grid {grid} for model {model}; need {' or '.join(envelope.grids)}; next: leave --grid out"
-        )
-
-
-def _check_fuse(model: str, envelope: Envelope | None) -> None:
-    """Only networks for planes can look at a scan in several ways."""
-    if envelope is None or envelope.only_factors is None:
-        raise PlanRefused(
-            f"got --fuse for model {model}, which has one way to look at a scan; need networks for planes; next: "
-            "leave --fuse out, or use --model planes-mr or planes-ct"
         )
 
 

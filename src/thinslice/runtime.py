@@ -210,7 +210,10 @@ def _slab_model(session: Any, card: dict[str, Any], name: str, sha256: str) -> M
         residual=_residual(session, int(card["multiple"]), int(card["reach"])),
         context=int(card["context"]),
         envelope=Envelope(
-            tuple(envelope["factor"]), tuple(envelope["thickness_over_spacing"]), tuple(envelope["profiles"])
+            tuple(envelope["factor"]),
+            tuple(envelope["thickness_over_spacing"]),
+            tuple(envelope["profiles"]),
+            fuse=bool(envelope.get("fuse", False)),
         ),
         sha256=sha256,
         card=card,

@@ -239,7 +239,7 @@ def _one(
         "recipe": [{"name": "adapt", "learns": "Target", "schedule": asdict(schedule)}],
         "commit": this_commit(),
         "data": known.get("data", []),
-        "envelope": known["envelope"],
+        "envelope": known["envelope"] | ({"fuse": True} if adapted else {}),
         "started_from": lineage(start),
         "adapted": adapted,
         "adapted_to": [
