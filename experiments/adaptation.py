@@ -1,19 +1,22 @@
 """The table of Wang et al. (ISBI 2024), repeated: does video pre-training help, does adaptation, to what?
 
-    python experiments/adaptation.py --data DATA -o adaptation [--steps 400] [--adapt-steps 60] [--jobs 2]
-    python experiments/adaptation.py --data DATA -o adaptation --real [--models default out/my-model ...]
+    python experiments/adaptation.py --data DATA -o adaptation [--steps 1200] [--adapt-steps 80] [--jobs 2]
 
-The first makes the four scans of `iso_dev` thick (x4, Gaussian, touching), trains a network on video clips, one on
-near-isotropic MR, one on a quarter clips and then MR, and one by the slice-profile average of clips, all for the same
-number of steps and with the same batches' size, adapts each of them, an untrained one and the embedded default, to the
-four thick scans together (as many steps as scans times ``--adapt-steps``) and to each scan by itself (``--adapt-steps``
-each, so that both cost the same), and trains the MR network on the thin truth of the four scans for as long, which is
-the upper bound. Thin truth is otherwise only scored on. What is there already is left alone, so a killed run goes on.
+It trains a network on video clips, one on near-isotropic MR, one on a quarter clips and then MR, and one by the
+slice-profile average of clips, all for the same number of steps and with the same batches' size.
 
-The second has no truth: every model makes one of two orthogonal stacks of the same knee thin, the answer is resampled
+Simulated: the four scans of `iso_dev` are made thick (x4, Gaussian, touching). Each of these networks, an untrained one
+and the embedded default are adapted to the four thick scans together (as many steps as scans times ``--adapt-steps``)
+and to each scan by itself (``--adapt-steps`` each, so that both cost the same). The MR network and the default are also
+trained on the thin truth of the four scans for as long, which is the upper bound; it is otherwise only scored on.
+
+Real: the same networks are adapted to the scans of `thick` likewise, which have no truth. What the loss of the slices
+held out says is told; and every model makes one of two orthogonal stacks of the same knee thin, the answer is resampled
 into the slices of the other one, through the other's own slice profile, and compared with the in-plane detail there.
 
-The first writes ``results.jsonl``, a table and the learning curves as a picture, the second ``real.jsonl`` and a table.
+All models are asked in one orientation; of the embedded default also the mean of two is scored (``enhance --fuse``).
+What is there already is left alone, so a killed run goes on. It writes ``results.jsonl`` and ``real.jsonl``, a table of
+each, and the learning curves as a picture.
 """
 
 import argparse
@@ -42,6 +45,7 @@ from thinslice.weights import find_model
 
 FACTOR = 4.0
 STARTS = ("nothing", "video", "video-average", "mr", "video+mr", "default")
+HOW = ("none", "data-set", "per-scan")
 VIDEO_SHARE = 0.25
 CURVE_POINTS = 5
 KNEES = ("knee_pdfs_sag", "knee_pdfs_cor")
@@ -54,26 +58,25 @@ Record = dict[str, Any]
 def main() -> int:
     arguments = _arguments()
     arguments.output.mkdir(parents=True, exist_ok=True)
-    if arguments.real:
-        records = list(real(arguments))
-        _keep(arguments.output / "real.jsonl", records)
-        text = real_table(records)
-        (arguments.output / "real.md").write_text(text)
-    else:
-        thick = make_thick(arguments.data, arguments.output)
-        starts = [(start, arguments) for start in STARTS]
-        with get_context("spawn").Pool(arguments.jobs, maxtasksperchild=1) as pool:
-            pool.starmap(train, starts, chunksize=1)
-            pool.starmap(adapt_start, [(start, thick, arguments) for start in STARTS], chunksize=1)
-            pool.starmap(upper_bound, [(thick, arguments)])
-        records = [
-            score(path, case, start, how, arguments) for start, how in cells() for case, path in sorted(thick.items())
-        ]
-        _keep(arguments.output / "results.jsonl", records)
-        text = table(records)
-        (arguments.output / "table.md").write_text(text)
-        draw(arguments)
-    print(text)
+    thick = make_thick(arguments.data, arguments.output)
+    scans = {path.name.split(".")[0]: path for path in sorted((arguments.data / "thick").glob("*.nii*"))}
+    simulated = [(start, thick, "adapted", FACTOR, arguments) for start in STARTS]
+    acquired = [(start, scans, "real", None, arguments) for start in STARTS]
+    with get_context("spawn").Pool(arguments.jobs, maxtasksperchild=1) as pool:
+        pool.starmap(train, [(start, arguments) for start in STARTS], chunksize=1)
+        pool.starmap(adapt_start, simulated, chunksize=1)
+        pool.starmap(upper_bound, [(start, thick, arguments) for start in ("mr", "default")], chunksize=1)
+        pool.starmap(adapt_start, acquired, chunksize=1)
+        scored = [(case, start, how, arguments) for start, how in cells() for case in sorted(thick)]
+        records = pool.starmap(score, scored, chunksize=8)
+        compared = [("cubic", "none"), *((start, how) for start in STARTS for how in HOW)]
+        real = pool.starmap(score_real, [(*cell, scans, arguments) for cell in compared], chunksize=1)
+    _keep(arguments.output / "results.jsonl", records)
+    _keep(arguments.output / "real.jsonl", real)
+    for name, text in (("table", table(records)), ("real", real_table(real))):
+        (arguments.output / f"{name}.md").write_text(text)
+        print(text)
+    draw(arguments)
     return 0
 
 
@@ -160,7 +163,9 @@ def _trained(
     return answer, curve
 
 
-def adapt_start(start: str, thick: dict[str, Path], arguments: argparse.Namespace) -> None:
+def adapt_start(
+    start: str, thick: dict[str, Path], folder: str, factor: float | None, arguments: argparse.Namespace
+) -> None:
     """Adapt one start to all scans together and to each by itself, at the same cost."""
     from thinslice.training import adapt as adapting
     from thinslice.training.fit import Schedule
@@ -172,19 +177,23 @@ def adapt_start(start: str, thick: dict[str, Path], arguments: argparse.Namespac
         adapting.SCHEDULE = replace(usual, **rates)
     adapting.SCHEDULE = replace(adapting.SCHEDULE, side_by_side=False)
     wish = str(start if start == "default" else arguments.output / "starts" / f"{start}.onnx")
-    out = arguments.output / "adapted"
-    steps = arguments.adapt_steps
-    paths = list(thick.values())
-    adapting.adapt(
-        paths, out / f"{start} data-set", wish, factor=FACTOR, steps=steps * len(paths), resume=True, report=_silent
-    )
-    adapting.adapt(
-        paths, out / f"{start} per-scan", wish, factor=FACTOR, steps=steps, per_scan=True, resume=True, report=_silent
-    )
+    out = arguments.output / folder
+    steps, paths = arguments.adapt_steps, list(thick.values())
+    for how, length in (("data-set", steps * len(paths)), ("per-scan", steps)):
+        adapting.adapt(
+            paths,
+            out / f"{start} {how}",
+            wish,
+            factor=factor,
+            steps=length,
+            per_scan=how == "per-scan",
+            resume=True,
+            report=_silent,
+        )
 
 
-def upper_bound(thick: dict[str, Path], arguments: argparse.Namespace) -> None:
-    """The MR network and the default trained on the thin truth of the four scans, for as long as an adaptation."""
+def upper_bound(start: str, thick: dict[str, Path], arguments: argparse.Namespace) -> None:
+    """A start trained on the thin truth of the four scans, for as long as an adaptation."""
     import torch
 
     from thinslice.training.corpus import Ranges, Thin, normalised
@@ -198,31 +207,32 @@ def upper_bound(thick: dict[str, Path], arguments: argparse.Namespace) -> None:
     )
     truths = [normalised(truth.voxels) for truth, _ in _scored(arguments)]
     corpus = [Thin(case, voxels, (2,), voxels.size**0.5) for case, voxels in zip(thick, truths, strict=True)]
-    for start in ("mr", "default"):
-        out = arguments.output / "adapted" / f"{start} truth.onnx"
-        if out.exists():
-            continue
-        torch.manual_seed(0)
-        network = task.make_network()
-        load_weights(network, _start_file(start, arguments) if start != "default" else EMBEDDED / "default.onnx")
-        steps = arguments.adapt_steps * len(thick)
-        network, _ = _trained(network, task, corpus, steps, out.with_suffix(".training"), (), gentle=True)
-        export(network, {"name": f"{start} truth", "envelope": task.envelope}, out)
+    out = arguments.output / "adapted" / f"{start} truth.onnx"
+    if out.exists():
+        return
+    torch.manual_seed(0)
+    network = task.make_network()
+    load_weights(network, _start_file(start, arguments) if start != "default" else EMBEDDED / "default.onnx")
+    steps = arguments.adapt_steps * len(thick)
+    network, _ = _trained(network, task, corpus, steps, out.with_suffix(".training"), (), gentle=True)
+    export(network, {"name": f"{start} truth", "envelope": task.envelope}, out)
 
 
 def cells() -> Iterator[tuple[str, str]]:
     """Start and adaptation of every cell of the table."""
     for start in STARTS:
-        yield from ((start, how) for how in ("none", "data-set", "per-scan"))
+        yield from ((start, how) for how in HOW)
     yield from (("mr", "truth"), ("default", "truth"))
 
 
-def score(path: Path, case: str, start: str, how: str, arguments: argparse.Namespace) -> Record:
+def score(case: str, start: str, how: str, arguments: argparse.Namespace) -> Record:
     """One scan by one cell's model: decibels above projected cubic."""
     truth, thick = _pair(arguments, case)
-    model = find_model(_model_of(start, how, case, arguments))
+    model = find_model(_model_of(start, how, case, "adapted", arguments))
     answer, mask, span = _answer(thick, model), foreground(truth.voxels), data_range(truth.voxels)
     decibel = psnr(answer, truth.voxels, span, mask)
+    reference = _decibels(truth, thick, find_model("cubic"))
+    fused = psnr(_answer(thick, model, fuse=True), truth.voxels, span, mask) if start == "default" else None
     card: Any = model.card or {}
     return {
         "case": case,
@@ -230,15 +240,16 @@ def score(path: Path, case: str, start: str, how: str, arguments: argparse.Names
         "adaptation": how,
         "psnr_db": decibel,
         "ssim": ssim(answer, truth.voxels, span, mask),
-        "gain_db": decibel - _decibels(truth, thick, find_model("cubic")),
+        "gain_db": decibel - reference,
+        "fused_gain_db": None if fused is None else fused - reference,
         "kept_start": not card.get("adapted", True),
     }
 
 
-def _model_of(start: str, how: str, case: str, arguments: argparse.Namespace) -> str:
-    adapted = arguments.output / "adapted"
+def _model_of(start: str, how: str, case: str, folder: str, arguments: argparse.Namespace) -> str:
+    adapted = arguments.output / folder
     if how == "none":
-        return start if start == "default" else str(_start_file(start, arguments))
+        return start if start in ("default", "cubic") else str(_start_file(start, arguments))
     return str(adapted / f"{start} per-scan" / f"{case}.onnx" if how == "per-scan" else adapted / f"{start} {how}.onnx")
 
 
@@ -246,9 +257,9 @@ def _start_file(start: str, arguments: argparse.Namespace) -> Path:
     return Path(arguments.output / "starts" / f"{start}.onnx")
 
 
-def _answer(thick: Volume, model: Model) -> np.ndarray:
-    plan = make_plan(thick, factor=FACTOR, thickness_mm=thick.thickness_mm, model=model.name, envelope=model.envelope)
-    return upsample(thick, plan, model).volume.voxels
+def _answer(thick: Volume, model: Model, fuse: bool = False) -> np.ndarray:
+    wish = {"factor": FACTOR, "thickness_mm": thick.thickness_mm, "fuse": fuse}
+    return upsample(thick, make_plan(thick, model=model.name, envelope=model.envelope, **wish), model).volume.voxels
 
 
 def _decibels(truth: Volume, thick: Volume, model: Model) -> float:
@@ -293,13 +304,15 @@ def _gain(network: Any, truth: Volume, thick: Volume) -> float:
 def table(records: Sequence[Record]) -> str:
     """Markdown: gain over projected cubic, mean of the scans and each."""
     cases = list(dict.fromkeys(record["case"] for record in records))
-    rows = ["| start | adaptation | mean gain dB | " + " | ".join(cases) + " | start kept |"]
-    rows.append("|---|---|--:|" + "--:|" * (len(cases) + 1))
+    rows = ["| start | adaptation | mean gain dB | " + " | ".join(cases) + " | start kept | mean gain dB, fused |"]
+    rows.append("|---|---|--:|" + "--:|" * (len(cases) + 2))
     for start, how in dict.fromkeys((record["start"], record["adaptation"]) for record in records):
         mine = [record for record in records if (record["start"], record["adaptation"]) == (start, how)]
         each = " | ".join(f"{next(r['gain_db'] for r in mine if r['case'] == case):+.3f}" for case in cases)
         kept = sum(record["kept_start"] for record in mine)
-        rows.append(f"| {start} | {how} | {mean(r['gain_db'] for r in mine):+.3f} | {each} | {kept} of {len(mine)} |")
+        fused = f"{mean(r['fused_gain_db'] for r in mine):+.3f}" if mine[0]["fused_gain_db"] is not None else ""
+        gain = f"{mean(r['gain_db'] for r in mine):+.3f}"
+        rows.append(f"| {start} | {how} | {gain} | {each} | {kept} of {len(mine)} | {fused} |")
     return "\n".join(rows) + "\n"
 
 
@@ -328,16 +341,27 @@ def draw(arguments: argparse.Namespace) -> None:
     figure.savefig(arguments.output / "curves.png", dpi=110)
 
 
-def real(arguments: argparse.Namespace) -> Iterator[Record]:
-    """Every model on both knees: how much of the fine detail of one is in the answer to the other."""
-    stacks = {name: read(next((arguments.data / "thick").glob(f"{name}.nii*"))) for name in KNEES}
+def score_real(start: str, how: str, scans: dict[str, Path], arguments: argparse.Namespace) -> Record:
+    """What can be said without truth: the change of the loss of the slices held out, and what the two knees share."""
+    stacks = {name: read(scans[name]) for name in KNEES}
+    agreements = {}
     for seen, other in (KNEES, KNEES[::-1]):
-        for wish in dict.fromkeys(["cubic", *arguments.models]):
-            folder = Path(wish)
-            model = find_model(str(folder / f"{seen}.onnx") if folder.is_dir() else wish)
-            plan = make_plan(stacks[seen], model=model.name, envelope=model.envelope)
-            thin = upsample(stacks[seen], plan, model).volume
-            yield {"seen": seen, "compared_with": other, "model": wish, "agreement": agreement(thin, stacks[other])}
+        model = find_model(_model_of(start, how, seen, "real", arguments))
+        plan = make_plan(stacks[seen], model=model.name, envelope=model.envelope, fuse=False)
+        agreements[seen] = agreement(upsample(stacks[seen], plan, model).volume, stacks[other])
+    files = {"none": [], "data-set": [f"{start} data-set.json"]}
+    cards = [
+        json.loads((arguments.output / "real" / name).read_text())
+        for name in files.get(how, [f"{start} per-scan/{case}.json" for case in scans])
+    ]
+    losses = [card["held_out_loss"]["after"] / card["held_out_loss"]["before"] for card in cards]
+    return {
+        "start": start,
+        "adaptation": how,
+        "agreement": agreements,
+        "held_out_change": [loss - 1 for loss in losses],
+        "kept_start": [not card["adapted"] for card in cards],
+    }
 
 
 def agreement(thin: Volume, other: Volume) -> float:
@@ -375,11 +399,14 @@ def agreement(thin: Volume, other: Volume) -> float:
 
 
 def real_table(records: Sequence[Record]) -> str:
-    """Markdown: agreement of the fine detail, for each of the two stacks that a model was given."""
-    rows = ["| model | " + " | ".join(f"{name} thin, against the other" for name in KNEES) + " |", "|---|--:|--:|"]
-    for model in dict.fromkeys(record["model"] for record in records):
-        each = [next(r["agreement"] for r in records if (r["model"], r["seen"]) == (model, name)) for name in KNEES]
-        rows.append(f"| {model} | {each[0]:.4f} | {each[1]:.4f} |")
+    """Markdown: agreement of the fine detail, for each of the two stacks that a model was given, and losses."""
+    heads = [f"{name} thin, against the other" for name in KNEES] + ["held-out loss, mean change %", "start kept"]
+    rows = ["| start | adaptation | " + " | ".join(heads) + " |", "|---|---|" + "--:|" * len(heads)]
+    for record in records:
+        each = " | ".join(f"{record['agreement'][name]:.4f}" for name in KNEES)
+        change, kept = record["held_out_change"], record["kept_start"]
+        losses = f"{100 * mean(change):+.1f} | {sum(kept)} of {len(kept)}" if change else " | "
+        rows.append(f"| {record['start']} | {record['adaptation']} | {each} | {losses} |")
     return "\n".join(rows) + "\n"
 
 
@@ -400,11 +427,9 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with video, iso_train, iso_dev and thick")
     parser.add_argument("-o", "--output", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=400, help="of every training of a start")
-    parser.add_argument("--adapt-steps", type=int, default=60, help="of every adaptation, for each scan")
+    parser.add_argument("--steps", type=int, default=1200, help="of every training of a start")
+    parser.add_argument("--adapt-steps", type=int, default=80, help="of every adaptation, for each scan")
     parser.add_argument("--jobs", type=int, default=2, help="processes beside each other")
-    parser.add_argument("--real", action="store_true", help="compare two orthogonal knees instead")
-    parser.add_argument("--models", nargs="+", default=["default"], help="with --real: these, and cubic")
     return parser.parse_args()
 
 

@@ -44,7 +44,14 @@ def test_half_a_voxel_between_the_stacks_shows(experiment, shift_mm):
 
 def test_the_table_has_a_line_for_every_cell_and_the_mean_of_its_scans(experiment):
     records = [
-        {"case": case, "start": start, "adaptation": how, "gain_db": gain, "kept_start": kept}
+        {
+            "case": case,
+            "start": start,
+            "adaptation": how,
+            "gain_db": gain,
+            "fused_gain_db": gain + 0.5 if how == "per-scan" else None,
+            "kept_start": kept,
+        }
         for start, how, case, gain, kept in [
             ("mr", "none", "a", 1.0, False),
             ("mr", "none", "b", 2.0, False),
@@ -53,8 +60,8 @@ def test_the_table_has_a_line_for_every_cell_and_the_mean_of_its_scans(experimen
         ]
     ]
     lines = experiment.table(records).splitlines()
-    assert "| mr | none | +1.500 | +1.000 | +2.000 | 0 of 2 |" in lines
-    assert "| mr | per-scan | +1.750 | +1.500 | +2.000 | 1 of 2 |" in lines
+    assert "| mr | none | +1.500 | +1.000 | +2.000 | 0 of 2 |  |" in lines
+    assert "| mr | per-scan | +1.750 | +1.500 | +2.000 | 1 of 2 | +2.250 |" in lines
     assert len(lines) == 4
 
 
@@ -62,3 +69,20 @@ def test_every_cell_of_the_paper_is_there(experiment):
     cells = set(experiment.cells())
     assert {(s, h) for s in ("nothing", "video", "mr", "video+mr") for h in ("none", "data-set", "per-scan")} <= cells
     assert ("mr", "truth") in cells
+
+
+def test_the_table_of_real_scans_tells_what_was_kept(experiment):
+    knees = dict.fromkeys(experiment.KNEES, 0.5)
+    records = [
+        {"start": "cubic", "adaptation": "none", "agreement": knees, "held_out_change": [], "kept_start": []},
+        {
+            "start": "mr",
+            "adaptation": "per-scan",
+            "agreement": knees,
+            "held_out_change": [-0.02, 0.0],
+            "kept_start": [False, True],
+        },
+    ]
+    lines = experiment.real_table(records).splitlines()
+    assert lines[2] == "| cubic | none | 0.5000 | 0.5000 |  |  |"
+    assert lines[3] == "| mr | per-scan | 0.5000 | 0.5000 | -1.0 | 1 of 2 |"
