@@ -243,17 +243,25 @@ def test_it_ends_early_when_nothing_gets_better(scan, start, tmp_path, monkeypat
 
 def test_what_is_held_out_is_never_learnt_from(scan, start, tmp_path, monkeypatch):
     """Lessons and looks are asked for by what they are; the looks are the same ones every time."""
-    asked, real = [], adapting.target_batch_at
+    asked = {"target_batch_at": [], "thicker_batch_at": [], "lesson_at": []}
 
-    def batch_at(number, seed, *rest, unseen):
-        asked.append((number, unseen))
-        return real(number, seed, *rest, unseen=unseen)
+    def listening(name):
+        real = getattr(adapting, name)
 
-    monkeypatch.setattr(adapting, "target_batch_at", batch_at)
+        def batch_at(number, *rest, **kinds):
+            asked[name].append((number, kinds))
+            return real(number, *rest, **kinds)
+
+        return batch_at
+
+    for name in asked:
+        monkeypatch.setattr(adapting, name, listening(name))
     adapt([scan], tmp_path / "mine", start=start, steps=STEPS, report=quiet)
-    assert [number for number, unseen in asked if unseen] == list(range(adapting.WATCHED))
-    lessons = sorted(number for number, unseen in asked if not unseen)
+    looks = [(number, {"unseen": True}) for number in range(adapting.WATCHED)]
+    assert asked["target_batch_at"] == asked["thicker_batch_at"] == looks
+    lessons = sorted(number for number, _ in asked["lesson_at"])
     assert lessons[: STEPS * adapting.SCHEDULE.batches] == list(range(STEPS * adapting.SCHEDULE.batches))
+    assert all(kinds.get("unseen", False) is False for _, kinds in asked["lesson_at"])
 
 
 def test_the_embedded_network_can_be_adapted(run, scan, tmp_path, monkeypatch):
@@ -290,9 +298,9 @@ def test_every_scan_is_looked_at_alike(scan, start, tmp_path, monkeypatch):
         looked["directions"] += [target.name for target in targets] if unseen else []
         return real[0](number, seed, targets, *rest, unseen=unseen)
 
-    def thicker(number, seed, targets, *rest):
-        looked["thicker"] += [target.name for target in targets]
-        return real[1](number, seed, targets, *rest)
+    def thicker(number, seed, targets, *rest, unseen):
+        looked["thicker"] += [target.name for target in targets] if unseen else []
+        return real[1](number, seed, targets, *rest, unseen=unseen)
 
     monkeypatch.setattr(adapting, "target_batch_at", direction)
     monkeypatch.setattr(adapting, "thicker_batch_at", thicker)

@@ -28,6 +28,7 @@ from thinslice.training.targets import (
     NEAR_FACTOR,
     NEAR_THICKNESS,
     Places,
+    lesson_at,
     make_target,
     target_batch_at,
     thicker_batch_at,
@@ -208,8 +209,49 @@ def test_the_acquired_slices_are_made_twice_as_thick_along_their_own_axis():
     (batch,) = [thicker_batch_at(0, 1, [TARGET], 2, SIZE, SLABS, AROUND)]
     assert batch.geometry.factor == 2
     assert TARGET.acquired.axes == (2,)
-    assert TARGET.acquired.voxels.shape == SHAPE
     assert same(batch, thicker_batch_at(0, 1, [TARGET], 2, SIZE, SLABS, AROUND))
+
+
+@pytest.mark.parametrize("bright", ["first", "last"])
+@pytest.mark.parametrize("shape", [(96, 60, 12), (60, 96, 12)])
+def test_the_acquired_slices_of_a_third_that_shows_more_are_not_learnt_from(shape, bright):
+    """Voxels say which line of the longer side they lie on, so that what a batch shows can be told."""
+    side = int(np.argmax(shape))
+    lines = np.arange(1.0, shape[side] + 1)
+    voxels = np.broadcast_to(np.expand_dims(lines, [axis for axis in range(3) if axis != side]), shape)
+    voxels = voxels if bright == "last" else np.flip(voxels, side)
+    learnt, held_out = targets._split_in_plane(voxels)
+    assert learnt.shape[side] == 64
+    assert held_out.shape[side] == 32
+    assert set(np.unique(learnt)).isdisjoint(np.unique(held_out))
+    assert held_out.min() > learnt.max()
+
+
+def test_lessons_of_the_slice_direction_come_from_what_is_not_held_out():
+    ones, twos = (replace(TARGET.acquired, voxels=np.full(SHAPE, value, np.float32)) for value in (1, 2))
+    for unseen in (False, True):
+        about = ([replace(TARGET, acquired=ones, unseen_acquired=twos)], 2, SIZE, SLABS, AROUND, unseen)
+        wanted = twos if unseen else ones
+        alone = ([replace(TARGET, acquired=wanted, unseen_acquired=wanted)], *about[1:])
+        for step in range(5):
+            assert same(thicker_batch_at(step, 1, *about), thicker_batch_at(step, 1, *alone))
+
+
+def test_a_quarter_of_the_lessons_lies_across_the_slices():
+    asked = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(targets, "thicker_batch_at", lambda *wish: asked.append("across"))
+        patch.setattr(targets, "target_batch_at", lambda *wish: asked.append("within"))
+        for step in range(2000):
+            lesson_at(step, 1, [TARGET], 2, SIZE, SLABS, AROUND)
+    assert asked.count("across") / len(asked) == pytest.approx(targets.THICKER, abs=0.03)
+
+
+def test_the_slice_direction_of_a_small_scan_is_shown_in_smaller_patches():
+    small = replace(TARGET.acquired, voxels=TARGET.acquired.voxels[:20])
+    batch = thicker_batch_at(0, 1, [replace(TARGET, unseen_acquired=small)], 1, 40, SLABS, AROUND, unseen=True)
+    assert batch.thick.shape[0] == 4
+    assert batch.thick.shape[2:] == (20, 20)
 
 
 # ---- turning
@@ -240,6 +282,7 @@ def test_the_order_of_the_axes_is_only_a_name(axis):
     for mine, its in zip([*turned.volumes, *turned.unseen], [*TARGET.volumes, *TARGET.unseen], strict=True):
         np.testing.assert_allclose(mine.voxels, its.voxels, atol=1e-4)
     np.testing.assert_allclose(turned.acquired.voxels, TARGET.acquired.voxels, atol=1e-5)
+    np.testing.assert_allclose(turned.unseen_acquired.voxels, TARGET.unseen_acquired.voxels, atol=1e-5)
     assert share_of(turned.places, 0) == pytest.approx(share_of(TARGET.places, 0), abs=0.01)
 
 

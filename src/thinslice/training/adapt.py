@@ -32,6 +32,7 @@ from thinslice.training.recipes import lineage, this_commit
 from thinslice.training.targets import (
     VOXELS,
     Target,
+    lesson_at,
     make_target,
     target_batch_at,
     thicker_batch_at,
@@ -218,7 +219,7 @@ def _one(
     watch = _Watch(network, targets, work, around, schedule, report)
     fit(
         network,
-        lambda number: target_batch_at(number, seed, targets, PATCHES, SIZE, SLABS, around, unseen=False),
+        lambda number: lesson_at(number, seed, targets, PATCHES, SIZE, SLABS, around),
         projected_loss,
         work,
         schedule,
@@ -262,10 +263,10 @@ def _one(
 class _Watch:
     """Looks at the losses now and then, keeps the best weights, and says when to stop.
 
-    Two losses count alike, relative to the starting model's: the one of directions within slices that nothing is learnt
-    from, and the one of the slice direction itself, at the scale at which its truth is known. The weights looked at lie
-    between the starting and the adapted ones (Wortsman et al., CVPR 2022): far out, the directions within the slices
-    still gain while the slice direction loses (LOG.md).
+    Two losses count alike, relative to the starting model's, both where nothing is learnt from: the one of directions
+    within slices, and the one of the slice direction itself, at the scale at which its truth is known. The weights
+    looked at lie between the starting and the adapted ones (Wortsman et al., CVPR 2022): far out, the directions within
+    the slices still gain while the slice direction loses (LOG.md).
     """
 
     def __init__(
@@ -282,7 +283,7 @@ class _Watch:
         about = (PATCHES, SIZE, SLABS, around)
         turns = [(number, 1, [targets[number % len(targets)]]) for number in range(max(WATCHED, 2 * len(targets)))]
         self.unseen = [target_batch_at(*turn, *about, unseen=True) for turn in turns]
-        self.thicker = [thicker_batch_at(*turn, *about) for turn in turns]
+        self.thicker = [thicker_batch_at(*turn, *about, unseen=True) for turn in turns]
         self.looks: list[dict[str, float]] = []
         self.begun = monotonic()
         if (work / "looks.jsonl").exists():

@@ -7,8 +7,8 @@ much it changes within them, can be seen in the acquired slices as well as in th
 are drawn the less the more often they occur there than across the acquired slices (importance weighting under
 covariate shift, Shimodaira 2000). Without that, adaptation did harm (LOG.md).
 
-The acquired slices made thicker still, the slice direction itself at another scale, are not learnt from: what they say
-of an answer that learnt elsewhere is worth more (LOG.md).
+The acquired slices made thicker still are the slice direction itself, at another scale. A quarter of the lessons is cut
+from two thirds of their field of view; what the last third says of an answer that learnt elsewhere is a judge (LOG.md).
 """
 
 from collections.abc import Sequence
@@ -51,6 +51,10 @@ LEAST_SLICES, LEAST_SIDE = 6, 48
 VOXELS, LEAST_VOXELS = 60_000_000, 1_600_000
 """Thin voxels learnt from, of all scans together and of each at least; the rest of a larger scan is cut off."""
 
+THICKER, THICKER_HELD_OUT = 0.25, 1 / 3
+"""Share of the lessons that are cut from the acquired slices made thicker, and of their longer side, at one end, that
+nothing is learnt from."""
+
 CELL, SLABS_SEEN = 16, 4
 """A place is judged by 3x3 cells of this many pixels and so many acquired slices around its middle."""
 
@@ -86,7 +90,7 @@ class Target:
         factor, thickness_over_spacing, profile: of its plan.
         volumes, places: what is learnt from: the starting model's answer, turned by `ANGLES`, slice axis last.
         unseen, unseen_places: the same of the slices held out.
-        acquired: the acquired slices themselves [x, y, slices], to be made thicker still.
+        acquired, unseen_acquired: the acquired slices themselves [x, y, slices], to be made thicker still; likewise.
         weight: how often it is drawn.
     """
 
@@ -99,6 +103,7 @@ class Target:
     unseen: list[Thin]
     unseen_places: Places
     acquired: Thin
+    unseen_acquired: Thin
     weight: float
 
 
@@ -132,6 +137,9 @@ def make_target(name: str, scan: Volume, plan: Plan, model: Model, voxels: int =
     about = (plan.factor, plan.thickness_over_spacing, plan.profile)
     wanted = _looks(np.moveaxis(acquired, 2, 0))[0]
     volumes, unseen = _turned(name, learnt), _turned(name, held_out)
+    learnt_slices, unseen_slices = (
+        Thin(name, np.ascontiguousarray(part), (2,), 1.0) for part in _split_in_plane(acquired)
+    )
     return Target(
         name,
         *about,
@@ -139,7 +147,8 @@ def make_target(name: str, scan: Volume, plan: Plan, model: Model, voxels: int =
         _places(volumes, wanted, *about),
         unseen,
         _places(unseen, wanted, *about),
-        Thin(name, np.ascontiguousarray(acquired), (2,), 1.0),
+        learnt_slices,
+        unseen_slices,
         thin.size**0.5,
     )
 
@@ -162,6 +171,17 @@ def _split(thin: np.ndarray, plan: Plan) -> tuple[np.ndarray, np.ndarray]:
     first = thin[..., :count].mean() > thin[..., -count:].mean()
     parts = (thin[..., :count], thin[..., count + gap :]) if first else (thin[..., -count:], thin[..., : -count - gap])
     return parts[0], parts[1]
+
+
+def _split_in_plane(acquired: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Parts [x, y, slices] learnt from and held out: that end of the longer side is held out which shows more."""
+    side = int(np.argmax(acquired.shape[:2]))
+    lines = np.moveaxis(acquired, side, 0)
+    count = int(THICKER_HELD_OUT * len(lines))
+    first = lines[:count].mean() > lines[-count:].mean()
+    parts = (lines[count:], lines[:count]) if first else (lines[:-count], lines[-count:])
+    learnt, held_out = (np.moveaxis(part, 0, side) for part in parts)
+    return learnt, held_out
 
 
 def _turned(name: str, thin: np.ndarray) -> list[Thin]:
@@ -263,6 +283,15 @@ def _shares(looks: np.ndarray, edges: Sequence[np.ndarray]) -> np.ndarray:
     return np.bincount(_classes(looks, edges), minlength=BINS[0] * BINS[1]) / len(looks)
 
 
+def lesson_at(
+    step: int, seed: int, targets: Sequence[Target], patches: int, size: int, slabs: int, context: int
+) -> Batch:
+    """What is learnt from in one step: mostly a direction within the slices, sometimes across them at another scale."""
+    across = np.random.default_rng([seed, step, 1]).random() < THICKER
+    batch_at = thicker_batch_at if across else target_batch_at
+    return batch_at(step, seed, targets, patches, size, slabs, context)
+
+
 def target_batch_at(
     step: int,
     seed: int,
@@ -283,22 +312,36 @@ def target_batch_at(
     target = _one_of(rng, targets)
     geometry = _near(rng, target, slabs, context)
     volumes, places = (target.unseen, target.unseen_places) if unseen else (target.volumes, target.places)
-    side = min(size, volumes[0].voxels.shape[2] // 2 * 2)  # a larger patch would show its last slice many times over
-    patches, size = round(patches * (size / side) ** 2), side
+    patches, size = _fitting(patches, size, volumes[0].voxels.shape[2])
     draws = [_draw(rng, volumes, places, geometry, size) for _ in range(patches)]
     return render(volumes, geometry, draws, size, context)
 
 
 def thicker_batch_at(
-    step: int, seed: int, targets: Sequence[Target], patches: int, size: int, slabs: int, context: int
+    step: int,
+    seed: int,
+    targets: Sequence[Target],
+    patches: int,
+    size: int,
+    slabs: int,
+    context: int,
+    unseen: bool = False,
 ) -> Batch:
-    """Patches of one scan's acquired slices, made twice as thick."""
+    """Patches of one scan's acquired slices, made twice as thick; with ``unseen`` of the part held out."""
     rng = np.random.default_rng([seed, step])
     target = _one_of(rng, targets)
     phase = float(rng.choice([0.0, 0.5, 1.0]))
     geometry = geometry_of_block(2.0, target.thickness_over_spacing, target.profile, phase, slabs, context)
-    draws = [draw_patch(rng, [target.acquired], LOOKS, geometry, size) for _ in range(patches)]
-    return render([target.acquired], geometry, draws, size, context)
+    slices = target.unseen_acquired if unseen else target.acquired
+    patches, size = _fitting(patches, size, min(slices.voxels.shape[:2]))
+    draws = [draw_patch(rng, [slices], LOOKS, geometry, size) for _ in range(patches)]
+    return render([slices], geometry, draws, size, context)
+
+
+def _fitting(patches: int, size: int, room: int) -> tuple[int, int]:
+    """More and smaller patches where there is less room: larger ones would show its end many times over."""
+    side = min(size, room // 2 * 2)
+    return round(patches * (size / side) ** 2), side
 
 
 def _one_of(rng: np.random.Generator, targets: Sequence[Target]) -> Target:
