@@ -1,6 +1,6 @@
 """The table of Wang et al. (ISBI 2024), repeated: does video pre-training help, does adaptation, to what?
 
-    python experiments/adaptation.py --data DATA -o adaptation [--steps 800] [--adapt-steps 50] [--jobs 2]
+    python experiments/adaptation.py --data DATA -o adaptation [--steps 800] [--adapt-steps 40] [--jobs 2]
 
 It trains a network on video clips, one on near-isotropic MR, one on a quarter clips and then MR, and one by the
 slice-profile average of clips (not gone on with), all for the same number of steps and with the same batches' size.
@@ -10,9 +10,10 @@ the embedded default are adapted to the four thick scans together (as many steps
 and to each scan by itself (``--adapt-steps`` each, so that both cost the same). The MR network and the default are also
 trained on the thin truth of the four scans for as long, which is the upper bound; it is otherwise only scored on.
 
-Real: the same networks are adapted to the scans of `thick` likewise, which have no truth. What the loss of the slices
-held out says is told; and every model makes one of two orthogonal stacks of the same knee thin, the answer is resampled
-into the slices of the other one, through the other's own slice profile, and compared with the in-plane detail there.
+Real: the same networks are adapted to two knees, a prostate and a brain of `thick` likewise, which have no truth. What
+the loss of the slices held out says is told; and every model makes one of two orthogonal stacks of the same knee thin,
+the answer is resampled into the slices of the other one, through the other's own slice profile, and compared with the
+in-plane detail there.
 
 All models are asked in one orientation; of the embedded default also the mean of two is scored (``enhance --fuse``).
 What is there already is left alone, so a killed run goes on. It writes ``results.jsonl`` and ``real.jsonl``, a table of
@@ -50,6 +51,7 @@ HOW = ("none", "data-set", "per-scan")
 VIDEO_SHARE = 0.25
 CURVE_POINTS = 5
 KNEES = ("knee_pdfs_sag", "knee_pdfs_cor")
+REAL = (*KNEES, "prostate_t2_sag_px0000", "brain_flair_openms_l01_thick")
 DETAIL_MM = 1.5
 """Only what is finer than a Gaussian of this sigma is compared between the knees: their contrast may drift."""
 
@@ -60,7 +62,7 @@ def main() -> int:
     arguments = _arguments()
     arguments.output.mkdir(parents=True, exist_ok=True)
     thick = make_thick(arguments.data, arguments.output)
-    scans = {path.name.split(".")[0]: path for path in sorted((arguments.data / "thick").glob("*.nii*"))}
+    scans = {case: next((arguments.data / "thick").glob(f"{case}.nii*")) for case in REAL}
     simulated = [(start, thick, "adapted", FACTOR, arguments) for start in ADAPTED]
     acquired = [(start, scans, "real", None, arguments) for start in ADAPTED]
     with get_context("spawn").Pool(arguments.jobs, maxtasksperchild=1) as pool:
@@ -429,7 +431,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, required=True, help="folder with video, iso_train, iso_dev and thick")
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=800, help="of every training of a start")
-    parser.add_argument("--adapt-steps", type=int, default=50, help="of every adaptation, for each scan")
+    parser.add_argument("--adapt-steps", type=int, default=40, help="of every adaptation, for each scan")
     parser.add_argument("--jobs", type=int, default=2, help="processes beside each other")
     return parser.parse_args()
 
