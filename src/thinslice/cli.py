@@ -521,7 +521,7 @@ def _sources_or_none(path: Path) -> list[Path]:
     try:
         return _sources(path)
     except InputRefused as refusal:
-        _complain(f"{path.name}: left out: {refusal}")
+        _complain(f"{path.name}: left out: {str(refusal).removeprefix(f'{path}: ')}")
         return []
 
 

@@ -60,6 +60,8 @@ LEAST_GAIN = 0.002
 PATIENCE, NOT_BEFORE = 3, 0.4
 """The training ends after so many looks without a new best, but not within the first part of its time."""
 
+NONE = "got no scan that can be learnt from; need thick slices; next: see the reason named for each"
+
 CLOSING_SECONDS = 8.0
 """Of the time that is given, what writing and checking the model file takes at most."""
 
@@ -147,7 +149,7 @@ def adapt(
     wished = {"spacing_mm": spacing_mm, "factor": factor, "thickness_mm": thickness_mm, "profile": profile}
     usable = [scan for path in paths if (scan := _usable(path, model, wished, complain)) is not None]
     if not usable:
-        raise InputRefused(_none(len(paths)))
+        raise InputRefused(NONE)
     groups = [[scan] for scan in usable] if per_scan else [usable]
     answers = [out / f"{name}.onnx" for name in _names(usable)] if per_scan else [out.with_name(f"{out.name}.onnx")]
     wishes = [
@@ -196,7 +198,7 @@ def adapt(
     if unfinished.exists() and not any(unfinished.iterdir()):
         unfinished.rmdir()
     if not done:
-        raise InputRefused(_none(len(paths)))
+        raise InputRefused(NONE)
     return done
 
 
@@ -351,7 +353,7 @@ def _usable(path: Path, model: Model, wished: dict[str, Any], complain: Callable
             envelope=model.envelope,
         )
     except (ThinsliceError, OSError, MemoryError) as refusal:
-        complain(f"{path.name}: left out: {_one_line(refusal)}")
+        complain(f"{path.name}: left out: {_reason(path, refusal)}")
         return None
     return Scan(path, volume, plan, fingerprint(volume))
 
@@ -360,7 +362,7 @@ def _target(scan: Scan, model: Model, voxels: int, complain: Callable[[str], Non
     try:
         return make_target(scan.path.name, scan.volume, scan.plan, model, voxels)
     except (ThinsliceError, MemoryError) as refusal:
-        complain(f"{scan.path.name}: left out: {_one_line(refusal)}")
+        complain(f"{scan.path.name}: left out: {_reason(scan.path, refusal)}")
         return None
 
 
@@ -368,12 +370,6 @@ def _targets(scans: Sequence[Scan], model: Model, complain: Callable[[str], None
     """What can be learnt from each scan; those that there is nothing to learn from are named and left out."""
     made = [(scan, _target(scan, model, VOXELS // len(scans), complain)) for scan in scans]
     return [(scan, target) for scan, target in made if target is not None]
-
-
-def _none(count: int) -> str:
-    return (
-        f"got {count} scan(s), none of which can be learnt from; need thick slices; next: see the reason named for each"
-    )
 
 
 def _file_of(start: str | Path) -> Path:
@@ -389,8 +385,10 @@ def _file_of(start: str | Path) -> Path:
     return with_suffix if with_suffix.is_file() and not str(start).endswith(".onnx") else Path(start)
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or "out of memory"
+def _reason(path: Path, error: Exception) -> str:
+    """One line, without the name of the scan, which is said before it."""
+    line = " ".join(str(error).split()) or "out of memory"
+    return line.removeprefix(f"{path}: ").removeprefix(f"{path.name}: ")
 
 
 def _names(scans: Sequence[Scan]) -> list[str]:
