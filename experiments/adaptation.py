@@ -72,10 +72,10 @@ def main() -> int:
         pool.starmap(adapt_start, acquired, chunksize=1)
         scored = [(case, start, how, arguments) for start, how in cells() for case in sorted(thick)]
         records = pool.starmap(score, scored, chunksize=8)
+        _keep(arguments.output / "results.jsonl", records)
         compared = [("cubic", "none"), *((start, how) for start in ADAPTED for how in HOW)]
         real = pool.starmap(score_real, [(*cell, scans, arguments) for cell in compared], chunksize=1)
-    _keep(arguments.output / "results.jsonl", records)
-    _keep(arguments.output / "real.jsonl", real)
+        _keep(arguments.output / "real.jsonl", real)
     for name, text in (("table", table(records)), ("real", real_table(real))):
         (arguments.output / f"{name}.md").write_text(text)
         print(text)
