@@ -203,7 +203,7 @@ def test_what_harms_the_slice_direction_is_not_kept(scan, start, tmp_path, monke
 
 
 def test_what_helps_the_slice_direction_alone_is_not_kept(scan, start, tmp_path, monkeypatch):
-    """Nothing of it is held out, so that it cannot vouch for an answer by itself."""
+    """The other kind of lesson may show what is held out of it, so that it cannot vouch for an answer by itself."""
     seeing(monkeypatch, (1.0, 1.01, 1.01, 1.01), (1.0, 0.5, 0.5, 0.5))
     (done,) = adapt([scan], tmp_path / "mine", start=start, steps=STEPS, report=quiet)
     assert not done.adapted
