@@ -265,10 +265,11 @@ def _one(
 class _Watch:
     """Looks at the losses now and then, keeps the best weights, and says when to stop.
 
-    Two losses count alike, relative to the starting model's: the one of directions within slices, and the one of the
-    slice direction itself, at the scale at which its truth is known, each on what is held out of its own kind of
-    lesson (the other kind may show the same tissue). The weights looked at lie between the starting and the adapted ones (Wortsman et al., CVPR 2022): far out, the directions within
-    the slices still gain while the slice direction loses (LOG.md).
+    Two losses count alike, relative to the starting model's: the one of directions within slices, and the one of
+    the slice direction itself, at the scale at which its truth is known, each on what is held out of its own kind
+    of lesson (the other kind may show the same tissue). The weights looked at lie between the starting and the
+    adapted ones (Wortsman et al., CVPR 2022): far out, the directions within the slices still gain while the slice
+    direction loses (LOG.md).
     """
 
     def __init__(
