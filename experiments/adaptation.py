@@ -35,6 +35,7 @@ import numpy as np
 
 from thinslice.bench import simulate
 from thinslice.degrade import along_first_axis
+from thinslice.files import whole_or_not
 from thinslice.metrics import data_range, foreground, psnr, ssim
 from thinslice.nifti import read, write
 from thinslice.plan import make_plan
@@ -138,11 +139,15 @@ def _trained(
     from thinslice.training.adapt import SCHEDULE
     from thinslice.training.fit import Schedule, fit
 
-    curve: list[tuple[int, float]] = []
+    known = folder / "curve.json"  # a run that is gone on with has the points before it there
+    curve: list[tuple[int, float]] = [(s, g) for s, g in json.loads(known.read_text())] if known.exists() else []
 
     def watch(step: int, average: Any) -> bool:
         if step and scans:
+            curve[:] = [point for point in curve if point[0] < step]
             curve.append((step, mean(_gain(average, *scan) for scan in scans)))
+            with whole_or_not(known) as temporary:
+                temporary.write_text(json.dumps(curve))
         return False
 
     full = Schedule(warm_up=max(1, min(200, steps // 4)), ema=0.99)
@@ -208,7 +213,7 @@ def upper_bound(start: str, thick: dict[str, Path], arguments: argparse.Namespac
     task = Slabs(  # an acquisition near that of the scans, as an adaptation has it
         ranges=Ranges(factor=(3.6, 4.4), thickness_over_spacing=(0.95, 1.05), typical=0.0, box=0.0, noisy=0.1)
     )
-    truths = [normalised(truth.voxels) for truth, _ in _scored(arguments)]
+    truths = [normalised(truth.voxels) for truth, *_ in _scored(arguments)]
     corpus = [Thin(case, voxels, (2,), voxels.size**0.5) for case, voxels in zip(thick, truths, strict=True)]
     out = arguments.output / "adapted" / f"{start} truth.onnx"
     if out.exists():
@@ -274,22 +279,14 @@ def _pair(arguments: argparse.Namespace, case: str) -> tuple[Volume, Volume]:
     return simulate(read(path), 2, FACTOR)
 
 
-def _scored(arguments: argparse.Namespace) -> list[tuple[Volume, Volume]]:
-    paths = sorted((arguments.data / "iso_dev").glob("*.nii*"))
-    return [simulate(read(path), 2, FACTOR) for path in paths]
+def _scored(arguments: argparse.Namespace) -> list[tuple[Volume, Volume, float]]:
+    """Of every scan the truth, the thick scan, and the decibels of projected cubic."""
+    pairs = [_pair(arguments, path.name.split(".")[0]) for path in sorted((arguments.data / "iso_dev").glob("*.nii*"))]
+    cubic = find_model("cubic")
+    return [(truth, thick, _decibels(truth, thick, cubic)) for truth, thick in pairs]
 
 
-_references: dict[int, float] = {}
-
-
-def _reference(truth: Volume, thick: Volume) -> float:
-    """Decibels of projected cubic; computed once for a scan."""
-    if id(thick) not in _references:
-        _references[id(thick)] = _decibels(truth, thick, find_model("cubic"))
-    return _references[id(thick)]
-
-
-def _gain(network: Any, truth: Volume, thick: Volume) -> float:
+def _gain(network: Any, truth: Volume, thick: Volume, reference: float) -> float:
     """Of a network in training, over projected cubic."""
     import torch
 
@@ -301,7 +298,7 @@ def _gain(network: Any, truth: Volume, thick: Volume) -> float:
         return np.asarray(answer[0, :, :height, :width].float().numpy())
 
     model = replace(find_model("cubic"), residual=run, context=network.context)
-    return _decibels(truth, thick, model) - _reference(truth, thick)
+    return _decibels(truth, thick, model) - reference
 
 
 def table(records: Sequence[Record]) -> str:

@@ -27,6 +27,7 @@ import torch
 
 from thinslice.networks.slab import SlabNet
 from thinslice.training import adapt as adapting
+from thinslice.training import unfinished
 from thinslice.training.adapt import NOT_BEFORE, PATIENCE, adapt
 from thinslice.training.export import load_weights
 
@@ -282,11 +283,41 @@ def test_what_is_left_of_the_time_is_learnt_in(spent):
 
 
 def test_the_clock_ends_it(run, scan, start, tmp_path, monkeypatch):
+    make_quick(monkeypatch, 500)  # which take longer
     monkeypatch.setattr(adapting, "_left", OF_THE_TIME)
     assert run("adapt", "-i", scan, "-o", tmp_path / "mine", "--model", start, "--minutes", "0.05", "-q")[0] == 0
     card = card_of(tmp_path / "mine.onnx")
-    assert card["trained"]["adapt"]["steps"] >= 1
+    assert 1 <= card["trained"]["adapt"]["steps"] < 500
     assert card["recipe"][0]["schedule"]["minutes"] <= 0.05
+
+
+def test_scans_whose_turn_comes_late_are_named_and_left_out_now_and_when_it_goes_on(scan, start, tmp_path):
+    scans = [scan, *(save_thick(tmp_path / f"scan{seed}.nii.gz", seed=seed) for seed in (1, 2))]
+    complaints = []
+    wish = {"start": start, "minutes": 1e-4, "complain": complaints.append}
+    with pytest.raises(KeyboardInterrupt):
+        adapt(scans, tmp_path / "mine", report=Interrupting("step 4:", ctrl_c), **wish)
+    assert [line.split(":")[0] for line in complaints] == ["scan1.nii.gz", "scan2.nii.gz"]
+    assert all(word in line for line in complaints for word in ("left out: got no time", "need ", "next: "))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(adapting, "PREPARING", 1e6)  # the time that this takes does not matter
+        (done,) = adapt(scans, tmp_path / "mine", report=quiet, **wish)
+    assert complaints[2:] == complaints[:2]
+    assert done.scans == (scan.name,)
+    assert [row["file"] for row in card_of(done.model)["adapted_to"]] == [scan.name]
+
+
+def test_however_many_scans_there_are_a_look_takes_only_so_long(tmp_path, monkeypatch):
+    looked = []
+    for name in ("target_batch_at", "thicker_batch_at"):
+        monkeypatch.setattr(adapting, name, lambda number, seed, scans, *_, unseen: looked.append(scans[0]))
+    for count, most in ((50, adapting.MOST_WATCHED), (5, 10)):
+        looked.clear()
+        adapting._Watch(small_network(), list(range(count)), tmp_path, 1, adapting.SCHEDULE, quiet)
+        assert len(looked) == 2 * most
+        assert looked[:most] == looked[most:]
+        assert len(set(looked)) == min(count, most)
+        assert max(looked) - min(looked) >= 0.9 * (count - 1)
 
 
 def test_every_scan_is_looked_at_alike(scan, start, tmp_path, monkeypatch):
@@ -384,6 +415,28 @@ def test_where_no_scan_can_be_used_nothing_is_written(run, tmp_path, start, per_
     assert not (tmp_path / "o").exists()
 
 
+def test_scans_of_one_file_name_are_told_apart_in_what_is_said(run, scan, start, tmp_path, monkeypatch):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "torn.nii.gz").write_bytes(b"no scan")
+    (tmp_path / "c").mkdir()
+    monkeypatch.chdir(tmp_path / "c")
+    _, _, err = run("adapt", "-i", scan, tmp_path / "a", tmp_path / "b", ".", "-o", tmp_path / "m", "--model", start)
+    assert err[0].startswith("thinslice: .: left out: got ")
+    assert [line.split(": ")[1] for line in err[1:]] == [str(tmp_path / name / "torn.nii.gz") for name in "ab"]
+
+
+@pytest.mark.parametrize("step", ["make_target", "make_plan"])
+def test_a_scan_too_large_for_the_memory_is_left_out_with_a_way_out(run, scan, start, tmp_path, monkeypatch, step):
+    def fail(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(adapting, step, fail)
+    code, _, err = run("adapt", "-i", scan, "-o", tmp_path / "m", "--model", start)
+    assert code == 2
+    assert all(word in err[0] for word in (f"{scan.name}: left out: got ", "memory", "need ", "next: "))
+
+
 # ---- its name
 
 
@@ -405,6 +458,17 @@ def test_a_name_that_means_something_else_is_refused(scan, start, tmp_path, monk
     with pytest.raises(OutputRefused, match=r"got .*need .*next: "):
         adapt([scan], Path(name), start=start, steps=1, report=quiet)
     assert files_in(tmp_path) == []
+
+
+def test_a_name_that_model_would_not_find_is_refused(run, scan, start, tmp_path):
+    (tmp_path / "mine.depth-x2.onnx").write_bytes(b"a network for planes")
+    (tmp_path / "file").write_bytes(b"dear")
+    words = ["adapt", "-i", scan, "--model", start, "--overwrite", "-o"]
+    for name, more in (("mine", []), ("mine", ["--per-scan"]), ("file", ["--per-scan"])):
+        code, out, err = run(*words, tmp_path / name, *more)
+        assert (code, out, len(err)) == (2, [], 1)
+        assert all(word in err[0] for word in (name, "got ", "need ", "next: "))
+    assert files_in(tmp_path) == ["file", "mine.depth-x2.onnx"]
 
 
 @pytest.mark.parametrize("model", ["planes-mr", "cubic", "none.onnx", "planes-mr.depth-x4.onnx"])
@@ -467,7 +531,7 @@ def test_a_scan_without_a_model_of_its_own_is_refused_with_a_way_out(run, two, t
 
 def test_names_of_models_never_collide():
     paths = [Path("a/x.nii"), Path("b/x.nii.gz"), Path("c/x-1.nii"), Path("d/y.nii")]
-    scans = [adapting.Scan(path, None, None, "") for path in paths]
+    scans = [adapting.Scan(str(path), path, None, None, "") for path in paths]
     assert adapting._names(scans) == ["x-2", "x-3", "x-1", "y"]
 
 
@@ -525,33 +589,55 @@ def begun(tmp_path_factory, scan, start):
     return folder
 
 
-def first_look(scan, start, out, **wish):
+def first_look(scans, start, out, **wish):
     heard = Interrupting("step", ctrl_c)
     with pytest.raises(KeyboardInterrupt):
-        adapt([scan], out, start=start, report=heard, **({"steps": STEPS} | wish))
+        adapt(scans, out, start=start, report=heard, **({"steps": STEPS} | wish))
     return heard.said[0].split(":")[0].strip()
 
 
 def test_the_work_on_a_scan_is_continued_under_any_name(begun, scan, start, tmp_path):
     out = Path(shutil.copytree(begun, tmp_path / "out")) / "mine"
     renamed = Path(shutil.copy(scan, tmp_path / "renamed.nii.gz"))
-    assert first_look(renamed, start, out) == "step 4"
+    assert first_look([renamed], start, out) == "step 4"
 
 
-def test_the_work_on_another_scan_is_not_continued(begun, scan, start, tmp_path):
+def others(name, scan, start, folder):
+    """What is asked for in another way than that which `begun` was: scans, start and wish."""
+    return {
+        "another scan": ([save_thick(folder / scan.name, seed=1)], start, {}),
+        "one more scan": ([scan, save_thick(folder / "more.nii.gz", seed=1)], start, {}),
+        "another start": ([scan], save_start(folder / start.name, seed=1), {}),
+        "another thickness": ([scan], start, {"thickness_mm": 3.0}),
+        "another profile": ([scan], start, {"profile": "box"}),
+        "another length": ([scan], start, {"steps": STEPS + 2}),
+    }[name]
+
+
+@pytest.mark.parametrize(
+    "other",
+    ["another scan", "one more scan", "another start", "another thickness", "another profile", "another length"],
+)
+def test_unfinished_work_of_another_command_is_neither_gone_on_with_nor_lost(begun, scan, start, tmp_path, other):
     out = Path(shutil.copytree(begun, tmp_path / "out")) / "mine"
-    assert first_look(save_thick(tmp_path / scan.name, seed=1), start, out) == "step 0"
+    scans, model, wish = others(other, scan, start, tmp_path)
+    before = files_in(out.parent)
+    with pytest.raises(OutputRefused, match=r"mine: got the unfinished work of another.*need .*next: .*--overwrite"):
+        adapt(scans, out, start=model, report=quiet, **({"steps": STEPS} | wish))
+    assert files_in(out.parent) == before
+    assert first_look(scans, model, out, overwrite=True, **wish) == "step 0"
 
 
-def test_the_work_from_another_start_is_not_continued(begun, scan, start, tmp_path):
+def test_what_it_leaves_of_another_command_is_said(begun, scan, start, tmp_path):
+    """An unfinished model for all scans, and then one for each, under the same name."""
     out = Path(shutil.copytree(begun, tmp_path / "out")) / "mine"
-    assert first_look(scan, save_start(tmp_path / start.name, seed=1), out) == "step 0"
-
-
-@pytest.mark.parametrize("other", [{"thickness_mm": 3.0}, {"profile": "box"}, {"steps": STEPS + 2}])
-def test_the_work_under_another_wish_is_not_continued(begun, scan, start, tmp_path, other):
-    out = Path(shutil.copytree(begun, tmp_path / "out")) / "mine"
-    assert first_look(scan, start, out, **other) == "step 0"
+    said = []
+    adapt([scan], out, start=start, steps=2, per_scan=True, report=said.append)
+    work = out.with_name("mine.adapting") / "mine"
+    assert (work / "checkpoint.pt").exists()
+    assert any(f"{work} holds the unfinished work of another command; next: " in line for line in said)
+    shutil.rmtree(out)
+    assert first_look([scan], start, out) == "step 4"
 
 
 def test_what_is_finished_stays_when_it_is_resumed(run, undisturbed, scan, start):
@@ -572,34 +658,58 @@ def test_a_model_of_other_scans_is_not_replaced_by_resuming(undisturbed, start, 
     assert done.model.read_bytes() == before
 
 
-def test_per_scan_the_same_command_goes_on_with_the_scan_it_was_at(run, two, start, tmp_path, monkeypatch):
+@pytest.mark.parametrize("overwrite", [[], ["--overwrite"]])
+def test_per_scan_the_same_command_goes_on_with_the_scan_it_was_at(run, two, start, tmp_path, monkeypatch, overwrite):
     folder, scans = two
     make_quick(monkeypatch, 2)
-    words = ["adapt", "-i", *scans, "-o", tmp_path / "models", "--model", start, "--per-scan"]
-    heard = Interrupting("scan.nii.gz:", lambda: ctrl_c() if heard.said.count("scan.nii.gz:") == 2 else None)
+    words = ["adapt", "-i", *scans, "-o", tmp_path / "models", "--model", start, "--per-scan", *overwrite]
+    if overwrite:  # both models are there before, and shall be replaced
+        shutil.copytree(folder / "models", tmp_path / "models")
+    earlier = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "models").glob("*.onnx")}
     with monkeypatch.context() as patch:
-        patch.setattr(cli, "_say", heard)
+        patch.setattr(cli, "_say", Interrupting(f"{scans[1]}:", ctrl_c))
         assert run(*words)[0] == 130
-    assert files_in(tmp_path / "models") == ["scan-1.json", "scan-1.onnx"]
+    if not overwrite:
+        assert files_in(tmp_path / "models") == ["scan-1.json", "scan-1.onnx"]
     first = (tmp_path / "models" / "scan-1.onnx").stat().st_mtime_ns
+    assert first != earlier.get("scan-1.onnx")
     assert run(*words)[0] == 0
     assert (tmp_path / "models" / "scan-1.onnx").stat().st_mtime_ns == first
+    assert (tmp_path / "models" / "scan-2.onnx").stat().st_mtime_ns != earlier.get("scan-2.onnx")
     assert files_in(tmp_path) == [f"models/{name}" for name in files_in(folder / "models")]
     assert differ(tmp_path / "models" / "scan-2.onnx", folder / "models" / "scan-2.onnx") <= 1e-6
 
 
-def test_killed_when_the_model_was_written_it_still_goes_on(run, undisturbed, scan, start, tmp_path, monkeypatch):
+@pytest.mark.parametrize("gone", [[], ["wish.json"], ["checkpoint.pt"]])
+def test_killed_when_the_model_was_written_it_is_finished(run, undisturbed, scan, start, tmp_path, monkeypatch, gone):
+    """Whatever was removed of the training before the kill."""
     words = ["adapt", "-i", scan, "-o", tmp_path / "mine", "--model", start]
     with monkeypatch.context() as patch:
-        patch.setattr(adapting.shutil, "rmtree", lambda path, **_: ctrl_c() if path.exists() else None)
+        patch.setattr(unfinished.shutil, "rmtree", lambda path, **_: ctrl_c() if path.exists() else None)
         assert run(*words)[0] == 130
-    assert differ(tmp_path / "mine.onnx", undisturbed[0].model) <= 1e-6
+    for name in gone:
+        (tmp_path / "mine.adapting" / "mine" / name).unlink()
+    written = (tmp_path / "mine.onnx").stat().st_mtime_ns
     other = save_thick(tmp_path / "other.nii.gz", seed=1)
     code, _, err = run("adapt", "-i", other, *words[3:])
     assert (code, len(err)) == (2, 1)
-    assert "got a model of other scans" in err[0]
-    assert run(*words)[0] == 0
+    assert all(word in err[0] for word in ("got ", "need ", "next: "))
+    code, out, _ = run(*words)
+    assert (code, out[0]) == (0, f"{tmp_path / 'mine.onnx'} is there already")
     assert {path.name for path in tmp_path.iterdir()} == {"mine.json", "mine.onnx", "other.nii.gz"}
+    assert (tmp_path / "mine.onnx").stat().st_mtime_ns == written
+    assert differ(tmp_path / "mine.onnx", undisturbed[0].model) <= 1e-6
+
+
+def test_killed_before_its_answer_was_noted_it_goes_on_from_the_end(run, undisturbed, scan, start, tmp_path):
+    words = ["adapt", "-i", scan, "-o", tmp_path / "mine", "--model", start]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(unfinished.Unfinished, "finish", lambda *_: ctrl_c())
+        assert run(*words)[0] == 130
+    code, out, _ = run(*words)
+    assert code == 0
+    assert not any("step 4:" in line for line in out)
+    assert files_in(tmp_path) == ["mine.json", "mine.onnx"]
     assert differ(tmp_path / "mine.onnx", undisturbed[0].model) <= 1e-6
 
 

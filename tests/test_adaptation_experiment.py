@@ -86,3 +86,33 @@ def test_the_table_of_real_scans_tells_what_was_kept(experiment):
     lines = experiment.real_table(records).splitlines()
     assert lines[2] == "| cubic | none | 0.5000 | 0.5000 |  |  |"
     assert lines[3] == "| mr | per-scan | 0.5000 | 0.5000 | -1.0 | 1 of 2 |"
+
+
+def test_a_curve_keeps_its_points_when_the_training_goes_on(experiment, tmp_path, monkeypatch):
+    """Killed amid its second look, and gone on with; undisturbed, it would be the same."""
+    torch = pytest.importorskip("torch")
+    asked = []
+
+    class Network(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.settings = {}
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+
+    class Task:
+        batch_at = staticmethod(lambda number, seed, corpus: number)
+        loss = staticmethod(lambda network, batch, device: (network.weight - batch).square().sum())
+
+    def gain(network, scan):
+        asked.append(scan)
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return float(len(asked))
+
+    monkeypatch.setattr(experiment, "_gain", gain)
+    wish = (Task, None, 10, tmp_path, [("scan",)])
+    with pytest.raises(KeyboardInterrupt):
+        experiment._trained(Network(), *wish)
+    _, curve = experiment._trained(Network(), *wish)
+    assert [step for step, _ in curve] == [2, 4, 6, 8, 10]
+    assert [gain for _, gain in curve][:2] == [1.0, 2.0]

@@ -221,3 +221,17 @@ def test_an_infinite_psnr_is_null_in_the_results_and_never_a_number(tmp_path):
     assert record["psnr_db"] is None
     assert record["identical"] is True
     assert " inf |" in make_table([score(psnr_db=float("inf"))])
+
+
+def test_networks_are_asked_in_several_orientations_where_that_is_wished(scans, tmp_path):
+    scans["a.nii"] = thin_volume(affine=np.eye(4))
+    found = {
+        fuse: evaluate([tmp_path / "a.nii"], ["default", "cubic"], out=tmp_path / str(fuse), fuse=fuse)
+        for fuse in (None, True, False)
+    }
+    for fuse, evaluation in found.items():
+        assert {score.model: score.fuse for score in evaluation.scores} == {"default": bool(fuse), "cubic": False}
+        assert ("default, fused" in evaluation.table) == bool(fuse)
+        assert [line["fuse"] for line in lines(tmp_path / str(fuse))] == [score.fuse for score in evaluation.scores]
+    one, two, same = (found[fuse].scores[0].psnr_db for fuse in (None, True, False))
+    assert one == same != two

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from thinslice.cases import Case, find_cases
+from thinslice.cases import Case, find_cases, told_apart
 from thinslice.errors import InputRefused, OutputRefused, ThinsliceError
 
 
@@ -156,3 +156,13 @@ def test_outputs_that_cannot_be_written_are_refused(scans, tmp_path, monkeypatch
     assert "a folder in the place" in refusal(OutputRefused, scans, tmp_path / "out", True)
     monkeypatch.setattr(os, "access", lambda *_: False)
     assert "permission" in refusal(OutputRefused, scans / "a.nii", tmp_path / "new" / "p.nii", True)
+
+
+def test_paths_are_told_apart_by_as_little_as_it_takes():
+    paths = [Path("a/x.nii"), Path("b/x.nii"), Path("b/y.nii"), Path("b/y.nii"), Path()]
+    assert told_apart(paths) == {
+        Path("a/x.nii"): "a/x.nii",
+        Path("b/x.nii"): "b/x.nii",
+        Path("b/y.nii"): "y.nii",
+        Path(): ".",
+    }

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -274,6 +275,58 @@ def test_the_card_names_the_clips_that_were_learnt_from(data_with_video, short_v
     assert {name: length["steps"] for name, length in card["trained"].items()} == {"video": 2, "iso": 6}
     assert [stage["name"] for stage in card["recipe"]] == ["video", "iso"]
     assert find_model(str(path)).residual is not None
+
+
+def test_from_an_earlier_run_of_two_stages_only_the_last_one_is_trained(data_with_video, short_video_mr, tmp_path):
+    (first,) = run("video-mr", data_with_video, tmp_path / "first", steps=8, report=silent)
+    told = []
+    (path,) = run("video-mr", data_with_video, tmp_path / "more", steps=3, start=first.parent, report=told.append)
+    assert not any(line.startswith("video:") for line in told)
+    assert not (tmp_path / "more" / "video").exists()
+    card = json.loads(path.with_suffix(".json").read_text())
+    assert [stage["name"] for stage in card["recipe"]] == list(card["trained"]) == ["iso"]
+    assert card["trained"]["iso"]["steps"] == 3
+    assert {row.get("file") for row in card["data"]} == {"iso_train/small.nii.gz"}
+    assert card["started_from"]["sha256"] == find_model(str(first)).sha256
+    assert list(card["started_from"]["trained"]) == ["video", "iso"]
+
+
+def test_the_start_of_the_first_stage_is_on_the_card_of_the_last(data_with_video, short_video_mr, tmp_path):
+    (first,) = run("video-mr", data_with_video, tmp_path / "first", steps=4, report=silent)
+    (path,) = run("video-mr", data_with_video, tmp_path / "more", steps=4, start=first, report=silent)
+    card = json.loads(path.with_suffix(".json").read_text())
+    assert list(card["trained"]) == ["video", "iso"]
+    assert card["started_from"]["sha256"] == find_model(str(first)).sha256
+
+
+def test_the_average_of_the_frames_is_a_recipe_too():
+    picks, averages = (recipes.RECIPES[name]() for name in ("video-mr", "video-mr-average"))
+    assert (picks[0].task.ranges.kept, averages[0].task.ranges.kept) == (1.0, 0.0)
+    assert [stages[-1].model for stages in (picks, averages)] == ["video-mr", "video-mr-average"]
+
+
+def test_a_new_source_is_a_folder_name(data_with_video, short_video_mr, tmp_path):
+    """Volumes and clips that are put beside the others are learnt from by the stages that learn from such."""
+    folder = shutil.copytree(data_with_video, tmp_path / "data")
+    shutil.copytree(folder / "iso_train", folder / "iso_more")
+    shutil.copytree(folder / "video", folder / "films")
+    told, more = [], ["iso_more", "films"]
+    (path,) = run("video-mr", folder, tmp_path / "out", steps=4, more_sources=more, report=told.append)
+    assert [line.split(";")[0] for line in told if "volumes" in line] == ["video: 4 volumes", "iso: 2 volumes"]
+    rows = json.loads(path.with_suffix(".json").read_text())["data"]
+    assert {"iso_train/small.nii.gz", "iso_more/small.nii.gz"} <= {row.get("file") for row in rows}
+    assert ["films/a.mkv"] in [row.get("files") for row in rows]
+
+
+def test_a_source_that_no_stage_learns_from_is_refused_with_a_way_out(data, tmp_path, capsys):
+    folder = shutil.copytree(data, tmp_path / "data")
+    shutil.copytree(folder / "iso_train", folder / "mine")
+    for name in ("mine", "none"):
+        words = ["train", "default", "--data", folder, "-o", tmp_path / "out", "--steps", 1, "--add-source", name]
+        assert main([str(word) for word in words]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert all(word in line for word in (name, "got ", "need ", "next: "))
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(("stage", "step"), [("video", 2), ("iso", 3)])

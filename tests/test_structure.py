@@ -20,7 +20,8 @@ ORDER = [
     "slab", "tile", "runtime", "weights", "enlarge", "upsample", "labels", "reslice", "metrics", "picture", "results",
     "bench", "report", "batch", "networks.contract", "networks.slab", "networks.planes", "training.corpus",
     "training.manifest", "training.clips", "training.planes", "training.targets", "training.muon", "training.fit",
-    "training.losses", "training.tasks", "training.export", "training.recipes", "training.adapt", "cli", "__main__",
+    "training.losses", "training.tasks", "training.export", "training.recipes", "training.unfinished",
+    "training.adapt", "cli", "__main__",
 ]
 # fmt: on
 """The order in which data meets the modules (house.md); each imports only from those before it. The plan comes after

@@ -1,7 +1,6 @@
 """Laws of what a thick scan is taught with: only its own slices, where they look like themselves, none held out."""
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -56,36 +55,72 @@ def same(one, other):
 # ---- what is held out
 
 
-def slices_in(volumes, ramp):
-    """Numbers of the slices that are among the voxels of some volumes made from a ramp along the slices."""
-    levels = normalised(ramp)[0, 0]
-    step = abs(levels[1] - levels[0])
-    found = [np.abs(thin.voxels[..., None] - levels).argmin(axis=-1) for thin in volumes]
-    for thin, numbers in zip(volumes, found, strict=True):
-        np.testing.assert_allclose(thin.voxels, levels[numbers], atol=0.01 * step)  # nothing between two of them
-    return {int(number) for numbers in found for number in np.unique(numbers)}
+def parts_of(target):
+    """All that lessons are cut from, and all that looks are."""
+    return [*target.volumes, target.acquired], [*target.unseen, target.unseen_acquired]
 
 
-@pytest.mark.parametrize("end", ["first", "last"])
+@pytest.mark.parametrize("bright", ["first", "last"])
 @pytest.mark.parametrize("axis", [0, 2])
-@pytest.mark.parametrize("slices", [LEAST_SLICES, 10, 40])
-def test_nothing_of_the_slices_held_out_nor_next_to_them_is_learnt_from(monkeypatch, end, axis, slices):
-    scan = thick_volume(axis, (64, 56, slices))
-    plan = make_plan(scan, model="cubic")
-    ramp = 100.0 + np.arange(plan.n_thin) * np.ones((64, 56, 1))
-    ramp = ramp[..., ::-1] if end == "first" else ramp  # the end that shows more is held out
-    answer = SimpleNamespace(volume=Volume(np.moveaxis(ramp, 2, axis), np.eye(4)))
-    monkeypatch.setattr(targets, "upsample", lambda *_: answer)
-    target = make_target("scan", scan, plan, CUBIC)
-    learnt, unseen = slices_in(target.volumes, ramp), slices_in(target.unseen, ramp)
-    everything = list(range(plan.n_thin))
-    ends = everything if end == "first" else everything[::-1]
-    assert sorted(unseen) == sorted(ends[: len(unseen)])
-    assert sorted(learnt) == sorted(ends[-len(learnt) :])
-    assert plan.n_thin - len(learnt) - len(unseen) == round(plan.factor)
-    assert len(unseen) >= min(targets.HELD_OUT, targets.MOST_HELD_OUT) * plan.n_thin - 1
-    assert len(unseen) <= max(targets.MOST_HELD_OUT, targets.HELD_OUT) * plan.n_thin
-    assert len(learnt) >= len(unseen)
+@pytest.mark.parametrize("shape", [(160, 60, 12), (60, 96, 12), (52, 48, 6)])
+def test_nothing_held_out_is_learnt_from_by_lessons_of_either_kind(shape, axis, bright):
+    """Voxels say which line of the longer side they lie on: what is learnt from and what is held out share none."""
+    side = int(np.argmax(shape))
+    lines = np.arange(100.0, 100 + shape[side])
+    ramp = np.broadcast_to(np.expand_dims(lines, [a for a in range(3) if a != side]), shape)
+    ramp = ramp if bright == "last" else np.flip(ramp, side)
+    affine = np.diag([1.0, 1.0, 4.0, 1.0])[:, [*np.roll([0, 1, 2], axis + 1), 3]]
+    target = a_target(Volume(np.moveaxis(ramp, 2, axis).astype(np.float32), affine))
+    learnt, unseen = parts_of(target)
+    step = np.diff(np.unique(target.acquired.voxels)).min()
+    border = target.acquired.voxels.max() + step / 2
+    assert max(thin.voxels.max() for thin in learnt) < border < min(thin.voxels.min() for thin in unseen)
+    for whole, part in ((target.volumes[0], target.unseen[0]), (target.acquired, target.unseen_acquired)):
+        assert whole.voxels.shape[side] + part.voxels.shape[side] == shape[side]
+        assert part.voxels.shape[side] >= min(targets.LEAST_HELD_OUT, shape[side] // 3)
+        assert part.voxels.shape[1 - side] == shape[1 - side]
+
+
+@given(
+    lines=st.integers(48, 200),
+    begin=st.floats(0, 0.8),
+    share=st.floats(0.2, 1),
+    flip=st.booleans(),
+    empty=st.integers(0, 3),
+)
+def test_what_is_held_out_shows_something_and_so_does_what_is_learnt_from(lines, begin, share, flip, empty):
+    """Air at the sides and empty slices at the ends: an object somewhere within."""
+    end = min(lines, int(lines * (begin + share)) + 1)
+    slices = np.zeros((lines, 40, 12))
+    slices[int(lines * begin) : end, 10:30, empty : 12 - empty] = 1
+    slices = slices[::-1] if flip else slices
+    learnt, held_out = targets._split(slices)
+    shown = [slices[part].sum() / slices.sum() for part in (learnt, held_out)]
+    assert sum(shown) == pytest.approx(1)
+    assert shown[1] + 1e-9 >= targets.HELD_OUT
+    assert shown[0] + 1e-9 >= targets.LEAST_LEARNT
+
+
+@pytest.mark.parametrize(("end", "count"), [(70, targets.LEAST_HELD_OUT), (50, 18)])
+def test_the_end_that_shows_its_share_in_fewer_pixels_is_held_out(end, count):
+    """At least so many pixels, unless too little were left to learn from."""
+    slices = np.zeros((100, 60, 12))
+    slices[10:end] = 1
+    assert targets._split(slices) == ((slice(count, None), slice(None)), (slice(count), slice(None)))
+    rest = slice(100 - count)
+    assert targets._split(slices[::-1]) == ((rest, slice(None)), (slice(100 - count, None), slice(None)))
+    across = targets._split(slices.transpose(1, 0, 2))
+    assert across == ((slice(None), slice(count, None)), (slice(None), slice(count)))
+
+
+def test_a_narrow_strip_is_judged_along_its_length():
+    thin = np.ones((16, 80, 50), np.float32)
+    (strip,) = targets._turned("strip", thin, factor=5.0)
+    assert strip.axes == (1,)
+    (strip,) = targets._turned("strip", thin, factor=4.0)
+    assert strip.axes == (0, 1)
+    (tiny,) = targets._turned("tiny", thin[:, :20], factor=9.0)
+    assert tiny.axes == (1,)
 
 
 def without(volumes):
@@ -212,21 +247,6 @@ def test_the_acquired_slices_are_made_twice_as_thick_along_their_own_axis():
     assert same(batch, thicker_batch_at(0, 1, [TARGET], 2, SIZE, SLABS, AROUND))
 
 
-@pytest.mark.parametrize("bright", ["first", "last"])
-@pytest.mark.parametrize("shape", [(96, 60, 12), (60, 96, 12)])
-def test_the_acquired_slices_of_a_third_that_shows_more_are_not_learnt_from(shape, bright):
-    """Voxels say which line of the longer side they lie on, so that what a batch shows can be told."""
-    side = int(np.argmax(shape))
-    lines = np.arange(1.0, shape[side] + 1)
-    voxels = np.broadcast_to(np.expand_dims(lines, [axis for axis in range(3) if axis != side]), shape)
-    voxels = voxels if bright == "last" else np.flip(voxels, side)
-    learnt, held_out = targets._split_in_plane(voxels)
-    assert learnt.shape[side] == 64
-    assert held_out.shape[side] == 32
-    assert set(np.unique(learnt)).isdisjoint(np.unique(held_out))
-    assert held_out.min() > learnt.max()
-
-
 def test_lessons_of_the_slice_direction_come_from_what_is_not_held_out():
     ones, twos = (replace(TARGET.acquired, voxels=np.full(SHAPE, value, np.float32)) for value in (1, 2))
     for unseen in (False, True):
@@ -263,7 +283,7 @@ def test_turned_slices_hold_nothing_from_beyond_the_image(shape):
     x, y = np.meshgrid(np.arange(shape[0]), np.arange(shape[1]), indexing="ij")
     for ramp, wish in ((x, lambda i, j, c, s: c * i + s * j), (y, lambda i, j, c, s: -s * i + c * j)):
         thin = np.repeat(ramp[..., None], 3, axis=2).astype(np.float32)
-        turned = targets._turned("ramp", thin)
+        turned = targets._turned("ramp", thin, 4.0)
         assert len(turned) > len(targets.ANGLES) // 2
         for volume in turned:
             angle = np.radians(float(volume.name.split()[1]))
@@ -289,16 +309,15 @@ def test_the_order_of_the_axes_is_only_a_name(axis):
 @given(shape=st.tuples(st.integers(50, 400), st.integers(50, 400), st.integers(20, 300)), wish=st.integers(1, 4))
 def test_of_a_large_scan_the_middle_is_kept_within_the_limit(shape, wish):
     voxels = wish * LEAST_VOXELS
-    thin = np.broadcast_to(np.int8(0), shape)
-    kept = targets._cropped(thin, voxels).shape
+    spans = targets._middle(shape, voxels)
+    kept = tuple(span.stop - span.start for span in spans)
     assert all(few <= many for few, many in zip(kept, shape, strict=True))
     assert np.prod(kept) <= 1.1 * voxels  # the least sides may want a little more
     if np.prod(shape) <= voxels and max(shape[:2]) <= 160:
         assert kept == shape
     assert np.prod(kept) >= 0.4 * min(np.prod(shape), voxels) or min(shape) < 100
-    ramp = np.broadcast_to(np.arange(shape[2], dtype=np.int16), shape)
-    cropped = targets._cropped(ramp, voxels)[0, 0]
-    assert abs(cropped[0] - (shape[2] - 1 - cropped[-1])) <= 1
+    for span, n in zip(spans, shape, strict=True):
+        assert abs(span.start - (n - span.stop)) <= 1
 
 
 # ---- what cannot be learnt from

@@ -127,6 +127,7 @@ def evaluate(
     axes: Axes = "last",
     progress: Callable[[float, str], None] | None = None,
     threads: int | None = None,
+    fuse: bool | None = None,
 ) -> Evaluation:
     """Score models on simulated thick scans.
 
@@ -143,6 +144,7 @@ def evaluate(
         axes: ``last``: the scans are made thick along their last array axis; ``all``: along each in turn.
         progress: called with the share done and what comes next.
         threads: CPU threads of one call of a network, see `thinslice.runtime.load_model`.
+        fuse: whether networks are asked in several orientations, see `thinslice.plan.make_plan`.
 
     Raises:
         InputRefused: there is no path, or nothing could be scored; then no file is left.
@@ -160,7 +162,7 @@ def evaluate(
         lines: TextIO | None = None
         for number, (case, path) in enumerate(cases.items()):
             say = _share_of(progress, number, len(cases), case)
-            for result in _evaluate_case(case, path, found, conditions, axes, say, out):
+            for result in _evaluate_case(case, path, found, conditions, axes, say, out, fuse):
                 results.append(result)
                 if lines is None and isinstance(result, Score):  # nothing is left where nothing could be scored
                     out.mkdir(parents=True, exist_ok=True)
@@ -190,6 +192,7 @@ def _evaluate_case(
     axes: Axes,
     say: Callable[[float, str], None],
     out: Path,
+    fuse: bool | None,
 ) -> Iterable[Score | Skip]:
     """All answers for one scan, as they are found; leaves its picture."""
     try:
@@ -208,7 +211,7 @@ def _evaluate_case(
             yield Skip(case, str(refusal), axis, condition)
             continue
         answers: list[_Answer] = []
-        for result in _answers(case, axis, condition, truth, thick, models):
+        for result in _answers(case, axis, condition, truth, thick, models, fuse):
             yield result if isinstance(result, Skip) else result.score
             if isinstance(result, _Answer):
                 answers.append(result)
@@ -218,14 +221,20 @@ def _evaluate_case(
 
 
 def _answers(
-    case: str, axis: int, condition: Condition, truth: Volume, thick: Volume, models: dict[str, Model]
+    case: str,
+    axis: int,
+    condition: Condition,
+    truth: Volume,
+    thick: Volume,
+    models: dict[str, Model],
+    fuse: bool | None,
 ) -> Iterable[_Answer | Skip]:
     """Every model's answers, with and without projection, to one simulated scan."""
     mask = foreground(truth.voxels)
     centre = picture_centre(truth)
     for (name, model), projection in product(models.items(), (True, False)):
         try:
-            plan = _plan(truth, thick, axis, condition, name, model, projection)
+            plan = _plan(truth, thick, axis, condition, name, model, projection, fuse if model.sha256 else None)
         except PlanRefused as refusal:
             if projection:
                 yield Skip(case, str(refusal), axis, condition, name)
@@ -251,12 +260,20 @@ def _answers(
             seconds=seconds,
             guard_share=answer.guard.share,
             reslice_rms=reslice_rms(voxels, thick.voxels, plan.matrix(), axis) / span,
+            fuse=plan.fuse,
         )
         yield _Answer(resliced_planes(answer.volume, axis, centre), score)
 
 
 def _plan(
-    truth: Volume, thick: Volume, axis: int, condition: Condition, name: str, model: Model, projection: bool
+    truth: Volume,
+    thick: Volume,
+    axis: int,
+    condition: Condition,
+    name: str,
+    model: Model,
+    projection: bool,
+    fuse: bool | None,
 ) -> Plan:
     plan = make_plan(
         thick,
@@ -267,6 +284,7 @@ def _plan(
         model_sha256=model.sha256,
         envelope=model.envelope,
         projection=projection,
+        fuse=fuse,
     )
     if plan.axis != axis:
         spacings = " x ".join(f"{mm:.3g}" for mm in thick.spacing_mm)

@@ -1,7 +1,7 @@
 """Cases: which files go in, where answers go. Everything that can be refused is refused here, before any work."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -159,3 +159,9 @@ def check_writable(folder: Path) -> None:
         raise OutputRefused(_say(existing, "a file", "a folder to write into", "choose another output"))
     if not os.access(existing, os.W_OK | os.X_OK):
         raise OutputRefused(_say(existing, "a folder without write permission", "one with it", "choose another output"))
+
+
+def told_apart(paths: Sequence[Path]) -> dict[Path, str]:
+    """What to call each of some paths in a message: its last name, or the whole path where another has that too."""
+    names = [path.name for path in dict.fromkeys(paths)]
+    return {path: path.name if path.name and names.count(path.name) == 1 else str(path) for path in paths}

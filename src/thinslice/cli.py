@@ -48,8 +48,8 @@ _WAYS_OUT = {
 """What is needed and what to do next, for errors of the operating system that are not about room."""
 
 _WHAT_STAYS = {
-    "adapt": "next: the same command goes on from the last checkpoint, in NAME.adapting",
-    "train": "next: --resume goes on from the last checkpoint",
+    "adapt": "next: the same command goes on from the last checkpoint in NAME.adapting, if there was one",
+    "train": "next: --resume goes on from the last checkpoint, if there was one",
     "evaluate": "results.jsonl holds what was scored until then",
 }
 """After an interruption, where it is not nothing."""
@@ -483,7 +483,7 @@ def adapt(arguments: argparse.Namespace) -> int:
     with _training_installed():
         from thinslice.training.adapt import adapt as to_adapt
 
-        paths = list(dict.fromkeys(path for wish in arguments.input for path in _sources_or_none(wish)))
+        paths = _sources_of_all(arguments.input)
         done = to_adapt(
             paths,
             arguments.output,
@@ -516,12 +516,20 @@ def _hear_nothing(line: str) -> None:
     """Where nothing shall be said."""
 
 
-def _sources_or_none(path: Path) -> list[Path]:
+def _sources_of_all(wishes: Sequence[Path]) -> list[Path]:
+    """The scans at some paths, each once."""
+    from thinslice.cases import told_apart
+
+    labels = told_apart(wishes)
+    return list(dict.fromkeys(path for wish in labels for path in _sources_or_none(wish, labels[wish])))
+
+
+def _sources_or_none(path: Path, label: str) -> list[Path]:
     """The scans at a path; none, after saying why, where there are none."""
     try:
         return _sources(path)
     except InputRefused as refusal:
-        _complain(f"{path.name}: left out: {str(refusal).removeprefix(f'{path}: ')}")
+        _complain(f"{label}: left out: {str(refusal).removeprefix(f'{path}: ')}")
         return []
 
 
@@ -544,9 +552,16 @@ def _training_installed() -> Iterator[None]:
 
 def _add_train(verbs: "argparse._SubParsersAction[_Parser]") -> None:
     verb = _add_verb(verbs, "train", train, "run a training recipe; ends with a model file for --model")
-    verb.add_argument("recipe", metavar="RECIPE", help="name of the recipe: default, video-mr, planes or planes-paper")
+    verb.add_argument("recipe", metavar="RECIPE", help="default, video-mr, video-mr-average, planes or planes-paper")
     verb.add_argument("--data", required=True, type=Path, metavar="DIR", help="folder with the recipe's source folders")
     verb.add_argument("-o", "--output", required=True, type=Path, metavar="DIR", help="checkpoints, logs, the model")
+    verb.add_argument(
+        "--add-source",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="one more folder of DIR: iso..., or one of clips, or of thick scans; for the stages that learn from such",
+    )
     verb.add_argument("--resume", action="store_true", help="continue from the checkpoints in the output folder")
     verb.add_argument(
         "--start-from",
@@ -572,6 +587,7 @@ def train(arguments: argparse.Namespace) -> int:
             minutes=arguments.minutes,
             start=arguments.start_from,
             steps=arguments.steps,
+            more_sources=arguments.add_source,
             report=_say,
         )
     family = {str(path.with_name(path.name.split(".")[0])) for path in models}
@@ -595,6 +611,7 @@ def _add_evaluate(verbs: "argparse._SubParsersAction[_Parser]") -> None:
     )
     verb.add_argument("--profiles", type=_profiles, default=["gaussian"], metavar="gaussian,box", help="slice profiles")
     verb.add_argument("--axes", choices=("last", "all"), default="last", help="made thick along these (default: last)")
+    _add_fuse(verb)
     verb.add_argument("-q", "--quiet", action="store_true", help="no progress, no table on the terminal")
 
 
@@ -611,6 +628,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
             conditions,
             arguments.output,
             axes=arguments.axes,
+            fuse=arguments.fuse,
             progress=lambda share, text: show(share),
         )
     if not arguments.quiet:
@@ -664,17 +682,21 @@ def _add_plan_options(verb: argparse.ArgumentParser) -> None:
         metavar="K",
         help="enlarge the slices themselves first, K times along each side",
     )
-    verb.add_argument(
-        "--fuse",
-        action=argparse.BooleanOptionalAction,
-        help="ask a network in several orientations and join its answers: slower, a little better (default: for models "
-        "of adapt)",
-    )
+    _add_fuse(verb)
     _add_model(verb)
     verb.add_argument(
         "--no-projection",
         action="store_true",
         help="leave the model's answer as it is, not made to agree with the scan",
+    )
+
+
+def _add_fuse(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--fuse",
+        action=argparse.BooleanOptionalAction,
+        help="ask a network in several orientations and join its answers: slower, a little better (default: for models "
+        "of adapt)",
     )
 
 

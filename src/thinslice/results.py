@@ -41,6 +41,7 @@ class Score:
         seconds: wall-clock of the computation, reading and writing left out.
         guard_share: share of the cells where the guard went back to interpolation.
         reslice_rms: RMS of (answer made thick - acquired) over the truth's data range.
+        fuse: whether it is the mean of what was answered in several orientations.
     """
 
     case: str
@@ -58,6 +59,7 @@ class Score:
     seconds: float
     guard_share: float
     reslice_rms: float
+    fuse: bool = False
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ def make_table(scores: Sequence[Score], skips: Sequence[Skip] = ()) -> str:
         rows.append(
             (
                 str(condition),
-                model,
+                f"{model}, fused" if group[0].fuse else model,
                 "yes" if projection else "no",
                 str(len(group)),
                 f"{_mean(s.psnr_db for s in group):.2f}",

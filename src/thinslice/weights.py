@@ -32,7 +32,7 @@ def find_model(wish: str, threads: int | None = None) -> Model:
         return interpolation(wish)
     if wish in embedded_names() and (EMBEDDED / f"{wish}.onnx").exists():
         return load_model(EMBEDDED / f"{wish}.onnx", name=wish, threads=threads)
-    if family := _family(EMBEDDED / wish if wish in embedded_names() else Path(wish)):
+    if family := planes_files(EMBEDDED / wish if wish in embedded_names() else Path(wish)):
         return together([load_model(path, threads=threads) for path in family], Path(wish).name)
     if Path(wish).is_dir() and sorted(Path(wish).glob("*.onnx")):
         raise ModelRefused(
@@ -82,6 +82,6 @@ def _adapted_to(model: Model) -> list[str]:
     return [scan["fingerprint"] for scan in scans]
 
 
-def _family(path: Path) -> list[Path]:
+def planes_files(path: Path) -> list[Path]:
     """The files of networks for planes of that name."""
     return sorted(path.parent.glob(f"{escape(path.name)}.*-x*.onnx")) if path.name else []

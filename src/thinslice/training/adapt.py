@@ -7,7 +7,6 @@ holds the starting one, and its card says so.
 
 import json
 import os
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import count
@@ -17,6 +16,7 @@ from typing import Any
 
 import torch
 
+from thinslice.cases import told_apart
 from thinslice.errors import InputRefused, ModelRefused, OutputRefused, ThinsliceError
 from thinslice.files import whole_or_not
 from thinslice.interpolate import INTERPOLATIONS
@@ -37,8 +37,9 @@ from thinslice.training.targets import (
     target_batch_at,
     thicker_batch_at,
 )
+from thinslice.training.unfinished import Unfinished
 from thinslice.volume import Volume, fingerprint
-from thinslice.weights import EMBEDDED, embedded_names
+from thinslice.weights import EMBEDDED, embedded_names, planes_files
 
 SCHEDULE = Schedule(
     minutes=10.0, rate=1e-4, muon_rate=2e-3, muon_decay=0.0, warm_up=10, ema=0.99, save_every=80, side_by_side=True
@@ -48,8 +49,9 @@ SCHEDULE = Schedule(
 PATCHES, SIZE, SLABS = 3, 48, 4
 """Of a batch, as in the default recipe."""
 
-WATCHED = 12
-"""Batches of either kind, always the same, whose mean losses are looked at: at least so many, two of every scan."""
+WATCHED, MOST_WATCHED = 12, 24
+"""Batches of either kind, always the same, whose mean losses are looked at: at least so many, two of every scan where
+that is not more than so many."""
 
 SHARES = (0.25, 0.5, 0.75, 1.0)
 """How far the weights may go from the starting ones towards the adapted ones: all of the way is often too far."""
@@ -62,14 +64,18 @@ PATIENCE, NOT_BEFORE = 3, 0.4
 
 NONE = "got no scan that can be learnt from; need thick slices; next: see the reason named for each"
 
-CLOSING_SECONDS = 8.0
-"""Of the time that is given, what writing and checking the model file takes at most."""
+PREPARING = 0.4
+"""Share of the time after which no further scan is prepared for lessons."""
+
+CLOSING_SECONDS = 15.0
+"""Of the time that is given, what the last look, and writing and checking the model file, take at most."""
 
 
 @dataclass(frozen=True)
 class Scan:
     """A thick scan that can be learnt from, and what will be done to it."""
 
+    label: str
     path: Path
     volume: Volume
     plan: Plan
@@ -139,15 +145,16 @@ def adapt(
     out = out.with_suffix("") if out.suffix == ".onnx" else out
     if not out.name:
         raise OutputRefused(f"got -o {out}; need a name for the model; next: choose one, such as my-model")
-    unfinished = out.with_name(f"{out.name}.adapting")
-    resume = resume or (unfinished.exists() and not overwrite)  # some of its models may be there already
+    unfinished = Unfinished(out.with_name(f"{out.name}.adapting"))
+    resume = resume or unfinished.folder.exists()  # some of its models may be there already
     _check_name(out, per_scan, resume or overwrite)
     file = _file_of(start)
     network = SlabNet()
     load_weights(network, file)
     model = load_model(file, name=str(start) if str(start) in embedded_names() else None)
     wished = {"spacing_mm": spacing_mm, "factor": factor, "thickness_mm": thickness_mm, "profile": profile}
-    usable = [scan for path in paths if (scan := _usable(path, model, wished, complain)) is not None]
+    labels = told_apart(paths)
+    usable = [scan for path in paths if (scan := _usable(path, labels[path], model, wished, complain)) is not None]
     if not usable:
         raise InputRefused(NONE)
     groups = [[scan] for scan in usable] if per_scan else [usable]
@@ -162,44 +169,58 @@ def adapt(
         }
         for group in groups
     ]
-    finished = [_finished(answer, wish) if resume else None for answer, wish in zip(answers, wishes, strict=True)]
-    for answer, earlier in zip(answers, finished, strict=True):
-        if earlier is None and answer.exists() and not overwrite:
-            raise OutputRefused(
-                f"{answer}: got a model of other scans, or of another start; need a free name to go on with; "
-                "next: choose another, or replace it with --overwrite"
-            )
+    plans = [_what_is_there(*pair, unfinished, resume, overwrite) for pair in zip(answers, wishes, strict=True)]
     done = []
-    for group, answer, wish, earlier in zip(groups, answers, wishes, finished, strict=True):
+    for group, answer, wish, (earlier, known) in zip(groups, answers, wishes, plans, strict=True):
         if per_scan and len(groups) > 1:
-            report(f"{group[0].path.name}:")
-        work = unfinished / answer.stem
-        if earlier is not None and not work.exists():
+            report(f"{group[0].label}:")
+        if earlier is not None:
             report(f"{answer} is there already")
+            unfinished.clear(answer)
             done.append(earlier)
             continue
-        known = _known_work(work, wish)
-        learnt = _targets(group, model, complain)
+        late = begun + 60 * PREPARING * minutes if steps is None and known is None else None
+        learnt, skipped = _targets(group, known["not_reached"] if known else [], model, late, complain)
         if not learnt:
             continue
         if known is None:
-            spent = monotonic() - begun
-            length = replace(SCHEDULE, minutes=None, steps=steps) if steps else _left(minutes, spent)
-            _keep(work / "wish.json", wish | {"schedule": asdict(length)})
+            length = replace(SCHEDULE, minutes=None, steps=steps) if steps else _left(minutes, monotonic() - begun)
+            unfinished.begin(answer, wish | {"schedule": asdict(length), "not_reached": skipped})
         else:
             length = Schedule(**known["schedule"])
         twin = SlabNet(**network.settings)
         twin.load_state_dict(network.state_dict())
         targets, scans = [target for _, target in learnt], [scan for scan, _ in learnt]
-        done.append(_one(twin, targets, scans, file, answer, work, length, wish, report))
-        (work / "wish.json").unlink()  # a kill amid what follows leaves nothing that would be gone on with
-        shutil.rmtree(work)
+        done.append(_one(twin, targets, scans, file, answer, unfinished.work_on(answer), length, wish, report))
+        unfinished.finish(answer)
         begun = monotonic()
-    if unfinished.exists() and not any(unfinished.iterdir()):
-        unfinished.rmdir()
+    for other in unfinished.close():
+        report(f"{other} holds the unfinished work of another command; next: repeat that, or delete it")
     if not done:
         raise InputRefused(NONE)
     return done
+
+
+def _what_is_there(
+    answer: Path, wish: dict[str, Any], unfinished: Unfinished, resume: bool, overwrite: bool
+) -> tuple[Adapted | None, dict[str, Any] | None]:
+    """The finished answer to a wish, or what is known of an unfinished one, or neither.
+
+    Raises:
+        OutputRefused: there is an answer, or work, of another wish, which may not be replaced.
+    """
+    earlier = _finished(answer, wish) if resume and (not overwrite or unfinished.is_made(answer)) else None
+    if earlier is not None and unfinished.is_made(answer):
+        return earlier, None
+    known = unfinished.known(answer, wish, overwrite)
+    if known is not None:  # the answer may be there already, but was not noted as finished
+        return None, known
+    if earlier is None and answer.exists() and not overwrite:
+        raise OutputRefused(
+            f"{answer}: got a model of other scans, or of another start; need a free name to go on with; "
+            "next: choose another, or replace it with --overwrite"
+        )
+    return earlier, None
 
 
 def _one(
@@ -236,7 +257,6 @@ def _one(
         answered.load_state_dict(torch.load(watch.weights_of(best), weights_only=True))
     held_out = (before["held_out"], best["held_out"] if adapted else before["held_out"])
     known = read_card(start)
-    names = tuple(scan.path.name for scan in scans)
     card = {
         "name": answer.stem,
         "recipe": [{"name": "adapt", "learns": "Target", "schedule": asdict(schedule)}],
@@ -259,17 +279,16 @@ def _one(
     answer.parent.mkdir(parents=True, exist_ok=True)
     os.replace(work / "model.onnx", answer)  # which holds its card too
     os.replace(work / "model.json", answer.with_suffix(".json"))
-    return Adapted(answer, names, adapted, held_out, state["step"], state["seconds"] / 60)
+    return Adapted(answer, tuple(scan.label for scan in scans), adapted, held_out, state["step"], state["seconds"] / 60)
 
 
 class _Watch:
     """Looks at the losses now and then, keeps the best weights, and says when to stop.
 
     Two losses count alike, relative to the starting model's: the one of directions within slices, and the one of
-    the slice direction itself, at the scale at which its truth is known, each on what is held out of its own kind
-    of lesson (the other kind may show the same tissue). The weights looked at lie between the starting and the
-    adapted ones (Wortsman et al., CVPR 2022): far out, the directions within the slices still gain while the slice
-    direction loses (LOG.md).
+    the slice direction itself, at the scale at which its truth is known, both on what is held out. The weights looked
+    at lie between the starting and the adapted ones (Wortsman et al., CVPR 2022): far out, the directions within the
+    slices still gain while the slice direction loses (LOG.md).
     """
 
     def __init__(
@@ -284,7 +303,8 @@ class _Watch:
         self.work, self.schedule, self.report = work, schedule, report
         self.start = {name: weight.clone() for name, weight in start.state_dict().items()}
         about = (PATCHES, SIZE, SLABS, around)
-        turns = [(number, 1, [targets[number % len(targets)]]) for number in range(max(WATCHED, 2 * len(targets)))]
+        count = min(max(WATCHED, 2 * len(targets)), MOST_WATCHED)
+        turns = [(number, 1, [targets[number * len(targets) // count]]) for number in range(count)]
         self.unseen = [target_batch_at(*turn, *about, unseen=True) for turn in turns]
         self.thicker = [thicker_batch_at(*turn, *about, unseen=True) for turn in turns]
         self.looks: list[dict[str, float]] = []
@@ -302,7 +322,8 @@ class _Watch:
         if self.best() is look:
             with whole_or_not(self.weights_of(look)) as temporary:
                 torch.save(weights, temporary)
-        _keep_lines(self.work / "looks.jsonl", self.looks)
+        with whole_or_not(self.work / "looks.jsonl") as temporary:
+            temporary.write_text("".join(json.dumps(look) + "\n" for look in self.looks))
         change, score = (100 * (value - 1) for value in (look["held_out"] / self.looks[0]["held_out"], look["score"]))
         self.report(f"  step {step}: held-out loss {change:+.1f} %, with the slice direction {score:+.1f} %")
         since = len(self.looks) - 1 - self.looks.index(self.best())
@@ -342,7 +363,9 @@ class _Watch:
             return sum(projected_loss(network, batch, device).item() for batch in batches) / len(batches)
 
 
-def _usable(path: Path, model: Model, wished: dict[str, Any], complain: Callable[[str], None]) -> Scan | None:
+def _usable(
+    path: Path, label: str, model: Model, wished: dict[str, Any], complain: Callable[[str], None]
+) -> Scan | None:
     """A scan and its plan, or None after saying why not."""
     try:
         volume = read(path)
@@ -354,23 +377,40 @@ def _usable(path: Path, model: Model, wished: dict[str, Any], complain: Callable
             envelope=model.envelope,
         )
     except (ThinsliceError, OSError, MemoryError) as refusal:
-        complain(f"{path.name}: left out: {_reason(path, refusal)}")
+        complain(f"{label}: left out: {_reason(path, refusal)}")
         return None
-    return Scan(path, volume, plan, fingerprint(volume))
+    return Scan(label, path, volume, plan, fingerprint(volume))
 
 
 def _target(scan: Scan, model: Model, voxels: int, complain: Callable[[str], None]) -> Target | None:
     try:
         return make_target(scan.path.name, scan.volume, scan.plan, model, voxels)
     except (ThinsliceError, MemoryError) as refusal:
-        complain(f"{scan.path.name}: left out: {_reason(scan.path, refusal)}")
+        complain(f"{scan.label}: left out: {_reason(scan.path, refusal)}")
         return None
 
 
-def _targets(scans: Sequence[Scan], model: Model, complain: Callable[[str], None]) -> list[tuple[Scan, Target]]:
-    """What can be learnt from each scan; those that there is nothing to learn from are named and left out."""
-    made = [(scan, _target(scan, model, VOXELS // len(scans), complain)) for scan in scans]
-    return [(scan, target) for scan, target in made if target is not None]
+def _targets(
+    scans: Sequence[Scan], not_reached: Sequence[str], model: Model, late: float | None, complain: Callable[[str], None]
+) -> tuple[list[tuple[Scan, Target]], list[str]]:
+    """What can be learnt from each scan, and the fingerprints of those whose turn did not come before it was late.
+
+    Scans that there is nothing to learn from are named and left out, and so are those that were not reached.
+    """
+    made: list[tuple[Scan, Target]] = []
+    skipped = list(not_reached)
+    for scan in scans:
+        too_late = late is not None and monotonic() > late and made
+        if too_late and scan.fingerprint not in skipped:
+            skipped.append(scan.fingerprint)
+        if scan.fingerprint in skipped:
+            complain(
+                f"{scan.label}: left out: got no time to learn from it after {len(made)} others; need more; "
+                "next: a larger --minutes, if it matters"
+            )
+        elif (target := _target(scan, model, VOXELS // len(scans), complain)) is not None:
+            made.append((scan, target))
+    return made, skipped
 
 
 def _file_of(start: str | Path) -> Path:
@@ -388,7 +428,9 @@ def _file_of(start: str | Path) -> Path:
 
 def _reason(path: Path, error: Exception) -> str:
     """One line, without the name of the scan, which is said before it."""
-    line = " ".join(str(error).split()) or "out of memory"
+    if isinstance(error, MemoryError):
+        return "got a scan larger than the free memory; need a smaller one; next: crop it, or use a larger machine"
+    line = " ".join(str(error).split())
     return line.removeprefix(f"{path}: ").removeprefix(f"{path.name}: ")
 
 
@@ -407,7 +449,14 @@ def _check_name(out: Path, per_scan: bool, may_exist: bool) -> None:
         raise OutputRefused(
             f"got -o {out}, a name that --model already has; need one of your own; next: choose another name"
         )
+    if planes_files(out):
+        raise OutputRefused(
+            f"{out}: got the name of networks for planes, which --model would find first; need one of your own; next: "
+            "choose another -o"
+        )
     file = out.with_name(f"{out.name}.onnx")
+    if per_scan and out.exists() and not out.is_dir():
+        raise OutputRefused(f"{out}: got a file; need a name for a folder; next: choose another -o")
     if per_scan and file.exists():
         raise OutputRefused(f"{file}: got a model file of the name that a folder shall have; next: choose another -o")
     if not per_scan and out.is_dir():
@@ -431,26 +480,6 @@ def _finished(answer: Path, wish: dict[str, Any]) -> Adapted | None:
     return Adapted(answer, names, card["adapted"], losses, trained["steps"], trained["minutes"])
 
 
-def _known_work(work: Path, wish: dict[str, Any]) -> dict[str, Any] | None:
-    """The length of an unfinished adaptation of the same wish; that of another is thrown away."""
-    if (work / "wish.json").exists():
-        known: dict[str, Any] = json.loads((work / "wish.json").read_text())
-        if all(known.get(key) == value for key, value in wish.items()):
-            return known
-    shutil.rmtree(work, ignore_errors=True)
-    return None
-
-
 def _left(minutes: float, spent_seconds: float) -> Schedule:
     seconds = max(60 * minutes - spent_seconds - CLOSING_SECONDS, 6 * minutes)
     return replace(SCHEDULE, minutes=seconds / 60)
-
-
-def _keep(path: Path, facts: dict[str, Any]) -> None:
-    with whole_or_not(path) as temporary:
-        temporary.write_text(json.dumps(facts, indent=2) + "\n")
-
-
-def _keep_lines(path: Path, lines: Sequence[dict[str, float]]) -> None:
-    with whole_or_not(path) as temporary:
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -7,8 +7,9 @@ loss), for how long, and which weights it starts from. ``thinslice train NAME`` 
 import hashlib
 import json
 import subprocess
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -87,7 +88,7 @@ def video_mr(kept: float = 1.0) -> list[Stage]:
             {"iso_train": 1.0},
             schedule=Schedule(steps=15_000, save_every=200),
             start="video",
-            model="video-mr",
+            model="video-mr" if kept else "video-mr-average",
         ),
     ]
 
@@ -150,6 +151,7 @@ def _planes_stage(scanner: str, source: str, part: Part, factor: int, task: Plan
 RECIPES: dict[str, Callable[[], list[Stage]]] = {
     "default": default,
     "video-mr": video_mr,
+    "video-mr-average": partial(video_mr, kept=0.0),
     "planes": planes,
     "planes-paper": planes_paper,
 }
@@ -163,16 +165,38 @@ def run(
     minutes: float | None = None,
     steps: int | None = None,
     start: Path | None = None,
+    more_sources: Sequence[str] = (),
     report: Callable[[str], None] = print,
 ) -> list[Path]:
     """Run a recipe by its name, see `run_stages`.
 
+    Args:
+        more_sources: further folders under ``data``; each is learnt from by the stages that learn from such as it.
+
     Raises:
+        InputRefused: no stage learns from folders such as one of ``more_sources``.
         ModelRefused: there is no such recipe.
     """
     if recipe not in RECIPES:
         raise ModelRefused(f"got recipe {recipe!r}; need one of {', '.join(RECIPES)}; next: choose one of them")
-    return run_stages(RECIPES[recipe](), data, out, resume, minutes, steps, start, report)
+    stages = RECIPES[recipe]()
+    for name in more_sources:
+        stages = _also_from(name, stages, data)
+    return run_stages(stages, data, out, resume, minutes, steps, start, report)
+
+
+def _also_from(name: str, stages: Sequence[Stage], data: Path) -> list[Stage]:
+    """The stages, with one more source for those that learn from folders such as it."""
+    kind = _kind_of(_folder_of(data, name))
+    fits = [any(_kind_of(_folder_of(data, source)) == kind for source in stage.sources) for stage in stages]
+    if not any(fits):
+        known = sorted({source for stage in stages for source in stage.sources})
+        raise InputRefused(
+            f"got --add-source {name}, a folder of {_KINDS[kind]}; need one such as {', '.join(known)}, which this "
+            "recipe learns from; next: choose another recipe, or name a folder of near-isotropic volumes iso..."
+        )
+    pairs = zip(stages, fits, strict=True)
+    return [replace(stage, sources=stage.sources | {name: 1.0}) if fit else stage for stage, fit in pairs]
 
 
 def run_stages(
@@ -211,6 +235,7 @@ def run_stages(
     for source in dict.fromkeys(name for stage in stages for name in stage.sources):
         _folder_of(data, source)
     starts = _starts(stages, start)
+    stages = _needed(stages, starts)
     stages = _of_length(stages, *(_length_of(out, minutes, steps) if resume else (minutes, steps)))
     rank, world, device = join_world()
     report = report if rank == 0 else _silent
@@ -241,9 +266,10 @@ def run_stages(
             continue
         models.append(out / f"{stage.model}.onnx")
         if rank == 0 and not _is_of(models[-1], training_length(out / stage.name)):
-            card = make_card(stage.model, _behind(stage, stages), data) | {
-                "started_from": lineage(begin) if begin is not None else None,
-                "trained": {s.name: training_length(out / s.name) for s in _behind(stage, stages)},
+            behind = _behind(stage, stages, starts)
+            card = make_card(stage.model, behind, data) | {
+                "started_from": lineage(starts[behind[0].name]) if behind[0].name in starts else None,
+                "trained": {s.name: training_length(out / s.name) for s in behind},
                 "processes": f"{world} x {device.type}",
             }
             digest = export(network, card, models[-1])
@@ -273,7 +299,12 @@ def load_sources(data: Path, sources: dict[str, float]) -> list[Thin]:
     return corpus
 
 
-def _kind_of(folder: Path) -> Literal["isotropic", "clips", "thick"]:
+Kind = Literal["isotropic", "clips", "thick"]
+
+_KINDS: dict[Kind, str] = {"isotropic": "near-isotropic volumes", "clips": "video clips", "thick": "thick scans"}
+
+
+def _kind_of(folder: Path) -> Kind:
     if folder.name.startswith("iso"):
         return "isotropic"
     return "clips" if holds_clips(folder) else "thick"
@@ -370,12 +401,18 @@ def _of_length(stages: list[Stage], minutes: float | None, steps: int | None) ->
     return [replace(stage, schedule=share(stage.schedule)) for stage in stages]
 
 
-def _behind(stage: Stage, stages: Sequence[Stage]) -> list[Stage]:
-    """The stages whose weights a stage builds on, and itself, in order."""
+def _behind(stage: Stage, stages: Sequence[Stage], starts: Mapping[str, Path]) -> list[Stage]:
+    """The stages of this run whose weights a stage builds on, and itself, in order."""
     chain = [stage]
-    while chain[0].start is not None:
+    while chain[0].start is not None and chain[0].name not in starts:
         chain.insert(0, next(s for s in stages if s.name == chain[0].start))
     return chain
+
+
+def _needed(stages: Sequence[Stage], starts: Mapping[str, Path]) -> list[Stage]:
+    """The stages that a model file comes of: one that only prepares another is not, where that has a start already."""
+    used = [s for stage in stages if stage.model is not None for s in _behind(stage, stages, starts)]
+    return [stage for stage in stages if stage in used]
 
 
 def _numbered(task: Task, seed: int, corpus: Sequence[Thin]) -> Callable[[int], Any]:

@@ -7,8 +7,9 @@ much it changes within them, can be seen in the acquired slices as well as in th
 are drawn the less the more often they occur there than across the acquired slices (importance weighting under
 covariate shift, Shimodaira 2000). Without that, adaptation did harm (LOG.md).
 
-The acquired slices made thicker still are the slice direction itself, at another scale. A quarter of the lessons is cut
-from two thirds of their field of view; what the last third says of an answer that learnt elsewhere is a judge (LOG.md).
+The acquired slices made thicker still are the slice direction itself, at another scale: a quarter of the lessons. One
+end of the field of view is held out of lessons of either kind; what it says of an answer that learnt elsewhere is the
+judge (LOG.md).
 """
 
 from collections.abc import Sequence
@@ -39,11 +40,11 @@ from thinslice.volume import Volume
 ANGLES = (0.0, 15.0, 30.0, 45.0, 60.0, 75.0)
 """Directions within the slices, degrees; each also with the one across it."""
 
-HELD_OUT = 0.1
-"""Share of the slices, at one end, that nothing is learnt from: whether it helped is seen there."""
+HELD_OUT = 0.2
+"""Share of what is brighter than BLANK that nothing is learnt from, at one end of the longer side of the slices."""
 
-LEAST_HELD_OUT, MOST_HELD_OUT = 16, 1 / 3
-"""Thin slices held out at least, but never more than this share of the acquired ones."""
+LEAST_HELD_OUT, LEAST_LEARNT = 32, 0.5
+"""Pixels along that side that are held out at least (or a third of it), where so much of what is bright is left."""
 
 LEAST_SLICES, LEAST_SIDE = 6, 48
 """Acquired slices, and pixels of each of their sides, that there is something to learn from."""
@@ -51,9 +52,11 @@ LEAST_SLICES, LEAST_SIDE = 6, 48
 VOXELS, LEAST_VOXELS = 60_000_000, 1_600_000
 """Thin voxels learnt from, of all scans together and of each at least; the rest of a larger scan is cut off."""
 
-THICKER, THICKER_HELD_OUT = 0.25, 1 / 3
-"""Share of the lessons that are cut from the acquired slices made thicker, and of their longer side, at one end, that
-nothing is learnt from."""
+THICKER = 0.25
+"""Share of the lessons that are cut from the acquired slices made thicker."""
+
+ROOM = 4
+"""Thick slices that must have room along a direction to be learnt from; the longer side of the slices always is."""
 
 CELL, SLABS_SEEN = 16, 4
 """A place is judged by 3x3 cells of this many pixels and so many acquired slices around its middle."""
@@ -89,7 +92,7 @@ class Target:
         name: of the scan.
         factor, thickness_over_spacing, profile: of its plan.
         volumes, places: what is learnt from: the starting model's answer, turned by `ANGLES`, slice axis last.
-        unseen, unseen_places: the same of the slices held out.
+        unseen, unseen_places: the same of the end of the field of view that is held out.
         acquired, unseen_acquired: the acquired slices themselves [x, y, slices], to be made thicker still; likewise.
         weight: how often it is drawn.
     """
@@ -132,14 +135,13 @@ def make_target(name: str, scan: Volume, plan: Plan, model: Model, voxels: int =
         raise InputRefused("got an empty image or voxels that are not finite; need a scan; next: repair it")
     thin = np.moveaxis(upsample(scan, plan, model).volume.voxels, plan.axis, 2)
     acquired = np.moveaxis(normalised(scan.voxels), plan.axis, 2)
-    thin = normalised(_cropped(thin, voxels))
-    held_out, learnt = _split(thin, plan)
     about = (plan.factor, plan.thickness_over_spacing, plan.profile)
     wanted = _looks(np.moveaxis(acquired, 2, 0))[0]
-    volumes, unseen = _turned(name, learnt), _turned(name, held_out)
-    learnt_slices, unseen_slices = (
-        Thin(name, np.ascontiguousarray(part), (2,), 1.0) for part in _split_in_plane(acquired)
-    )
+    kept = _middle(thin.shape, voxels)
+    thin, acquired = normalised(thin[kept]), acquired[kept[:2]]
+    learnt, held_out = _split(acquired)
+    volumes, unseen = (_turned(name, thin[part], plan.factor) for part in (learnt, held_out))
+    slices, unseen_slices = (Thin(name, np.ascontiguousarray(acquired[p]), (2,), 1.0) for p in (learnt, held_out))
     return Target(
         name,
         *about,
@@ -147,53 +149,51 @@ def make_target(name: str, scan: Volume, plan: Plan, model: Model, voxels: int =
         _places(volumes, wanted, *about),
         unseen,
         _places(unseen, wanted, *about),
-        learnt_slices,
+        slices,
         unseen_slices,
         thin.size**0.5,
     )
 
 
-def _cropped(thin: np.ndarray, voxels: int) -> np.ndarray:
+def _middle(shape: tuple[int, ...], voxels: int) -> tuple[slice, slice, slice]:
     """The middle of a scan that is too large, at least `LEAST_VOXELS` of it."""
     voxels = max(voxels, LEAST_VOXELS)
-    side = max(160, int((voxels / thin.shape[2]) ** 0.5))
-    kept = [min(n, side) for n in thin.shape[:2]]
-    kept.append(min(thin.shape[2], max(64, voxels // (kept[0] * kept[1]))))
-    spans = [slice((n - k) // 2, (n - k) // 2 + k) for n, k in zip(thin.shape, kept, strict=True)]
-    return thin[tuple(spans)]
+    side = max(160, int((voxels / shape[2]) ** 0.5))
+    kept = [min(n, side) for n in shape[:2]]
+    kept.append(min(shape[2], max(64, voxels // (kept[0] * kept[1]))))
+    first, second, third = (slice((n - k) // 2, (n - k) // 2 + k) for n, k in zip(shape, kept, strict=True))
+    return first, second, third
 
 
-def _split(thin: np.ndarray, plan: Plan) -> tuple[np.ndarray, np.ndarray]:
-    """Thin slices held out and learnt from: those at the end that shows more are held out."""
-    n = thin.shape[2]
-    count = min(max(round(HELD_OUT * n), LEAST_HELD_OUT), int(MOST_HELD_OUT * n))
-    gap = min(round(plan.factor), n - 2 * count)  # an answer near the border was computed from both sides
-    first = thin[..., :count].mean() > thin[..., -count:].mean()
-    parts = (thin[..., :count], thin[..., count + gap :]) if first else (thin[..., -count:], thin[..., : -count - gap])
-    return parts[0], parts[1]
+def _split(acquired: np.ndarray) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+    """Parts of the field of view of slices [x, y, slices]: what is learnt from, and what is held out.
 
-
-def _split_in_plane(acquired: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Parts [x, y, slices] learnt from and held out: that end of the longer side is held out which shows more."""
+    Held out is that end of the longer side which shows its share in fewer pixels, so that it never is air alone.
+    """
     side = int(np.argmax(acquired.shape[:2]))
-    lines = np.moveaxis(acquired, side, 0)
-    count = int(THICKER_HELD_OUT * len(lines))
-    first = lines[:count].mean() > lines[-count:].mean()
-    parts = (lines[count:], lines[:count]) if first else (lines[:-count], lines[-count:])
-    learnt, held_out = (np.moveaxis(part, 0, side) for part in parts)
+    n = acquired.shape[side]
+    shown = (np.moveaxis(acquired, side, 0) > BLANK).reshape(n, -1).sum(axis=1)
+    first, last = (int(np.searchsorted(np.cumsum(ends), HELD_OUT * shown.sum())) + 1 for ends in (shown, shown[::-1]))
+    least = min(LEAST_HELD_OUT, n // 3)
+    left = (shown if first <= last else shown[::-1])[least:].sum()
+    count = max(min(first, last), least if left >= LEAST_LEARNT * shown.sum() else 0)
+    ends = (slice(count, None), slice(count)) if first <= last else (slice(n - count), slice(n - count, None))
+    learnt, held_out = ((part, slice(None)) if side == 0 else (slice(None), part) for part in ends)
     return learnt, held_out
 
 
-def _turned(name: str, thin: np.ndarray) -> list[Thin]:
-    """The slices turned by every angle, cut to what lies inside the image; both of their axes may become thick."""
+def _turned(name: str, thin: np.ndarray, factor: float) -> list[Thin]:
+    """The slices turned by every angle, cut to what lies inside the image; axes that have room may become thick."""
     from scipy.ndimage import rotate
 
     turned = []
     for angle in ANGLES:
         voxels = rotate(thin, angle, axes=(0, 1), reshape=False, order=3, mode="nearest") if angle else thin
-        voxels = voxels[_inside(thin.shape[:2], angle)]
-        if min(voxels.shape[:2]) >= LEAST_SIDE:
-            turned.append(Thin(f"{name}, {angle:g} degrees", np.ascontiguousarray(voxels, np.float32), (0, 1), 1.0))
+        voxels = np.ascontiguousarray(voxels[_inside(thin.shape[:2], angle)], np.float32)
+        if not angle or min(voxels.shape[:2]) >= LEAST_SIDE:
+            longer = max(voxels.shape[:2])
+            axes = tuple(axis for axis in (0, 1) if voxels.shape[axis] >= min(ROOM * factor, longer))
+            turned.append(Thin(f"{name}, {angle:g} degrees", voxels, axes, 1.0))
     return turned
 
 
@@ -304,15 +304,15 @@ def target_batch_at(
 ) -> Batch:
     """Patches of one scan, thick along a direction within its slices, in an acquisition near its own.
 
-    Where the scan has fewer thin slices than a patch has pixels there are more and smaller ones.
+    Where there is less room than a patch has pixels there are more and smaller ones.
 
-    With ``unseen`` of the slices held out.
+    With ``unseen`` of the part held out.
     """
     rng = np.random.default_rng([seed, step])
     target = _one_of(rng, targets)
     geometry = _near(rng, target, slabs, context)
     volumes, places = (target.unseen, target.unseen_places) if unseen else (target.volumes, target.places)
-    patches, size = _fitting(patches, size, volumes[0].voxels.shape[2])
+    patches, size = _fitting(patches, size, min(volumes[0].voxels.shape))
     draws = [_draw(rng, volumes, places, geometry, size) for _ in range(patches)]
     return render(volumes, geometry, draws, size, context)
 
