@@ -347,7 +347,7 @@ def score_real(start: str, how: str, scans: dict[str, Path], arguments: argparse
     agreements = {}
     for seen, other in (KNEES, KNEES[::-1]):
         model = find_model(_model_of(start, how, seen, "real", arguments))
-        plan = make_plan(stacks[seen], model=model.name, envelope=model.envelope, fuse=False)
+        plan = make_plan(stacks[seen], model=model.name, envelope=model.envelope)
         agreements[seen] = agreement(upsample(stacks[seen], plan, model).volume, stacks[other])
     files = {"none": [], "data-set": [f"{start} data-set.json"]}
     cards = [

@@ -458,14 +458,6 @@ FAULTS = [
         UP,
     ),
     Fault(
-        "what a model is meant for is forgotten",
-        "runtime.py",
-        'fuse=bool(envelope.get("fuse", False))',
-        "fuse=False",
-        "an adapted model is asked in two orientations",
-        ADAPT,
-    ),
-    Fault(
         "mirrored planes are added as they come",
         "enlarge.py",
         "said[:, :, backwards] / np",
@@ -935,8 +927,8 @@ FAULTS = [
     Fault(
         "models are scored in one orientation whatever is wished",
         "bench.py",
-        "fuse if model.sha256 else None",
-        "None",
+        "fuse and model.sha256 is not None",
+        "False",
         "asked in several orientations where that is wished",
         ("test_bench.py",),
     ),

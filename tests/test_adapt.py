@@ -126,16 +126,8 @@ def test_its_card_says_what_it_learnt_from_and_what_came_of_it(undisturbed, star
     assert card["held_out_loss"]["after"] == best["held_out"] == done.held_out[1]
     assert card["share"] == best["share"] > 0
     assert card["trained"]["adapt"]["steps"] == done.steps == STEPS
-    assert card["envelope"] == card_of(start)["envelope"] | {"fuse": True}
+    assert card["envelope"] == card_of(start)["envelope"]
     assert len([line for line in said if "held-out loss" in line]) == len(looks)
-
-
-def test_an_adapted_model_is_asked_in_two_orientations(undisturbed, run, scan, tmp_path):
-    model = undisturbed[0].model
-    for name, words, fused in (("mine", [], True), ("fused", ["--fuse"], True), ("once", ["--no-fuse"], False)):
-        out = tmp_path / f"{name}.nii"
-        assert run("enhance", "-i", scan, "-o", out, "--model", model, *words)[0] == 0
-        assert json.loads(out.with_suffix(".json").read_text())["plan"]["fuse"] == fused
 
 
 def test_one_may_go_on_from_an_adapted_model_by_its_name(undisturbed, scan, tmp_path):

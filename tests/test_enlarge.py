@@ -285,7 +285,7 @@ def test_without_a_wish_the_nearest_factor_that_the_model_has_is_taken():
         assert "nearest" in " ".join(plan.notes)
 
 
-def test_fusing_needs_a_network_and_is_what_the_model_is_meant_for():
+def test_fusing_needs_a_network_and_is_done_when_asked_for():
     volume = Volume(np.zeros((8, 8, 8), np.float32), np.diag([1.0, 1.0, 4.0, 1.0]))
     with pytest.raises(PlanRefused, match=r"--fuse for cubic.*next:"):
         make_plan(volume, model="cubic", fuse=True)
@@ -293,9 +293,6 @@ def test_fusing_needs_a_network_and_is_what_the_model_is_meant_for():
     for envelope in (PLANES, Envelope()):
         assert not make_plan(volume, model="network", envelope=envelope).fuse
         assert make_plan(volume, model="network", envelope=envelope, fuse=True).fuse
-    meant = replace(Envelope(), fuse=True)
-    assert make_plan(volume, model="network", envelope=meant).fuse
-    assert not make_plan(volume, model="network", envelope=meant, fuse=False).fuse
 
 
 def test_progress_rises_to_one_also_while_slices_are_enlarged_and_deepened():

@@ -127,7 +127,7 @@ def evaluate(
     axes: Axes = "last",
     progress: Callable[[float, str], None] | None = None,
     threads: int | None = None,
-    fuse: bool | None = None,
+    fuse: bool = False,
 ) -> Evaluation:
     """Score models on simulated thick scans.
 
@@ -192,7 +192,7 @@ def _evaluate_case(
     axes: Axes,
     say: Callable[[float, str], None],
     out: Path,
-    fuse: bool | None,
+    fuse: bool,
 ) -> Iterable[Score | Skip]:
     """All answers for one scan, as they are found; leaves its picture."""
     try:
@@ -227,14 +227,14 @@ def _answers(
     truth: Volume,
     thick: Volume,
     models: dict[str, Model],
-    fuse: bool | None,
+    fuse: bool,
 ) -> Iterable[_Answer | Skip]:
     """Every model's answers, with and without projection, to one simulated scan."""
     mask = foreground(truth.voxels)
     centre = picture_centre(truth)
     for (name, model), projection in product(models.items(), (True, False)):
         try:
-            plan = _plan(truth, thick, axis, condition, name, model, projection, fuse if model.sha256 else None)
+            plan = _plan(truth, thick, axis, condition, name, model, projection, fuse and model.sha256 is not None)
         except PlanRefused as refusal:
             if projection:
                 yield Skip(case, str(refusal), axis, condition, name)
@@ -273,7 +273,7 @@ def _plan(
     name: str,
     model: Model,
     projection: bool,
-    fuse: bool | None,
+    fuse: bool,
 ) -> Plan:
     plan = make_plan(
         thick,

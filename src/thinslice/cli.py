@@ -694,9 +694,8 @@ def _add_plan_options(verb: argparse.ArgumentParser) -> None:
 def _add_fuse(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--fuse",
-        action=argparse.BooleanOptionalAction,
-        help="ask a network in several orientations and join its answers: slower, a little better (default: for models "
-        "of adapt)",
+        action="store_true",
+        help="ask a network in several orientations and join its answers: slower, a little better",
     )
 
 

@@ -58,7 +58,6 @@ class Envelope:
         only_factors: the only factors it has, None for any within ``factor``.
         in_plane: the factors by which it can enlarge the slices themselves.
         hounsfield: it needs computed tomography.
-        fuse: it is meant to be asked in several orientations, unless told otherwise.
     """
 
     factor: tuple[float, float] = (1.0, float("inf"))
@@ -68,7 +67,6 @@ class Envelope:
     in_plane: tuple[int, ...] = (1,)
     grids: tuple[str, ...] = GRIDS
     hounsfield: bool = False
-    fuse: bool = False
 
 
 @dataclass(frozen=True)
@@ -190,7 +188,7 @@ def make_plan(
     projection: bool = True,
     noise: float = NOISE_LEVEL,
     in_plane: int = 1,
-    fuse: bool | None = None,
+    fuse: bool = False,
 ) -> Plan:
     """Decide everything about one scan.
 
@@ -202,7 +200,7 @@ def make_plan(
         profile, grid: see `Plan`.
         model, model_sha256, envelope: the model that will be used and what it is valid for (None: anything).
         projection, noise, in_plane: see `Plan`.
-        fuse: see `Plan`; default: what the model is meant for.
+        fuse: see `Plan`.
 
     Raises:
         PlanRefused: the scan is isotropic, has one slice, the wish lies outside what the model is valid for, or a
@@ -271,7 +269,7 @@ def make_plan(
         projection=projection,
         noise=noise,
         in_plane=in_plane,
-        fuse=envelope is not None and envelope.fuse if fuse is None else fuse,
+        fuse=fuse,
         padding=padding,
         notes=tuple(notes),
         versions=_versions(),

@@ -213,7 +213,6 @@ def _slab_model(session: Any, card: dict[str, Any], name: str, sha256: str) -> M
             tuple(envelope["factor"]),
             tuple(envelope["thickness_over_spacing"]),
             tuple(envelope["profiles"]),
-            fuse=bool(envelope.get("fuse", False)),
         ),
         sha256=sha256,
         card=card,

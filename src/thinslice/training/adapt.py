@@ -262,7 +262,7 @@ def _one(
         "recipe": [{"name": "adapt", "learns": "Target", "schedule": asdict(schedule)}],
         "commit": this_commit(),
         "data": known.get("data", []),
-        "envelope": known["envelope"] | ({"fuse": True} if adapted else {}),
+        "envelope": known["envelope"],
         "started_from": lineage(start),
         "adapted": adapted,
         "adapted_to": [
