@@ -605,3 +605,20 @@ def test_eight_bits_become_sixteen_so_that_the_answer_gives_the_scan_back(run, t
     assert thin.min() < 0  # which 8 bits would have lost, and with it the agreement asked for here
     assert thin.max() > 255
     assert json.loads(out.with_suffix(".json").read_text())["consistency"]["worst_percent"] < 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_import_is_not_cut_off_half_way(number):
+    """What is half imported cannot be imported again: the interruption comes when it is whole."""
+    reached = []
+    before = signal.getsignal(number)
+
+    def interrupted():
+        with cli._uninterrupted():
+            os.kill(os.getpid(), number)
+            reached.append(True)
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert reached
+    assert signal.getsignal(number) == before

@@ -12,7 +12,7 @@ import pytest
 
 from make_scans import save_scan
 from thinslice.cli import main
-from thinslice.errors import InputRefused, ModelRefused
+from thinslice.errors import InputRefused, ModelRefused, OutputRefused
 from thinslice.plan import make_plan
 from thinslice.upsample import upsample
 from thinslice.volume import Volume
@@ -316,6 +316,31 @@ def test_a_new_source_is_a_folder_name(data_with_video, short_video_mr, tmp_path
     rows = json.loads(path.with_suffix(".json").read_text())["data"]
     assert {"iso_train/small.nii.gz", "iso_more/small.nii.gz"} <= {row.get("file") for row in rows}
     assert ["films/a.mkv"] in [row.get("files") for row in rows]
+
+
+def test_a_resumed_run_learns_from_what_it_was_begun_with(data, trained, tmp_path):
+    folder = shutil.copytree(data, tmp_path / "data")
+    shutil.copytree(folder / "iso_train", folder / "iso_more")
+    wish = {"steps": 2, "start": trained, "more_sources": ["iso_more"], "report": silent}
+    (path,) = run("default", folder, tmp_path / "out", **wish)
+    before = json.loads(path.with_suffix(".json").read_text())
+    (again,) = run("default", folder, tmp_path / "out", resume=True, steps=3, report=silent)
+    card = json.loads(again.with_suffix(".json").read_text())
+    assert card["trained"]["iso"]["steps"] == 3
+    for key in ("data", "started_from"):
+        assert card[key] == before[key]
+    assert len(card["data"]) == 2
+    for other in ({"start": tmp_path / "other.onnx"}, {"more_sources": ["iso_train"]}):
+        with pytest.raises(InputRefused, match=r"got .*begun with another.*need .*next: "):
+            run("default", folder, tmp_path / "out", resume=True, report=silent, **other)
+
+
+def test_a_model_that_is_there_is_not_replaced_by_a_new_training(data, tmp_path):
+    (tmp_path / "default.onnx").write_bytes(b"dear")
+    with pytest.raises(OutputRefused, match=r"default\.onnx: got .*need .*next: "):
+        run("default", data, tmp_path, steps=1, report=silent)
+    assert [path.name for path in tmp_path.iterdir()] == ["default.onnx"]
+    assert (tmp_path / "default.onnx").read_bytes() == b"dear"
 
 
 def test_a_source_that_no_stage_learns_from_is_refused_with_a_way_out(data, tmp_path, capsys):

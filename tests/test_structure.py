@@ -21,7 +21,7 @@ ORDER = [
     "bench", "report", "batch", "networks.contract", "networks.slab", "networks.planes", "training.corpus",
     "training.manifest", "training.clips", "training.planes", "training.targets", "training.muon", "training.fit",
     "training.losses", "training.tasks", "training.export", "training.recipes", "training.unfinished",
-    "training.adapt", "cli", "__main__",
+    "training.answers", "training.adapt", "cli", "__main__",
 ]
 # fmt: on
 """The order in which data meets the modules (house.md); each imports only from those before it. The plan comes after

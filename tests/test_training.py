@@ -483,9 +483,22 @@ def test_a_watcher_can_end_it(tmp_path, at):
 
 
 def test_a_resumed_training_is_watched_from_where_it_goes_on(tmp_path):
-    watched(tmp_path, lambda step: step == 3)
+    def killed_at_six(step):
+        if step == 6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        watched(tmp_path, killed_at_six)
     _, looks = watched(tmp_path, lambda step: False, resume=True)
     assert [step for step, _ in looks] == [6]
+
+
+def test_what_its_watcher_ended_is_not_gone_on_with(tmp_path):
+    average, _ = watched(tmp_path, lambda step: step == 3)
+    again, looks = watched(tmp_path, lambda step: False, resume=True)
+    assert looks == []
+    for one, other in zip(average.state_dict().values(), again.state_dict().values(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
 def test_what_is_computed_side_by_side_is_what_is_computed_in_turn(tmp_path, undisturbed):

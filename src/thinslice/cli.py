@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from shlex import quote
 from time import perf_counter
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
@@ -474,7 +475,7 @@ def _add_adapt(verbs: "argparse._SubParsersAction[_Parser]") -> None:
     verb.add_argument("--profile", choices=PROFILES, default="gaussian", help="slice profile (default: gaussian)")
     again = verb.add_mutually_exclusive_group()
     again.add_argument("--resume", action="store_true", help="finish what is unfinished, keep what is there")
-    again.add_argument("--overwrite", action="store_true", help="replace a model of that name")
+    again.add_argument("--overwrite", action="store_true", help="replace a model, or unfinished work, of that name")
     verb.add_argument("-q", "--quiet", action="store_true", help="say nothing unless a scan is left out")
 
 
@@ -506,9 +507,9 @@ def adapt(arguments: argparse.Namespace) -> int:
         loss = f"held-out loss {before:.5f} -> {after:.5f} ({100 * (after / before - 1):+.1f} %)"
         verdict = loss if one.adapted else "the losses did not fall enough: this is the starting model, unchanged"
         _say(f"{', '.join(one.scans)}: {one.steps} steps in {one.minutes:.1f} min; {verdict}")
-        _say(f"  wrote {one.model}")
+        _say(f"  {'wrote' if one.new else 'left as it was:'} {one.model}")
     name = arguments.output.with_suffix("") if arguments.output.suffix == ".onnx" else arguments.output
-    _say(f"use it: thinslice enhance --model {name} -i IN -o OUT")
+    _say(f"use it: thinslice enhance --model {quote(str(name))} -i IN -o OUT")
     return 0
 
 
@@ -537,6 +538,8 @@ def _sources_or_none(path: Path, label: str) -> list[Path]:
 def _training_installed() -> Iterator[None]:
     """Says how to install what a training needs and does not find."""
     try:
+        with _uninterrupted():  # an import that is cut off half way is not repaired by another
+            import thinslice.training.recipes  # noqa: F401
         yield
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
@@ -545,6 +548,26 @@ def _training_installed() -> Iterator[None]:
         raise InputRefused(
             f"training needs {missing}, which is not installed; next: pip install 'thinslice[{_EXTRAS[missing]}]'"
         ) from None
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Puts Ctrl-C and SIGTERM off until the end."""
+    came: list[int] = []
+    try:
+        before = {
+            number: signal.signal(number, lambda *_: came.append(1)) for number in (signal.SIGINT, signal.SIGTERM)
+        }
+    except ValueError:  # not the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if came:
+        raise KeyboardInterrupt
 
 
 # ---- train
@@ -593,7 +616,7 @@ def train(arguments: argparse.Namespace) -> int:
     family = {str(path.with_name(path.name.split(".")[0])) for path in models}
     names = [str(models[0])] if len(models) == 1 else sorted(family)
     for name in names:
-        _say(f"use it: thinslice enhance --model {name} -i IN -o OUT")
+        _say(f"use it: thinslice enhance --model {quote(name)} -i IN -o OUT")
     return 0
 
 

@@ -8,8 +8,8 @@ holds the starting one, and its card says so.
 import json
 import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from itertools import count
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -17,16 +17,16 @@ from typing import Any
 import torch
 
 from thinslice.cases import told_apart
-from thinslice.errors import InputRefused, ModelRefused, OutputRefused, ThinsliceError
+from thinslice.errors import InputRefused, OutputRefused, ThinsliceError
 from thinslice.files import whole_or_not
-from thinslice.interpolate import INTERPOLATIONS
 from thinslice.networks.slab import SlabNet
 from thinslice.nifti import read
 from thinslice.plan import Plan, make_plan
 from thinslice.profile import Profile
 from thinslice.runtime import Model, load_model
+from thinslice.training.answers import check_answer, check_name, names_of, names_there, start_file
 from thinslice.training.export import export, load_weights, read_card
-from thinslice.training.fit import Schedule, fit
+from thinslice.training.fit import Schedule, fit, save_whole
 from thinslice.training.losses import projected_loss
 from thinslice.training.recipes import lineage, this_commit
 from thinslice.training.targets import (
@@ -37,14 +37,14 @@ from thinslice.training.targets import (
     target_batch_at,
     thicker_batch_at,
 )
-from thinslice.training.unfinished import Unfinished
+from thinslice.training.unfinished import Unfinished, keep
 from thinslice.volume import Volume, fingerprint
-from thinslice.weights import EMBEDDED, embedded_names, planes_files
+from thinslice.weights import embedded_names
 
 SCHEDULE = Schedule(
     minutes=10.0, rate=1e-4, muon_rate=2e-3, muon_decay=0.0, warm_up=10, ema=0.99, save_every=80, side_by_side=True
 )
-"""A fifth of the rates that the starting model was trained with: at more it forgets first (LOG.md)."""
+"""A fifth of Muon's rate, half of AdamW's, in the starting model's own recipe: at more it forgets first (LOG.md)."""
 
 PATCHES, SIZE, SLABS = 3, 48, 4
 """Of a batch, as in the default recipe."""
@@ -67,8 +67,11 @@ NONE = "got no scan that can be learnt from; need thick slices; next: see the re
 PREPARING = 0.4
 """Share of the time after which no further scan is prepared for lessons."""
 
-CLOSING_SECONDS = 15.0
-"""Of the time that is given, what the last look, and writing and checking the model file, take at most."""
+MOST_SCANS = 64
+"""Scans that one model learns from at most: what is made of them lies in memory."""
+
+WRITING_SECONDS = 4.0
+"""Of the time that is given, what is left for writing and checking the model file."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,15 @@ class Scan:
 
 
 @dataclass(frozen=True)
+class Job:
+    """One model to be made: of which scans, where it goes, and what was asked for."""
+
+    scans: list[Scan]
+    answer: Path
+    wish: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class Adapted:
     """What came of one adaptation.
 
@@ -92,6 +104,7 @@ class Adapted:
         adapted: False where the held-out loss did not fall and the file holds the starting model.
         held_out: that loss before and at its best, as shares of the intensity range.
         steps, minutes: of the training.
+        new: False where the file was there already.
     """
 
     model: Path
@@ -100,6 +113,7 @@ class Adapted:
     held_out: tuple[float, float]
     steps: int
     minutes: float
+    new: bool = True
 
 
 def adapt(
@@ -143,81 +157,87 @@ def adapt(
     """
     begun = monotonic()
     out = out.with_suffix("") if out.suffix == ".onnx" else out
-    if not out.name:
-        raise OutputRefused(f"got -o {out}; need a name for the model; next: choose one, such as my-model")
-    unfinished = Unfinished(out.with_name(f"{out.name}.adapting"))
-    resume = resume or unfinished.folder.exists()  # some of its models may be there already
-    _check_name(out, per_scan, resume or overwrite)
-    file = _file_of(start)
-    network = SlabNet()
-    load_weights(network, file)
-    model = load_model(file, name=str(start) if str(start) in embedded_names() else None)
-    wished = {"spacing_mm": spacing_mm, "factor": factor, "thickness_mm": thickness_mm, "profile": profile}
-    labels = told_apart(paths)
-    usable = [scan for path in paths if (scan := _usable(path, labels[path], model, wished, complain)) is not None]
-    if not usable:
-        raise InputRefused(NONE)
-    groups = [[scan] for scan in usable] if per_scan else [usable]
-    answers = [out / f"{name}.onnx" for name in _names(usable)] if per_scan else [out.with_name(f"{out.name}.onnx")]
-    wishes = [
-        {
-            "scans": sorted(scan.fingerprint for scan in group),
+    with Unfinished(out.with_name(f"{out.name}.adapting") if out.name else out) as unfinished:
+        resume = resume or unfinished.folder.exists()  # some of its models may be there already
+        check_name(out, per_scan, resume or overwrite)
+        file = start_file(start)
+        network = SlabNet()
+        load_weights(network, file)
+        model = load_model(file, name=str(start) if str(start) in embedded_names() else None)
+        wish = {
             "start": model.sha256,
-            **wished,
+            "spacing_mm": spacing_mm,
+            "factor": factor,
+            "thickness_mm": thickness_mm,
+            "profile": profile,
             "minutes": None if steps else minutes,
             "steps": steps,
         }
-        for group in groups
-    ]
-    plans = [_what_is_there(*pair, unfinished, resume, overwrite) for pair in zip(answers, wishes, strict=True)]
-    done = []
-    for group, answer, wish, (earlier, known) in zip(groups, answers, wishes, plans, strict=True):
-        if per_scan and len(groups) > 1:
-            report(f"{group[0].label}:")
-        if earlier is not None:
-            report(f"{answer} is there already")
-            unfinished.clear(answer)
-            done.append(earlier)
-            continue
-        late = begun + 60 * PREPARING * minutes if steps is None and known is None else None
-        learnt, skipped = _targets(group, known["not_reached"] if known else [], model, late, complain)
-        if not learnt:
-            continue
-        if known is None:
-            length = replace(SCHEDULE, minutes=None, steps=steps) if steps else _left(minutes, monotonic() - begun)
-            unfinished.begin(answer, wish | {"schedule": asdict(length), "not_reached": skipped})
-        else:
-            length = Schedule(**known["schedule"])
-        twin = SlabNet(**network.settings)
-        twin.load_state_dict(network.state_dict())
-        targets, scans = [target for _, target in learnt], [scan for scan, _ in learnt]
-        done.append(_one(twin, targets, scans, file, answer, unfinished.work_on(answer), length, wish, report))
-        unfinished.finish(answer)
-        begun = monotonic()
-    for other in unfinished.close():
-        report(f"{other} holds the unfinished work of another command; next: repeat that, or delete it")
+        usable = _usable_ones(paths, model, wish, complain)
+        if not usable:
+            raise InputRefused(NONE)
+        jobs = _jobs(usable, out, per_scan, wish)
+        for job in jobs:
+            check_answer(job.answer, file)
+        there = [_what_is_there(job, unfinished, resume, overwrite) for job in jobs]
+        done = []
+        begun = monotonic() if per_scan else begun
+        for job, (earlier, known) in zip(jobs, there, strict=True):
+            if per_scan and len(jobs) > 1:
+                report(f"{job.scans[0].label}:")
+            if earlier is not None:
+                report(f"{job.answer} is there already")
+                unfinished.clear(job.answer)
+                done.append(earlier)
+                continue
+            late = begun + 60 * PREPARING * minutes if steps is None and known is None else None
+            learnt, skipped = _targets(job.scans, known["not_reached"] if known else [], model, late, complain)
+            if not learnt:
+                continue
+            if known is None:
+                unfinished.begin(job.answer, job.wish | {"not_reached": skipped})
+            twin = SlabNet(**network.settings)
+            twin.load_state_dict(network.state_dict())
+            done.append(_one(twin, learnt, job, file, unfinished.work_on(job.answer), begun, report))
+            unfinished.finish(job.answer)
+            begun = monotonic()
+        for other in unfinished.close():
+            report(f"{other} holds the unfinished work of another command; next: repeat that, or delete it")
     if not done:
         raise InputRefused(NONE)
     return done
 
 
+def _jobs(scans: Sequence[Scan], out: Path, per_scan: bool, wish: dict[str, Any]) -> list[Job]:
+    """What is to be made: one model for all scans, or one for each."""
+    if not per_scan:
+        about = wish | {"scans": sorted(scan.fingerprint for scan in scans)}
+        return [Job(list(scans), out.with_name(f"{out.name}.onnx"), about)]
+    names = names_of([scan.path for scan in scans], [scan.fingerprint for scan in scans], names_there(out))
+    return [
+        Job([scan], out / f"{name}.onnx", wish | {"scans": [scan.fingerprint]})
+        for scan, name in zip(scans, names, strict=True)
+    ]
+
+
 def _what_is_there(
-    answer: Path, wish: dict[str, Any], unfinished: Unfinished, resume: bool, overwrite: bool
+    job: Job, unfinished: Unfinished, resume: bool, overwrite: bool
 ) -> tuple[Adapted | None, dict[str, Any] | None]:
     """The finished answer to a wish, or what is known of an unfinished one, or neither.
 
     Raises:
         OutputRefused: there is an answer, or work, of another wish, which may not be replaced.
     """
-    earlier = _finished(answer, wish) if resume and (not overwrite or unfinished.is_made(answer)) else None
-    if earlier is not None and unfinished.is_made(answer):
+    made = unfinished.is_made(job.answer)
+    earlier = _finished(job) if resume and (not overwrite or made) else None
+    if earlier is not None and made:
         return earlier, None
-    known = unfinished.known(answer, wish, overwrite)
+    known = unfinished.known(job.answer, job.wish, overwrite)
     if known is not None:  # the answer may be there already, but was not noted as finished
         return None, known
-    if earlier is None and answer.exists() and not overwrite:
+    if earlier is None and job.answer.exists() and not overwrite:
         raise OutputRefused(
-            f"{answer}: got a model of other scans, or of another start; need a free name to go on with; "
+            f"{job.answer}: got a model of other scans, or of another start; need a free name to go on with; "
             "next: choose another, or replace it with --overwrite"
         )
     return earlier, None
@@ -225,21 +245,23 @@ def _what_is_there(
 
 def _one(
     network: SlabNet,
-    targets: list[Target],
-    scans: Sequence[Scan],
+    learnt: Sequence[tuple[Scan, Target]],
+    job: Job,
     start: Path,
-    answer: Path,
     work: Path,
-    schedule: Schedule,
-    wish: dict[str, Any],
+    begun: float,
     report: Callable[[str], None],
 ) -> Adapted:
-    """Adapt one network and write its model file."""
+    """Adapt one network and write its model file; its time began at ``begun``."""
+    scans, targets = [scan for scan, _ in learnt], [target for _, target in learnt]
+    answer, wish = job.answer, job.wish
     around = network.context + 1
     seed = int(wish["scans"][0][:8], 16)
     answered = SlabNet(**network.settings)
     answered.load_state_dict(network.state_dict())
-    watch = _Watch(network, targets, work, around, schedule, report)
+    watch = _Watch(network, targets, work, around, report)
+    schedule = _schedule(work, wish, begun, watch)
+    watch.schedule = schedule
     fit(
         network,
         lambda number: lesson_at(number, seed, targets, PATCHES, SIZE, SLABS, around),
@@ -286,9 +308,10 @@ class _Watch:
     """Looks at the losses now and then, keeps the best weights, and says when to stop.
 
     Two losses count alike, relative to the starting model's: the one of directions within slices, and the one of
-    the slice direction itself, at the scale at which its truth is known, both on what is held out. The weights looked
-    at lie between the starting and the adapted ones (Wortsman et al., CVPR 2022): far out, the directions within the
-    slices still gain while the slice direction loses (LOG.md).
+    the slice direction itself, at the scale at which its truth is known, both on what is held out. Together they may
+    not rise for any scan that is looked at. The weights looked at lie between the starting and the adapted ones
+    (Wortsman et al., CVPR 2022): far out, the directions within the slices still gain while the slice direction loses
+    (LOG.md).
     """
 
     def __init__(
@@ -297,17 +320,21 @@ class _Watch:
         targets: list[Target],
         work: Path,
         around: int,
-        schedule: Schedule,
         report: Callable[[str], None],
     ) -> None:
-        self.work, self.schedule, self.report = work, schedule, report
+        self.network, self.work, self.report = start, work, report
+        self.schedule = SCHEDULE
         self.start = {name: weight.clone() for name, weight in start.state_dict().items()}
         about = (PATCHES, SIZE, SLABS, around)
         count = min(max(WATCHED, 2 * len(targets)), MOST_WATCHED)
-        turns = [(number, 1, [targets[number * len(targets) // count]]) for number in range(count)]
-        self.unseen = [target_batch_at(*turn, *about, unseen=True) for turn in turns]
-        self.thicker = [thicker_batch_at(*turn, *about, unseen=True) for turn in turns]
-        self.looks: list[dict[str, float]] = []
+        turns: dict[int, list[int]] = {}
+        for number in range(count):
+            turns.setdefault(number * len(targets) // count, []).append(number)
+        self.batches = {
+            kind: [[batch_at(n, 1, [targets[i]], *about, unseen=True) for n in ns] for i, ns in turns.items()]
+            for kind, batch_at in (("held_out", target_batch_at), ("thicker", thicker_batch_at))
+        }
+        self.looks: list[dict[str, Any]] = []
         self.begun = monotonic()
         if (work / "looks.jsonl").exists():
             self.looks = [json.loads(line) for line in (work / "looks.jsonl").read_text().splitlines()]
@@ -315,13 +342,14 @@ class _Watch:
 
     def __call__(self, step: int, average: SlabNet) -> bool:
         """Record a look; True where nothing more is to be hoped for."""
+        if step == 0 and self.looks:
+            return False  # the first look was taken before the clock began
         self.looks = [look for look in self.looks if look["step"] < step]  # after a resumption the last comes again
         seen = [self._look(step, share, average) for share in (SHARES if step else (0.0,))]
         look, weights = min(seen, key=lambda pair: pair[0]["score"])
         self.looks.append(look)
         if self.best() is look:
-            with whole_or_not(self.weights_of(look)) as temporary:
-                torch.save(weights, temporary)
+            save_whole(weights, self.weights_of(look))
         with whole_or_not(self.work / "looks.jsonl") as temporary:
             temporary.write_text("".join(json.dumps(look) + "\n" for look in self.looks))
         change, score = (100 * (value - 1) for value in (look["held_out"] / self.looks[0]["held_out"], look["score"]))
@@ -329,26 +357,38 @@ class _Watch:
         since = len(self.looks) - 1 - self.looks.index(self.best())
         return since >= PATIENCE and self._share_done(step) > NOT_BEFORE
 
-    def _look(self, step: int, share: float, average: SlabNet) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
+    def _look(self, step: int, share: float, average: SlabNet) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         """The losses of weights so far from the start."""
         ends = {name: weight.cpu() for name, weight in average.state_dict().items()}
         weights = {name: torch.lerp(self.start[name], weight, share) for name, weight in ends.items()}
         mixed = SlabNet(**average.settings)
         mixed.load_state_dict(weights)
         mixed.to(average.entry.weight.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload] # missing in torch's stub
-        losses = {"held_out": self._loss(mixed, self.unseen), "thicker": self._loss(mixed, self.thicker)}
-        first = self.looks[0] if self.looks else losses
-        score = sum(losses[name] / first[name] for name in losses) / len(losses)
+        each = {kind: [self._loss(mixed, batches) for batches in scans] for kind, scans in self.batches.items()}
+        means = {kind: sum(losses) / len(losses) for kind, losses in each.items()}
+        first: dict[str, Any] = self.looks[0] if self.looks else {"each": each, **means}
+        score = sum(means[kind] / first[kind] for kind in means) / len(means)
+        ratios = [[loss / was for loss, was in zip(each[kind], first["each"][kind], strict=True)] for kind in each]
+        worst = max(sum(of_one) / len(of_one) for of_one in zip(*ratios, strict=True))
         seconds = round(monotonic() - self.begun, 1)
-        return {"step": step, "share": share, **losses, "score": score, "seconds": seconds}, weights
+        found = {
+            "step": step,
+            "share": share,
+            **means,
+            "score": score,
+            "worst": worst,
+            "seconds": seconds,
+            "each": each,
+        }
+        return found, weights
 
-    def weights_of(self, look: dict[str, float]) -> Path:
+    def weights_of(self, look: dict[str, Any]) -> Path:
         """Where the weights of a look lie that was the best when it was taken."""
         return self.work / f"step-{look['step']}.pt"
 
-    def best(self) -> dict[str, float]:
-        """The look with the smallest losses, of those whose held-out loss fell; the first one where none did."""
-        fell = [look for look in self.looks if look["held_out"] < self.looks[0]["held_out"]]
+    def best(self) -> dict[str, Any]:
+        """The look with the smallest losses, of those whose held-out loss fell while no scan lost; else the first."""
+        fell = [look for look in self.looks if look["held_out"] < self.looks[0]["held_out"] and look["worst"] <= 1]
         return min(fell, key=lambda look: look["score"], default=self.looks[0])
 
     def _share_done(self, step: int) -> float:
@@ -358,20 +398,44 @@ class _Watch:
 
     @staticmethod
     def _loss(network: SlabNet, batches: Sequence[Any]) -> float:
-        with torch.no_grad():
-            device = network.entry.weight.device
-            return sum(projected_loss(network, batch, device).item() for batch in batches) / len(batches)
+        device = network.entry.weight.device
+
+        def one(batch: Any) -> float:
+            with torch.no_grad():
+                return projected_loss(network, batch, device).item()
+
+        with ThreadPoolExecutor(max_workers=SCHEDULE.batches if SCHEDULE.side_by_side else 1) as workers:
+            return sum(workers.map(one, batches)) / len(batches)
 
 
-def _usable(
-    path: Path, label: str, model: Model, wished: dict[str, Any], complain: Callable[[str], None]
-) -> Scan | None:
+def _usable_ones(
+    paths: Sequence[Path], model: Model, wish: dict[str, Any], complain: Callable[[str], None]
+) -> list[Scan]:
+    """Every scan that can be planned, once; the others are named."""
+    labels = told_apart(paths)
+    found: dict[str, Scan] = {}
+    for path, label in labels.items():
+        scan = _usable(path, label, model, wish, complain)
+        if scan is None:
+            continue
+        if scan.fingerprint in found:
+            other = found[scan.fingerprint].label
+            complain(f"{label}: left out: got the same scan as {other}; need it once; next: nothing, or leave one out")
+            continue
+        found[scan.fingerprint] = scan
+    return list(found.values())
+
+
+def _usable(path: Path, label: str, model: Model, wish: dict[str, Any], complain: Callable[[str], None]) -> Scan | None:
     """A scan and its plan, or None after saying why not."""
     try:
         volume = read(path)
         plan = make_plan(
             volume,
-            **wished,
+            spacing_mm=wish["spacing_mm"],
+            factor=wish["factor"],
+            thickness_mm=wish["thickness_mm"],
+            profile=wish["profile"],
             model=model.name,
             model_sha256=model.sha256,
             envelope=model.envelope,
@@ -395,35 +459,23 @@ def _targets(
 ) -> tuple[list[tuple[Scan, Target]], list[str]]:
     """What can be learnt from each scan, and the fingerprints of those whose turn did not come before it was late.
 
-    Scans that there is nothing to learn from are named and left out, and so are those that were not reached.
+    Scans that there is nothing to learn from are named and left out, and so are those that were not reached, and those
+    beyond `MOST_SCANS`.
     """
     made: list[tuple[Scan, Target]] = []
     skipped = list(not_reached)
     for scan in scans:
-        too_late = late is not None and monotonic() > late and made
-        if too_late and scan.fingerprint not in skipped:
+        too_late = made and late is not None and monotonic() > late
+        if (too_late or len(made) == MOST_SCANS) and scan.fingerprint not in skipped:
             skipped.append(scan.fingerprint)
         if scan.fingerprint in skipped:
             complain(
-                f"{scan.label}: left out: got no time to learn from it after {len(made)} others; need more; "
-                "next: a larger --minutes, if it matters"
+                f"{scan.label}: left out: got {len(made)} others before it, and no time or room for more; need fewer; "
+                f"next: nothing, if these are enough, or a larger --minutes (at most {MOST_SCANS} scans)"
             )
         elif (target := _target(scan, model, VOXELS // len(scans), complain)) is not None:
             made.append((scan, target))
     return made, skipped
-
-
-def _file_of(start: str | Path) -> Path:
-    """The model file that a name stands for, as for ``--model``."""
-    if str(start) in embedded_names() and (EMBEDDED / f"{start}.onnx").exists():
-        return EMBEDDED / f"{start}.onnx"
-    if str(start) in (*embedded_names(), *INTERPOLATIONS):
-        raise ModelRefused(
-            f"got --model {start}, which is no network of the kind that can be adapted; need default, or a file that "
-            "'thinslice train default', 'train video-mr' or 'adapt' wrote; next: choose one of them"
-        )
-    with_suffix = Path(f"{start}.onnx")
-    return with_suffix if with_suffix.is_file() and not str(start).endswith(".onnx") else Path(start)
 
 
 def _reason(path: Path, error: Exception) -> str:
@@ -434,52 +486,36 @@ def _reason(path: Path, error: Exception) -> str:
     return line.removeprefix(f"{path}: ").removeprefix(f"{path.name}: ")
 
 
-def _names(scans: Sequence[Scan]) -> list[str]:
-    """A name for the model of each scan, that of its file where no other has it."""
-    stems = [scan.path.name.removesuffix(".gz").removesuffix(".nii") for scan in scans]
-    names: list[str] = []
-    for stem in stems:
-        numbered = (name for number in count(1) if (name := f"{stem}-{number}") not in (*stems, *names))
-        names.append(stem if stems.count(stem) == 1 else next(numbered))
-    return names
-
-
-def _check_name(out: Path, per_scan: bool, may_exist: bool) -> None:
-    if str(out) in (*embedded_names(), *INTERPOLATIONS):
-        raise OutputRefused(
-            f"got -o {out}, a name that --model already has; need one of your own; next: choose another name"
-        )
-    if planes_files(out):
-        raise OutputRefused(
-            f"{out}: got the name of networks for planes, which --model would find first; need one of your own; next: "
-            "choose another -o"
-        )
-    file = out.with_name(f"{out.name}.onnx")
-    if per_scan and out.exists() and not out.is_dir():
-        raise OutputRefused(f"{out}: got a file; need a name for a folder; next: choose another -o")
-    if per_scan and file.exists():
-        raise OutputRefused(f"{file}: got a model file of the name that a folder shall have; next: choose another -o")
-    if not per_scan and out.is_dir():
-        raise OutputRefused(f"{out}: got a folder; need a name for a model file; next: choose another -o")
-    there = file if not per_scan else out
-    if there.exists() and not may_exist:
-        raise OutputRefused(f"{there}: got an output that exists already; next: choose another, or add --overwrite")
-
-
-def _finished(answer: Path, wish: dict[str, Any]) -> Adapted | None:
-    """What a model file says of itself, if it is the answer to the same wish."""
-    if not answer.exists():
+def _finished(job: Job) -> Adapted | None:
+    """What a model file says of itself, if it is the answer to the same wish, whatever its length."""
+    if not job.answer.exists():
         return None
-    card = read_card(answer)
+    card = read_card(job.answer)
     asked_for = card.get("asked_for", {})
-    if any(asked_for.get(key) != wish[key] for key in wish.keys() - {"minutes", "steps"}):
+    if any(asked_for.get(key) != job.wish[key] for key in job.wish.keys() - {"minutes", "steps"}):
         return None
     loss, trained = card["held_out_loss"], card["trained"]["adapt"]
     names = tuple(scan["file"] for scan in card["adapted_to"])
     losses = (loss["before"], loss["after"])
-    return Adapted(answer, names, card["adapted"], losses, trained["steps"], trained["minutes"])
+    return Adapted(job.answer, names, card["adapted"], losses, trained["steps"], trained["minutes"], new=False)
+
+
+def _schedule(work: Path, wish: dict[str, Any], begun: float, watch: _Watch) -> Schedule:
+    """How long is trained: what was kept when that began, or what is left of the time now, after a first look."""
+    kept = work / "schedule.json"
+    if kept.exists():
+        return Schedule(**json.loads(kept.read_text()))
+    if wish["steps"] is not None:
+        schedule = replace(SCHEDULE, minutes=None, steps=wish["steps"])
+    else:
+        first = monotonic()
+        watch(0, watch.network)
+        last_look = len(SHARES) * (monotonic() - first)
+        schedule = _left(wish["minutes"], monotonic() - begun + last_look + WRITING_SECONDS)
+    keep(kept, asdict(schedule))
+    return schedule
 
 
 def _left(minutes: float, spent_seconds: float) -> Schedule:
-    seconds = max(60 * minutes - spent_seconds - CLOSING_SECONDS, 6 * minutes)
-    return replace(SCHEDULE, minutes=seconds / 60)
+    """The rest of the time, but a tenth of it at least."""
+    return replace(SCHEDULE, minutes=max(minutes - spent_seconds / 60, 0.1 * minutes))

@@ -9,11 +9,12 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from thinslice.errors import OutputRefused
 from thinslice.files import whole_or_not
 from thinslice.networks.contract import Network
 from thinslice.training.muon import Muon
@@ -81,7 +82,7 @@ def fit(
     network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload] # missing in torch's stub
     average = _copy_of(network)
     optimisers = _optimisers(network, schedule)
-    step, spent = 0, 0.0
+    step, spent, stop = 0, 0.0, False
     checkpoint = folder / "checkpoint.pt"
     if resume and checkpoint.exists():
         state = torch.load(checkpoint, map_location=device, weights_only=True)
@@ -89,14 +90,13 @@ def fit(
         average.load_state_dict(state["average"])
         for optimiser, saved in zip(optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(saved)
-        step, spent = state["step"], state["seconds"]
+        step, spent, stop = state["step"], state["seconds"], state.get("stop", False)
         report(f"resumed at step {step} after {spent / 60:.1f} min")
     folder.mkdir(parents=True, exist_ok=True)
     for unfinished in folder.glob(".*.part") if rank == 0 else ():  # of a run that was killed while it saved
         unfinished.unlink()
     started = time.monotonic() - spent
     losses: list[float] = []
-    stop = False
     if rank == 0 and watch is not None and step == 0:
         stop = watch(step, average)
     with ThreadPoolExecutor(max_workers=_loaders(device)) as pool, _workers(schedule, device) as workers:
@@ -125,13 +125,13 @@ def fit(
                 losses.clear()
             if rank == 0 and step % schedule.save_every == 0:
                 stop = watch is not None and watch(step, average)
-                _save(checkpoint, network, average, optimisers, step, time.monotonic() - started, schedule)
+                _save(checkpoint, network, average, optimisers, step, time.monotonic() - started, schedule, stop)
         for job in queue:
             job.cancel()
     if rank == 0:
         if watch is not None and step % schedule.save_every:
             watch(step, average)
-        _save(checkpoint, network, average, optimisers, step, time.monotonic() - started, schedule)
+        _save(checkpoint, network, average, optimisers, step, time.monotonic() - started, schedule, stop)
     return average
 
 
@@ -184,6 +184,7 @@ def _save(
     step: int,
     seconds: float,
     schedule: Schedule,
+    stop: bool,
 ) -> None:
     state = {
         "settings": network.settings,
@@ -193,9 +194,24 @@ def _save(
         "step": step,
         "seconds": seconds,
         "schedule": asdict(schedule),
+        "stop": stop,
     }
-    with whole_or_not(path) as temporary:
-        torch.save(state, temporary)
+    save_whole(state, path)
+
+
+def save_whole(state: Any, path: Path) -> None:
+    """What torch can save, whole or not at all.
+
+    Raises:
+        OutputRefused: there is no room for it, which torch says as a RuntimeError.
+    """
+    try:
+        with whole_or_not(path) as temporary:
+            torch.save(state, temporary)
+    except RuntimeError:
+        raise OutputRefused(
+            f"{path.parent}: got no room for a checkpoint; need some megabytes; next: free some room, and go on"
+        ) from None
 
 
 def join_world() -> tuple[int, int, torch.device]:

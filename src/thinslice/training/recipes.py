@@ -15,7 +15,8 @@ from typing import Any, Literal
 
 import torch
 
-from thinslice.errors import InputRefused, ModelRefused
+from thinslice.errors import InputRefused, ModelRefused, OutputRefused
+from thinslice.files import whole_or_not
 from thinslice.networks.contract import Network
 from thinslice.runtime import Part
 from thinslice.training.clips import find_clips, holds_clips, load_clips
@@ -179,10 +180,26 @@ def run(
     """
     if recipe not in RECIPES:
         raise ModelRefused(f"got recipe {recipe!r}; need one of {', '.join(RECIPES)}; next: choose one of them")
+    asked = _asked(out, resume, start, more_sources)
     stages = RECIPES[recipe]()
-    for name in more_sources:
+    for name in asked["more_sources"]:
         stages = _also_from(name, stages, data)
-    return run_stages(stages, data, out, resume, minutes, steps, start, report)
+    start = Path(asked["start"]) if asked["start"] is not None else None
+    return run_stages(stages, data, out, resume, minutes, steps, start, report, asked=asked)
+
+
+def _asked(out: Path, resume: bool, start: Path | None, more_sources: Sequence[str]) -> dict[str, Any]:
+    """What a run learns from and begins with: as it was begun, where it is resumed."""
+    asked = {"start": None if start is None else str(start), "more_sources": list(more_sources)}
+    known = _known(out) if resume else {}
+    for key, option in (("start", "--start-from"), ("more_sources", "--add-source")):
+        if key in known and asked[key] not in (known[key], None, []):
+            raise InputRefused(
+                f"got {out}, a training that was begun with another {option} ({known[key]}); need the same to resume "
+                f"it; next: leave {option} out, or take another -o"
+            )
+        asked[key] = known.get(key, asked[key])
+    return asked
 
 
 def _also_from(name: str, stages: Sequence[Stage], data: Path) -> list[Stage]:
@@ -209,6 +226,7 @@ def run_stages(
     start: Path | None = None,
     report: Callable[[str], None] = print,
     seed: int = 0,
+    asked: dict[str, Any] | None = None,
 ) -> list[Path]:
     """Run the stages of a recipe; returns the model files, ``out/NAME.onnx``, each with its card beside it.
 
@@ -223,6 +241,7 @@ def run_stages(
             run keeps its length unless another is given.
         report: receives progress lines.
         seed: of the first weights and of the batches.
+        asked: what else is kept of the wish, for a run that resumes it.
 
     Raises:
         InputRefused: a source folder is missing or empty, or ``out`` holds another run and ``resume`` is off.
@@ -232,6 +251,9 @@ def run_stages(
         raise InputRefused(
             f"got {out}, which holds an earlier training; need an empty folder; next: --resume, or another -o"
         )
+    for file in [] if resume else [out / f"{stage.model}.onnx" for stage in stages if stage.model is not None]:
+        if file.exists():
+            raise OutputRefused(f"{file}: got a model that is there already; need an empty folder; next: another -o")
     for source in dict.fromkeys(name for stage in stages for name in stage.sources):
         _folder_of(data, source)
     starts = _starts(stages, start)
@@ -258,7 +280,7 @@ def run_stages(
         elif stage.start is not None:
             network.load_state_dict(trained[stage.start].state_dict())
         if rank == 0:
-            _keep_length(out, minutes, steps)
+            _keep_wish(out, minutes, steps, asked or {})
         batch_at = _numbered(stage.task, batches, corpus)
         network = fit(network, batch_at, stage.task.loss, out / stage.name, schedule, resume, report)
         trained[stage.name] = network
@@ -357,19 +379,24 @@ def _starts(stages: Sequence[Stage], start: Path | None) -> dict[str, Path]:
     return found
 
 
-def _keep_length(out: Path, minutes: float | None, steps: int | None) -> None:
-    """For `_length_of`, unless it is known already."""
-    if minutes is not None or steps is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "length.json").write_text(json.dumps({"minutes": minutes, "steps": steps}) + "\n")
+def _keep_wish(out: Path, minutes: float | None, steps: int | None, asked: dict[str, Any]) -> None:
+    """For `_asked` and `_length_of`; a length that is known already stays, unless another is given."""
+    length = {} if minutes is None and steps is None else {"minutes": minutes, "steps": steps}
+    with whole_or_not(out / "wish.json") as temporary:
+        temporary.write_text(json.dumps(_known(out) | asked | length) + "\n")
 
 
 def _length_of(out: Path, minutes: float | None, steps: int | None) -> tuple[float | None, int | None]:
     """What is asked for, else what the run in ``out`` was begun with."""
-    if minutes is None and steps is None and (out / "length.json").exists():
-        known = json.loads((out / "length.json").read_text())
-        return known["minutes"], known["steps"]
+    if minutes is None and steps is None:
+        return _known(out).get("minutes"), _known(out).get("steps")
     return minutes, steps
+
+
+def _known(out: Path) -> dict[str, Any]:
+    file = out / "wish.json"
+    known: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+    return known
 
 
 def _is_of(model: Path, length: dict[str, float]) -> bool:

@@ -19,7 +19,7 @@ import numpy as np
 
 from thinslice.degrade import along_first_axis
 from thinslice.errors import InputRefused
-from thinslice.plan import Plan
+from thinslice.plan import Plan, intensity_range
 from thinslice.profile import Profile, profile_matrix
 from thinslice.runtime import Model
 from thinslice.training.corpus import (
@@ -31,7 +31,6 @@ from thinslice.training.corpus import (
     Thin,
     draw_patch,
     geometry_of_block,
-    normalised,
     render,
 )
 from thinslice.upsample import upsample
@@ -44,7 +43,11 @@ HELD_OUT = 0.2
 """Share of what is brighter than BLANK that nothing is learnt from, at one end of the longer side of the slices."""
 
 LEAST_HELD_OUT, LEAST_LEARNT = 32, 0.5
-"""Pixels along that side that are held out at least (or a third of it), where so much of what is bright is left."""
+"""Pixels along that side that are held out at least, or a third of it, or less where not so much of what is bright
+would be left."""
+
+NARROWEST = 16
+"""Pixels along that side of either part at least."""
 
 LEAST_SLICES, LEAST_SIDE = 6, 48
 """Acquired slices, and pixels of each of their sides, that there is something to learn from."""
@@ -54,6 +57,9 @@ VOXELS, LEAST_VOXELS = 60_000_000, 1_600_000
 
 THICKER = 0.25
 """Share of the lessons that are cut from the acquired slices made thicker."""
+
+SQUARE = 1.05
+"""Pixels whose sides differ by this factor at most pass for square ones."""
 
 ROOM = 4
 """Thick slices that must have room along a direction to be learnt from; the longer side of the slices always is."""
@@ -133,26 +139,41 @@ def make_target(name: str, scan: Volume, plan: Plan, model: Model, voxels: int =
         )
     if not np.isfinite(scan.voxels).all() or scan.voxels.min() == scan.voxels.max():
         raise InputRefused("got an empty image or voxels that are not finite; need a scan; next: repair it")
-    thin = np.moveaxis(upsample(scan, plan, model).volume.voxels, plan.axis, 2)
-    acquired = np.moveaxis(normalised(scan.voxels), plan.axis, 2)
+    low, high = intensity_range(scan.voxels.astype(np.float32))
+    acquired = (np.moveaxis(scan.voxels, plan.axis, 2).astype(np.float32) - low) / np.float32(high - low)
+    *crop, depth = _middle((*acquired.shape[:2], plan.n_thin), voxels)
+    learnt, held_out = _split(acquired, (crop[0], crop[1]))
     about = (plan.factor, plan.thickness_over_spacing, plan.profile)
-    wanted = _looks(np.moveaxis(acquired, 2, 0))[0]
-    kept = _middle(thin.shape, voxels)
-    thin, acquired = normalised(thin[kept]), acquired[kept[:2]]
-    learnt, held_out = _split(acquired)
-    volumes, unseen = (_turned(name, thin[part], plan.factor) for part in (learnt, held_out))
+    thin = [
+        (_thin_of(part, scan, plan, model)[..., depth] - low) / np.float32(high - low) for part in (learnt, held_out)
+    ]
+    volumes, unseen = (_turned(name, part, plan.factor, _spacing_in_plane(scan, plan)) for part in thin)
     slices, unseen_slices = (Thin(name, np.ascontiguousarray(acquired[p]), (2,), 1.0) for p in (learnt, held_out))
     return Target(
         name,
         *about,
         volumes,
-        _places(volumes, wanted, *about),
+        _places(volumes, _looks(np.moveaxis(slices.voxels, 2, 0))[0], *about),
         unseen,
-        _places(unseen, wanted, *about),
+        _places(unseen, _looks(np.moveaxis(acquired, 2, 0))[0], *about),
         slices,
         unseen_slices,
-        thin.size**0.5,
+        (thin[0].size + thin[1].size) ** 0.5,
     )
+
+
+def _thin_of(part: tuple[slice, slice], scan: Volume, plan: Plan, model: Model) -> np.ndarray:
+    """Thin slices [x, y, thin] of a part of the field of view, computed from nothing but that part."""
+    voxels = np.moveaxis(np.moveaxis(scan.voxels, plan.axis, 2)[part], 2, plan.axis)
+    shape = list(voxels.shape)
+    shape[plan.axis] = plan.n_thin
+    own = replace(plan, shape_thick=voxels.shape, shape_thin=tuple(shape))
+    return np.moveaxis(upsample(replace(scan, voxels=voxels), own, model).volume.voxels, plan.axis, 2)
+
+
+def _spacing_in_plane(scan: Volume, plan: Plan) -> tuple[float, float]:
+    first, second = (mm for axis, mm in enumerate(scan.spacing_mm) if axis != plan.axis)
+    return first, second
 
 
 def _middle(shape: tuple[int, ...], voxels: int) -> tuple[slice, slice, slice]:
@@ -165,34 +186,55 @@ def _middle(shape: tuple[int, ...], voxels: int) -> tuple[slice, slice, slice]:
     return first, second, third
 
 
-def _split(acquired: np.ndarray) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+def _split(
+    acquired: np.ndarray, crop: tuple[slice, slice] = (slice(None), slice(None))
+) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
     """Parts of the field of view of slices [x, y, slices]: what is learnt from, and what is held out.
 
-    Held out is that end of the longer side which shows its share in fewer pixels, so that it never is air alone.
+    Held out is that end of the longer side which shows its share in fewer pixels, so that it never is air alone. What
+    lies outside ``crop`` is in neither.
+
+    Raises:
+        InputRefused: what is bright is so narrow that one of the two would be less than `NARROWEST` pixels wide.
     """
-    side = int(np.argmax(acquired.shape[:2]))
-    n = acquired.shape[side]
-    shown = (np.moveaxis(acquired, side, 0) > BLANK).reshape(n, -1).sum(axis=1)
-    first, last = (int(np.searchsorted(np.cumsum(ends), HELD_OUT * shown.sum())) + 1 for ends in (shown, shown[::-1]))
-    least = min(LEAST_HELD_OUT, n // 3)
-    left = (shown if first <= last else shown[::-1])[least:].sum()
-    count = max(min(first, last), least if left >= LEAST_LEARNT * shown.sum() else 0)
-    ends = (slice(count, None), slice(count)) if first <= last else (slice(n - count), slice(n - count, None))
-    learnt, held_out = ((part, slice(None)) if side == 0 else (slice(None), part) for part in ends)
+    inside = acquired[crop]
+    side = int(np.argmax(inside.shape[:2]))
+    n, begin = inside.shape[side], crop[side].start or 0
+    shown = (np.moveaxis(inside, side, 0) > BLANK).reshape(n, -1).sum(axis=1)
+    from_ends = [np.cumsum(shown), np.cumsum(shown[::-1])]
+    counts = [int(np.searchsorted(seen, HELD_OUT * shown.sum())) + 1 for seen in from_ends]
+    last = int(np.argmin(counts))
+    most = int(np.searchsorted(from_ends[last], (1 - LEAST_LEARNT) * shown.sum(), side="right"))
+    count = max(counts[last], min(LEAST_HELD_OUT, n // 3, most))
+    if min(count, n - count) < NARROWEST:
+        raise InputRefused(
+            f"got bright voxels so close together that {min(count, n - count)} of {n} pixels show enough of them; need "
+            f"{NARROWEST} to learn from and to hold out; next: leave it out"
+        )
+    ends = (slice(begin + count, begin + n), slice(begin, begin + count))
+    if last:
+        ends = (slice(begin, begin + n - count), slice(begin + n - count, begin + n))
+    learnt, held_out = ((part, crop[1]) if side == 0 else (crop[0], part) for part in ends)
     return learnt, held_out
 
 
-def _turned(name: str, thin: np.ndarray, factor: float) -> list[Thin]:
-    """The slices turned by every angle, cut to what lies inside the image; axes that have room may become thick."""
+def _turned(name: str, thin: np.ndarray, factor: float, spacing_mm: tuple[float, float] = (1.0, 1.0)) -> list[Thin]:
+    """The slices turned by every angle, cut to what lies inside the image; axes that have room may become thick.
+
+    Where the pixels are not square, the coarser of their axes is learnt from as it is: the finer one, or one between
+    the two, is another scale.
+    """
     from scipy.ndimage import rotate
 
+    square = max(spacing_mm) <= SQUARE * min(spacing_mm)
+    wanted = (0, 1) if square else (int(np.argmax(spacing_mm)),)
     turned = []
-    for angle in ANGLES:
+    for angle in ANGLES if square else ANGLES[:1]:
         voxels = rotate(thin, angle, axes=(0, 1), reshape=False, order=3, mode="nearest") if angle else thin
         voxels = np.ascontiguousarray(voxels[_inside(thin.shape[:2], angle)], np.float32)
         if not angle or min(voxels.shape[:2]) >= LEAST_SIDE:
-            longer = max(voxels.shape[:2])
-            axes = tuple(axis for axis in (0, 1) if voxels.shape[axis] >= min(ROOM * factor, longer))
+            room = min(ROOM * factor, max(voxels.shape[axis] for axis in wanted))
+            axes = tuple(axis for axis in wanted if voxels.shape[axis] >= room)
             turned.append(Thin(f"{name}, {angle:g} degrees", voxels, axes, 1.0))
     return turned
 
