@@ -11,7 +11,7 @@ and to each scan by itself (``--adapt-steps`` each, so that both cost the same).
 trained on the thin truth of the four scans for as long, which is the upper bound; it is otherwise only scored on.
 
 Real: the same networks are adapted to two knees, a prostate and a brain of `thick` likewise, which have no truth. What
-the loss of the slices held out says is told; and every model makes one of two orthogonal stacks of the same knee thin,
+the loss of the part held out says is told; and every model makes one of two orthogonal stacks of the same knee thin,
 the answer is resampled into the slices of the other one, through the other's own slice profile, and compared with the
 in-plane detail there.
 
@@ -63,7 +63,7 @@ def main() -> int:
     arguments = _arguments()
     arguments.output.mkdir(parents=True, exist_ok=True)
     thick = make_thick(arguments.data, arguments.output)
-    scans = {case: next((arguments.data / "thick").glob(f"{case}.nii*")) for case in REAL}
+    scans = {case: _one_file(arguments.data / "thick", case) for case in REAL}
     simulated = [(start, thick, "adapted", FACTOR, arguments) for start in ADAPTED]
     acquired = [(start, scans, "real", None, arguments) for start in ADAPTED]
     with get_context("spawn").Pool(arguments.jobs, maxtasksperchild=1) as pool:
@@ -82,6 +82,13 @@ def main() -> int:
         print(text)
     draw(arguments)
     return 0
+
+
+def _one_file(folder: Path, case: str) -> Path:
+    found = sorted(folder.glob(f"{case}.nii*"))
+    if not found:
+        sys.exit(f"got {folder} without {case}.nii.gz; need it to be compared; next: check --data")
+    return found[0]
 
 
 def make_thick(data: Path, out: Path) -> dict[str, Path]:
@@ -250,7 +257,7 @@ def score(case: str, start: str, how: str, arguments: argparse.Namespace) -> Rec
         "ssim": ssim(answer, truth.voxels, span, mask),
         "gain_db": decibel - reference,
         "fused_gain_db": None if fused is None else fused - reference,
-        "kept_start": not card.get("adapted", True),
+        "kept_start": None if how in ("none", "truth") else not card["adapted"],
     }
 
 
@@ -309,10 +316,11 @@ def table(records: Sequence[Record]) -> str:
     for start, how in dict.fromkeys((record["start"], record["adaptation"]) for record in records):
         mine = [record for record in records if (record["start"], record["adaptation"]) == (start, how)]
         each = " | ".join(f"{next(r['gain_db'] for r in mine if r['case'] == case):+.3f}" for case in cases)
-        kept = sum(record["kept_start"] for record in mine)
+        told = [record["kept_start"] for record in mine if record["kept_start"] is not None]
+        kept = f"{sum(told)} of {len(told)}" if told else ""
         fused = f"{mean(r['fused_gain_db'] for r in mine):+.3f}" if mine[0]["fused_gain_db"] is not None else ""
         gain = f"{mean(r['gain_db'] for r in mine):+.3f}"
-        rows.append(f"| {start} | {how} | {gain} | {each} | {kept} of {len(mine)} | {fused} |")
+        rows.append(f"| {start} | {how} | {gain} | {each} | {kept} | {fused} |")
     return "\n".join(rows) + "\n"
 
 
@@ -342,7 +350,7 @@ def draw(arguments: argparse.Namespace) -> None:
 
 
 def score_real(start: str, how: str, scans: dict[str, Path], arguments: argparse.Namespace) -> Record:
-    """What can be said without truth: the change of the loss of the slices held out, and what the two knees share."""
+    """What can be said without truth: the change of the loss of the part held out, and what the two knees share."""
     stacks = {name: read(scans[name]) for name in KNEES}
     agreements = {}
     for seen, other in (KNEES, KNEES[::-1]):

@@ -53,14 +53,14 @@ def test_the_table_has_a_line_for_every_cell_and_the_mean_of_its_scans(experimen
             "kept_start": kept,
         }
         for start, how, case, gain, kept in [
-            ("mr", "none", "a", 1.0, False),
-            ("mr", "none", "b", 2.0, False),
+            ("mr", "none", "a", 1.0, None),
+            ("mr", "none", "b", 2.0, None),
             ("mr", "per-scan", "a", 1.5, False),
             ("mr", "per-scan", "b", 2.0, True),
         ]
     ]
     lines = experiment.table(records).splitlines()
-    assert "| mr | none | +1.500 | +1.000 | +2.000 | 0 of 2 |  |" in lines
+    assert "| mr | none | +1.500 | +1.000 | +2.000 |  |  |" in lines
     assert "| mr | per-scan | +1.750 | +1.500 | +2.000 | 1 of 2 | +2.250 |" in lines
     assert len(lines) == 4
 
