@@ -961,7 +961,7 @@ FAULTS = [
         "too little is left to learn from",
         "training/targets.py",
         "min(LEAST_HELD_OUT, n // 3, most)",
-        "least",
+        "min(LEAST_HELD_OUT, n // 3)",
         "so does what is learnt from",
         TARGETS,
     ),
