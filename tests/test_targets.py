@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.ndimage import uniform_filter
 
 from strategies import seeds
 from thick_scans import SHAPE, texture, thick_volume
@@ -156,6 +155,7 @@ def test_no_lesson_of_either_kind_shows_what_is_held_out():
 
 def smearing():
     """A network whose answer at a pixel depends on pixels far away."""
+    from scipy.ndimage import uniform_filter
 
     def residual(slices, geometry, position):
         said = np.stack([uniform_filter(image, 31) for image in slices]).mean(axis=0) - slices.mean()
