@@ -554,18 +554,8 @@ def _training_installed() -> Iterator[None]:
 def _uninterrupted() -> Iterator[None]:
     """Puts Ctrl-C and SIGTERM off until the end."""
     came: list[int] = []
-    try:
-        before = {
-            number: signal.signal(number, lambda *_: came.append(1)) for number in (signal.SIGINT, signal.SIGTERM)
-        }
-    except ValueError:  # not the main thread
+    with _handled(lambda number, _: came.append(number), signal.SIGINT, signal.SIGTERM):
         yield
-        return
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
     if came:
         raise KeyboardInterrupt
 
@@ -917,12 +907,20 @@ def _terminated_as_interrupted() -> Iterator[None]:
     def interrupt(_signal: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
+    with _handled(interrupt, signal.SIGTERM):
+        yield
+
+
+@contextmanager
+def _handled(handler: Callable[[int, FrameType | None], None], *numbers: signal.Signals) -> Iterator[None]:
+    """Signals go to a handler for a while; not where this is not the main thread, which alone may ask for that."""
     try:
-        before = signal.signal(signal.SIGTERM, interrupt)
-    except ValueError:  # not the main thread
+        before = {number: signal.signal(number, handler) for number in numbers}
+    except ValueError:
         yield
         return
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
