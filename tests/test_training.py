@@ -22,6 +22,7 @@ from thinslice.plan import intensity_range, make_plan
 from thinslice.profile import profile_matrix
 from thinslice.runtime import Model
 from thinslice.slab import geometry_of, position_code
+from thinslice.training import losses
 from thinslice.training.corpus import (
     Draw,
     Geometry,
@@ -34,7 +35,13 @@ from thinslice.training.corpus import (
     normalised,
     render,
 )
-from thinslice.training.fit import Schedule, _gradients, _numbers, _workers, fit
+from thinslice.training.fit import (
+    Schedule,
+    _gradients,
+    _numbers,
+    _workers,
+    fit,
+)
 from thinslice.training.losses import projected_loss
 from thinslice.upsample import upsample
 from thinslice.volume import Volume
@@ -514,7 +521,8 @@ def test_what_is_computed_side_by_side_is_what_is_computed_in_turn(tmp_path, und
 
 
 @pytest.mark.parametrize("beside", [False, True])
-def test_the_gradient_of_a_step_is_that_of_the_mean_loss_of_its_batches(beside):
+def test_the_gradient_of_a_step_is_that_of_the_mean_loss_of_its_batches(beside, monkeypatch):
+    monkeypatch.setattr(losses, "_has_bf16", lambda device: False)  # whose eight bits show in what order sums are made
     network, cpu, pair = fresh(), torch.device("cpu"), [batches(0), batches(1)]
     torch.stack([projected_loss(network, batch, cpu) for batch in pair]).mean().backward()
     wanted = {name: parameter.grad.clone() for name, parameter in network.named_parameters()}
@@ -522,6 +530,5 @@ def test_the_gradient_of_a_step_is_that_of_the_mean_loss_of_its_batches(beside):
     with _workers(replace(SCHEDULE, side_by_side=beside), cpu) as workers:
         _gradients(network, pair, projected_loss, cpu, workers)
     for name, parameter in network.named_parameters():
-        # Sums in another order, of numbers with the eight bits of bf16; relative to the largest entry.
         scale = wanted[name].abs().max().item()
-        torch.testing.assert_close(parameter.grad, wanted[name], rtol=0, atol=2**-8 * scale)
+        torch.testing.assert_close(parameter.grad, wanted[name], rtol=0, atol=1e-5 * scale)

@@ -565,7 +565,9 @@ def _uninterrupted() -> Iterator[None]:
 
 def _add_train(verbs: "argparse._SubParsersAction[_Parser]") -> None:
     verb = _add_verb(verbs, "train", train, "run a training recipe; ends with a model file for --model")
-    verb.add_argument("recipe", metavar="RECIPE", help="default, video-mr, video-mr-average, planes or planes-paper")
+    verb.add_argument(
+        "recipe", metavar="RECIPE", help="default, default-large, video-mr, video-mr-average, planes or planes-paper"
+    )
     verb.add_argument("--data", required=True, type=Path, metavar="DIR", help="folder with the recipe's source folders")
     verb.add_argument("-o", "--output", required=True, type=Path, metavar="DIR", help="checkpoints, logs, the model")
     verb.add_argument(

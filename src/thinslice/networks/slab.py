@@ -16,6 +16,9 @@ from torch.nn import functional as F
 
 from thinslice.networks.contract import SlabNetwork
 
+CONTEXT = 3
+"""Acquired slices seen on each side, unless said otherwise."""
+
 
 class Block(nn.Module):
     """x + conv(relu(conv(x))): the residual block of EDSR, without normalisation."""
@@ -59,7 +62,13 @@ class SlabNet(SlabNetwork):
     multiple = 2
 
     def __init__(
-        self, context: int = 3, width: int = 48, before: int = 2, deep_width: int = 64, deep: int = 5, after: int = 2
+        self,
+        context: int = CONTEXT,
+        width: int = 48,
+        before: int = 2,
+        deep_width: int = 64,
+        deep: int = 5,
+        after: int = 2,
     ) -> None:
         super().__init__()
         self.settings = {

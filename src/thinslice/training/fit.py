@@ -4,15 +4,18 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 from thinslice.errors import OutputRefused
 from thinslice.files import whole_or_not
@@ -96,16 +99,15 @@ def fit(
     for unfinished in folder.glob(".*.part") if rank == 0 else ():  # of a run that was killed while it saved
         unfinished.unlink()
     started = time.monotonic() - spent
-    losses: list[float] = []
+    losses: list[Tensor] = []
     if rank == 0 and watch is not None and step == 0:
         stop = watch(step, average)
-    with ThreadPoolExecutor(max_workers=_loaders(device)) as pool, _workers(schedule, device) as workers:
-        numbers = _numbers(step, rank, world, schedule.batches)
-        queue = [pool.submit(batch_at, next(numbers)) for _ in range(max(2 * _loaders(device), schedule.batches))]
+    numbers = _numbers(step, rank, world, schedule.batches)
+    ahead = _from_processes if device.type == "cuda" else _from_a_thread
+    with closing(ahead(batch_at, numbers)) as lessons, _workers(schedule, device) as workers:
         while (progress := _agreed(_progress(step, time.monotonic() - started, schedule, stop), world, device)) < 1.0:
             rate = _rate(step, progress, schedule)
-            batches = [queue.pop(0).result() for _ in range(schedule.batches)]
-            queue += [pool.submit(batch_at, next(numbers)) for _ in range(schedule.batches)]
+            batches = [next(lessons) for _ in range(schedule.batches)]
             total = _gradients(network, batches, loss_of, device, workers)
             _average_gradients(network, world)
             norm = nn.utils.clip_grad_norm_(network.parameters(), schedule.clip)
@@ -118,16 +120,15 @@ def fit(
             step += 1
             if rank == 0 and step % schedule.log_every == 0:
                 seconds = time.monotonic() - started
-                line = {"step": step, "seconds": round(seconds, 1), "loss": sum(losses) / len(losses), "rate": rate}
+                loss = torch.stack(losses).mean().item()
+                line = {"step": step, "seconds": round(seconds, 1), "loss": loss, "rate": rate}
                 with (folder / "log.jsonl").open("a") as log:
                     log.write(json.dumps(line) + "\n")
-                report(f"step {step}  {seconds / 60:6.1f} min  loss {line['loss']:.5f}")
+                report(f"step {step}  {seconds / 60:6.1f} min  loss {loss:.5f}")
                 losses.clear()
             if rank == 0 and step % schedule.save_every == 0:
                 stop = watch is not None and watch(step, average)
                 _save(checkpoint, network, average, optimisers, step, time.monotonic() - started, schedule, stop)
-        for job in queue:
-            job.cancel()
     if rank == 0:
         if watch is not None and step % schedule.save_every:
             watch(step, average)
@@ -224,6 +225,7 @@ def join_world() -> tuple[int, int, torch.device]:
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
+        torch.backends.cudnn.benchmark = True  # the sizes of a recipe's batches hardly vary
     return rank, world, device
 
 
@@ -252,19 +254,19 @@ def _gradients(
     loss_of: Callable[[Trained, Batch, torch.device], Tensor],
     device: torch.device,
     workers: Executor,
-) -> float:
+) -> Tensor:
     """The mean loss of some batches; its gradient is left in the network."""
     parameters = list(network.parameters())
 
-    def one(batch: Batch) -> tuple[float, tuple[Tensor | None, ...]]:
+    def one(batch: Batch) -> tuple[Tensor, tuple[Tensor | None, ...]]:
         loss = loss_of(network, batch, device) / len(batches)
-        return loss.item(), torch.autograd.grad(loss, parameters, allow_unused=True)
+        return loss.detach(), torch.autograd.grad(loss, parameters, allow_unused=True)
 
     answers = list(workers.map(one, batches))
     for number, parameter in enumerate(parameters):
         parts = [part for _, gradients in answers if (part := gradients[number]) is not None]
         parameter.grad = torch.stack(parts).sum(dim=0) if len(parts) > 1 else parts[0] if parts else None
-    return sum(loss for loss, _ in answers)
+    return torch.stack([loss for loss, _ in answers]).sum()
 
 
 def _average_gradients(network: nn.Module, world: int) -> None:
@@ -286,5 +288,44 @@ def _agreed(progress: float, world: int, device: torch.device) -> float:
     return shared.item()
 
 
-def _loaders(device: torch.device) -> int:
-    return max(1, min(12, (os.cpu_count() or 2) - 1)) if device.type == "cuda" else 1
+def _from_a_thread(batch_at: Callable[[int], Batch], numbers: Iterator[int]) -> Generator[Batch, None, None]:
+    """The batches of some numbers, each made while the ones before it are learnt from."""
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        jobs = deque(pool.submit(batch_at, next(numbers)) for _ in range(4))
+        try:
+            while True:
+                batch = jobs.popleft().result()
+                jobs.append(pool.submit(batch_at, next(numbers)))
+                yield batch
+        finally:
+            for job in jobs:
+                job.cancel()
+
+
+def _from_processes(batch_at: Callable[[int], Batch], numbers: Iterator[int]) -> Generator[Batch, None, None]:
+    """As `_from_a_thread`, by all other cores: one thread cannot feed a GPU. Arrays come as shared tensors."""
+    loader: DataLoader[Batch] = DataLoader(
+        _Lessons(batch_at),
+        batch_size=None,
+        sampler=numbers,
+        num_workers=max(1, (os.cpu_count() or 2) - 1),
+        collate_fn=_as_tensors,
+        multiprocessing_context="fork",  # a corpus need not be copied, nor a lesson be importable
+    )
+    yield from loader
+
+
+class _Lessons(Dataset[Batch], Generic[Batch]):
+    def __init__(self, batch_at: Callable[[int], Batch]) -> None:
+        self.batch_at = batch_at
+
+    def __getitem__(self, number: int) -> Batch:
+        return self.batch_at(number)
+
+
+def _as_tensors(batch: Any) -> Any:
+    """A dataclass with its arrays as tensors, which do not have to be copied from one process to another."""
+    if not is_dataclass(batch) or isinstance(batch, type):
+        return batch
+    arrays = {f.name: a for f in fields(batch) if isinstance(a := getattr(batch, f.name), np.ndarray)}
+    return replace(batch, **{name: torch.from_numpy(array) for name, array in arrays.items()})

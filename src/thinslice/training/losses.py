@@ -24,7 +24,7 @@ def projected_loss(
     (`thinslice.guard`). The root gives every patch the same say, bright or dim, near slices or far ones.
     """
     arrays = (batch.thick, batch.cubic, batch.truth, batch.matrix, batch.correction)
-    thick, cubic, truth, matrix, correction = (torch.from_numpy(a).to(device, non_blocking=True) for a in arrays)
+    thick, cubic, truth, matrix, correction = (torch.as_tensor(a).to(device, non_blocking=True) for a in arrays)
     error = cubic + residual_of(network, batch.geometry, thick) - truth
     seen = torch.einsum("sp,bphw->bshw", matrix, error)
     projected = error - torch.einsum("ps,bshw->bphw", correction, seen)
@@ -34,7 +34,7 @@ def projected_loss(
 def intermediate_loss(network: PlaneNet, batch: PlaneBatch, device: torch.device, intermediate: float = 1.0) -> Tensor:
     """Mean absolute error of the answer plus that of the intermediate answer (Georgescu et al. 2020, eq. 3)."""
     planes, base, truth = (
-        torch.from_numpy(a).to(device, non_blocking=True) for a in (batch.planes, batch.base, batch.truth)
+        torch.as_tensor(a).to(device, non_blocking=True) for a in (batch.planes, batch.base, batch.truth)
     )
     rows, columns = batch.inner()
     with torch.autocast(device.type, torch.bfloat16, enabled=_has_bf16(device)):

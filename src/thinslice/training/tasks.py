@@ -9,7 +9,7 @@ from torch import Tensor
 
 from thinslice.networks.contract import Network
 from thinslice.networks.planes import PlaneNet
-from thinslice.networks.slab import SlabNet
+from thinslice.networks.slab import CONTEXT, SlabNet
 from thinslice.runtime import Part
 from thinslice.training.corpus import Batch, Ranges, Thin, batch_at
 from thinslice.training.losses import intermediate_loss, projected_loss
@@ -58,7 +58,7 @@ class Slabs:
 
     def batch_at(self, step: int, seed: int, corpus: Sequence[Thin]) -> Batch:
         """What is learnt from in one step: the slabs, and what their neighbours see."""
-        around = self.make_network().context + 1
+        around = self.network.get("context", CONTEXT) + 1
         return batch_at(step, seed, corpus, self.ranges, self.patches, self.size, self.slabs, around)
 
     def loss(self, network: SlabNet, batch: Batch, device: torch.device) -> Tensor:
