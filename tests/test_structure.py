@@ -18,10 +18,11 @@ FILES = sorted(SOURCE.rglob("*.py"))
 ORDER = [
     "errors", "files", "volume", "nifti", "dicom", "cases", "profile", "degrade", "plan", "guard", "interpolate",
     "slab", "tile", "runtime", "weights", "enlarge", "upsample", "labels", "reslice", "metrics", "picture", "results",
-    "bench", "report", "batch", "networks.contract", "networks.slab", "networks.planes", "training.corpus",
-    "training.manifest", "training.clips", "training.planes", "training.targets", "training.muon", "training.fit",
-    "training.losses", "training.tasks", "training.export", "training.recipes", "training.unfinished",
-    "training.answers", "training.adapt", "cli", "__main__",
+    "bench", "report", "batch", "networks.contract", "networks.slab", "networks.planes", "networks.vae",
+    "training.corpus", "training.manifest", "training.scans", "training.clips", "training.planes", "training.slices",
+    "training.targets", "training.muon", "training.fit", "training.losses", "training.synthesis", "training.tasks",
+    "training.export", "training.recipes", "training.unfinished", "training.answers", "training.adapt",
+    "training.steady", "training.page", "training.no_ground_truth", "cli", "__main__",
 ]
 # fmt: on
 """The order in which data meets the modules (house.md); each imports only from those before it. The plan comes after

@@ -522,7 +522,7 @@ def test_what_is_computed_side_by_side_is_what_is_computed_in_turn(tmp_path, und
 
 @pytest.mark.parametrize("beside", [False, True])
 def test_the_gradient_of_a_step_is_that_of_the_mean_loss_of_its_batches(beside, monkeypatch):
-    monkeypatch.setattr(losses, "_has_bf16", lambda device: False)  # whose eight bits show in what order sums are made
+    monkeypatch.setattr(losses, "has_bf16", lambda device: False)  # whose eight bits show in what order sums are made
     network, cpu, pair = fresh(), torch.device("cpu"), [batches(0), batches(1)]
     torch.stack([projected_loss(network, batch, cpu) for batch in pair]).mean().backward()
     wanted = {name: parameter.grad.clone() for name, parameter in network.named_parameters()}

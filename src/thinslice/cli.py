@@ -37,6 +37,12 @@ SAMPLE = Path(__file__).parent / "sample" / "spine_t2_sag_thick_4p5mm.nii.gz"
 
 DEMO_FILES = ("spine_thin.nii.gz", "spine_thin.json", "spine_thin.png")
 
+NO_GROUND_TRUTH = "no-ground-truth"
+"""The recipe that learns from target scans (`thinslice.training.no_ground_truth`)."""
+
+RECIPES = ("default", "default-large", "video-mr", "video-mr-average", "planes", "planes-paper", NO_GROUND_TRUTH)
+"""As in `thinslice.training.recipes`, and that one."""
+
 REFUSED, INTERRUPTED = 2, 130
 
 _WAYS_OUT = {
@@ -464,15 +470,7 @@ def _add_adapt(verbs: "argparse._SubParsersAction[_Parser]") -> None:
         help="adapt to every scan by itself: NAME is a folder then, and --model NAME takes each scan's own",
     )
     verb.add_argument("--model", default="default", metavar="MODEL", help="model to start from (default: default)")
-    wish = verb.add_mutually_exclusive_group()
-    wish.add_argument(
-        "--spacing", type=_positive(float), metavar="MM", help="slice spacing that you will ask enhance for"
-    )
-    wish.add_argument("--factor", type=_positive(float), metavar="K", help="or number of times closer slices")
-    verb.add_argument(
-        "--thickness", type=_positive(float), metavar="MM", help="slice thickness of all scans; default: as in enhance"
-    )
-    verb.add_argument("--profile", choices=PROFILES, default="gaussian", help="slice profile (default: gaussian)")
+    _add_acquisition(verb)
     again = verb.add_mutually_exclusive_group()
     again.add_argument("--resume", action="store_true", help="finish what is unfinished, keep what is there")
     again.add_argument("--overwrite", action="store_true", help="replace a model, or unfinished work, of that name")
@@ -496,7 +494,7 @@ def adapt(arguments: argparse.Namespace) -> int:
             spacing_mm=arguments.spacing,
             factor=arguments.factor,
             thickness_mm=arguments.thickness,
-            profile=arguments.profile,
+            profile=arguments.profile or "gaussian",
             report=_hear_nothing if arguments.quiet else _say,
             complain=_complain,
         )
@@ -565,10 +563,11 @@ def _uninterrupted() -> Iterator[None]:
 
 def _add_train(verbs: "argparse._SubParsersAction[_Parser]") -> None:
     verb = _add_verb(verbs, "train", train, "run a training recipe; ends with a model file for --model")
+    verb.add_argument("recipe", metavar="RECIPE", help=f"one of {', '.join(RECIPES)}")
+    verb.add_argument("--data", type=Path, metavar="DIR", help="folder with the recipe's source folders")
     verb.add_argument(
-        "recipe", metavar="RECIPE", help="default, default-large, video-mr, video-mr-average, planes or planes-paper"
+        "--target", type=Path, nargs="+", metavar="SCANS", help="no-ground-truth: thick scans, files or folders"
     )
-    verb.add_argument("--data", required=True, type=Path, metavar="DIR", help="folder with the recipe's source folders")
     verb.add_argument("-o", "--output", required=True, type=Path, metavar="DIR", help="checkpoints, logs, the model")
     verb.add_argument(
         "--add-source",
@@ -584,6 +583,10 @@ def _add_train(verbs: "argparse._SubParsersAction[_Parser]") -> None:
         metavar="PATH",
         help="a model file whose weights to start from, or the folder of an earlier run",
     )
+    verb.add_argument(
+        "--keep-synthetic", action="store_true", help="no-ground-truth: write the volumes that were synthesised"
+    )
+    _add_acquisition(verb, "no-ground-truth: ")
     length = verb.add_mutually_exclusive_group()
     length.add_argument("--minutes", type=_positive(float), metavar="M", help="length, shared out over the stages")
     length.add_argument("--steps", type=_positive(int), metavar="N", help="length, shared out over the stages")
@@ -591,25 +594,72 @@ def _add_train(verbs: "argparse._SubParsersAction[_Parser]") -> None:
 
 def train(arguments: argparse.Namespace) -> int:
     """Run a recipe; checkpoints stay after an interruption, for --resume."""
+    _check_options_of_recipe(arguments)
     with _training_installed():
-        from thinslice.training.recipes import run
-
-        models = run(
-            arguments.recipe,
-            arguments.data,
-            arguments.output,
-            resume=arguments.resume,
-            minutes=arguments.minutes,
-            start=arguments.start_from,
-            steps=arguments.steps,
-            more_sources=arguments.add_source,
-            report=_say,
-        )
+        models = [_no_ground_truth(arguments)] if arguments.recipe == NO_GROUND_TRUTH else _from_data(arguments)
     family = {str(path.with_name(path.name.split(".")[0])) for path in models}
     names = [str(models[0])] if len(models) == 1 else sorted(family)
     for name in names:
         _say(f"use it: thinslice enhance --model {quote(name)} -i IN -o OUT")
     return 0
+
+
+def _check_options_of_recipe(arguments: argparse.Namespace) -> None:
+    """A recipe learns from a folder of sources, or from target scans; options for the other kind are refused."""
+    if arguments.recipe not in RECIPES:
+        known = ", ".join(RECIPES)
+        raise InputRefused(f"got recipe {arguments.recipe!r}; need one of {known}; next: choose one of them")
+    of_targets = {
+        "--target": arguments.target,
+        "--keep-synthetic": arguments.keep_synthetic,
+        "--spacing": arguments.spacing,
+        "--factor": arguments.factor,
+        "--thickness": arguments.thickness,
+        "--profile": arguments.profile,
+    }
+    of_data = {"--data": arguments.data, "--add-source": arguments.add_source}
+    targeted = arguments.recipe == NO_GROUND_TRUTH
+    wanted, other = ("--target", of_data) if targeted else ("--data", of_targets)
+    for option, value in other.items():
+        if value:
+            raise InputRefused(f"got {option} for {arguments.recipe}; need {wanted}; next: leave {option} out")
+    if not (of_targets if targeted else of_data)[wanted]:
+        what = "thick scans" if targeted else "a folder with the recipe's source folders"
+        raise InputRefused(f"got no {wanted}; need {what}; next: add {wanted}")
+
+
+def _from_data(arguments: argparse.Namespace) -> list[Path]:
+    from thinslice.training.recipes import run
+
+    return run(
+        arguments.recipe,
+        arguments.data,
+        arguments.output,
+        resume=arguments.resume,
+        minutes=arguments.minutes,
+        start=arguments.start_from,
+        steps=arguments.steps,
+        more_sources=arguments.add_source,
+        report=_say,
+    )
+
+
+def _no_ground_truth(arguments: argparse.Namespace) -> Path:
+    from thinslice.training.no_ground_truth import Wish, run
+
+    wish = Wish(arguments.spacing, arguments.factor, arguments.thickness, arguments.profile or "gaussian")
+    return run(
+        _sources_of_all(arguments.target),
+        arguments.output,
+        wish,
+        start=arguments.start_from,
+        resume=arguments.resume,
+        minutes=arguments.minutes,
+        steps=arguments.steps,
+        keep_synthetic=arguments.keep_synthetic,
+        report=_say,
+        complain=_complain,
+    )
 
 
 # ---- evaluate
@@ -712,6 +762,18 @@ def _add_fuse(verb: argparse.ArgumentParser) -> None:
         action="store_true",
         help="ask a network in several orientations and join its answers: slower, a little better",
     )
+
+
+def _add_acquisition(verb: argparse.ArgumentParser, recipe: str = "") -> None:
+    """How scans are made thin that a model learns from."""
+    wish = verb.add_mutually_exclusive_group()
+    positive = _positive(float)
+    wish.add_argument("--spacing", type=positive, metavar="MM", help=f"{recipe}slice spacing you will ask enhance for")
+    wish.add_argument("--factor", type=positive, metavar="K", help=f"{recipe}or number of times closer slices")
+    verb.add_argument(
+        "--thickness", type=positive, metavar="MM", help=f"{recipe}slice thickness of all scans; default: as in enhance"
+    )
+    verb.add_argument("--profile", choices=PROFILES, help=f"{recipe}slice profile (default: gaussian)")
 
 
 def _plan(volume: "Volume", model: "Model", arguments: argparse.Namespace) -> "Plan":

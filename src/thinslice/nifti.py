@@ -33,6 +33,9 @@ LARGEST = 1e30  # beyond it sums of squares are no float32; such voxels are mark
 AIR = (-1100.0, -900.0)  # where the smallest value of computed tomography lies, in Hounsfield units
 GZIP_BEST_RATIO = 1040  # deflate cannot shrink more than 1032 : 1
 
+SYNTHETIC = b"synthesised by thinslice, not a scan"
+"""Description in the header of a volume that was made of nothing but codes."""
+
 SHEAR_COSINE = 1e-3
 SMALL_TURN = 3e-3
 COMMENT_EXTENSION = 6
@@ -149,6 +152,19 @@ def as_stored(volume: Volume) -> Volume:
     for at in _slabs(volume.voxels.shape, 8):
         volume.voxels[at] = _from_floats(volume.voxels[at], dtype, slope, inter).astype(np.float64) * slope + inter
     return replace(volume, header=header, notes=notes)
+
+
+def as_synthetic(volume: Volume) -> Volume:
+    """The volume with a header that says that nobody acquired it."""
+    header = _fresh_header(volume.voxels.dtype)
+    header["descrip"] = SYNTHETIC
+    return replace(volume, header=header)
+
+
+def is_synthetic(volume: Volume) -> bool:
+    """Whether a volume was written with the header of `as_synthetic`."""
+    header = volume.header
+    return isinstance(header, nifti1.Nifti1Header) and bytes(header["descrip"].item()).startswith(SYNTHETIC)
 
 
 def _holds(dtype: np.dtype[Any], slope: float, inter: float, low: float, high: float) -> bool:

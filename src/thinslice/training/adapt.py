@@ -16,12 +16,9 @@ from typing import Any
 
 import torch
 
-from thinslice.cases import told_apart
 from thinslice.errors import InputRefused, OutputRefused, ThinsliceError
 from thinslice.files import whole_or_not
 from thinslice.networks.slab import SlabNet
-from thinslice.nifti import read
-from thinslice.plan import Plan, make_plan
 from thinslice.profile import Profile
 from thinslice.runtime import Model, load_model
 from thinslice.training.answers import check_answer, check_name, names_of, names_there, start_file
@@ -29,6 +26,7 @@ from thinslice.training.export import export, load_weights, read_card
 from thinslice.training.fit import Schedule, fit, save_whole
 from thinslice.training.losses import projected_loss
 from thinslice.training.recipes import lineage, this_commit
+from thinslice.training.scans import Scan, reason, usable_ones
 from thinslice.training.targets import (
     VOXELS,
     Target,
@@ -38,7 +36,6 @@ from thinslice.training.targets import (
     thicker_batch_at,
 )
 from thinslice.training.unfinished import Unfinished, keep
-from thinslice.volume import Volume, fingerprint
 from thinslice.weights import embedded_names
 
 SCHEDULE = Schedule(
@@ -72,17 +69,6 @@ MOST_SCANS = 64
 
 WRITING_SECONDS = 4.0
 """Of the time that is given, what is left for writing and checking the model file."""
-
-
-@dataclass(frozen=True)
-class Scan:
-    """A thick scan that can be learnt from, and what will be done to it."""
-
-    label: str
-    path: Path
-    volume: Volume
-    plan: Plan
-    fingerprint: str
 
 
 @dataclass(frozen=True)
@@ -173,7 +159,7 @@ def adapt(
             "minutes": None if steps else minutes,
             "steps": steps,
         }
-        usable = _usable_ones(paths, model, wish, complain)
+        usable = list(usable_ones(paths, model, wish, complain))
         if not usable:
             raise InputRefused(NONE)
         jobs = _jobs(usable, out, per_scan, wish)
@@ -408,49 +394,11 @@ class _Watch:
             return sum(workers.map(one, batches)) / len(batches)
 
 
-def _usable_ones(
-    paths: Sequence[Path], model: Model, wish: dict[str, Any], complain: Callable[[str], None]
-) -> list[Scan]:
-    """Every scan that can be planned, once; the others are named."""
-    labels = told_apart(paths)
-    found: dict[str, Scan] = {}
-    for path, label in labels.items():
-        scan = _usable(path, label, model, wish, complain)
-        if scan is None:
-            continue
-        if scan.fingerprint in found:
-            other = found[scan.fingerprint].label
-            complain(f"{label}: left out: got the same scan as {other}; need it once; next: nothing, or leave one out")
-            continue
-        found[scan.fingerprint] = scan
-    return list(found.values())
-
-
-def _usable(path: Path, label: str, model: Model, wish: dict[str, Any], complain: Callable[[str], None]) -> Scan | None:
-    """A scan and its plan, or None after saying why not."""
-    try:
-        volume = read(path)
-        plan = make_plan(
-            volume,
-            spacing_mm=wish["spacing_mm"],
-            factor=wish["factor"],
-            thickness_mm=wish["thickness_mm"],
-            profile=wish["profile"],
-            model=model.name,
-            model_sha256=model.sha256,
-            envelope=model.envelope,
-        )
-    except (ThinsliceError, OSError, MemoryError) as refusal:
-        complain(f"{label}: left out: {_reason(path, refusal)}")
-        return None
-    return Scan(label, path, volume, plan, fingerprint(volume))
-
-
 def _target(scan: Scan, model: Model, voxels: int, complain: Callable[[str], None]) -> Target | None:
     try:
         return make_target(scan.path.name, scan.volume, scan.plan, model, voxels)
     except (ThinsliceError, MemoryError) as refusal:
-        complain(f"{scan.label}: left out: {_reason(scan.path, refusal)}")
+        complain(f"{scan.label}: left out: {reason(scan.path, refusal)}")
         return None
 
 
@@ -476,14 +424,6 @@ def _targets(
         elif (target := _target(scan, model, VOXELS // len(scans), complain)) is not None:
             made.append((scan, target))
     return made, skipped
-
-
-def _reason(path: Path, error: Exception) -> str:
-    """One line, without the name of the scan, which is said before it."""
-    if isinstance(error, MemoryError):
-        return "got a scan larger than the free memory; need a smaller one; next: crop it, or use a larger machine"
-    line = " ".join(str(error).split())
-    return line.removeprefix(f"{path}: ").removeprefix(f"{path.name}: ")
 
 
 def _finished(job: Job) -> Adapted | None:

@@ -101,6 +101,13 @@ class Ranges:
     ends: Ends = "voxels"
 
 
+LOOKS = Ranges(noisy=0.1)
+"""How patches of thick scans are recoloured: with less noise, as the scans have their own."""
+
+NEAR_FACTOR, NEAR_THICKNESS = 0.1, 0.05
+"""How far lessons depart from a scan's own factor and thickness, as shares of them."""
+
+
 @dataclass(frozen=True)
 class Batch:
     """Arrays for one step: B patches, S slabs, P thin slices in all.
@@ -223,6 +230,20 @@ def geometry_of_block(
     first = np.ceil(edges - 1e-9).astype(int)
     positions = tuple(np.arange(first[i], first[i + 1]) for i in range(slabs))
     return Geometry(factor, thickness_over_spacing, profile, centres, positions, ends)
+
+
+def geometry_near(
+    rng: np.random.Generator,
+    factor: float,
+    thickness_over_spacing: float,
+    profile: Profile,
+    slabs: int,
+    context: int,
+) -> Geometry:
+    """An acquisition like that of a scan, a little more or less."""
+    factor *= float(np.exp(rng.uniform(-NEAR_FACTOR, NEAR_FACTOR)))
+    thickness_over_spacing *= 1 + float(rng.uniform(-NEAR_THICKNESS, NEAR_THICKNESS))
+    return geometry_of_block(factor, thickness_over_spacing, profile, float(rng.uniform(0, factor)), slabs, context)
 
 
 def draw_patch(rng: np.random.Generator, corpus: Sequence[Thin], ranges: Ranges, geometry: Geometry, size: int) -> Draw:

@@ -1,14 +1,23 @@
 """What each kind of network is trained to make small."""
 
+from copy import deepcopy
+
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from thinslice.networks.contract import SlabNetwork
 from thinslice.networks.planes import PlaneNet
+from thinslice.networks.vae import SliceVae, divergence, drawn, mean_and_log_variance
 from thinslice.slab import geometry_of, position_code
 from thinslice.training.corpus import Batch, Geometry
 from thinslice.training.planes import PlaneBatch
+from thinslice.training.slices import SliceBatch
+
+MARGIN = 1.5
+"""How unlikely the codes of made slices shall be, relative to those of the slices themselves. The first author's code
+has a constant, 110 nats for 256 numbers, which depends on how exactly slices are made again."""
 
 UNPROJECTED = 0.2
 """Share of the error before the projection in `projected_loss`."""
@@ -37,10 +46,50 @@ def intermediate_loss(network: PlaneNet, batch: PlaneBatch, device: torch.device
         torch.as_tensor(a).to(device, non_blocking=True) for a in (batch.planes, batch.base, batch.truth)
     )
     rows, columns = batch.inner()
-    with torch.autocast(device.type, torch.bfloat16, enabled=_has_bf16(device)):
+    with torch.autocast(device.type, torch.bfloat16, enabled=has_bf16(device)):
         halfway, answer = network.answers(planes.contiguous(memory_format=torch.channels_last), base)
     errors = [(image.float() - truth)[:, :, rows, columns].abs().mean() for image in (answer, halfway)]
     return errors[0] + intermediate * errors[1] if intermediate else errors[0]
+
+
+def vae_loss(
+    network: SliceVae, batch: SliceBatch, device: torch.device, sigma: float, adversarial: float = 0.0
+) -> Tensor:
+    """Negative evidence bound of slices under Gaussian noise, nats per pixel; with ``adversarial`` an IntroVAE's.
+
+    The encoder of an IntroVAE (Huang et al., NeurIPS 2018, sec. 3.2; Xuan et al. 2021 train one) is its own
+    discriminator: it learns to give slices that the decoder made codes that are unlikely, up to a margin, the decoder
+    to make slices whose codes are likely. Both are learnt at once here: for the encoder's share such slices count as
+    given, for the decoder's the encoder does.
+
+    Args:
+        network: the auto-encoder.
+        batch: patches of slices, and the seed of the codes that are drawn.
+        device: where to compute.
+        sigma: standard deviation of the noise, of the intensity range: how exactly slices must be made again.
+        adversarial: weight of the adversarial terms (a in the paper's code, 0.25 there).
+    """
+    slices = torch.as_tensor(batch.slices).to(device, non_blocking=True)
+    noise = torch.Generator(device).manual_seed(batch.seed)
+    per_pixel = network.settings["latent"] / network.multiple**2
+    with torch.autocast(device.type, torch.bfloat16, enabled=has_bf16(device)):
+        mean, log_variance = network.encode(slices.contiguous(memory_format=torch.channels_last))
+        code = drawn(mean, log_variance, torch.randn(mean.shape, generator=noise, device=device))
+        again = network.decode(code).float()
+        real = divergence(mean, log_variance)
+        loss = 0.5 * ((again - slices) / sigma).square().mean() + per_pixel * real.mean()
+        if not adversarial:
+            return loss
+        invented = network.decode(torch.randn(mean.shape, generator=noise, device=device))
+        of_codes = network.decode(code.detach())
+        margin = MARGIN * real.detach()
+        seen = [divergence(*network.encode(made.detach())) for made in (again, invented)]
+        # The same weights, but given; not swapped in the network itself, which other threads may be computing with.
+        judge = deepcopy(network.encoder, {id(weight): weight.detach() for weight in network.encoder.parameters()})
+        judged = [divergence(*mean_and_log_variance(judge(made))) for made in (of_codes, invented)]
+    caught = sum(F.relu(margin - each).mean() for each in seen)
+    passed = sum(each.mean() for each in judged)
+    return loss + adversarial * per_pixel * (caught + passed)
 
 
 def residual_of(network: SlabNetwork, geometry: Geometry, thick: Tensor) -> Tensor:
@@ -56,7 +105,7 @@ def residual_of(network: SlabNetwork, geometry: Geometry, thick: Tensor) -> Tens
     about = about.to(thick.device)
     positions = np.concatenate(geometry.thin_positions)
     answer = thick.new_zeros(thick.shape[0], len(positions), *thick.shape[2:])
-    with torch.autocast(thick.device.type, torch.bfloat16, enabled=_has_bf16(thick.device)):
+    with torch.autocast(thick.device.type, torch.bfloat16, enabled=has_bf16(thick.device)):
         features = network.trunk(stack, about)
         features = features.reshape(thick.shape[0], slabs, *features.shape[1:])
         for slab in range(slabs):
@@ -69,7 +118,7 @@ def residual_of(network: SlabNetwork, geometry: Geometry, thick: Tensor) -> Tens
     return answer
 
 
-def _has_bf16(device: torch.device) -> bool:
+def has_bf16(device: torch.device) -> bool:
     """Whether bf16 is computed in hardware; elsewhere it would be slower than fp32."""
     if device.type == "cuda":
         return True

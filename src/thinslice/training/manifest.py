@@ -23,6 +23,10 @@ def provenance(folder: Path) -> dict[str, dict[str, str]]:
     Raises:
         InputRefused: a manifest lacks one of the two columns.
     """
+    return {name: {key: row[key] for key in UNKNOWN} for name, row in _known(folder).items()}
+
+
+def _known(folder: Path) -> dict[str, dict[str, str]]:
     own = {name.rpartition("/")[2]: row for name, row in _rows(folder / "manifest.csv").items()}
     for name, row in _rows(folder.parent / "manifest.csv").items():
         place, _, file = name.rpartition("/")
@@ -30,6 +34,16 @@ def provenance(folder: Path) -> dict[str, dict[str, str]]:
             licences = dict.fromkeys((own.get(file, row)["licence"], row["licence"]))
             own[file] = own.get(file, row) | {"licence": "; ".join(licences)}
     return own
+
+
+def person_of(path: Path) -> str:
+    """Whose scan a file is: what a manifest says under ``subject``, else BIDS ``sub-``, else nobody else's.
+
+    Raises:
+        InputRefused: see `provenance`.
+    """
+    label = re.match(r"sub-[A-Za-z0-9]+", path.name)
+    return _known(path.parent).get(path.name, {}).get("subject") or (label.group() if label else path.name)
 
 
 def _rows(manifest: Path) -> dict[str, dict[str, str]]:
@@ -47,6 +61,7 @@ def _rows(manifest: Path) -> dict[str, dict[str, str]]:
             row["file"] or "": {
                 "licence": row["licence"] or UNKNOWN["licence"],
                 "source": row.get("origin") or row.get("source") or UNKNOWN["source"],
+                "subject": row.get("subject") or "",
             }
             for row in table
         }

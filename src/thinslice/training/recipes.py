@@ -110,7 +110,7 @@ def planes() -> list[Stage]:
 
     mr = [_planes_stage("mr", "iso_train", part, factor, task(part, factor, False)) for part, factor in _PLANES]
     for_ct = [task(part, factor, True) for part, factor in _PLANES]
-    schedule = _gentler(Schedule(steps=4000, save_every=200))
+    schedule = gentler(Schedule(steps=4000, save_every=200))
     return mr + [
         replace(_planes_stage("ct", "ct", task.part, task.shrinking.factor, task), schedule=schedule, start=stage.name)
         for task, stage in zip(for_ct, mr, strict=True)
@@ -265,7 +265,7 @@ def run_stages(
         _folder_of(data, source)
     starts = _starts(stages, start)
     stages = _needed(stages, starts)
-    stages = _of_length(stages, *(_length_of(out, minutes, steps) if resume else (minutes, steps)))
+    stages = of_length(stages, *(_length_of(out, minutes, steps) if resume else (minutes, steps)))
     rank, world, device = join_world()
     report = report if rank == 0 else _silent
     trained: dict[str, Network] = {}
@@ -282,7 +282,7 @@ def run_stages(
         begin = starts.get(stage.name)
         if begin is not None:
             load_weights(network, begin)
-            schedule = _gentler(schedule)
+            schedule = gentler(schedule)
             batches += int(lineage(begin)["sha256"][:8], 16)  # not the batches that made the start
         elif stage.start is not None:
             network.load_state_dict(trained[stage.start].state_dict())
@@ -294,7 +294,7 @@ def run_stages(
         if stage.model is None:
             continue
         models.append(out / f"{stage.model}.onnx")
-        if rank == 0 and not _is_of(models[-1], training_length(out / stage.name)):
+        if rank == 0 and not is_of(models[-1], training_length(out / stage.name)):
             behind = _behind(stage, stages, starts)
             card = make_card(stage.model, behind, data) | {
                 "started_from": lineage(starts[behind[0].name]) if behind[0].name in starts else None,
@@ -406,7 +406,7 @@ def _known(out: Path) -> dict[str, Any]:
     return known
 
 
-def _is_of(model: Path, length: dict[str, float]) -> bool:
+def is_of(model: Path, length: dict[str, float]) -> bool:
     """Whether a model file was made at the end of a training of that length: then a resumed run leaves it alone."""
     try:
         return bool(list(read_card(model)["trained"].values())[-1] == length)
@@ -418,11 +418,12 @@ def _silent(line: str) -> None:
     """What the other processes of a parallel training have to say."""
 
 
-def _gentler(schedule: Schedule) -> Schedule:
+def gentler(schedule: Schedule) -> Schedule:
+    """For weights that are good already, see `GENTLER`."""
     return replace(schedule, rate=GENTLER * schedule.rate, muon_rate=GENTLER * schedule.muon_rate)
 
 
-def _of_length(stages: list[Stage], minutes: float | None, steps: int | None) -> list[Stage]:
+def of_length(stages: list[Stage], minutes: float | None, steps: int | None) -> list[Stage]:
     """The stages as they are, or sharing so many minutes or steps in proportion to their own steps."""
     whole = sum(stage.schedule.steps for stage in stages)
 

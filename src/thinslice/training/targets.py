@@ -24,12 +24,13 @@ from thinslice.profile import Profile, profile_matrix
 from thinslice.runtime import Model
 from thinslice.training.corpus import (
     BLANK,
+    LOOKS,
     Batch,
     Draw,
     Geometry,
-    Ranges,
     Thin,
     draw_patch,
+    geometry_near,
     geometry_of_block,
     render,
 )
@@ -72,12 +73,6 @@ BINS = (8, 4)
 
 RARELY, OFTEN = 0.02, 1.0
 """Limits of how much more often than at random a class is drawn: what is unlike the slices is drawn less."""
-
-LOOKS = Ranges(noisy=0.1)
-"""How patches are recoloured: like those of the starting model, with less noise, as the scan has its own."""
-
-NEAR_FACTOR, NEAR_THICKNESS = 0.1, 0.05
-"""How far the lessons depart from the scan's own factor and thickness, as shares of them."""
 
 
 @dataclass(frozen=True)
@@ -352,7 +347,8 @@ def target_batch_at(
     """
     rng = np.random.default_rng([seed, step])
     target = _one_of(rng, targets)
-    geometry = _near(rng, target, slabs, context)
+    about = (target.factor, target.thickness_over_spacing, target.profile)
+    geometry = geometry_near(rng, *about, slabs, context)
     volumes, places = (target.unseen, target.unseen_places) if unseen else (target.volumes, target.places)
     patches, size = _fitting(patches, size, min(volumes[0].voxels.shape))
     draws = [_draw(rng, volumes, places, geometry, size) for _ in range(patches)]
@@ -389,13 +385,6 @@ def _fitting(patches: int, size: int, room: int) -> tuple[int, int]:
 def _one_of(rng: np.random.Generator, targets: Sequence[Target]) -> Target:
     weights = np.array([target.weight for target in targets])
     return targets[int(rng.choice(len(targets), p=weights / weights.sum()))]
-
-
-def _near(rng: np.random.Generator, target: Target, slabs: int, context: int) -> Geometry:
-    """An acquisition like that of the scan."""
-    factor = target.factor * float(np.exp(rng.uniform(-NEAR_FACTOR, NEAR_FACTOR)))
-    thickness = target.thickness_over_spacing * (1 + float(rng.uniform(-NEAR_THICKNESS, NEAR_THICKNESS)))
-    return geometry_of_block(factor, thickness, target.profile, float(rng.uniform(0, factor)), slabs, context)
 
 
 def _draw(rng: np.random.Generator, volumes: Sequence[Thin], places: Places, geometry: Geometry, size: int) -> Draw:

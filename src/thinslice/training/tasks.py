@@ -10,10 +10,13 @@ from torch import Tensor
 from thinslice.networks.contract import Network
 from thinslice.networks.planes import PlaneNet
 from thinslice.networks.slab import CONTEXT, SlabNet
+from thinslice.networks.vae import SliceVae
 from thinslice.runtime import Part
 from thinslice.training.corpus import Batch, Ranges, Thin, batch_at
-from thinslice.training.losses import intermediate_loss, projected_loss
+from thinslice.training.losses import intermediate_loss, projected_loss, vae_loss
 from thinslice.training.planes import PlaneBatch, Shrinking, plane_batch_at
+from thinslice.training.slices import SliceBatch, Stack, slice_batch_at
+from thinslice.training.synthesis import Synthetic, synthetic_batch_at
 
 VALID_FACTOR = (1.5, 10.0)
 VALID_THICKNESS = (0.6, 1.3)
@@ -25,7 +28,7 @@ class Task(Protocol):
     def make_network(self) -> Network:
         """With fresh weights."""
 
-    def batch_at(self, step: int, seed: int, corpus: Sequence[Thin]) -> Any:
+    def batch_at(self, step: int, seed: int, corpus: Sequence[Any]) -> Any:
         """What is learnt from in one step: a function of the seed and the step alone."""
 
     def loss(self, network: Any, batch: Any, device: torch.device) -> Tensor:
@@ -73,6 +76,37 @@ class Slabs:
             "thickness_over_spacing": VALID_THICKNESS,
             "profiles": ["gaussian", "box"],
         }
+
+
+@dataclass(frozen=True)
+class Synthesised:
+    """Learn what lies between the slices of volumes that nobody acquired (stage 2 of Xuan et al. 2021).
+
+    As `Slabs`, but every volume is made thick as the scans were that shall be made thin.
+    """
+
+    network: dict[str, Any] = field(default_factory=dict)
+    patches: int = 3
+    size: int = 48
+    slabs: int = 4
+
+    def make_network(self) -> SlabNet:
+        """With fresh weights."""
+        return SlabNet(**self.network)
+
+    def batch_at(self, step: int, seed: int, corpus: Sequence[Synthetic]) -> Batch:
+        """What is learnt from in one step."""
+        around = self.network.get("context", CONTEXT) + 1
+        return synthetic_batch_at(step, seed, corpus, self.patches, self.size, self.slabs, around)
+
+    def loss(self, network: SlabNet, batch: Batch, device: torch.device) -> Tensor:
+        """See `projected_loss`."""
+        return projected_loss(network, batch, device)
+
+    @property
+    def envelope(self) -> dict[str, Any]:
+        """Empty: it follows from the scans, see `thinslice.training.no_ground_truth`."""
+        return {}
 
 
 @dataclass(frozen=True)
@@ -125,3 +159,38 @@ class Planes:
             "profiles": ["gaussian", "box"],
             "hounsfield": self.hounsfield,
         }
+
+
+@dataclass(frozen=True)
+class Slices:
+    """Learn to make slices from short codes: `SliceVae`, `vae_loss` (stage 1 of Xuan et al. 2021).
+
+    Attributes:
+        network: settings of `SliceVae`.
+        sigma: how exactly slices are made again, of the intensity range.
+        adversarial: 0 for a plain auto-encoder, else the weight of what makes it introspective.
+        patches, size: of a batch; pixels along their sides.
+    """
+
+    network: dict[str, Any] = field(default_factory=dict)
+    sigma: float = 0.03
+    adversarial: float = 0.0
+    patches: int = 16
+    size: int = 64
+
+    def make_network(self) -> SliceVae:
+        """With fresh weights."""
+        return SliceVae(**self.network)
+
+    def batch_at(self, step: int, seed: int, corpus: Sequence[Stack]) -> SliceBatch:
+        """What is learnt from in one step."""
+        return slice_batch_at(step, seed, corpus, self.patches, self.size)
+
+    def loss(self, network: SliceVae, batch: SliceBatch, device: torch.device) -> Tensor:
+        """See `vae_loss`."""
+        return vae_loss(network, batch, device, self.sigma, self.adversarial)
+
+    @property
+    def envelope(self) -> dict[str, Any]:
+        """Empty: no model file comes of it."""
+        return {}

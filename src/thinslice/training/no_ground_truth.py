@@ -1,0 +1,342 @@
+"""Thin slices for those who have only thick ones (Xuan et al., Pattern Recognition 2021, arXiv 2003.12627).
+
+    slices of the thick scans -> an auto-encoder -> an introspective one -> volumes that nobody acquired
+    those volumes, made thick as the scans were -> the network of the default model, which never sees the scans
+
+Nothing is paired with a scan: the only thick slices that the network sees are made of the synthesised volumes.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from thinslice.cases import check_writable
+from thinslice.errors import InputRefused, OutputRefused, ThinsliceError
+from thinslice.networks.slab import SlabNet
+from thinslice.networks.vae import SliceVae
+from thinslice.nifti import as_synthetic, write
+from thinslice.profile import Profile
+from thinslice.runtime import Model, interpolation, load_model
+from thinslice.training.answers import start_file
+from thinslice.training.corpus import NEAR_FACTOR, NEAR_THICKNESS
+from thinslice.training.export import export, load_weights, read_card
+from thinslice.training.fit import Schedule, fit, training_length
+from thinslice.training.page import Comparison, write_page
+from thinslice.training.recipes import Stage, gentler, is_of, lineage, of_length, this_commit
+from thinslice.training.scans import reason, usable_ones
+from thinslice.training.slices import Stack, make_stack, unlike
+from thinslice.training.steady import Steady
+from thinslice.training.synthesis import VOXELS, Synthetic, in_its_place, make_synthetic
+from thinslice.training.tasks import Slices, Synthesised
+from thinslice.training.unfinished import keep
+from thinslice.weights import embedded_names
+
+NAME = "no-ground-truth"
+"""Of the recipe and of the model."""
+
+MINUTES = 50.0
+"""Of all trainings together, unless said otherwise."""
+
+ADVERSARIAL = 0.25
+"""Weight of what makes the auto-encoder introspective, as in the first author's code."""
+
+MOST_VOXELS = 500_000_000
+"""Acquired voxels that are learnt from, of all scans together, two bytes each."""
+
+LEAST_PERSONS, HELD_OUT = 10, 0.1
+"""From so many persons on, the slices of this share of them are not learnt from, only looked at."""
+
+LOOKED_AT = 8
+"""Batches, always the same, that show how well slices are made again."""
+
+SHOWN = 6
+"""Scans on the page."""
+
+NONE = "got no scan that can be learnt from; need thick slices; next: see the reason named for each"
+
+_OF_SLICES = Schedule(
+    steps=4_000, rate=1e-3, muon_rate=0.0, weight_decay=0.0, warm_up=100, ema=0.995, save_every=200, side_by_side=True
+)
+
+
+def no_ground_truth(adversarial: float = ADVERSARIAL) -> list[Stage]:
+    """The recipe; 0 for ``adversarial`` leaves the introspective stage out."""
+    plain = Stage("vae", {}, Slices(), _OF_SLICES)
+    introspective = Stage(
+        "introvae", {}, Slices(adversarial=adversarial), replace(_OF_SLICES, steps=2_000, rate=2e-4), start="vae"
+    )
+    network = Stage(
+        "network", {}, Synthesised(), Schedule(steps=6_000, warm_up=100, save_every=200, side_by_side=True), model=NAME
+    )
+    return [plain, *([introspective] if adversarial else []), network]
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is asked for, besides how long: a run is resumed by the same wish only.
+
+    Attributes:
+        spacing_mm, factor, thickness_mm, profile: of all scans, see `thinslice.plan.make_plan`.
+        start: sha256 of the model file that the network starts from, None for fresh weights.
+        adversarial: see `no_ground_truth`.
+    """
+
+    spacing_mm: float | None = None
+    factor: float | None = None
+    thickness_mm: float | None = None
+    profile: Profile = "gaussian"
+    start: str | None = None
+    adversarial: float = ADVERSARIAL
+
+
+def run(
+    paths: Sequence[Path],
+    out: Path,
+    wish: Wish = Wish(),
+    start: str | Path | None = None,
+    resume: bool = False,
+    minutes: float | None = None,
+    steps: int | None = None,
+    keep_synthetic: bool = False,
+    report: Callable[[str], None] = print,
+    complain: Callable[[str], None] = print,
+) -> Path:
+    """Run the recipe on thick scans (NIfTI files); returns the model file, ``out/no-ground-truth.onnx``.
+
+    Args:
+        paths: the scans. One that cannot be used is named and left out.
+        out: checkpoints, logs, the page ``report.html`` and the model go here.
+        wish: how the scans are planned, and which variant is trained.
+        start: a model name or file that the network starts from; default: fresh weights.
+        resume: continue from the checkpoints in ``out``.
+        minutes, steps: length of all trainings together. A resumed run keeps its length unless another is given.
+        keep_synthetic: write the synthesised volumes to ``out/synthetic``, for looking at.
+        report, complain: receive progress lines, and a line about every scan that is left out.
+
+    Raises:
+        InputRefused: no scan can be used, or ``out`` holds another run.
+        ModelRefused: the start does not fit.
+        OutputRefused: ``out`` cannot be written to, or holds a model and ``resume`` is off.
+    """
+    check_writable(out)
+    file = None if start is None else start_file(start)
+    model = interpolation("cubic")
+    if file is not None:
+        load_weights(Synthesised().make_network(), file)  # refused before any work
+        model = load_model(file, name=str(start) if str(start) in embedded_names() else None)
+        wish = replace(wish, start=model.sha256)
+    stacks = _learnable(paths, model, wish, complain)
+    asked = asdict(wish) | {"scans": sorted(stack.fingerprint for stack in stacks)}
+    length = _begin_or_go_on(out, asked, minutes, steps, resume)
+    stages = of_length(no_ground_truth(wish.adversarial), *length)
+    learnt, looked_at = _split_by_person(stacks)
+    _say_what_is_learnt_from(learnt, looked_at, report)
+    vae, looks = _auto_encoder(stages[:-1], learnt, looked_at, out, report)
+    made = [make_synthetic(vae, stack, VOXELS // len(learnt)) for stack in learnt]
+    report(f"synthesised {len(made)} volumes, {sum(one.thin.voxels.size for one in made) / 1e6:.0f} million voxels")
+    if keep_synthetic:
+        _keep(made, learnt, out / "synthetic")
+        report(f"wrote them to {out / 'synthetic'}, for looking at: what lies between the acquired slices is invented")
+    network = _network(stages[-1], made, file, out, report)
+    answer = out / f"{NAME}.onnx"
+    trained = {stage.name: training_length(out / stage.name) for stage in stages}
+    if not is_of(answer, trained["network"]):
+        card = _card(stages, stacks, learnt, made, model, file) | {"trained": trained, "looks": looks}
+        digest = export(network, card, answer)
+        report(f"wrote {answer} (sha256 {digest[:12]})")
+    _show(out / "report.html", made, learnt, looks, trained)
+    report(f"wrote {out / 'report.html'}: what was synthesised, beside the scans")
+    return answer
+
+
+def _learnable(paths: Sequence[Path], model: Model, wish: Wish, complain: Callable[[str], None]) -> list[Stack]:
+    """The slices of every scan that can be learnt from; the other scans are named.
+
+    Raises:
+        InputRefused: there is none.
+    """
+    stacks: list[Stack] = []
+    room = MOST_VOXELS
+    for scan in usable_ones(paths, model, asdict(wish), complain):
+        try:
+            if scan.volume.voxels.size > room:
+                raise InputRefused(
+                    f"got {MOST_VOXELS - room:,} voxels before it and {scan.volume.voxels.size:,} of its own; need "
+                    f"at most {MOST_VOXELS:,} in all; next: nothing, if the others are enough"
+                )
+            stacks.append(make_stack(scan))
+        except (ThinsliceError, MemoryError) as refusal:
+            complain(f"{scan.label}: left out: {reason(scan.path, refusal)}")
+            continue
+        room -= scan.volume.voxels.size
+    if not stacks:
+        raise InputRefused(NONE)
+    return stacks
+
+
+def _begin_or_go_on(
+    out: Path, asked: dict[str, Any], minutes: float | None, steps: int | None, resume: bool
+) -> tuple[float | None, int | None]:
+    """Keep what is asked for, or see that it is what the run in ``out`` was begun with; returns its length."""
+    kept = out / "wish.json"
+    if not resume:
+        for there in (kept, out / f"{NAME}.onnx"):
+            if there.exists():
+                raise OutputRefused(
+                    f"{there}: got a folder with an earlier training; need an empty one; next: --resume, or another -o"
+                )
+    begun: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
+    changed = [key for key in asked if key in begun and begun[key] != asked[key]]
+    if changed:
+        raise InputRefused(
+            f"got {out}, a training that was begun with other {', '.join(changed)}; need the same to resume it; "
+            "next: repeat the command that began it, or take another -o"
+        )
+    if minutes is None and steps is None:
+        minutes, steps = begun.get("minutes"), begun.get("steps")
+    if minutes is None and steps is None:
+        minutes = MINUTES
+    keep(kept, asked | {"minutes": minutes, "steps": steps})
+    return minutes, steps
+
+
+def _split_by_person(stacks: Sequence[Stack]) -> tuple[list[Stack], list[Stack]]:
+    """What is learnt from and what is looked at: other persons, where there are enough of them, else the same."""
+    persons = sorted({stack.person for stack in stacks}, key=lambda person: sha256(person.encode()).digest())
+    if len(persons) < LEAST_PERSONS:
+        return list(stacks), list(stacks)
+    held_out = set(persons[: round(HELD_OUT * len(persons))])
+    learnt, looked_at = ([s for s in stacks if (s.person in held_out) == seen] for seen in (False, True))
+    return learnt, looked_at
+
+
+def _say_what_is_learnt_from(
+    learnt: Sequence[Stack], looked_at: Sequence[Stack], report: Callable[[str], None]
+) -> None:
+    apart = {stack.person for stack in looked_at} - {stack.person for stack in learnt}
+    count = sum(len(stack.slices) for stack in learnt)
+    report(
+        f"{len(learnt)} scans, {count} slices to learn from"
+        + (f"; the slices of {len(apart)} persons are looked at only" if apart else "")
+    )
+    kinds = unlike(learnt)
+    if len(kinds) > 1:
+        some = "; ".join(f"{kind[0]} and {len(kind) - 1} more" if kind[1:] else kind[0] for kind in kinds)
+        report(
+            f"note: got scans that look unlike each other ({some}); need one anatomy in one orientation for the best "
+            "auto-encoder; next: nothing, or train each kind by itself"
+        )
+
+
+def _auto_encoder(
+    stages: Sequence[Stage],
+    learnt: Sequence[Stack],
+    looked_at: Sequence[Stack],
+    out: Path,
+    report: Callable[[str], None],
+) -> tuple[SliceVae, dict[str, Any]]:
+    """The auto-encoder after its stages, each going on from the one before, and how well it made slices again.
+
+    Where a stage diverges its last good weights are kept, at the worst those that it began with.
+    """
+    torch.manual_seed(0)
+    vae = Slices().make_network()
+    seen: dict[str, Any] = {}
+    for stage in stages:
+        report(f"{stage.name}:")
+        watch = Steady([stage.task.batch_at(n, 1, looked_at) for n in range(LOOKED_AT)], out / stage.name, report)
+        network = SliceVae(**vae.settings)
+        network.load_state_dict(vae.state_dict())
+        vae = fit(
+            network, _numbered(stage, learnt), stage.task.loss, out / stage.name, stage.schedule, True, _silent, watch
+        )
+        seen[stage.name] = {"looks": watch.looks, "diverged": watch.diverged}
+        if watch.diverged:
+            good = watch.last_good()
+            vae.load_state_dict(good["weights"])
+            seen[stage.name]["went_back_to"] = good["step"]
+            report(f"  {stage.name} diverged: went back to its weights after step {good['step']}")
+    return vae, seen
+
+
+def _network(
+    stage: Stage, made: Sequence[Synthetic], start: Path | None, out: Path, report: Callable[[str], None]
+) -> SlabNet:
+    """The network that learnt from synthesised volumes alone."""
+    report(f"{stage.name}:")
+    torch.manual_seed(0)
+    network, schedule = stage.task.make_network(), stage.schedule
+    if start is not None:
+        load_weights(network, start)
+        schedule = gentler(schedule)
+    trained = fit(network, _numbered(stage, made), stage.task.loss, out / stage.name, schedule, True, report)
+    assert isinstance(trained, SlabNet)
+    return trained
+
+
+def _numbered(stage: Stage, corpus: Sequence[Any]) -> Callable[[int], Any]:
+    return lambda number: stage.task.batch_at(number, 0, corpus)
+
+
+def _silent(line: str) -> None:
+    """Where the looks are told instead."""
+
+
+def _card(
+    stages: Sequence[Stage],
+    stacks: Sequence[Stack],
+    learnt: Sequence[Stack],
+    made: Sequence[Synthetic],
+    model: Model,
+    start: Path | None,
+) -> dict[str, Any]:
+    """Where the weights come from and what they are valid for, but for how long the training was."""
+    factors = [one.factor for one in made]
+    ratios = [one.thickness_over_spacing for one in made]
+    own = {
+        "factor": (min(factors) * (1 - NEAR_FACTOR), max(factors) * (1 + NEAR_FACTOR)),
+        "thickness_over_spacing": (min(ratios) * (1 - NEAR_THICKNESS), max(ratios) * (1 + NEAR_THICKNESS)),
+        "profiles": sorted({one.profile for one in made}),
+    }
+    return {
+        "name": NAME,
+        "recipe": [asdict(stage) | {"learns": type(stage.task).__name__} for stage in stages],
+        "commit": this_commit(),
+        "data": [stack.origin | {"fingerprint": stack.fingerprint, "learnt_from": stack in learnt} for stack in stacks],
+        "envelope": own if start is None else read_card(start)["envelope"],
+        "started_from": None if start is None else lineage(start),
+        "processes": f"1 x {'cuda' if torch.cuda.is_available() else 'cpu'}",
+    }
+
+
+def _keep(made: Sequence[Synthetic], learnt: Sequence[Stack], folder: Path) -> None:
+    """Write the synthesised volumes, marked as such in their headers and by their names."""
+    for number, (one, stack) in enumerate(zip(made, learnt, strict=True), 1):
+        write(as_synthetic(in_its_place(one.thin.voxels, stack)), folder / f"synthetic-{number:03}.nii.gz")
+
+
+def _show(
+    path: Path, made: Sequence[Synthetic], learnt: Sequence[Stack], looks: dict[str, Any], trained: dict[str, Any]
+) -> None:
+    shown = [
+        Comparison(stack.name, in_its_place(stack.slices, stack), in_its_place(one.thin.voxels, stack), stack.plan.axis)
+        for one, stack in list(zip(made, learnt, strict=True))[:SHOWN]
+    ]
+    facts = [
+        (f"{name}: length", f"{length['steps']} steps, {length['minutes']} min") for name, length in trained.items()
+    ]
+    facts += [
+        (f"{name}: slices made again", f"{each['looks'][-1]['error']:.4f} of the intensity range away (RMS)")
+        for name, each in looks.items()
+    ]
+    words = (
+        "On the left a scan as it was acquired, on the right the volume that was synthesised from its slices. What "
+        "lies between the acquired slices is invented: such volumes teach the network, they are no answer, and must "
+        "not be paired with the scan."
+    )
+    write_page("thinslice: synthesised volumes", words, facts, shown, path)

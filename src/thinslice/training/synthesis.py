@@ -1,0 +1,126 @@
+"""Thin volumes that nobody acquired: an auto-encoder's codes of neighbouring slices, interpolated and decoded.
+
+Stage 1 of Xuan et al. (Pattern Recognition 2021, arXiv 2003.12627). They are realistic, but between the slices the
+anatomy is invented; so they must never be paired with the scan they come from. Here nothing can: what is learnt from is
+a `Thin`, which is made thick again by `thinslice.training.corpus.render`, and the scan is not in it.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from thinslice.interpolate import linear_matrix
+from thinslice.networks.vae import SliceVae
+from thinslice.plan import finer_affine
+from thinslice.profile import Profile
+from thinslice.training.corpus import LOOKS, Batch, Thin, draw_patch, geometry_near, render
+from thinslice.training.losses import has_bf16
+from thinslice.training.slices import LEAST_SIDE, Stack
+from thinslice.volume import Volume
+
+AT_ONCE = 4
+"""Slices that are encoded or decoded together."""
+
+
+VOXELS = 200_000_000
+"""Of all synthesised volumes together, two bytes each."""
+
+
+def rate_of(factor: float) -> float:
+    """Slices that are synthesised for every acquired one.
+
+    Fewer than the factor: between two of as many, hardly anything would change, unlike from one thin slice to the next,
+    and a network would learn that little lies between acquired slices (LOG.md).
+    """
+    return max(factor / 2, 1.5)
+
+
+def positions(n_thick: int, rate: float) -> np.ndarray:
+    """Where a synthesised volume has slices, in spacings of the acquired ones: ``rate`` to each, edges kept."""
+    return (np.arange(round(n_thick * rate)) + 0.5) / rate - 0.5
+
+
+def synthesised(vae: SliceVae, stack: Stack, rate: float) -> np.ndarray:
+    """A volume [slices, h, w] float16 made of the slices of a stack; every slice of it is decoded, none acquired.
+
+    Their pixels are the scan's own. Beyond the outermost acquired slices the volume repeats them.
+
+    Args:
+        vae: trained.
+        stack: whose slices are encoded.
+        rate: slices for every acquired one.
+    """
+    n = len(stack.slices)
+    return np.concatenate(list(_decoded(vae, stack.slices, linear_matrix(positions(n, rate), n))))
+
+
+def _decoded(vae: SliceVae, slices: np.ndarray, weights: np.ndarray) -> Iterator[np.ndarray]:
+    """Slices [n, h, w] of interpolated codes; ``weights`` [slices, acquired] says how much of which."""
+    _, height, width = slices.shape
+    missing = [(0, -side % vae.multiple) for side in (height, width)]
+    padded = np.pad(slices, [(0, 0), *missing], mode="edge")
+    device = next(vae.parameters()).device
+    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=has_bf16(device)):
+        codes = torch.cat([vae.encode(part)[0] for part in _parts(padded, device)])
+        between = torch.einsum("ta,achw->tchw", torch.from_numpy(weights).to(codes), codes)
+        for start in range(0, len(between), AT_ONCE):
+            made = vae.decode(between[start : start + AT_ONCE].contiguous(memory_format=torch.channels_last))
+            yield made[:, 0, :height, :width].float().cpu().numpy().astype(np.float16)
+
+
+def _parts(slices: np.ndarray, device: torch.device) -> Iterator[torch.Tensor]:
+    for start in range(0, len(slices), AT_ONCE):
+        part = torch.from_numpy(slices[start : start + AT_ONCE, None].astype(np.float32))
+        yield part.to(device).contiguous(memory_format=torch.channels_last)
+
+
+@dataclass(frozen=True)
+class Synthetic:
+    """A synthesised volume to learn from, and how such a volume is made thick.
+
+    Attributes:
+        thin: [slices, h, w], of which the first axis becomes thick.
+        factor, thickness_over_spacing, profile: of the scans that shall be made thin.
+    """
+
+    thin: Thin
+    factor: float
+    thickness_over_spacing: float
+    profile: Profile
+
+
+def make_synthetic(vae: SliceVae, stack: Stack, voxels: int = VOXELS) -> Synthetic:
+    """What is learnt from in place of a thin scan; of large slices the middle, ``voxels`` in all at most."""
+    rate = rate_of(stack.plan.factor)
+    side = max(LEAST_SIDE, int((voxels / (len(stack.slices) * rate)) ** 0.5))
+    rows, columns = (slice(max(n - side, 0) // 2, max(n - side, 0) // 2 + side) for n in stack.slices.shape[1:])
+    volume = synthesised(vae, replace(stack, slices=stack.slices[:, rows, columns]), rate)
+    plan = stack.plan
+    thin = Thin(f"made of {stack.name}", volume, (0,), volume.size**0.5)
+    return Synthetic(thin, plan.factor, plan.thickness_over_spacing, plan.profile)
+
+
+def synthetic_batch_at(
+    step: int, seed: int, volumes: Sequence[Synthetic], patches: int, size: int, slabs: int, context: int
+) -> Batch:
+    """Patches of one synthesised volume, thick in an acquisition near that of the scans."""
+    rng = np.random.default_rng([seed, step])
+    weights = np.array([volume.thin.weight for volume in volumes])
+    one = volumes[int(rng.choice(len(volumes), p=weights / weights.sum()))]
+    geometry = geometry_near(rng, one.factor, one.thickness_over_spacing, one.profile, slabs, context)
+    draws = [draw_patch(rng, [one.thin], LOOKS, geometry, size) for _ in range(patches)]
+    return render([one.thin], geometry, draws, size, context)
+
+
+def in_its_place(slices: np.ndarray, stack: Stack) -> Volume:
+    """Slices [n, h, w] over the field of view of a stack, however many, as a volume in patient space, 0 .. 1000.
+
+    What is synthesised so is for looking at alone: the anatomy between the acquired slices is invented.
+    """
+    axis, finer, first = stack.plan.axis, [1.0] * 3, [0.0] * 3
+    finer[axis] = len(slices) / len(stack.slices)
+    first[axis] = (finer[axis] - 1) / 2
+    grey = np.rint(1000 * slices.astype(np.float32)).astype(np.int16)
+    return Volume(np.moveaxis(grey, 0, axis), finer_affine(stack.affine, finer, first))
