@@ -308,7 +308,7 @@ def _from_processes(batch_at: Callable[[int], Batch], numbers: Iterator[int]) ->
         _Lessons(batch_at),
         batch_size=None,
         sampler=numbers,
-        num_workers=max(1, (os.cpu_count() or 2) - 1),
+        num_workers=max(1, torch.get_num_threads() - 1),
         collate_fn=_as_tensors,
         multiprocessing_context="fork",  # a corpus need not be copied, nor a lesson be importable
     )

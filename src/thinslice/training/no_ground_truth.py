@@ -136,13 +136,13 @@ def run(
     stages = of_length(no_ground_truth(wish.adversarial), *length)
     learnt, looked_at = _split_by_person(stacks)
     _say_what_is_learnt_from(learnt, looked_at, report)
-    vae, looks = _auto_encoder(stages[:-1], learnt, looked_at, out, report)
+    vae, looks = auto_encoder(stages[:-1], learnt, looked_at, out, report)
     made = [make_synthetic(vae, stack, VOXELS // len(learnt)) for stack in learnt]
     report(f"synthesised {len(made)} volumes, {sum(one.thin.voxels.size for one in made) / 1e6:.0f} million voxels")
     if keep_synthetic:
         _keep(made, learnt, out / "synthetic")
         report(f"wrote them to {out / 'synthetic'}, for looking at: what lies between the acquired slices is invented")
-    network = _network(stages[-1], made, file, out, report)
+    network = network_of(stages[-1], made, file, out, report)
     answer = out / f"{NAME}.onnx"
     trained = {stage.name: training_length(out / stage.name) for stage in stages}
     if not is_of(answer, trained["network"]):
@@ -233,7 +233,7 @@ def _say_what_is_learnt_from(
         )
 
 
-def _auto_encoder(
+def auto_encoder(
     stages: Sequence[Stage],
     learnt: Sequence[Stack],
     looked_at: Sequence[Stack],
@@ -264,7 +264,7 @@ def _auto_encoder(
     return vae, seen
 
 
-def _network(
+def network_of(
     stage: Stage, made: Sequence[Synthetic], start: Path | None, out: Path, report: Callable[[str], None]
 ) -> SlabNet:
     """The network that learnt from synthesised volumes alone."""

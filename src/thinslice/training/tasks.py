@@ -173,7 +173,7 @@ class Slices:
     """
 
     network: dict[str, Any] = field(default_factory=dict)
-    sigma: float = 0.03
+    sigma: float = 0.06
     adversarial: float = 0.0
     patches: int = 16
     size: int = 64

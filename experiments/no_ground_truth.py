@@ -1,0 +1,359 @@
+"""The reasoning of Xuan et al. (Pattern Recognition 2021), repeated: what may a network learn from without thin scans?
+
+    python experiments/no_ground_truth.py --data DATA -o no-ground-truth [--steps 800] [--coder-steps 4000] [--jobs 2]
+
+Simulated: every volume of `iso_train` is made thick (x4, Gaussian, touching) along each of its axes. From these thick
+slices alone an auto-encoder learns, plain and then introspective. The same network then learns, for as many steps, from
+
+    iv            the method: volumes synthesised by the introspective auto-encoder, made thick
+    iv-plain      the same by the plain one
+    iv-all        the same with as many slices as the thin scan would have (`rate_of` makes half as many)
+    iii, iii-all  volumes that cubic interpolation made, as many slices, made thick
+    ii            pairs of a real thick scan and the volume synthesised from it, which the paper warns against
+    v             the thin truth, made thick: the supervised upper bound
+    vi            as iv, with a box of half the thickness for a slice profile, which is wrong
+
+All are scored on the four scans of `iso_dev`, of other people, made thick likewise; their truth is used for nothing
+else. Scored too: i and i-plain, the auto-encoders' own interpolation of these scans. Every answer is projected onto the
+acquired slices. `iii` and `iv` are also learnt from the six scans of `thick`, where no truth is known: two orthogonal
+stacks of one knee are made thin, and compared with each other's in-plane detail as in `adaptation.py`.
+
+What is there already is left alone, so a killed run goes on. It writes weights, models, ``results.jsonl``,
+``real.jsonl``, a table of each, and pictures. With a GPU, all is trained there first; the rest needs none.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent))
+from adaptation import KNEES, agreement
+
+from thinslice.bench import simulate
+from thinslice.degrade import correction_matrix, damping_of, project
+from thinslice.errors import ThinsliceError
+from thinslice.interpolate import cubic_matrix
+from thinslice.metrics import data_range, foreground, psnr, ssim
+from thinslice.nifti import read
+from thinslice.picture import Picture, picture_centre, resliced_planes, save_picture, side_by_side
+from thinslice.plan import intensity_range, make_plan
+from thinslice.profile import profile_matrix
+from thinslice.upsample import upsample
+from thinslice.volume import Volume, fingerprint
+from thinslice.weights import find_model
+
+FACTOR = 4.0
+CODERS = ("plain", "introspective")
+ARMS = ("iv", "iv-plain", "iv-all", "iii", "iii-all", "ii", "v", "vi")
+REAL_ARMS = ("iv", "iii")
+SLABS, SIZE, PATCHES = 4, 48, 3
+SHOWN = "brain_t1gd_mrgd"
+
+Record = dict[str, Any]
+
+
+def main() -> int:
+    arguments = _arguments()
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    with _workers(arguments) as pool:
+        _all(pool, train_coders, [(where, arguments) for where in ("simulated", "real")])
+        arms = [("simulated", arm) for arm in ARMS] + [("real", arm) for arm in REAL_ARMS]
+        _all(pool, train_arm, [(*arm, arguments) for arm in arms])
+    if arguments.train_only:
+        return 0
+    for where, arm in arms:
+        export_arm(where, arm, arguments)
+    with _workers(arguments) as pool:
+        paths = sorted((arguments.data / "iso_dev").glob("*.nii*"))
+        records = [record for found in _all(pool, score, [(path, arguments) for path in paths]) for record in found]
+        real = _all(pool, score_real, [(arm, arguments) for arm in ("cubic", *REAL_ARMS)])
+    for name, rows, text in (("results", records, table(records)), ("real", real, real_table(real))):
+        (arguments.output / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (arguments.output / f"{name}.md").write_text(text)
+        print(text)
+    return 0
+
+
+def _workers(arguments: argparse.Namespace) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(arguments.jobs, get_context("spawn"), max_tasks_per_child=1)
+
+
+def _all(pool: ProcessPoolExecutor, work: Callable[..., Any], wishes: Sequence[tuple[Any, ...]]) -> list[Any]:
+    return [job.result() for job in [pool.submit(work, *wish) for wish in wishes]]
+
+
+# ---- what is learnt from
+
+
+def targets(where: str, data: Path) -> tuple[list[Any], list[np.ndarray]]:
+    """The slices of the thick scans, and of simulated ones the thin truth [slices, h, w], which only `v` may see."""
+    from thinslice.training.corpus import normalised
+    from thinslice.training.scans import Scan
+    from thinslice.training.slices import make_stack
+
+    stacks, truths = [], []
+    for path in sorted((data / ("thick" if where == "real" else "iso_train")).glob("*.nii*")):
+        volume = read(path)
+        pairs = [(None, volume)] if where == "real" else [simulate(volume, axis, FACTOR) for axis in range(3)]
+        for truth, thick in pairs:
+            try:
+                wish = {} if where == "real" else {"factor": FACTOR, "thickness_mm": thick.thickness_mm}
+                plan = make_plan(thick, model="cubic", **wish)
+                stacks.append(make_stack(Scan(path.name, path, thick, plan, fingerprint(thick))))
+            except ThinsliceError as refusal:  # crops that are too small
+                print(f"{path.name}: left out: {refusal}")
+                continue
+            if truth is not None:
+                truths.append(np.moveaxis(normalised(truth.voxels), plan.axis, 0).astype(np.float16))
+    return stacks, truths
+
+
+def train_coders(where: str, arguments: argparse.Namespace) -> None:
+    """The auto-encoder of slices, after its plain and after its introspective stage."""
+    import torch
+
+    from thinslice.training.fit import save_whole
+    from thinslice.training.no_ground_truth import auto_encoder, no_ground_truth
+    from thinslice.training.recipes import of_length
+
+    torch.set_num_threads(max(1, torch.get_num_threads() // min(2, arguments.jobs)))
+    out = arguments.output / where
+    if all((out / f"{coder}.pt").exists() for coder in CODERS):
+        return
+    stacks, _ = targets(where, arguments.data)
+    stages = of_length(no_ground_truth()[:2], None, arguments.coder_steps)
+    for coder, count in zip(CODERS, (1, 2), strict=True):
+        vae, looks = auto_encoder(stages[:count], stacks, stacks, out / "coders", print)
+        print(where, coder, {name: (seen["diverged"], seen["looks"][-1]) for name, seen in looks.items()})
+        state = {name: weight.cpu() for name, weight in vae.state_dict().items()}
+        save_whole(state, out / f"{coder}.pt")
+
+
+def coder_of(where: str, coder: str, arguments: argparse.Namespace) -> Any:
+    import torch
+
+    from thinslice.training.tasks import Slices
+
+    vae = Slices().make_network()
+    vae.load_state_dict(torch.load(arguments.output / where / f"{coder}.pt", weights_only=True))
+    return vae.requires_grad_(False).to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def corpus_of(where: str, arm: str, arguments: argparse.Namespace) -> list[Any]:
+    """What an arm but `ii` learns from: volumes, each with the acquisition that it is made thick by."""
+    from thinslice.training.corpus import Thin
+    from thinslice.training.synthesis import Synthetic, positions, rate_of, synthesised
+
+    stacks, truths = targets(where, arguments.data)
+    coder = None if arm in ("iii", "iii-all", "v") else "plain" if arm == "iv-plain" else "introspective"
+    vae = coder_of(where, coder, arguments) if coder else None
+    corpus = []
+    for index, stack in enumerate(stacks):
+        plan, n = stack.plan, len(stack.slices)
+        rate = plan.factor if arm.endswith("-all") else rate_of(plan.factor)
+        if arm == "v":
+            voxels = truths[index]
+        elif vae is None:
+            weights = cubic_matrix(positions(n, rate), n).astype(np.float32)
+            voxels = np.tensordot(weights, stack.slices.astype(np.float32), axes=1).astype(np.float16)
+        else:
+            voxels = synthesised(vae, stack, rate)
+        about = (plan.factor, plan.thickness_over_spacing, plan.profile)
+        about = (plan.factor, 0.5 * plan.thickness_over_spacing, "box") if arm == "vi" else about
+        corpus.append(Synthetic(Thin(stack.name, voxels, (0,), voxels.size**0.5), *about))
+    return corpus
+
+
+def paired_batch_at(step: int, pairs: Sequence[tuple[Any, np.ndarray]], context: int) -> Any:
+    """Real thick slices and the volume that was synthesised from them: what the product has no way to do."""
+    from thinslice.training.corpus import Batch, geometry_of_block
+
+    rng = np.random.default_rng([0, step])
+    weights = np.array([volume.size**0.5 for _, volume in pairs])
+    stack, volume = pairs[int(rng.choice(len(pairs), p=weights / weights.sum()))]
+    factor = round(stack.plan.factor)
+    geometry = geometry_of_block(float(factor), 1.0, "gaussian", (factor - 1) / 2, SLABS, context)
+    inner = np.concatenate(geometry.thin_positions)
+    thick, truth = [], []
+    for _ in range(PATCHES):
+        first = int(rng.integers(0, max(len(stack.slices) - SLABS, 0) + 1))
+        top, left = (int(rng.integers(0, side - SIZE + 1)) for side in stack.slices.shape[1:])
+        seen = np.clip(first + np.arange(-context, SLABS + context), 0, len(stack.slices) - 1)
+        thin = np.clip(first * factor + inner, 0, len(volume) - 1)
+        at = (slice(top, top + SIZE), slice(left, left + SIZE))
+        gain, offset = float(np.exp(rng.uniform(np.log(0.5), np.log(1.6)))), float(rng.uniform(-0.15, 0.15))
+        thick.append(stack.slices[(seen, *at)].astype(np.float32) * gain + offset)
+        truth.append(volume[(thin, *at)].astype(np.float32) * gain + offset)
+    wide = np.stack(thick)
+    position = (inner - geometry.thick_centres[0]) / factor
+    cubic = np.einsum("pt,bthw->bphw", cubic_matrix(position, wide.shape[1]).astype(np.float32), wide)
+    own = geometry.thick_centres[context : len(geometry.thick_centres) - context]
+    matrix = profile_matrix(own - inner[0], len(inner), float(factor), "gaussian")
+    correction = correction_matrix(matrix, float(factor), damping_of(matrix, float(factor)))
+    arrays = (wide, cubic, np.stack(truth), matrix.astype(np.float32), correction.astype(np.float32))
+    return Batch(geometry, *arrays)
+
+
+# ---- training
+
+
+def train_arm(where: str, arm: str, arguments: argparse.Namespace) -> None:
+    """One network, from scratch; its averaged weights go to ``WHERE/ARM.pt``."""
+    import torch
+
+    from thinslice.training.fit import Schedule, fit, save_whole
+    from thinslice.training.synthesis import synthesised
+    from thinslice.training.tasks import Synthesised
+
+    torch.set_num_threads(max(1, torch.get_num_threads() // arguments.jobs))
+    out = arguments.output / where
+    if (out / f"{arm}.pt").exists():
+        return
+    task = Synthesised(patches=PATCHES, size=SIZE, slabs=SLABS)
+    torch.manual_seed(0)
+    network = task.make_network()
+    batch_at: Callable[[int], Any]
+    if arm == "ii":
+        stacks, _ = targets(where, arguments.data)
+        vae = coder_of(where, "introspective", arguments)
+        pairs = [(stack, synthesised(vae, stack, stack.plan.factor)) for stack in stacks]
+        batch_at = lambda number: paired_batch_at(number, pairs, network.context + 1)  # noqa: E731
+    else:
+        corpus = corpus_of(where, arm, arguments)
+        batch_at = lambda number: task.batch_at(number, 0, corpus)  # noqa: E731
+    schedule = Schedule(steps=arguments.steps, warm_up=max(1, min(100, arguments.steps // 4)), ema=0.99)
+    network = fit(network, batch_at, task.loss, out / arm, schedule, resume=True, report=_silent)
+    save_whole({name: weight.cpu() for name, weight in network.state_dict().items()}, out / f"{arm}.pt")
+    print(f"{where} {arm}: trained", flush=True)
+
+
+def export_arm(where: str, arm: str, arguments: argparse.Namespace) -> None:
+    import torch
+
+    from thinslice.training.export import export
+    from thinslice.training.tasks import Synthesised
+
+    out = arguments.output / where
+    network = Synthesised().make_network()
+    network.load_state_dict(torch.load(out / f"{arm}.pt", weights_only=True))
+    envelope = {"factor": (1.4, 10.5), "thickness_over_spacing": (0.55, 1.35), "profiles": ["gaussian", "box"]}
+    export(network, {"name": arm, "envelope": envelope}, out / f"{arm}.onnx")
+
+
+# ---- scores
+
+
+def score(path: Path, arguments: argparse.Namespace) -> list[Record]:
+    """One scan by cubic, the auto-encoders' own interpolation and every network, all projected."""
+    truth, thick = simulate(read(path), 2, FACTOR)
+    mask, span = foreground(truth.voxels), data_range(truth.voxels)
+    answers = {"cubic": _answer(thick, "cubic")}
+    answers |= {
+        name: own_answer(thick, coder, arguments) for name, coder in (("i", "introspective"), ("i-plain", "plain"))
+    }
+    answers |= {arm: _answer(thick, str(arguments.output / "simulated" / f"{arm}.onnx")) for arm in ARMS}
+    case = path.name.split(".")[0]
+    if case == SHOWN:
+        shown = {name: answers[name] for name in ("cubic", "iii", "iv", "v")}
+        draw(truth, thick, shown, arguments.output / "simulated.png")
+    cubic = psnr(answers["cubic"], truth.voxels, span, mask)
+    records = []
+    for arm, answer in answers.items():
+        decibel = psnr(answer, truth.voxels, span, mask)
+        found = {"psnr_db": decibel, "gain_db": decibel - cubic, "ssim": ssim(answer, truth.voxels, span, mask)}
+        records.append({"case": case, "arm": arm, **found})
+    return records
+
+
+def _answer(thick: Volume, name: str) -> np.ndarray:
+    model = find_model(name)
+    plan = make_plan(thick, factor=FACTOR, thickness_mm=thick.thickness_mm, model=model.name, envelope=model.envelope)
+    return upsample(thick, plan, model).volume.voxels
+
+
+def own_answer(thick: Volume, coder: str, arguments: argparse.Namespace) -> np.ndarray:
+    """The auto-encoder's interpolation of a scan that it never saw, as it is, projected."""
+    from thinslice.training.scans import Scan
+    from thinslice.training.slices import make_stack
+    from thinslice.training.synthesis import synthesised
+
+    plan = make_plan(thick, factor=FACTOR, thickness_mm=thick.thickness_mm, model="cubic")
+    stack = make_stack(Scan("", Path("scan.nii.gz"), thick, plan, ""))
+    low, high = intensity_range(thick.voxels)
+    thin = synthesised(coder_of("simulated", coder, arguments), stack, plan.factor).astype(np.float32)
+    acquired = np.moveaxis(thick.voxels, plan.axis, 0)
+    answer = project(thin * (high - low) + low, acquired, plan.matrix(), plan.factor)
+    return np.moveaxis(answer, 0, plan.axis)
+
+
+def score_real(arm: str, arguments: argparse.Namespace) -> Record:
+    """What two orthogonal stacks of one knee share; each was made thin by a network that learnt from both."""
+    stacks = {name: read(next((arguments.data / "thick").glob(f"{name}.nii*"))) for name in KNEES}
+    model = find_model("cubic" if arm == "cubic" else str(arguments.output / "real" / f"{arm}.onnx"))
+    found = {}
+    for seen, other in (KNEES, KNEES[::-1]):
+        plan = make_plan(stacks[seen], model=model.name, envelope=model.envelope)
+        found[seen] = agreement(upsample(stacks[seen], plan, model).volume, stacks[other])
+    return {"arm": arm, "agreement": found}
+
+
+def table(records: Sequence[Record]) -> str:
+    """Markdown: gain over projected cubic, mean of the scans and each."""
+    cases = list(dict.fromkeys(record["case"] for record in records))
+    rows = ["| arm | PSNR dB | SSIM | mean gain dB | " + " | ".join(cases) + " |"]
+    rows.append("|---|" + "--:|" * (len(cases) + 3))
+    for arm in dict.fromkeys(record["arm"] for record in records):
+        mine = [record for record in records if record["arm"] == arm]
+        each = " | ".join(f"{next(r['gain_db'] for r in mine if r['case'] == case):+.3f}" for case in cases)
+        means = [mean(record[key] for record in mine) for key in ("psnr_db", "ssim", "gain_db")]
+        rows.append(f"| {arm} | {means[0]:.2f} | {means[1]:.4f} | {means[2]:+.3f} | {each} |")
+    return "\n".join(rows) + "\n"
+
+
+def real_table(records: Sequence[Record]) -> str:
+    """Markdown: agreement of the fine detail, for each of the two stacks that a model was given."""
+    heads = [f"{name} thin, against the other" for name in KNEES]
+    rows = ["| learnt from | " + " | ".join(heads) + " |", "|---|" + "--:|" * len(heads)]
+    rows += [f"| {r['arm']} | " + " | ".join(f"{r['agreement'][name]:.4f}" for name in KNEES) + " |" for r in records]
+    return "\n".join(rows) + "\n"
+
+
+def draw(truth: Volume, thick: Volume, answers: dict[str, np.ndarray], path: Path) -> None:
+    """Acquired, the answers and the truth, in both planes across the slices."""
+    centre, window = picture_centre(truth), intensity_range(thick.voxels)
+    columns = [("acquired", thick, True)]
+    columns += [(name, replace(truth, voxels=voxels), False) for name, voxels in answers.items()]
+    columns.append(("truth", truth, False))
+    planes = [resliced_planes(volume, 2, centre) for _, volume, _ in columns]
+    rows = [
+        [Picture(text, pair[row], window, steps) for (text, _, steps), pair in zip(columns, planes, strict=True)]
+        for row in range(2)
+    ]
+    save_picture(side_by_side(rows), path)
+
+
+_silent: Callable[[str], None] = lambda line: None  # noqa: E731
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder with iso_train, iso_dev and thick")
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=800, help="of every network")
+    parser.add_argument("--coder-steps", type=int, default=6000, help="of the auto-encoder, both stages together")
+    parser.add_argument("--jobs", type=int, default=2, help="processes beside each other")
+    parser.add_argument("--train-only", action="store_true", help="stop before anything is scored")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
