@@ -127,7 +127,7 @@ def run(
     file = None if start is None else start_file(start)
     model = interpolation("cubic")
     if file is not None:
-        load_weights(Synthesised().make_network(), file)  # refused before any work
+        load_weights(no_ground_truth()[-1].task.make_network(), file)  # refused before any work
         model = load_model(file, name=str(start) if str(start) in embedded_names() else None)
         wish = replace(wish, start=model.sha256)
     stacks = _learnable(paths, model, wish, complain)
@@ -245,7 +245,7 @@ def auto_encoder(
     Where a stage diverges its last good weights are kept, at the worst those that it began with.
     """
     torch.manual_seed(0)
-    vae = Slices().make_network()
+    vae = SliceVae(**stages[0].task.make_network().settings)
     seen: dict[str, Any] = {}
     for stage in stages:
         report(f"{stage.name}:")
