@@ -28,6 +28,7 @@ import torch
 
 from thinslice.networks.slab import SlabNet
 from thinslice.training import adapt as adapting
+from thinslice.training import scans as reading
 from thinslice.training import unfinished
 from thinslice.training.adapt import NOT_BEFORE, PATIENCE, adapt
 from thinslice.training.answers import names_of
@@ -457,12 +458,14 @@ def test_scans_of_one_file_name_are_told_apart_in_what_is_said(run, scan, start,
     assert [line.split(": ")[1] for line in err[1:]] == [str(tmp_path / name / "torn.nii.gz") for name in "ab"]
 
 
-@pytest.mark.parametrize("step", ["make_target", "make_plan"])
-def test_a_scan_too_large_for_the_memory_is_left_out_with_a_way_out(run, scan, start, tmp_path, monkeypatch, step):
+@pytest.mark.parametrize(("module", "step"), [(adapting, "make_target"), (reading, "make_plan")])
+def test_a_scan_too_large_for_the_memory_is_left_out_with_a_way_out(
+    run, scan, start, tmp_path, monkeypatch, module, step
+):
     def fail(*_, **__):
         raise MemoryError
 
-    monkeypatch.setattr(adapting, step, fail)
+    monkeypatch.setattr(module, step, fail)
     code, _, err = run("adapt", "-i", scan, "-o", tmp_path / "m", "--model", start)
     assert code == 2
     assert all(word in err[0] for word in (f"{scan.name}: left out: got ", "memory", "need ", "next: "))

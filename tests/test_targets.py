@@ -18,14 +18,12 @@ pytest.importorskip("torch", reason="training needs torch, which comes with thin
 pytest.importorskip("scipy", reason="the slices are turned with scipy, which comes with thinslice[train]")
 
 from thinslice.training import targets
-from thinslice.training.corpus import Thin, cut, geometry_of_block, normalised
+from thinslice.training.corpus import NEAR_FACTOR, NEAR_THICKNESS, Thin, cut, geometry_of_block, normalised
 from thinslice.training.targets import (
     CELL,
     LEAST_SIDE,
     LEAST_SLICES,
     LEAST_VOXELS,
-    NEAR_FACTOR,
-    NEAR_THICKNESS,
     Places,
     lesson_at,
     make_target,
