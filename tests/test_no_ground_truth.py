@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from thick_scans import save_thick, thick_volume
 from thinslice import nifti
 from thinslice.bench import check_truth
-from thinslice.errors import InputRefused, OutputRefused
+from thinslice.errors import InputRefused, ModelRefused, OutputRefused
 from thinslice.plan import make_plan
 from thinslice.upsample import upsample
 from thinslice.volume import Volume, fingerprint
@@ -329,7 +329,22 @@ def test_whose_a_scan_is_stands_in_the_manifest_or_in_its_name(tmp_path):
     )
     names = ("a.nii.gz", "b.nii.gz", "c.nii.gz", "sub-01_T1w.nii.gz", "sub-01_T2w.nii.gz", "sub-012_T2w.nii.gz")
     found = [person_of(tmp_path / name) for name in names]
-    assert found == ["anna", "anna", "c.nii.gz", "sub-01", "sub-01", "sub-012"]
+    assert found == ["anna", "anna", str(tmp_path / "c.nii.gz"), "sub-01", "sub-01", "sub-012"]
+
+
+def test_whose_a_scan_is_does_not_depend_on_where_one_stands(tmp_path, monkeypatch):
+    here = tmp_path / "scans"
+    here.mkdir()
+    (tmp_path / "manifest.csv").write_text("file,subject,licence\nscans/a.nii.gz,anna,MIT")
+    monkeypatch.chdir(here)
+    assert person_of(Path("a.nii.gz")) == person_of(Path("./a.nii.gz")) == person_of(here / "a.nii.gz") == "anna"
+
+
+def test_files_of_one_name_are_of_as_many_persons_as_folders(tmp_path):
+    paths = [tmp_path / folder / "T1.nii.gz" for folder in ("sub-01", "sub-01/ses-1/anat", "sub-02", "other", "more")]
+    found = [person_of(path) for path in paths]
+    assert found[:3] == ["sub-01", "sub-01", "sub-02"]
+    assert len(set(found)) == 4
 
 
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=60))
@@ -352,10 +367,10 @@ def test_nobody_is_learnt_from_and_looked_at(numbers):
 def test_a_synthesised_volume_has_the_field_of_view_of_the_slices(n, rate):
     place = positions(n, rate)
     assert len(place) == round(n * rate)
-    np.testing.assert_allclose(np.diff(place), 1 / rate)
-    first_edge, last_edge = place[0] - 0.5 / rate, place[-1] + 0.5 / rate
-    assert first_edge == pytest.approx(-0.5)
-    assert last_edge == pytest.approx(n - 0.5, abs=0.5 / rate)
+    np.testing.assert_allclose(np.diff(place), n / len(place))
+    step = place[1] - place[0] if len(place) > 1 else n
+    assert place[0] - step / 2 == pytest.approx(-0.5)
+    assert place[-1] + step / 2 == pytest.approx(n - 0.5)
 
 
 @pytest.mark.parametrize("multiple", [1, 8])
@@ -389,8 +404,9 @@ def test_every_slice_is_decoded_those_at_acquired_places_too():
 
 
 def test_a_scan_cannot_come_along_with_what_was_made_of_it():
-    """`Synthetic` holds one volume and three numbers; the thick slices of a batch are made of that volume."""
-    assert {field.name for field in fields(Synthetic)} == {"thin", "factor", "thickness_over_spacing", "profile"}
+    """`Synthetic` holds one volume and some numbers; the thick slices of a batch are made of that volume."""
+    names = {field.name for field in fields(Synthetic)}
+    assert names == {"thin", "factor", "thickness_over_spacing", "profile", "corner"}
     stack = stack_of()
     one = make_synthetic(Unchanged(answer=7.0), stack)
     batch = synthetic_batch_at(0, 0, [one], 2, 24, 2, 3)
@@ -416,11 +432,34 @@ def test_about_half_as_many_slices_are_made_as_a_thin_scan_would_have(factor, ra
     assert rate_of(factor) == rate
 
 
-def test_of_a_large_scan_the_middle_is_kept():
-    stack = stack_of()
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_of_a_large_scan_a_part_is_kept_that_differs_from_scan_to_scan(seed):
+    stack = stack_of(seed=seed)
     one = make_synthetic(Unchanged(), stack, voxels=20 * 50 * 50)
     assert one.thin.voxels.shape == (20, 50, 50)
-    np.testing.assert_allclose(one.thin.voxels[0], stack.slices[0, 7:57, 3:53], atol=2e-3)
+    top, left = one.corner
+    np.testing.assert_allclose(one.thin.voxels[0], stack.slices[0, top : top + 50, left : left + 50], atol=2e-3)
+    others = {make_synthetic(Unchanged(), stack_of(seed=other), 20 * 50 * 50).corner for other in range(8)}
+    assert len(others) > 3
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_part_lies_where_it_was_cut_from(axis):
+    volume = thick_volume(axis=axis)
+    stack = stack_of(volume)
+    one = make_synthetic(Unchanged(), stack, voxels=20 * 50 * 50)
+    assert one.corner != (0, 0)
+    shown = no_ground_truth._compared(one, stack)
+    for made, times in ((shown.scan, 1), (shown.synthesised, 2)):
+        index = [3, 5, 7]
+        index[axis] = 4 * times
+        at = (np.linalg.inv(volume.affine) @ made.affine @ [*index, 1])[:3]
+        within = [a for a in range(3) if a != axis]
+        np.testing.assert_allclose(at[within], [index[within[0]] + one.corner[0], index[within[1]] + one.corner[1]])
+        assert at[axis] == pytest.approx(4 if times == 1 else 3.75)
+    low, high = np.percentile(volume.voxels, [0.5, 99.5])
+    nearest = tuple(np.rint(np.linalg.inv(volume.affine) @ shown.scan.affine @ [6, 6, 6, 1]).astype(int)[:3])
+    assert shown.scan.voxels[6, 6, 6] == pytest.approx(1000 * (volume.voxels[nearest] - low) / (high - low), abs=2)
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
@@ -474,6 +513,15 @@ def watched(folder, errors, first=0):
         network.error.fill_(error)
         said.append(watch(first + 2 * number, network))
     return watch, said
+
+
+def test_the_first_look_may_be_no_number_too(tmp_path):
+    watch, said = watched(tmp_path, [float("nan")])
+    assert said == [True]
+    assert watch.diverged
+    json.loads((tmp_path / "looks.json").read_text(), parse_constant=pytest.fail)  # which Infinity would be
+    with pytest.raises(InputRefused, match="next: "):
+        watch.last_good()
 
 
 @pytest.mark.parametrize("last", [1.6, float("nan"), float("inf")])
@@ -622,7 +670,7 @@ def test_a_finished_run_is_left_alone_by_resume_and_refused_without(tmp_path, sc
     out = tmp_path / "out"
     shutil.copytree(undisturbed[0], out)
     model = (out / f"{NAME}.onnx").read_bytes()
-    with pytest.raises(OutputRefused, match="earlier training"):
+    with pytest.raises(OutputRefused, match="there already"):
         run(scans, out, steps=STEPS, report=quietly)
     run(scans, out, resume=True, report=quietly)
     assert (out / f"{NAME}.onnx").read_bytes() == model
@@ -635,13 +683,84 @@ def test_a_finished_run_is_left_alone_by_resume_and_refused_without(tmp_path, sc
         ({"wish": Wish(profile="box")}, "profile"),
         ({"wish": Wish(thickness_mm=3.0)}, "thickness"),
         ({"fewer": 1}, "scans"),
+        ({"steps": 2 * STEPS}, "steps"),
     ],
 )
 def test_a_run_is_resumed_by_the_same_wish_alone(tmp_path, scans, undisturbed, change, named):
     out = tmp_path / "out"
     shutil.copytree(undisturbed[0], out)
+    fewer, wish = scans[change.get("fewer", 0) :], change.get("wish", Wish())
     with pytest.raises(InputRefused, match=named):
-        run(scans[change.get("fewer", 0) :], out, change.get("wish", Wish()), resume=True, report=quietly)
+        run(fewer, out, wish, resume=True, steps=change.get("steps"), report=quietly)
+
+
+@pytest.mark.parametrize("kept", ['{"minutes": 3, "steps": null, "more_sources": []}', "torn"])
+def test_the_folder_of_another_recipe_is_refused(tmp_path, scans, kept):
+    (tmp_path / "wish.json").write_text(kept)
+    with pytest.raises(InputRefused, match="another recipe"):
+        run(scans, tmp_path, resume=True, report=quietly)
+    assert (tmp_path / "wish.json").read_text() == kept
+
+
+@pytest.mark.parametrize("name", ["report.html", f"{NAME}.onnx", f"{NAME}.json", "synthetic"])
+def test_nothing_that_is_there_is_replaced_and_that_is_said_before_any_work(tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(OutputRefused, match=name):
+        run([tmp_path / "not-even-read.nii.gz"], tmp_path, report=quietly, complain=quietly)
+    assert (tmp_path / name).read_text() == "mine"
+
+
+def test_several_processes_are_refused(tmp_path, scans, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputRefused, match="torchrun"):
+        run(scans, tmp_path / "out", report=quietly)
+
+
+@pytest.mark.usefixtures("_quick")
+def test_scans_of_one_name_and_two_threads_and_a_wild_voxel(tmp_path, monkeypatch):
+    """What a folder for each person has, what the recipe does, and what a map of some quantity may hold."""
+    side_by_side = [replace(s, schedule=replace(s.schedule, side_by_side=True)) for s in small_recipe()]
+    monkeypatch.setattr(no_ground_truth, "no_ground_truth", lambda *_: side_by_side)
+    paths = [save_thick(tmp_path / name / "T1.nii.gz", seed=seed) for seed, name in enumerate("ab")]
+    wild = thick_volume(seed=2, dtype=np.float32)
+    wild.voxels[30, 30, 4] = 1e9
+    nifti.write(wild, tmp_path / "wild.nii.gz")
+    paths.append(tmp_path / "wild.nii.gz")
+    run(paths, tmp_path / "out", steps=STEPS, keep_synthetic=True, report=quietly)
+    card = json.loads((tmp_path / "out" / f"{NAME}.json").read_text())
+    assert [row["file"] for row in card["data"]][:2] == ["a/T1.nii.gz", "b/T1.nii.gz"]
+    assert not any(look["diverged"] for look in card["looks"].values())
+
+
+@pytest.mark.usefixtures("_quick")
+def test_what_was_synthesised_is_no_target_and_no_source(tmp_path, undisturbed):
+    from thinslice.training.corpus import load_thick
+
+    lines = []
+    with pytest.raises(InputRefused, match="got no scan"):
+        run(sorted((undisturbed[0] / "synthetic").iterdir()), tmp_path / "out", report=quietly, complain=lines.append)
+    assert len(lines) == 2
+    assert all("synthesised" in line for line in lines)
+    with pytest.raises(InputRefused, match="synthesised"):
+        load_thick(undisturbed[0] / "synthetic")
+
+
+def test_what_the_reader_decided_is_told(tmp_path):
+    volume = thick_volume(dtype=np.float32)
+    volume.voxels[0, 0, 0] = np.nan
+    stored = tmp_path / "nan.nii.gz"
+    import nibabel
+
+    nibabel.save(nibabel.Nifti1Image(volume.voxels, volume.affine), stored)
+    said = []
+    stacks = no_ground_truth._learnable([stored], find_model("cubic"), Wish(), said.append, quietly)
+    assert len(stacks) == 1
+    assert any("nan.nii.gz: note: " in line for line in said)
+
+
+def test_a_start_that_is_no_network_is_refused_by_its_own_option(tmp_path, scans):
+    with pytest.raises(ModelRefused, match="--start-from cubic"):
+        run(scans, tmp_path / "out", start="cubic", report=quietly)
 
 
 @pytest.mark.usefixtures("_quick")

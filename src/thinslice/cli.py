@@ -581,7 +581,7 @@ def _add_train(verbs: "argparse._SubParsersAction[_Parser]") -> None:
         "--start-from",
         type=Path,
         metavar="PATH",
-        help="a model file whose weights to start from, or the folder of an earlier run",
+        help="a model file whose weights to start from, or (not for no-ground-truth) the folder of an earlier run",
     )
     verb.add_argument(
         "--keep-synthetic", action="store_true", help="no-ground-truth: write the volumes that were synthesised"

@@ -109,8 +109,12 @@ def names_there(folder: Path) -> dict[str, str]:
     return found
 
 
-def start_file(start: str | Path) -> Path:
+def start_file(start: str | Path, option: str = "--model") -> Path:
     """The model file that a name stands for, as for ``--model``.
+
+    Args:
+        start: the name, or a path.
+        option: what a refusal calls it.
 
     Raises:
         ModelRefused: it stands for what cannot be adapted.
@@ -119,12 +123,12 @@ def start_file(start: str | Path) -> Path:
         return EMBEDDED / f"{start}.onnx"
     if str(start) in (*embedded_names(), *INTERPOLATIONS):
         raise ModelRefused(
-            f"got --model {start}, which is no network of the kind that can be adapted; need default, or a file that "
+            f"got {option} {start}, which is no network of the kind that can be adapted; need default, or a file that "
             "'thinslice train default', 'train video-mr' or 'adapt' wrote; next: choose one of them"
         )
     with_suffix = Path(f"{start}.onnx")
     if with_suffix.is_file() and not str(start).endswith(".onnx"):
         return with_suffix
     if Path(start).is_dir():
-        raise ModelRefused(f"got --model {start}, a folder; need a model file; next: choose one in it")
+        raise ModelRefused(f"got {option} {start}, a folder; need a model file; next: choose one in it")
     return Path(start)

@@ -1,6 +1,7 @@
 """What a data set says of its files: the licence and the source in the ``manifest.csv`` that lies with them."""
 
 import csv
+import os
 import re
 from pathlib import Path
 
@@ -37,13 +38,14 @@ def _known(folder: Path) -> dict[str, dict[str, str]]:
 
 
 def person_of(path: Path) -> str:
-    """Whose scan a file is: what a manifest says under ``subject``, else BIDS ``sub-``, else nobody else's.
+    """Whose scan a file is: what a manifest says under ``subject``, else the nearest BIDS ``sub-``, else nobody else's.
 
     Raises:
         InputRefused: see `provenance`.
     """
-    label = re.match(r"sub-[A-Za-z0-9]+", path.name)
-    return _known(path.parent).get(path.name, {}).get("subject") or (label.group() if label else path.name)
+    path = Path(os.path.abspath(path))  # of a name without a folder, nothing could be told
+    labels = [found.group() for part in reversed(path.parts) if (found := re.match(r"sub-[A-Za-z0-9]+", part))]
+    return _known(path.parent).get(path.name, {}).get("subject") or (labels[0] if labels else str(path))
 
 
 def _rows(manifest: Path) -> dict[str, dict[str, str]]:

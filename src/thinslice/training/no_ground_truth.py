@@ -7,6 +7,7 @@ Nothing is paired with a scan: the only thick slices that the network sees are m
 """
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
@@ -39,13 +40,13 @@ from thinslice.weights import embedded_names
 NAME = "no-ground-truth"
 """Of the recipe and of the model."""
 
-MINUTES = 50.0
+MINUTES = 30.0
 """Of all trainings together, unless said otherwise."""
 
 ADVERSARIAL = 0.25
 """Weight of what makes the auto-encoder introspective, as in the first author's code."""
 
-MOST_VOXELS = 500_000_000
+MOST_VOXELS = 800_000_000
 """Acquired voxels that are learnt from, of all scans together, two bytes each."""
 
 LEAST_PERSONS, HELD_OUT = 10, 0.1
@@ -56,6 +57,11 @@ LOOKED_AT = 8
 
 SHOWN = 6
 """Scans on the page."""
+
+PAGE, VOLUMES = "report.html", "synthetic"
+"""The page, and the folder of kept volumes, in the output folder."""
+
+_WAY_ON = "--resume, if a training of this recipe is to be gone on with, or another -o"
 
 NONE = "got no scan that can be learnt from; need thick slices; next: see the reason named for each"
 
@@ -114,7 +120,7 @@ def run(
         wish: how the scans are planned, and which variant is trained.
         start: a model name or file that the network starts from; default: fresh weights.
         resume: continue from the checkpoints in ``out``.
-        minutes, steps: length of all trainings together. A resumed run keeps its length unless another is given.
+        minutes, steps: length of all trainings together, `MINUTES` unless said otherwise. A resumed run keeps its own.
         keep_synthetic: write the synthesised volumes to ``out/synthetic``, for looking at.
         report, complain: receive progress lines, and a line about every scan that is left out.
 
@@ -124,24 +130,30 @@ def run(
         OutputRefused: ``out`` cannot be written to, or holds a model and ``resume`` is off.
     """
     check_writable(out)
-    file = None if start is None else start_file(start)
+    _check_alone()
+    begun = _begun(out, resume)
+    file = None if start is None else start_file(start, "--start-from")
     model = interpolation("cubic")
     if file is not None:
         load_weights(no_ground_truth()[-1].task.make_network(), file)  # refused before any work
         model = load_model(file, name=str(start) if str(start) in embedded_names() else None)
         wish = replace(wish, start=model.sha256)
-    stacks = _learnable(paths, model, wish, complain)
-    asked = asdict(wish) | {"scans": sorted(stack.fingerprint for stack in stacks)}
-    length = _begin_or_go_on(out, asked, minutes, steps, resume)
+    stacks = _learnable(paths, model, wish, report, complain)
+    asked = {"recipe": NAME} | asdict(wish) | {"scans": sorted(stack.fingerprint for stack in stacks)}
+    length = _begin_or_go_on(out, begun, asked, minutes, steps)
     stages = of_length(no_ground_truth(wish.adversarial), *length)
     learnt, looked_at = _split_by_person(stacks)
     _say_what_is_learnt_from(learnt, looked_at, report)
     vae, looks = auto_encoder(stages[:-1], learnt, looked_at, out, report)
     made = [make_synthetic(vae, stack, VOXELS // len(learnt)) for stack in learnt]
-    report(f"synthesised {len(made)} volumes, {sum(one.thin.voxels.size for one in made) / 1e6:.0f} million voxels")
+    parts = sum(one.thin.voxels.shape[1:] != stack.slices.shape[1:] for one, stack in zip(made, learnt, strict=True))
+    report(
+        f"synthesised {len(made)} volumes, {sum(one.thin.voxels.size for one in made) / 1e6:.0f} million voxels"
+        + (f"; {parts} of them show a part of the field of view, as there is no room for more" if parts else "")
+    )
     if keep_synthetic:
-        _keep(made, learnt, out / "synthetic")
-        report(f"wrote them to {out / 'synthetic'}, for looking at: what lies between the acquired slices is invented")
+        _keep(made, learnt, out / VOLUMES)
+        report(f"wrote them to {out / VOLUMES}, for looking at: what lies between the acquired slices is invented")
     network = network_of(stages[-1], made, file, out, report)
     answer = out / f"{NAME}.onnx"
     trained = {stage.name: training_length(out / stage.name) for stage in stages}
@@ -149,12 +161,26 @@ def run(
         card = _card(stages, stacks, learnt, made, model, file) | {"trained": trained, "looks": looks}
         digest = export(network, card, answer)
         report(f"wrote {answer} (sha256 {digest[:12]})")
-    _show(out / "report.html", made, learnt, looks, trained)
-    report(f"wrote {out / 'report.html'}: what was synthesised, beside the scans")
+    _show(out / PAGE, made, learnt, looks, trained)
+    report(f"wrote {out / PAGE}: what was synthesised, beside the scans")
     return answer
 
 
-def _learnable(paths: Sequence[Path], model: Model, wish: Wish, complain: Callable[[str], None]) -> list[Stack]:
+def _check_alone() -> None:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputRefused(
+            f"got {os.environ['WORLD_SIZE']} processes of torchrun; need one, which uses all cores; next: start it "
+            "without torchrun"
+        )
+
+
+def _learnable(
+    paths: Sequence[Path],
+    model: Model,
+    wish: Wish,
+    report: Callable[[str], None],
+    complain: Callable[[str], None],
+) -> list[Stack]:
     """The slices of every scan that can be learnt from; the other scans are named.
 
     Raises:
@@ -174,34 +200,50 @@ def _learnable(paths: Sequence[Path], model: Model, wish: Wish, complain: Callab
             complain(f"{scan.label}: left out: {reason(scan.path, refusal)}")
             continue
         room -= scan.volume.voxels.size
+        for note in scan.volume.notes:
+            report(f"{scan.label}: note: {note}")
     if not stacks:
         raise InputRefused(NONE)
     return stacks
 
 
-def _begin_or_go_on(
-    out: Path, asked: dict[str, Any], minutes: float | None, steps: int | None, resume: bool
-) -> tuple[float | None, int | None]:
-    """Keep what is asked for, or see that it is what the run in ``out`` was begun with; returns its length."""
+def _begun(out: Path, resume: bool) -> dict[str, Any]:
+    """What the run in ``out`` was begun with; empty where there is none.
+
+    Raises:
+        InputRefused: another recipe was.
+        OutputRefused: there is something that would be replaced, and ``resume`` is off.
+    """
     kept = out / "wish.json"
-    if not resume:
-        for there in (kept, out / f"{NAME}.onnx"):
-            if there.exists():
-                raise OutputRefused(
-                    f"{there}: got a folder with an earlier training; need an empty one; next: --resume, or another -o"
-                )
-    begun: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
-    changed = [key for key in asked if key in begun and begun[key] != asked[key]]
+    for there in () if resume else (kept, *(out / name for name in (f"{NAME}.onnx", f"{NAME}.json", PAGE, VOLUMES))):
+        if there.exists():
+            raise OutputRefused(f"{there}: got an output that is there already; need an empty folder; next: {_WAY_ON}")
+    try:
+        begun: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
+    except ValueError:
+        begun = {"recipe": "what cannot be read"}
+    if begun and begun.get("recipe") != NAME:
+        raise InputRefused(f"{kept}: got the training of another recipe; need one of {NAME}; next: another -o")
+    return begun
+
+
+def _begin_or_go_on(
+    out: Path, begun: dict[str, Any], asked: dict[str, Any], minutes: float | None, steps: int | None
+) -> tuple[float | None, int | None]:
+    """Keep what is asked for, or see that it is what a run was begun with; returns its length.
+
+    Another length is refused too: the stages build on each other, so none can be lengthened by itself.
+    """
+    if minutes is None and steps is None:
+        minutes, steps = (begun["minutes"], begun["steps"]) if begun else (MINUTES, None)
+    asked = asked | {"minutes": minutes, "steps": steps}
+    changed = [key.removesuffix("_mm") for key in asked if begun and begun.get(key) != asked[key]]
     if changed:
         raise InputRefused(
-            f"got {out}, a training that was begun with other {', '.join(changed)}; need the same to resume it; "
-            "next: repeat the command that began it, or take another -o"
+            f"got {out}, a training that was begun with another wish ({', '.join(changed)}); need the same to resume "
+            "it; next: repeat the command that began it, or take another -o"
         )
-    if minutes is None and steps is None:
-        minutes, steps = begun.get("minutes"), begun.get("steps")
-    if minutes is None and steps is None:
-        minutes = MINUTES
-    keep(kept, asked | {"minutes": minutes, "steps": steps})
+    keep(out / "wish.json", asked)
     return minutes, steps
 
 
@@ -256,6 +298,9 @@ def auto_encoder(
             network, _numbered(stage, learnt), stage.task.loss, out / stage.name, stage.schedule, True, _silent, watch
         )
         seen[stage.name] = {"looks": watch.looks, "diverged": watch.diverged}
+        first, last = watch.looks[0]["error"], watch.looks[-1]["error"]
+        if not watch.diverged and last > first:
+            report(f"  note: {stage.name} ends with an error of {last:.4f}, where it began with {first:.4f}")
         if watch.diverged:
             good = watch.last_good()
             vae.load_state_dict(good["weights"])
@@ -296,6 +341,7 @@ def _card(
     start: Path | None,
 ) -> dict[str, Any]:
     """Where the weights come from and what they are valid for, but for how long the training was."""
+    from_these = {stack.fingerprint for stack in learnt}
     factors = [one.factor for one in made]
     ratios = [one.thickness_over_spacing for one in made]
     own = {
@@ -307,7 +353,10 @@ def _card(
         "name": NAME,
         "recipe": [asdict(stage) | {"learns": type(stage.task).__name__} for stage in stages],
         "commit": this_commit(),
-        "data": [stack.origin | {"fingerprint": stack.fingerprint, "learnt_from": stack in learnt} for stack in stacks],
+        "data": [
+            stack.origin | {"fingerprint": stack.fingerprint, "learnt_from": stack.fingerprint in from_these}
+            for stack in stacks
+        ],
         "envelope": own if start is None else read_card(start)["envelope"],
         "started_from": None if start is None else lineage(start),
         "processes": f"1 x {'cuda' if torch.cuda.is_available() else 'cpu'}",
@@ -317,21 +366,19 @@ def _card(
 def _keep(made: Sequence[Synthetic], learnt: Sequence[Stack], folder: Path) -> None:
     """Write the synthesised volumes, marked as such in their headers and by their names."""
     for number, (one, stack) in enumerate(zip(made, learnt, strict=True), 1):
-        write(as_synthetic(in_its_place(one.thin.voxels, stack)), folder / f"synthetic-{number:03}.nii.gz")
+        write(as_synthetic(in_its_place(one.thin.voxels, stack, one.corner)), folder / f"synthetic-{number:03}.nii.gz")
 
 
 def _show(
     path: Path, made: Sequence[Synthetic], learnt: Sequence[Stack], looks: dict[str, Any], trained: dict[str, Any]
 ) -> None:
-    shown = [
-        Comparison(stack.name, in_its_place(stack.slices, stack), in_its_place(one.thin.voxels, stack), stack.plan.axis)
-        for one, stack in list(zip(made, learnt, strict=True))[:SHOWN]
-    ]
+    shown = [_compared(one, stack) for one, stack in list(zip(made, learnt, strict=True))[:SHOWN]]
     facts = [
         (f"{name}: length", f"{length['steps']} steps, {length['minutes']} min") for name, length in trained.items()
     ]
+    away = "of the intensity range away (RMS)"
     facts += [
-        (f"{name}: slices made again", f"{each['looks'][-1]['error']:.4f} of the intensity range away (RMS)")
+        (f"{name}: slices made again", "diverged" if each["diverged"] else f"{each['looks'][-1]['error']:.4f} {away}")
         for name, each in looks.items()
     ]
     words = (
@@ -340,3 +387,10 @@ def _show(
         "not be paired with the scan."
     )
     write_page("thinslice: synthesised volumes", words, facts, shown, path)
+
+
+def _compared(one: Synthetic, stack: Stack) -> Comparison:
+    """The part of a scan that a volume was synthesised from, and the volume."""
+    rows, columns = (slice(at, at + n) for at, n in zip(one.corner, one.thin.voxels.shape[1:], strict=True))
+    acquired = in_its_place(stack.slices[:, rows, columns], stack, one.corner)
+    return Comparison(stack.name, acquired, in_its_place(one.thin.voxels, stack, one.corner), stack.plan.axis)

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from thinslice.cases import told_apart
-from thinslice.errors import ThinsliceError
-from thinslice.nifti import read
+from thinslice.errors import InputRefused, ThinsliceError
+from thinslice.nifti import is_synthetic, read
 from thinslice.plan import Plan, make_plan
 from thinslice.runtime import Model
 from thinslice.volume import Volume, fingerprint
@@ -53,6 +53,7 @@ def _usable(path: Path, label: str, model: Model, wish: dict[str, Any], complain
     """A scan and its plan, or None after saying why not."""
     try:
         volume = read(path)
+        check_acquired(volume)
         plan = make_plan(
             volume,
             spacing_mm=wish["spacing_mm"],
@@ -67,6 +68,16 @@ def _usable(path: Path, label: str, model: Model, wish: dict[str, Any], complain
         complain(f"{label}: left out: {reason(path, refusal)}")
         return None
     return Scan(label, path, volume, plan, fingerprint(volume))
+
+
+def check_acquired(volume: Volume) -> None:
+    """Refuse a volume that `thinslice.training.no_ground_truth` synthesised: it shows what nobody saw.
+
+    Raises:
+        InputRefused: it is one.
+    """
+    if is_synthetic(volume):
+        raise InputRefused("got a volume that was synthesised; need a scan that was acquired; next: leave it out")
 
 
 def reason(path: Path, error: Exception) -> str:

@@ -1,7 +1,9 @@
 """The acquired slices of thick scans: what an auto-encoder of slices learns from, at their own pixels."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -20,7 +22,11 @@ LOOK, ALIKE = 16, 0.6
 to 0.99, brain, knee, pelvis, breast and spine among each other by 0.56 at most, two orthogonal stacks of a knee too."""
 
 
-@dataclass(frozen=True)
+LARGEST = 100.0
+"""Intensity ranges beyond which a voxel is held: 16 bits hold no more than 65,504, and one would drown the others."""
+
+
+@dataclass(frozen=True, eq=False)
 class Stack:
     """The slices of one thick scan.
 
@@ -57,7 +63,7 @@ def make_stack(scan: Scan) -> Stack:
     Raises:
         InputRefused: there is too little of it to learn from.
     """
-    voxels, plan, path = scan.volume.voxels, scan.plan, scan.path
+    voxels, plan, path = scan.volume.voxels, scan.plan, Path(os.path.abspath(scan.path))
     if voxels.ndim != 3:
         raise InputRefused(f"got {voxels.ndim} axes; need a 3-D scan; next: give one volume of the series")
     sides = [n for axis, n in enumerate(voxels.shape) if axis != plan.axis]
@@ -68,9 +74,11 @@ def make_stack(scan: Scan) -> Stack:
         )
     if not np.isfinite(voxels).all() or voxels.min() == voxels.max():
         raise InputRefused("got an empty image or voxels that are not finite; need a scan; next: repair it")
-    low, high = intensity_range(voxels.astype(np.float32))
-    slices = (np.moveaxis(voxels, plan.axis, 0).astype(np.float32) - low) / np.float32(high - low)
-    slices = np.ascontiguousarray(slices, np.float16)
+    low, high = intensity_range(voxels)
+    acquired = np.moveaxis(voxels, plan.axis, 0)
+    slices = np.empty(acquired.shape, np.float16)
+    for index, image in enumerate(acquired):  # one by one: a copy of all of them as float32 may not have room
+        slices[index] = np.clip((image.astype(np.float32) - low) / np.float32(high - low), -LARGEST, LARGEST)
     origin = {"file": f"{path.parent.name}/{path.name}", **provenance(path.parent).get(path.name, UNKNOWN)}
     return Stack(path.name, person_of(path), slices, plan, scan.volume.affine, scan.fingerprint, origin)
 

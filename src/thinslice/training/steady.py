@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from thinslice.errors import InputRefused
 from thinslice.files import whole_or_not
 from thinslice.networks.vae import SliceVae
 from thinslice.training.fit import save_whole
@@ -22,28 +23,31 @@ class Steady:
     """A ``watch`` of `thinslice.training.fit.fit`: looks at how well slices are made again, and ends what diverges.
 
     Attributes:
-        looks: step and error (RMS, of the intensity range) of every look, kept in ``folder/looks.json``.
-        diverged: whether the last one says so; `last_good` has weights from before.
+        diverged: whether the last look was no number, or worse than the best one by far; `last_good` has weights from
+            before.
+        looks: step and error (RMS, of the intensity range; None for no number) of every look, kept in
+            ``folder/looks.json``.
     """
 
     def __init__(self, batches: Sequence[SliceBatch], folder: Path, report: Callable[[str], None] = print) -> None:
         self.batches, self.folder, self.report = batches, folder, report
         kept = folder / "looks.json"
-        self.looks: list[dict[str, float]] = json.loads(kept.read_text()) if kept.exists() else []
+        self.looks: list[dict[str, Any]] = json.loads(kept.read_text()) if kept.exists() else []
 
     @property
     def diverged(self) -> bool:
-        """Whether the last look was worse than the best one by far."""
+        """See above."""
         if not self.looks:
             return False
-        errors = [look["error"] for look in self.looks]
-        return not errors[-1] <= WORSE * min(errors)  # False for nan
+        last = self.looks[-1]["error"]
+        numbers = [error for look in self.looks if (error := look["error"]) is not None]
+        return last is None or last > WORSE * min(numbers)
 
     def __call__(self, step: int, average: SliceVae) -> bool:
         """Take a look; True where nothing good is to be hoped for."""
         self.looks = [look for look in self.looks if look["step"] < step]  # after a resumption the last comes again
         error = self._error(average)
-        self.looks.append({"step": step, "error": error if math.isfinite(error) else math.inf})
+        self.looks.append({"step": step, "error": error if math.isfinite(error) else None})
         if self.diverged:
             self.report(f"  step {step}: slices are made again {error:.3g} away: this diverges")
         else:
@@ -54,7 +58,16 @@ class Steady:
         return self.diverged
 
     def last_good(self) -> dict[str, Any]:
-        """The step and the weights of the last look that was good."""
+        """The step and the weights of the last look that was good.
+
+        Raises:
+            InputRefused: there never was one.
+        """
+        if not (self.folder / "good.pt").exists():
+            raise InputRefused(
+                f"{self.folder}: got slices that cannot be made again, not even badly; need scans whose voxels are "
+                "intensities; next: look at the scans"
+            )
         found: dict[str, Any] = torch.load(self.folder / "good.pt", map_location="cpu", weights_only=True)
         return found
 

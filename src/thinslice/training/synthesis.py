@@ -24,7 +24,7 @@ AT_ONCE = 4
 """Slices that are encoded or decoded together."""
 
 
-VOXELS = 200_000_000
+VOXELS = 300_000_000
 """Of all synthesised volumes together, two bytes each."""
 
 
@@ -38,8 +38,9 @@ def rate_of(factor: float) -> float:
 
 
 def positions(n_thick: int, rate: float) -> np.ndarray:
-    """Where a synthesised volume has slices, in spacings of the acquired ones: ``rate`` to each, edges kept."""
-    return (np.arange(round(n_thick * rate)) + 0.5) / rate - 0.5
+    """Where a synthesised volume has slices, in spacings of the acquired ones: about ``rate`` to each, edges kept."""
+    count = round(n_thick * rate)
+    return (np.arange(count) + 0.5) * (n_thick / count) - 0.5
 
 
 def synthesised(vae: SliceVae, stack: Stack, rate: float) -> np.ndarray:
@@ -83,23 +84,26 @@ class Synthetic:
     Attributes:
         thin: [slices, h, w], of which the first axis becomes thick.
         factor, thickness_over_spacing, profile: of the scans that shall be made thin.
+        corner: line and column of the acquired slices at which it begins.
     """
 
     thin: Thin
     factor: float
     thickness_over_spacing: float
     profile: Profile
+    corner: tuple[int, int] = (0, 0)
 
 
 def make_synthetic(vae: SliceVae, stack: Stack, voxels: int = VOXELS) -> Synthetic:
-    """What is learnt from in place of a thin scan; of large slices the middle, ``voxels`` in all at most."""
+    """What is learnt from in place of a thin scan: about ``voxels`` at most, of large slices a part drawn by chance."""
     rate = rate_of(stack.plan.factor)
     side = max(LEAST_SIDE, int((voxels / (len(stack.slices) * rate)) ** 0.5))
-    rows, columns = (slice(max(n - side, 0) // 2, max(n - side, 0) // 2 + side) for n in stack.slices.shape[1:])
-    volume = synthesised(vae, replace(stack, slices=stack.slices[:, rows, columns]), rate)
-    plan = stack.plan
+    rng = np.random.default_rng(int(stack.fingerprint[:8] or "0", 16))
+    top, left = (int(rng.integers(0, max(n - side, 0) + 1)) for n in stack.slices.shape[1:])
+    part = replace(stack, slices=stack.slices[:, top : top + side, left : left + side])
+    volume, plan = synthesised(vae, part, rate), stack.plan
     thin = Thin(f"made of {stack.name}", volume, (0,), volume.size**0.5)
-    return Synthetic(thin, plan.factor, plan.thickness_over_spacing, plan.profile)
+    return Synthetic(thin, plan.factor, plan.thickness_over_spacing, plan.profile, (top, left))
 
 
 def synthetic_batch_at(
@@ -114,13 +118,16 @@ def synthetic_batch_at(
     return render([one.thin], geometry, draws, size, context)
 
 
-def in_its_place(slices: np.ndarray, stack: Stack) -> Volume:
+def in_its_place(slices: np.ndarray, stack: Stack, corner: tuple[int, int] = (0, 0)) -> Volume:
     """Slices [n, h, w] over the field of view of a stack, however many, as a volume in patient space, 0 .. 1000.
 
+    Their first pixel lies at ``corner``, line and column of the acquired slices.
     What is synthesised so is for looking at alone: the anatomy between the acquired slices is invented.
     """
     axis, finer, first = stack.plan.axis, [1.0] * 3, [0.0] * 3
     finer[axis] = len(slices) / len(stack.slices)
     first[axis] = (finer[axis] - 1) / 2
+    for inside, begin in zip([a for a in range(3) if a != axis], corner, strict=True):
+        first[inside] = -begin
     grey = np.rint(1000 * slices.astype(np.float32)).astype(np.int16)
     return Volume(np.moveaxis(grey, 0, axis), finer_affine(stack.affine, finer, first))
