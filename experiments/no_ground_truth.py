@@ -9,17 +9,22 @@ slices alone an auto-encoder learns, plain and then introspective. The same netw
     iv-plain      the same by the plain one
     iv-all        the same with as many slices as the thin scan would have (`rate_of` makes half as many)
     iii, iii-all  volumes that cubic interpolation made, as many slices, made thick
+    iv-2, iii-2   the same as iv and iii with other first weights and other batches
     ii            pairs of a real thick scan and the volume synthesised from it, which the paper warns against
     v             the thin truth, made thick: the supervised upper bound
     vi            as iv, with a box of half the thickness for a slice profile, which is wrong
 
 All are scored on the four scans of `iso_dev`, of other people, made thick likewise; their truth is used for nothing
 else. Scored too: i and i-plain, the auto-encoders' own interpolation of these scans. Every answer is projected onto the
-acquired slices. `iii` and `iv` are also learnt from the six scans of `thick`, where no truth is known: two orthogonal
-stacks of one knee are made thin, and compared with each other's in-plane detail as in `adaptation.py`.
+acquired slices.
 
-What is there already is left alone, so a killed run goes on. It writes weights, models, ``results.jsonl``,
-``real.jsonl``, a table of each, and pictures. With a GPU, all is trained there first; the rest needs none.
+Real: an auto-encoder, and networks by `iv`, `iii`, `ii` and `vi`, learn from the six scans of `thick`, brains, knees and
+a prostate, where no truth is known. Two orthogonal stacks of one knee are made thin by each, and compared with each
+other's in-plane detail as in `adaptation.py`; a knee and a brain are drawn.
+
+What is there already is left alone, so a killed run goes on by the same command. It writes weights, models,
+``results.jsonl``, ``real.jsonl``, a table of each, and pictures. With a GPU, all is trained there first; the rest needs
+none.
 """
 
 import argparse
@@ -53,17 +58,17 @@ from thinslice.weights import find_model
 
 FACTOR = 4.0
 CODERS = ("plain", "introspective")
-ARMS = ("iv", "iv-plain", "iv-all", "iii", "iii-all", "ii", "v", "vi")
-REAL_ARMS = ("iv", "iii")
+ARMS = ("iv", "iv-2", "iv-plain", "iv-all", "iii", "iii-2", "iii-all", "ii", "v", "vi")
+REAL_ARMS = ("iv", "iii", "ii", "vi")
 SLABS, SIZE, PATCHES = 4, 48, 3
-SHOWN = "brain_t1gd_mrgd"
+SHOWN, SHOWN_REAL = "brain_t1gd_mrgd", ("knee_pdfs_sag", "brain_t2w_openms_l04_thick")
 
 Record = dict[str, Any]
 
 
 def main() -> int:
     arguments = _arguments()
-    arguments.output.mkdir(parents=True, exist_ok=True)
+    _keep_wish(arguments)
     with _workers(arguments) as pool:
         _all(pool, train_coders, [(where, arguments) for where in ("simulated", "real")])
         arms = [("simulated", arm) for arm in ARMS] + [("real", arm) for arm in REAL_ARMS]
@@ -75,7 +80,9 @@ def main() -> int:
     with _workers(arguments) as pool:
         paths = sorted((arguments.data / "iso_dev").glob("*.nii*"))
         records = [record for found in _all(pool, score, [(path, arguments) for path in paths]) for record in found]
-        real = _all(pool, score_real, [(arm, arguments) for arm in ("cubic", *REAL_ARMS)])
+        compared = ("cubic", "i", "i-plain", *REAL_ARMS)
+        real = _all(pool, score_real, [(arm, arguments) for arm in compared])
+        _all(pool, draw_real, [(case, arguments) for case in SHOWN_REAL])
     for name, rows, text in (("results", records, table(records)), ("real", real, real_table(real))):
         (arguments.output / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         (arguments.output / f"{name}.md").write_text(text)
@@ -89,6 +96,16 @@ def _workers(arguments: argparse.Namespace) -> ProcessPoolExecutor:
 
 def _all(pool: ProcessPoolExecutor, work: Callable[..., Any], wishes: Sequence[tuple[Any, ...]]) -> list[Any]:
     return [job.result() for job in [pool.submit(work, *wish) for wish in wishes]]
+
+
+def _keep_wish(arguments: argparse.Namespace) -> None:
+    """What is there already was made by the same wish."""
+    wish = {"data": str(arguments.data), "steps": arguments.steps, "coder_steps": arguments.coder_steps}
+    file = arguments.output / "wish.json"
+    if file.exists() and json.loads(file.read_text()) != wish:
+        sys.exit(f"got {file}, of another wish; need the same; next: another -o")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(wish))
 
 
 # ---- what is learnt from
@@ -133,7 +150,7 @@ def train_coders(where: str, arguments: argparse.Namespace) -> None:
     stages = of_length(no_ground_truth()[:2], None, arguments.coder_steps)
     for coder, count in zip(CODERS, (1, 2), strict=True):
         vae, looks = auto_encoder(stages[:count], stacks, stacks, out / "coders", print)
-        print(where, coder, {name: (seen["diverged"], seen["looks"][-1]) for name, seen in looks.items()})
+        (out / f"{coder}.json").write_text(json.dumps(looks))  # whether it diverged, and what was gone back to
         state = {name: weight.cpu() for name, weight in vae.state_dict().items()}
         save_whole(state, out / f"{coder}.pt")
 
@@ -154,7 +171,7 @@ def corpus_of(where: str, arm: str, arguments: argparse.Namespace) -> list[Any]:
     from thinslice.training.synthesis import Synthetic, positions, rate_of, synthesised
 
     stacks, truths = targets(where, arguments.data)
-    coder = None if arm in ("iii", "iii-all", "v") else "plain" if arm == "iv-plain" else "introspective"
+    coder = None if arm == "v" or arm.startswith("iii") else "plain" if arm == "iv-plain" else "introspective"
     vae = coder_of(where, coder, arguments) if coder else None
     corpus = []
     for index, stack in enumerate(stacks):
@@ -175,30 +192,38 @@ def corpus_of(where: str, arm: str, arguments: argparse.Namespace) -> list[Any]:
 
 def paired_batch_at(step: int, pairs: Sequence[tuple[Any, np.ndarray]], context: int) -> Any:
     """Real thick slices and the volume that was synthesised from them: what the product has no way to do."""
-    from thinslice.training.corpus import Batch, geometry_of_block
+    from thinslice.training.corpus import BLANK, LOOKS, TRIES, Batch, geometry_of_block
 
     rng = np.random.default_rng([0, step])
     weights = np.array([volume.size**0.5 for _, volume in pairs])
     stack, volume = pairs[int(rng.choice(len(pairs), p=weights / weights.sum()))]
-    factor = round(stack.plan.factor)
-    geometry = geometry_of_block(float(factor), 1.0, "gaussian", (factor - 1) / 2, SLABS, context)
+    factor = len(volume) / len(stack.slices)
+    geometry = geometry_of_block(factor, 1.0, "gaussian", (factor - 1) / 2, SLABS, context)
     inner = np.concatenate(geometry.thin_positions)
     thick, truth = [], []
     for _ in range(PATCHES):
-        first = int(rng.integers(0, max(len(stack.slices) - SLABS, 0) + 1))
-        top, left = (int(rng.integers(0, side - SIZE + 1)) for side in stack.slices.shape[1:])
+        for _ in range(TRIES):
+            first = int(rng.integers(0, max(len(stack.slices) - SLABS, 0) + 1))
+            top, left = (int(rng.integers(0, side - SIZE + 1)) for side in stack.slices.shape[1:])
+            if stack.slices[first + SLABS // 2, top + SIZE // 2, left + SIZE // 2] > BLANK:
+                break
         seen = np.clip(first + np.arange(-context, SLABS + context), 0, len(stack.slices) - 1)
-        thin = np.clip(first * factor + inner, 0, len(volume) - 1)
+        thin = np.clip(round(first * factor) + inner, 0, len(volume) - 1)
         at = (slice(top, top + SIZE), slice(left, left + SIZE))
-        gain, offset = float(np.exp(rng.uniform(np.log(0.5), np.log(1.6)))), float(rng.uniform(-0.15, 0.15))
-        thick.append(stack.slices[(seen, *at)].astype(np.float32) * gain + offset)
-        truth.append(volume[(thin, *at)].astype(np.float32) * gain + offset)
-    wide = np.stack(thick)
+        gain = float(np.exp(rng.uniform(np.log(0.5), np.log(1.6)))) * (-1.0 if rng.random() < 0.1 else 1.0)
+        offset = float(rng.uniform(-0.15, 0.15)) + (1.0 if gain < 0 else 0.0)
+        flips = tuple(slice(None, None, int(rng.choice((-1, 1)))) for _ in range(3))
+        order = (0, 2, 1) if rng.random() < 0.5 else (0, 1, 2)
+        noise = rng.uniform(*LOOKS.noise) if rng.random() < LOOKS.noisy else 0.0
+        for images, block in ((thick, stack.slices[(seen, *at)]), (truth, volume[(thin, *at)])):
+            images.append(block.astype(np.float32)[flips].transpose(order) * np.float32(gain) + np.float32(offset))
+        thick[-1] += np.float32(noise) * rng.standard_normal(thick[-1].shape, np.float32)
+    wide = np.ascontiguousarray(np.stack(thick), np.float32)
     position = (inner - geometry.thick_centres[0]) / factor
     cubic = np.einsum("pt,bthw->bphw", cubic_matrix(position, wide.shape[1]).astype(np.float32), wide)
     own = geometry.thick_centres[context : len(geometry.thick_centres) - context]
-    matrix = profile_matrix(own - inner[0], len(inner), float(factor), "gaussian")
-    correction = correction_matrix(matrix, float(factor), damping_of(matrix, float(factor)))
+    matrix = profile_matrix(own - inner[0], len(inner), factor, "gaussian")
+    correction = correction_matrix(matrix, factor, damping_of(matrix, factor))
     arrays = (wide, cubic, np.stack(truth), matrix.astype(np.float32), correction.astype(np.float32))
     return Batch(geometry, *arrays)
 
@@ -219,7 +244,8 @@ def train_arm(where: str, arm: str, arguments: argparse.Namespace) -> None:
     if (out / f"{arm}.pt").exists():
         return
     task = Synthesised(patches=PATCHES, size=SIZE, slabs=SLABS)
-    torch.manual_seed(0)
+    seed = 1 if arm.endswith("-2") else 0
+    torch.manual_seed(seed)
     network = task.make_network()
     batch_at: Callable[[int], Any]
     if arm == "ii":
@@ -229,7 +255,7 @@ def train_arm(where: str, arm: str, arguments: argparse.Namespace) -> None:
         batch_at = lambda number: paired_batch_at(number, pairs, network.context + 1)  # noqa: E731
     else:
         corpus = corpus_of(where, arm, arguments)
-        batch_at = lambda number: task.batch_at(number, 0, corpus)  # noqa: E731
+        batch_at = lambda number: task.batch_at(number, seed, corpus)  # noqa: E731
     schedule = Schedule(steps=arguments.steps, warm_up=max(1, min(100, arguments.steps // 4)), ema=0.99)
     network = fit(network, batch_at, task.loss, out / arm, schedule, resume=True, report=_silent)
     save_whole({name: weight.cpu() for name, weight in network.state_dict().items()}, out / f"{arm}.pt")
@@ -258,13 +284,14 @@ def score(path: Path, arguments: argparse.Namespace) -> list[Record]:
     mask, span = foreground(truth.voxels), data_range(truth.voxels)
     answers = {"cubic": _answer(thick, "cubic")}
     answers |= {
-        name: own_answer(thick, coder, arguments) for name, coder in (("i", "introspective"), ("i-plain", "plain"))
+        name: own_answer("simulated", thick, coder, arguments).voxels
+        for name, coder in (("i", "introspective"), ("i-plain", "plain"))
     }
     answers |= {arm: _answer(thick, str(arguments.output / "simulated" / f"{arm}.onnx")) for arm in ARMS}
     case = path.name.split(".")[0]
     if case == SHOWN:
-        shown = {name: answers[name] for name in ("cubic", "iii", "iv", "v")}
-        draw(truth, thick, shown, arguments.output / "simulated.png")
+        shown = [(name, replace(truth, voxels=answers[name]), False) for name in ("cubic", "i", "iii", "iv", "v")]
+        draw([("acquired", thick, True), *shown, ("truth", truth, False)], thick, arguments.output / "simulated.png")
     cubic = psnr(answers["cubic"], truth.voxels, span, mask)
     records = []
     for arm, answer in answers.items():
@@ -280,30 +307,47 @@ def _answer(thick: Volume, name: str) -> np.ndarray:
     return upsample(thick, plan, model).volume.voxels
 
 
-def own_answer(thick: Volume, coder: str, arguments: argparse.Namespace) -> np.ndarray:
-    """The auto-encoder's interpolation of a scan that it never saw, as it is, projected."""
+def own_answer(where: str, thick: Volume, coder: str, arguments: argparse.Namespace) -> Volume:
+    """The auto-encoder's own interpolation of a scan, projected."""
     from thinslice.training.scans import Scan
     from thinslice.training.slices import make_stack
     from thinslice.training.synthesis import synthesised
 
-    plan = make_plan(thick, factor=FACTOR, thickness_mm=thick.thickness_mm, model="cubic")
+    plan = make_plan(thick, model="cubic", **({"factor": FACTOR} if where == "simulated" else {}))
     stack = make_stack(Scan("", Path("scan.nii.gz"), thick, plan, ""))
     low, high = intensity_range(thick.voxels)
-    thin = synthesised(coder_of("simulated", coder, arguments), stack, plan.factor).astype(np.float32)
-    acquired = np.moveaxis(thick.voxels, plan.axis, 0)
+    thin = synthesised(coder_of(where, coder, arguments), stack, plan.factor).astype(np.float32)
+    acquired = np.moveaxis(thick.voxels, plan.axis, 0).astype(np.float32)
     answer = project(thin * (high - low) + low, acquired, plan.matrix(), plan.factor)
-    return np.moveaxis(answer, 0, plan.axis)
+    return Volume(np.moveaxis(answer, 0, plan.axis), np.array(plan.affine_thin))
 
 
 def score_real(arm: str, arguments: argparse.Namespace) -> Record:
-    """What two orthogonal stacks of one knee share; each was made thin by a network that learnt from both."""
-    stacks = {name: read(next((arguments.data / "thick").glob(f"{name}.nii*"))) for name in KNEES}
-    model = find_model("cubic" if arm == "cubic" else str(arguments.output / "real" / f"{arm}.onnx"))
+    """What two orthogonal stacks of one knee share; each was made thin by what learnt from both."""
+    stacks = {name: _real(name, arguments) for name in KNEES}
     found = {}
     for seen, other in (KNEES, KNEES[::-1]):
-        plan = make_plan(stacks[seen], model=model.name, envelope=model.envelope)
-        found[seen] = agreement(upsample(stacks[seen], plan, model).volume, stacks[other])
+        found[seen] = agreement(_real_answer(stacks[seen], arm, arguments), stacks[other])
     return {"arm": arm, "agreement": found}
+
+
+def _real(name: str, arguments: argparse.Namespace) -> Volume:
+    return read(next((arguments.data / "thick").glob(f"{name}.nii*")))
+
+
+def _real_answer(thick: Volume, arm: str, arguments: argparse.Namespace) -> Volume:
+    if arm in ("i", "i-plain"):
+        return own_answer("real", thick, "introspective" if arm == "i" else "plain", arguments)
+    model = find_model("cubic" if arm == "cubic" else str(arguments.output / "real" / f"{arm}.onnx"))
+    return upsample(thick, make_plan(thick, model=model.name, envelope=model.envelope), model).volume
+
+
+def draw_real(case: str, arguments: argparse.Namespace) -> None:
+    """A real scan, and its thin slices by several arms."""
+    thick = _real(case, arguments)
+    answers = {name: _real_answer(thick, name, arguments) for name in ("cubic", "i", "iii", "iv")}
+    columns = [("acquired", thick, True), *((name, volume, False) for name, volume in answers.items())]
+    draw(columns, thick, arguments.output / f"{case}.png")
 
 
 def table(records: Sequence[Record]) -> str:
@@ -327,13 +371,10 @@ def real_table(records: Sequence[Record]) -> str:
     return "\n".join(rows) + "\n"
 
 
-def draw(truth: Volume, thick: Volume, answers: dict[str, np.ndarray], path: Path) -> None:
-    """Acquired, the answers and the truth, in both planes across the slices."""
-    centre, window = picture_centre(truth), intensity_range(thick.voxels)
-    columns = [("acquired", thick, True)]
-    columns += [(name, replace(truth, voxels=voxels), False) for name, voxels in answers.items()]
-    columns.append(("truth", truth, False))
-    planes = [resliced_planes(volume, 2, centre) for _, volume, _ in columns]
+def draw(columns: Sequence[tuple[str, Volume, bool]], thick: Volume, path: Path) -> None:
+    """Scans over one field of view in both planes across the slices, in the thick one's window; True: in steps."""
+    axis, window, centre = int(np.argmax(thick.spacing_mm)), intensity_range(thick.voxels), picture_centre(thick)
+    planes = [resliced_planes(volume, axis, centre) for _, volume, _ in columns]
     rows = [
         [Picture(text, pair[row], window, steps) for (text, _, steps), pair in zip(columns, planes, strict=True)]
         for row in range(2)
