@@ -710,6 +710,16 @@ def test_nothing_that_is_there_is_replaced_and_that_is_said_before_any_work(tmp_
     assert (tmp_path / name).read_text() == "mine"
 
 
+@pytest.mark.usefixtures("_quick")
+def test_a_damaged_checkpoint_is_named(tmp_path, scans, undisturbed):
+    out = tmp_path / "out"
+    shutil.copytree(undisturbed[0], out)
+    whole = (out / "vae" / "checkpoint.pt").read_bytes()
+    (out / "vae" / "checkpoint.pt").write_bytes(whole[:5000])
+    with pytest.raises(InputRefused, match=r"vae/checkpoint.pt: got a damaged checkpoint"):
+        run(scans, out, resume=True, report=quietly)
+
+
 def test_several_processes_are_refused(tmp_path, scans, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(InputRefused, match="torchrun"):

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from thinslice.errors import OutputRefused
+from thinslice.errors import InputRefused, OutputRefused
 from thinslice.files import whole_or_not
 from thinslice.networks.contract import Network
 from thinslice.training.muon import Muon
@@ -88,7 +88,7 @@ def fit(
     step, spent, stop = 0, 0.0, False
     checkpoint = folder / "checkpoint.pt"
     if resume and checkpoint.exists():
-        state = torch.load(checkpoint, map_location=device, weights_only=True)
+        state = _load(checkpoint, device)
         network.load_state_dict(state["network"])
         average.load_state_dict(state["average"])
         for optimiser, saved in zip(optimisers, state["optimisers"], strict=True):
@@ -198,6 +198,21 @@ def _save(
         "stop": stop,
     }
     save_whole(state, path)
+
+
+def _load(path: Path, device: torch.device) -> dict[str, Any]:
+    """What `_save` wrote.
+
+    Raises:
+        InputRefused: it was damaged since.
+    """
+    try:
+        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        return state
+    except Exception:  # zip, pickle and torch raise many kinds
+        raise InputRefused(
+            f"{path}: got a damaged checkpoint; need the whole file; next: delete its folder to begin that part anew"
+        ) from None
 
 
 def save_whole(state: Any, path: Path) -> None:
