@@ -10,6 +10,7 @@ slices alone an auto-encoder learns, plain and then introspective. The same netw
     iv-all        the same with as many slices as the thin scan would have (`rate_of` makes half as many)
     iii, iii-all  volumes that cubic interpolation made, as many slices, made thick
     iv-2, iii-2   the same as iv and iii with other first weights and other batches
+    iv-default    as iv, from the embedded default weights at half the rates; beside it those weights as they are
     ii            pairs of a real thick scan and the volume synthesised from it, which the paper warns against
     v             the thin truth, made thick: the supervised upper bound
     vi            as iv, with a box of half the thickness for a slice profile, which is wrong
@@ -54,11 +55,11 @@ from thinslice.plan import intensity_range, make_plan
 from thinslice.profile import profile_matrix
 from thinslice.upsample import upsample
 from thinslice.volume import Volume, fingerprint
-from thinslice.weights import find_model
+from thinslice.weights import EMBEDDED, find_model
 
 FACTOR = 4.0
 CODERS = ("plain", "introspective")
-ARMS = ("iv", "iv-2", "iv-plain", "iv-all", "iii", "iii-2", "iii-all", "ii", "v", "vi")
+ARMS = ("iv", "iv-2", "iv-plain", "iv-all", "iv-default", "iii", "iii-2", "iii-all", "ii", "v", "vi")
 REAL_ARMS = ("iv", "iii", "ii", "vi")
 SLABS, SIZE, PATCHES = 4, 48, 3
 SHOWN, SHOWN_REAL = "brain_t1gd_mrgd", ("knee_pdfs_sag", "brain_t2w_openms_l04_thick")
@@ -235,7 +236,9 @@ def train_arm(where: str, arm: str, arguments: argparse.Namespace) -> None:
     """One network, from scratch; its averaged weights go to ``WHERE/ARM.pt``."""
     import torch
 
+    from thinslice.training.export import load_weights
     from thinslice.training.fit import Schedule, fit, save_whole
+    from thinslice.training.recipes import gentler
     from thinslice.training.synthesis import synthesised
     from thinslice.training.tasks import Synthesised
 
@@ -257,6 +260,9 @@ def train_arm(where: str, arm: str, arguments: argparse.Namespace) -> None:
         corpus = corpus_of(where, arm, arguments)
         batch_at = lambda number: task.batch_at(number, seed, corpus)  # noqa: E731
     schedule = Schedule(steps=arguments.steps, warm_up=max(1, min(100, arguments.steps // 4)), ema=0.99)
+    if arm == "iv-default":
+        load_weights(network, EMBEDDED / "default.onnx")
+        schedule = gentler(schedule)
     network = fit(network, batch_at, task.loss, out / arm, schedule, resume=True, report=_silent)
     save_whole({name: weight.cpu() for name, weight in network.state_dict().items()}, out / f"{arm}.pt")
     print(f"{where} {arm}: trained", flush=True)
@@ -282,7 +288,7 @@ def score(path: Path, arguments: argparse.Namespace) -> list[Record]:
     """One scan by cubic, the auto-encoders' own interpolation and every network, all projected."""
     truth, thick = simulate(read(path), 2, FACTOR)
     mask, span = foreground(truth.voxels), data_range(truth.voxels)
-    answers = {"cubic": _answer(thick, "cubic")}
+    answers = {name: _answer(thick, name) for name in ("cubic", "default")}
     answers |= {
         name: own_answer("simulated", thick, coder, arguments).voxels
         for name, coder in (("i", "introspective"), ("i-plain", "plain"))
