@@ -288,29 +288,30 @@ def score(path: Path, arguments: argparse.Namespace) -> list[Record]:
     """One scan by cubic, the auto-encoders' own interpolation and every network, all projected."""
     truth, thick = simulate(read(path), 2, FACTOR)
     mask, span = foreground(truth.voxels), data_range(truth.voxels)
-    answers = {name: _answer(thick, name) for name in ("cubic", "default")}
-    answers |= {
-        name: own_answer("simulated", thick, coder, arguments).voxels
-        for name, coder in (("i", "introspective"), ("i-plain", "plain"))
-    }
-    answers |= {arm: _answer(thick, str(arguments.output / "simulated" / f"{arm}.onnx")) for arm in ARMS}
+    found = {name: _answer(thick, name) for name in ("cubic", "default")}
+    for name, coder in (("i", "introspective"), ("i-plain", "plain")):
+        found[name] = (own_answer("simulated", thick, coder, arguments).voxels, 0.0)
+    for arm in ARMS:
+        found[arm] = _answer(thick, str(arguments.output / "simulated" / f"{arm}.onnx"))
     case = path.name.split(".")[0]
     if case == SHOWN:
-        shown = [(name, replace(truth, voxels=answers[name]), False) for name in ("cubic", "i", "iii", "iv", "v")]
+        shown = [(name, replace(truth, voxels=found[name][0]), False) for name in ("cubic", "i", "iii", "iv", "v")]
         draw([("acquired", thick, True), *shown, ("truth", truth, False)], thick, arguments.output / "simulated.png")
-    cubic = psnr(answers["cubic"], truth.voxels, span, mask)
+    cubic = psnr(found["cubic"][0], truth.voxels, span, mask)
     records = []
-    for arm, answer in answers.items():
+    for arm, (answer, guarded) in found.items():
         decibel = psnr(answer, truth.voxels, span, mask)
-        found = {"psnr_db": decibel, "gain_db": decibel - cubic, "ssim": ssim(answer, truth.voxels, span, mask)}
-        records.append({"case": case, "arm": arm, **found})
+        scores = {"psnr_db": decibel, "gain_db": decibel - cubic, "ssim": ssim(answer, truth.voxels, span, mask)}
+        records.append({"case": case, "arm": arm, "guard": guarded, **scores})
     return records
 
 
-def _answer(thick: Volume, name: str) -> np.ndarray:
+def _answer(thick: Volume, name: str) -> tuple[np.ndarray, float]:
+    """A model's answer, and the share of its cells that the guard took back to interpolation."""
     model = find_model(name)
     plan = make_plan(thick, factor=FACTOR, thickness_mm=thick.thickness_mm, model=model.name, envelope=model.envelope)
-    return upsample(thick, plan, model).volume.voxels
+    answer = upsample(thick, plan, model)
+    return answer.volume.voxels, answer.guard.suspect / max(answer.guard.cells, 1)
 
 
 def own_answer(where: str, thick: Volume, coder: str, arguments: argparse.Namespace) -> Volume:
@@ -359,13 +360,13 @@ def draw_real(case: str, arguments: argparse.Namespace) -> None:
 def table(records: Sequence[Record]) -> str:
     """Markdown: gain over projected cubic, mean of the scans and each."""
     cases = list(dict.fromkeys(record["case"] for record in records))
-    rows = ["| arm | PSNR dB | SSIM | mean gain dB | " + " | ".join(cases) + " |"]
-    rows.append("|---|" + "--:|" * (len(cases) + 3))
+    rows = ["| arm | PSNR dB | SSIM | mean gain dB | " + " | ".join(cases) + " | guard % |"]
+    rows.append("|---|" + "--:|" * (len(cases) + 4))
     for arm in dict.fromkeys(record["arm"] for record in records):
         mine = [record for record in records if record["arm"] == arm]
         each = " | ".join(f"{next(r['gain_db'] for r in mine if r['case'] == case):+.3f}" for case in cases)
-        means = [mean(record[key] for record in mine) for key in ("psnr_db", "ssim", "gain_db")]
-        rows.append(f"| {arm} | {means[0]:.2f} | {means[1]:.4f} | {means[2]:+.3f} | {each} |")
+        means = [mean(record[key] for record in mine) for key in ("psnr_db", "ssim", "gain_db", "guard")]
+        rows.append(f"| {arm} | {means[0]:.2f} | {means[1]:.4f} | {means[2]:+.3f} | {each} | {100 * means[3]:.1f} |")
     return "\n".join(rows) + "\n"
 
 

@@ -66,11 +66,11 @@ def test_cubic_interpolation_keeps_what_the_slices_are(experiment, pairs):
 
 def test_the_tables_have_a_line_for_every_arm(experiment):
     records = [
-        {"case": case, "arm": arm, "psnr_db": 20 + gain, "gain_db": gain, "ssim": 0.5}
+        {"case": case, "arm": arm, "psnr_db": 20 + gain, "gain_db": gain, "ssim": 0.5, "guard": 0.25}
         for arm, case, gain in [("cubic", "a", 0.0), ("cubic", "b", 0.0), ("iv", "a", 0.25), ("iv", "b", 0.75)]
     ]
     lines = experiment.table(records).splitlines()
-    assert lines[0] == "| arm | PSNR dB | SSIM | mean gain dB | a | b |"
-    assert lines[-1] == "| iv | 20.50 | 0.5000 | +0.500 | +0.250 | +0.750 |"
+    assert lines[0] == "| arm | PSNR dB | SSIM | mean gain dB | a | b | guard % |"
+    assert lines[-1] == "| iv | 20.50 | 0.5000 | +0.500 | +0.250 | +0.750 | 25.0 |"
     real = experiment.real_table([{"arm": "iv", "agreement": {"knee_pdfs_sag": 0.25, "knee_pdfs_cor": 0.5}}])
     assert real.splitlines()[-1] == "| iv | 0.2500 | 0.5000 |"
