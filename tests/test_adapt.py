@@ -541,7 +541,7 @@ def test_a_model_is_not_written_over_its_start(run, undisturbed, scan, tmp_path)
 def test_a_place_that_cannot_be_written_to_is_refused_before_any_work(run, start, tmp_path, monkeypatch, out):
     scan = save_thick(tmp_path / "scan.nii.gz")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(adapting, "read", lambda path: pytest.fail("the scan was read"))
+    monkeypatch.setattr(reading, "read", lambda path: pytest.fail("the scan was read"))
     code, said, err = run("adapt", "-i", scan, "--model", start, "-o", out)
     assert (code, said, len(err)) == (2, [], 1)
     assert all(word in err[0] for word in ("got ", "need ", "next: "))
@@ -577,7 +577,7 @@ def test_per_scan_writes_a_folder_with_a_model_for_each(two):
     assert differ(folder / "models" / "scan-1.onnx", folder / "models" / "scan-2.onnx") > 0
     for number, path in enumerate(scans, 1):
         (learnt,) = card_of(folder / "models" / f"scan-{number}.onnx")["adapted_to"]
-        assert learnt["fingerprint"] == adapting.fingerprint(nifti.read(path))
+        assert learnt["fingerprint"] == reading.fingerprint(nifti.read(path))
 
 
 def test_each_scan_is_enhanced_with_its_own_model_whatever_its_file_is_called(run, two, tmp_path):
