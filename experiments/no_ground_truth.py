@@ -6,14 +6,15 @@ Simulated: every volume of `iso_train` is made thick (x4, Gaussian, touching) al
 slices alone an auto-encoder learns, plain and then introspective. The same network then learns, for as many steps, from
 
     iv            the method: volumes synthesised by the introspective auto-encoder, made thick
-    iv-plain      the same by the plain one
-    iv-all        the same with as many slices as the thin scan would have (`rate_of` makes half as many)
+    iv-bare       the same from the decoder's answers alone, without the detail that codes do not hold
+    iv-plain      as iv-bare, by the plain auto-encoder
+    iv-all        as iv-bare, with as many slices as the thin scan would have (`rate_of` makes half as many)
     iii, iii-all  volumes that cubic interpolation made, as many slices, made thick
-    iv-2, iii-2   the same as iv and iii with other first weights and other batches
-    iv-default    as iv, from the embedded default weights at half the rates; beside it those weights as they are
+    ...-2         the same as iv, iv-bare and iii with other first weights and other batches
+    iv-default    as iv-bare, from the embedded default weights at half the rates; beside it those weights as they are
     ii            pairs of a real thick scan and the volume synthesised from it, which the paper warns against
     v             the thin truth, made thick: the supervised upper bound
-    vi            as iv, with a box of half the thickness for a slice profile, which is wrong
+    vi            as iv-bare, with a box of half the thickness for a slice profile, which is wrong
 
 All are scored on the four scans of `iso_dev`, of other people, made thick likewise; their truth is used for nothing
 else. Scored too: i and i-plain, the auto-encoders' own interpolation of these scans. Every answer is projected onto the
@@ -59,7 +60,21 @@ from thinslice.weights import EMBEDDED, find_model
 
 FACTOR = 4.0
 CODERS = ("plain", "introspective")
-ARMS = ("iv", "iv-2", "iv-plain", "iv-all", "iv-default", "iii", "iii-2", "iii-all", "ii", "v", "vi")
+ARMS = (
+    "iv",
+    "iv-2",
+    "iv-bare",
+    "iv-bare-2",
+    "iv-plain",
+    "iv-all",
+    "iv-default",
+    "iii",
+    "iii-2",
+    "iii-all",
+    "ii",
+    "v",
+    "vi",
+)
 REAL_ARMS = ("iv", "iii", "ii", "vi")
 SLABS, SIZE, PATCHES = 4, 48, 3
 SHOWN, SHOWN_REAL = "brain_t1gd_mrgd", ("knee_pdfs_sag", "brain_t2w_openms_l04_thick")
@@ -184,7 +199,7 @@ def corpus_of(where: str, arm: str, arguments: argparse.Namespace) -> list[Any]:
             weights = cubic_matrix(positions(n, rate), n).astype(np.float32)
             voxels = np.tensordot(weights, stack.slices.astype(np.float32), axes=1).astype(np.float16)
         else:
-            voxels = synthesised(vae, stack, rate)
+            voxels = synthesised(vae, stack, rate, detail=arm in ("iv", "iv-2"))
         about = (plan.factor, plan.thickness_over_spacing, plan.profile)
         about = (plan.factor, 0.5 * plan.thickness_over_spacing, "box") if arm == "vi" else about
         corpus.append(Synthetic(Thin(stack.name, voxels, (0,), voxels.size**0.5), *about))
@@ -254,7 +269,7 @@ def train_arm(where: str, arm: str, arguments: argparse.Namespace) -> None:
     if arm == "ii":
         stacks, _ = targets(where, arguments.data)
         vae = coder_of(where, "introspective", arguments)
-        pairs = [(stack, synthesised(vae, stack, stack.plan.factor)) for stack in stacks]
+        pairs = [(stack, synthesised(vae, stack, stack.plan.factor, detail=False)) for stack in stacks]
         batch_at = lambda number: paired_batch_at(number, pairs, network.context + 1)  # noqa: E731
     else:
         corpus = corpus_of(where, arm, arguments)
@@ -323,7 +338,7 @@ def own_answer(where: str, thick: Volume, coder: str, arguments: argparse.Namesp
     plan = make_plan(thick, model="cubic", **({"factor": FACTOR} if where == "simulated" else {}))
     stack = make_stack(Scan("", Path("scan.nii.gz"), thick, plan, ""))
     low, high = intensity_range(thick.voxels)
-    thin = synthesised(coder_of(where, coder, arguments), stack, plan.factor).astype(np.float32)
+    thin = synthesised(coder_of(where, coder, arguments), stack, plan.factor, detail=False).astype(np.float32)
     acquired = np.moveaxis(thick.voxels, plan.axis, 0).astype(np.float32)
     answer = project(thin * (high - low) + low, acquired, plan.matrix(), plan.factor)
     return Volume(np.moveaxis(answer, 0, plan.axis), np.array(plan.affine_thin))

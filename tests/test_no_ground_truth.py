@@ -376,7 +376,19 @@ def test_a_synthesised_volume_has_the_field_of_view_of_the_slices(n, rate):
 @pytest.mark.parametrize("multiple", [1, 8])
 def test_pixels_go_through_unblurred_and_unmoved(multiple):
     stack = stack_of(shape=(61, 53, 10))
-    np.testing.assert_array_equal(synthesised(Unchanged(multiple), stack, 1.0), stack.slices)
+    np.testing.assert_array_equal(synthesised(Unchanged(multiple), stack, 1.0, detail=False), stack.slices)
+
+
+def test_what_the_codes_do_not_hold_is_added_as_cubic_interpolation_has_it():
+    """By a coder that holds nothing the volume is that interpolation, at acquired places the slices themselves."""
+    from scipy.ndimage import map_coordinates
+
+    stack = stack_of()
+    np.testing.assert_allclose(synthesised(Unchanged(answer=0.25), stack, 1.0), stack.slices, atol=2e-3)
+    volume = synthesised(Unchanged(answer=0.25), stack, 2.0)
+    places = np.stack(np.meshgrid(positions(10, 2.0), np.arange(64), np.arange(56), indexing="ij"))
+    wanted = map_coordinates(stack.slices.astype(np.float64), places, order=3, mode="mirror")
+    np.testing.assert_allclose(volume, wanted, atol=5e-3)
 
 
 def test_codes_are_interpolated_on_straight_lines_and_held_at_the_ends():
@@ -395,21 +407,21 @@ def test_the_means_of_the_codes_are_decoded_nothing_is_drawn():
     one, again = (synthesised(vae, stack, 2.0) for _ in range(2))
     np.testing.assert_array_equal(one, again)
     images = torch.from_numpy(stack.slices[2:3, None].astype(np.float32))
-    middle = synthesised(vae, stack, 1.0)[2]
+    middle = synthesised(vae, stack, 1.0, detail=False)[2]
     np.testing.assert_allclose(middle, vae(images)[0, 0].numpy(), atol=2e-3)
 
 
-def test_every_slice_is_decoded_those_at_acquired_places_too():
-    assert (synthesised(Unchanged(answer=7.0), stack_of(), 3.0) == 7).all()
+def test_every_slice_is_a_decoders_those_at_acquired_places_too():
+    assert (synthesised(Unchanged(answer=7.0), stack_of(), 3.0, detail=False) == 7).all()
 
 
 def test_a_scan_cannot_come_along_with_what_was_made_of_it():
     """`Synthetic` holds one volume and some numbers; the thick slices of a batch are made of that volume."""
     names = {field.name for field in fields(Synthetic)}
     assert names == {"thin", "factor", "thickness_over_spacing", "profile", "corner"}
-    stack = stack_of()
-    one = make_synthetic(Unchanged(answer=7.0), stack)
-    batch = synthetic_batch_at(0, 0, [one], 2, 24, 2, 3)
+    one = make_synthetic(Unchanged(), stack_of())
+    flat = replace(one, thin=replace(one.thin, voxels=np.full_like(one.thin.voxels, 7.0)))
+    batch = synthetic_batch_at(0, 0, [flat], 2, 24, 2, 3)
     for of_patch in batch.thick:  # a gain, an offset, perhaps noise, but nothing of the scan's texture
         assert of_patch.std() < 0.03
     assert np.ptp(batch.truth[0]) == 0

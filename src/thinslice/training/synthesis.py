@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from thinslice.interpolate import linear_matrix
+from thinslice.interpolate import cubic_matrix, linear_matrix
 from thinslice.networks.vae import SliceVae
 from thinslice.plan import finer_affine
 from thinslice.profile import Profile
@@ -43,22 +43,31 @@ def positions(n_thick: int, rate: float) -> np.ndarray:
     return (np.arange(count) + 0.5) * (n_thick / count) - 0.5
 
 
-def synthesised(vae: SliceVae, stack: Stack, rate: float) -> np.ndarray:
-    """A volume [slices, h, w] float16 made of the slices of a stack; every slice of it is decoded, none acquired.
+def synthesised(vae: SliceVae, stack: Stack, rate: float, detail: bool = True) -> np.ndarray:
+    """A volume [slices, h, w] float16 made of the slices of a stack, whose pixels are the scan's own.
 
-    Their pixels are the scan's own. Beyond the outermost acquired slices the volume repeats them.
+    Codes are interpolated on straight lines, beyond the outermost acquired slices held, and decoded. Unlike in the
+    paper, what the codes of the acquired slices do not hold is added, interpolated by a cubic spline (why: LOG.md).
 
     Args:
         vae: trained.
         stack: whose slices are encoded.
         rate: slices for every acquired one.
+        detail: False for the decoder's answer alone.
     """
     n = len(stack.slices)
-    return np.concatenate(list(_decoded(vae, stack.slices, linear_matrix(positions(n, rate), n))))
+    place = positions(n, rate)
+    volume = _decoded(vae, stack.slices, linear_matrix(place, n))
+    if not detail:
+        return volume
+    lost = stack.slices.astype(np.float32) - _decoded(vae, stack.slices, np.eye(n))
+    for index, weights in enumerate(cubic_matrix(place, n).astype(np.float32)):
+        volume[index] += np.tensordot(weights, lost, axes=1).astype(np.float16)
+    return volume
 
 
-def _decoded(vae: SliceVae, slices: np.ndarray, weights: np.ndarray) -> Iterator[np.ndarray]:
-    """Slices [n, h, w] of interpolated codes; ``weights`` [slices, acquired] says how much of which."""
+def _decoded(vae: SliceVae, slices: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Slices [n, h, w] float16 of interpolated codes; ``weights`` [slices, acquired] says how much of which."""
     _, height, width = slices.shape
     missing = [(0, -side % vae.multiple) for side in (height, width)]
     padded = np.pad(slices, [(0, 0), *missing], mode="edge")
@@ -66,9 +75,11 @@ def _decoded(vae: SliceVae, slices: np.ndarray, weights: np.ndarray) -> Iterator
     with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=has_bf16(device)):
         codes = torch.cat([vae.encode(part)[0] for part in _parts(padded, device)])
         between = torch.einsum("ta,achw->tchw", torch.from_numpy(weights).to(codes), codes)
+        made = np.empty((len(between), height, width), np.float16)
         for start in range(0, len(between), AT_ONCE):
-            made = vae.decode(between[start : start + AT_ONCE].contiguous(memory_format=torch.channels_last))
-            yield made[:, 0, :height, :width].float().cpu().numpy().astype(np.float16)
+            part = vae.decode(between[start : start + AT_ONCE].contiguous(memory_format=torch.channels_last))
+            made[start : start + AT_ONCE] = part[:, 0, :height, :width].float().cpu().numpy()
+    return made
 
 
 def _parts(slices: np.ndarray, device: torch.device) -> Iterator[torch.Tensor]:
