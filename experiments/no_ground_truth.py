@@ -20,7 +20,7 @@ All are scored on the four scans of `iso_dev`, of other people, made thick likew
 else. Scored too: i and i-plain, the auto-encoders' own interpolation of these scans. Every answer is projected onto the
 acquired slices.
 
-Real: an auto-encoder, and networks by `iv`, `iii`, `ii` and `vi`, learn from the six scans of `thick`: brains, knees,
+Real: an auto-encoder, and networks by `iv`, `iv-bare`, `iii`, `ii` and `vi`, learn from the six scans of `thick`: brains, knees,
 a prostate, where no truth is known. Two orthogonal stacks of one knee are made thin by each, and compared with each
 other's in-plane detail as in `adaptation.py`; a knee and a brain are drawn.
 
@@ -75,7 +75,7 @@ ARMS = (
     "v",
     "vi",
 )
-REAL_ARMS = ("iv", "iii", "ii", "vi")
+REAL_ARMS = ("iv", "iv-bare", "iii", "ii", "vi")
 SLABS, SIZE, PATCHES = 4, 48, 3
 SHOWN, SHOWN_REAL = "brain_t1gd_mrgd", ("knee_pdfs_sag", "brain_t2w_openms_l04_thick")
 
