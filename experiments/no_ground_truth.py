@@ -20,9 +20,9 @@ All are scored on the four scans of `iso_dev`, of other people, made thick likew
 else. Scored too: i and i-plain, the auto-encoders' own interpolation of these scans. Every answer is projected onto the
 acquired slices.
 
-Real: an auto-encoder, and networks by `iv`, `iv-bare`, `iii`, `ii` and `vi`, learn from the six scans of `thick`, brains,
-knees and a prostate, where no truth is known. Two orthogonal stacks of one knee are made thin by each, and compared
-with each other's in-plane detail as in `adaptation.py`; a knee and a brain are drawn.
+Real: an auto-encoder, and networks by `iv`, `iv-bare`, `iii`, `ii` and `vi`, learn from the six scans of `thick`, where
+no truth is known: brains, knees, a prostate. Two orthogonal stacks of one knee are made thin by each, and compared with
+each other's in-plane detail as in `adaptation.py`; a knee and a brain are drawn.
 
 What is there already is left alone, so a killed run goes on by the same command. It writes weights, models,
 ``results.jsonl``, ``real.jsonl``, a table of each, and pictures. With a GPU, all is trained there first; the rest needs
