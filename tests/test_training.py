@@ -2,7 +2,7 @@
 
 import hashlib
 from dataclasses import replace
-from itertools import chain, islice
+from itertools import chain, count, islice
 
 import numpy as np
 import pytest
@@ -36,6 +36,14 @@ from thinslice.training.corpus import (
     render,
 )
 from thinslice.training.fit import (
+    Schedule,
+    _from_a_thread,
+    _from_processes,
+    _gradients,
+    _numbers,
+    _workers,
+    fit,
+)
     Schedule,
     _gradients,
     _numbers,
@@ -518,6 +526,17 @@ def test_what_is_computed_side_by_side_is_what_is_computed_in_turn(tmp_path, und
     )
     # Sums in another order, which Muon makes a little larger in each of six steps.
     assert (beside - in_turn).norm() < 0.05 * (in_turn - start).norm()
+
+
+def test_lessons_made_by_processes_are_those_made_by_a_thread():
+    by_processes, by_a_thread = _from_processes(batches, count(3)), _from_a_thread(batches, count(3))
+    for _ in range(3):
+        one, other = next(by_processes), next(by_a_thread)
+        assert one.geometry.factor == other.geometry.factor
+        for name in ("thick", "cubic", "truth", "matrix", "correction"):
+            np.testing.assert_array_equal(getattr(one, name).numpy(), getattr(other, name))
+    by_processes.close()
+    by_a_thread.close()
 
 
 @pytest.mark.parametrize("beside", [False, True])
