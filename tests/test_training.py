@@ -44,12 +44,6 @@ from thinslice.training.fit import (
     _workers,
     fit,
 )
-    Schedule,
-    _gradients,
-    _numbers,
-    _workers,
-    fit,
-)
 from thinslice.training.losses import projected_loss
 from thinslice.upsample import upsample
 from thinslice.volume import Volume
