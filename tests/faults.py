@@ -1392,6 +1392,14 @@ FAULTS = [
         NO_TRUTH,
     ),
     Fault(
+        "who is to be looked at is learnt from, the others looked at",
+        "training/no_ground_truth.py",
+        "auto_encoder(stages[:-1], learnt, looked_at, out, report)",
+        "auto_encoder(stages[:-1], looked_at, learnt, out, report)",
+        "nobody on both sides",
+        NO_TRUTH,
+    ),
+    Fault(
         "synthesised volumes lie half a slice off",
         "training/synthesis.py",
         "(np.arange(count) + 0.5) * (n_thick / count) - 0.5",
@@ -1442,8 +1450,8 @@ FAULTS = [
     Fault(
         "invented volumes may be learnt from as thick scans",
         "training/corpus.py",
-        "if is_synthetic(scan):",
-        "if False:",
+        "            check_acquired(scan)\n",
+        "            pass\n",
         "they are no target and no source",
         NO_TRUTH,
     ),

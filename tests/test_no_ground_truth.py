@@ -289,7 +289,7 @@ def test_a_stack_holds_the_slices_of_the_scan_in_its_intensity_range(axis):
     ("volume", "got"),
     [
         (thick_volume(shape=(64, 56, 5)), "got 5 slices"),
-        (thick_volume(shape=(64, 40, 10)), "64 x 40 pixels"),
+        (thick_volume(shape=(64, 40, 10)), "40 x 64 pixels"),
         (replace(thick_volume(), voxels=np.full((64, 56, 10), 3, np.int16)), "an empty image"),
     ],
 )
@@ -828,6 +828,25 @@ def test_it_can_start_from_a_model_at_gentler_rates(tmp_path, scans):
     assert 0 < change < 4 * 0.5e-3 * 1.5  # so many steps of half the rate, each of about the rate
     schedule = torch.load(out / "network" / "checkpoint.pt", weights_only=True)["schedule"]
     assert schedule["rate"] == pytest.approx(0.5e-3)
+
+
+@pytest.mark.usefixtures("_quick")
+def test_who_is_looked_at_teaches_neither_the_auto_encoder_nor_the_network(tmp_path, scans, monkeypatch):
+    monkeypatch.setattr(no_ground_truth, "LEAST_PERSONS", 2)
+    monkeypatch.setattr(no_ground_truth, "HELD_OUT", 0.5)
+    seen, honest = {}, Slices.batch_at
+
+    def listening(task, step, seed, corpus):
+        seen.setdefault(seed, set()).update(stack.name for stack in corpus)
+        return honest(task, step, seed, corpus)
+
+    monkeypatch.setattr(Slices, "batch_at", listening)
+    run(scans, tmp_path / "out", steps=STEPS, keep_synthetic=True, report=quietly)
+    card = json.loads((tmp_path / "out" / f"{NAME}.json").read_text())
+    learnt = {Path(row["file"]).name for row in card["data"] if row["learnt_from"]}
+    assert len(learnt) == 1
+    assert seen == {0: learnt, 1: {path.name for path in scans} - learnt}  # lessons have seed 0, looks 1
+    assert len(list((tmp_path / "out" / "synthetic").iterdir())) == 1
 
 
 @pytest.mark.usefixtures("_quick")

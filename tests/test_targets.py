@@ -19,10 +19,9 @@ pytest.importorskip("scipy", reason="the slices are turned with scipy, which com
 
 from thinslice.training import targets
 from thinslice.training.corpus import NEAR_FACTOR, NEAR_THICKNESS, Thin, cut, geometry_of_block, normalised
+from thinslice.training.scans import LEAST_SIDE, LEAST_SLICES
 from thinslice.training.targets import (
     CELL,
-    LEAST_SIDE,
-    LEAST_SLICES,
     LEAST_VOXELS,
     Places,
     lesson_at,

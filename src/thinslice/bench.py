@@ -20,7 +20,7 @@ from thinslice.cases import check_writable
 from thinslice.degrade import along_first_axis
 from thinslice.errors import InputRefused, PlanRefused, ThinsliceError
 from thinslice.metrics import banding, data_range, foreground, psnr, reslice_rms, ssim, stripes
-from thinslice.nifti import is_synthetic, read
+from thinslice.nifti import check_acquired, read
 from thinslice.picture import Picture, Plane, picture_centre, resliced_planes, save_picture, side_by_side
 from thinslice.plan import Plan, intensity_range, make_plan
 from thinslice.profile import Profile, profile_matrix
@@ -301,9 +301,8 @@ def check_truth(volume: Volume) -> None:
     Raises:
         InputRefused: it is not.
     """
-    if is_synthetic(volume):
-        got, need, then = "a volume that was synthesised", "a scan that was acquired", "leave it out"
-    elif volume.voxels.ndim != 3:
+    check_acquired(volume)
+    if volume.voxels.ndim != 3:
         got, need, then = f"{volume.voxels.ndim} axes", "a 3-D scan", "give one volume of the series"
     elif min(volume.shape) < MIN_SIDE:
         got, need, then = f"{volume.shape} voxels", f"at least {MIN_SIDE} along each axis", "use a larger scan"

@@ -34,7 +34,7 @@ AIR = (-1100.0, -900.0)  # where the smallest value of computed tomography lies,
 GZIP_BEST_RATIO = 1040  # deflate cannot shrink more than 1032 : 1
 
 SYNTHETIC = b"synthesised by thinslice, not a scan"
-"""Description in the header of a volume that was made of nothing but codes."""
+"""Description in the header of a volume that shows, between acquired slices, what nobody saw."""
 
 SHEAR_COSINE = 1e-3
 SMALL_TURN = 3e-3
@@ -165,6 +165,16 @@ def is_synthetic(volume: Volume) -> bool:
     """Whether a volume was written with the header of `as_synthetic`."""
     header = volume.header
     return isinstance(header, nifti1.Nifti1Header) and bytes(header["descrip"].item()).startswith(SYNTHETIC)
+
+
+def check_acquired(volume: Volume) -> None:
+    """Refuse what `as_synthetic` marked: it is nothing to learn from or to be scored by.
+
+    Raises:
+        InputRefused: it is so marked.
+    """
+    if is_synthetic(volume):
+        raise InputRefused("got a volume that was synthesised; need a scan that was acquired; next: leave it out")
 
 
 def _holds(dtype: np.dtype[Any], slope: float, inter: float, low: float, high: float) -> bool:

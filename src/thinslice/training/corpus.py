@@ -11,7 +11,7 @@ from thinslice.bench import check_truth
 from thinslice.degrade import along_first_axis, correction_matrix, damping_of
 from thinslice.errors import InputRefused
 from thinslice.interpolate import cubic_matrix
-from thinslice.nifti import is_synthetic, read
+from thinslice.nifti import check_acquired, read
 from thinslice.plan import intensity_range, make_plan, through_plane_axis
 from thinslice.profile import Profile, profile_matrix
 from thinslice.runtime import interpolation
@@ -168,8 +168,10 @@ def load_thick(folder: Path, share: float = 1.0) -> list[Thin]:
     volumes = []
     for path in paths:
         scan = read(path)
-        if is_synthetic(scan):
-            raise InputRefused(f"{path}: got a volume that was synthesised; need an acquired one; next: leave it out")
+        try:
+            check_acquired(scan)
+        except InputRefused as refusal:
+            raise InputRefused(f"{path}: {refusal}") from None
         scan = first_slices(scan, share)
         if scan.voxels.ndim != 3:
             raise InputRefused(f"{path}: got {scan.voxels.ndim} axes; need a 3-D scan; next: give one volume of it")

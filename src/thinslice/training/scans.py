@@ -5,12 +5,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from thinslice.cases import told_apart
 from thinslice.errors import InputRefused, ThinsliceError
-from thinslice.nifti import is_synthetic, read
+from thinslice.nifti import check_acquired, read
 from thinslice.plan import Plan, make_plan
 from thinslice.runtime import Model
 from thinslice.volume import Volume, fingerprint
+
+LEAST_SLICES, LEAST_SIDE = 6, 48
+"""Acquired slices, and pixels of each of their sides, that there is something to learn from."""
 
 
 @dataclass(frozen=True)
@@ -70,14 +75,23 @@ def _usable(path: Path, label: str, model: Model, wish: dict[str, Any], complain
     return Scan(label, path, volume, plan, fingerprint(volume))
 
 
-def check_acquired(volume: Volume) -> None:
-    """Refuse a volume that `thinslice.training.no_ground_truth` synthesised: it shows what nobody saw.
+def check_enough(volume: Volume, plan: Plan) -> None:
+    """Refuse a scan of which there is too little to learn from.
 
     Raises:
-        InputRefused: it is one.
+        InputRefused: it is not 3-D, small, flat or not finite.
     """
-    if is_synthetic(volume):
-        raise InputRefused("got a volume that was synthesised; need a scan that was acquired; next: leave it out")
+    voxels = volume.voxels
+    if voxels.ndim != 3:
+        raise InputRefused(f"got {voxels.ndim} axes; need a 3-D scan; next: give one volume of the series")
+    sides = sorted(n for axis, n in enumerate(voxels.shape) if axis != plan.axis)
+    if plan.n_thick < LEAST_SLICES or sides[0] < LEAST_SIDE:
+        raise InputRefused(
+            f"got {plan.n_thick} slices of {sides[0]} x {sides[1]} pixels; need at least {LEAST_SLICES} of "
+            f"{LEAST_SIDE} x {LEAST_SIDE} to learn from; next: leave it out, its model need not be its own"
+        )
+    if not np.isfinite(voxels).all() or voxels.min() == voxels.max():
+        raise InputRefused("got an empty image or voxels that are not finite; need a scan; next: repair it")
 
 
 def reason(path: Path, error: Exception) -> str:

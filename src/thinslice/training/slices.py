@@ -7,15 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from thinslice.errors import InputRefused
 from thinslice.plan import Plan, intensity_range
 from thinslice.training.corpus import BLANK, TRIES
 from thinslice.training.manifest import UNKNOWN, person_of, provenance
-from thinslice.training.scans import Scan
-
-LEAST_SLICES, LEAST_SIDE = 6, 48
-"""Acquired slices, and pixels of each of their sides, that there is something to learn from."""
-
+from thinslice.training.scans import Scan, check_enough
 
 LOOK, ALIKE = 16, 0.6
 """Mean slices of two scans of one kind correlate by more than ALIKE on so coarse a grid: brains of any contrast by 0.64
@@ -64,16 +59,7 @@ def make_stack(scan: Scan) -> Stack:
         InputRefused: there is too little of it to learn from.
     """
     voxels, plan, path = scan.volume.voxels, scan.plan, Path(os.path.abspath(scan.path))
-    if voxels.ndim != 3:
-        raise InputRefused(f"got {voxels.ndim} axes; need a 3-D scan; next: give one volume of the series")
-    sides = [n for axis, n in enumerate(voxels.shape) if axis != plan.axis]
-    if plan.n_thick < LEAST_SLICES or min(sides) < LEAST_SIDE:
-        raise InputRefused(
-            f"got {plan.n_thick} slices of {sides[0]} x {sides[1]} pixels; need at least {LEAST_SLICES} of "
-            f"{LEAST_SIDE} x {LEAST_SIDE} to learn from; next: leave it out"
-        )
-    if not np.isfinite(voxels).all() or voxels.min() == voxels.max():
-        raise InputRefused("got an empty image or voxels that are not finite; need a scan; next: repair it")
+    check_enough(scan.volume, plan)
     low, high = intensity_range(voxels)
     acquired = np.moveaxis(voxels, plan.axis, 0)
     slices = np.empty(acquired.shape, np.float16)

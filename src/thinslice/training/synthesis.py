@@ -17,7 +17,8 @@ from thinslice.plan import finer_affine
 from thinslice.profile import Profile
 from thinslice.training.corpus import LOOKS, Batch, Thin, draw_patch, geometry_near, render
 from thinslice.training.losses import has_bf16
-from thinslice.training.slices import LEAST_SIDE, Stack
+from thinslice.training.scans import LEAST_SIDE
+from thinslice.training.slices import Stack
 from thinslice.volume import Volume
 
 AT_ONCE = 4

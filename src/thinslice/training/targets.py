@@ -34,6 +34,7 @@ from thinslice.training.corpus import (
     geometry_of_block,
     render,
 )
+from thinslice.training.scans import LEAST_SIDE, check_enough
 from thinslice.upsample import upsample
 from thinslice.volume import Volume
 
@@ -49,9 +50,6 @@ would be left."""
 
 NARROWEST = 16
 """Pixels along that side of either part at least."""
-
-LEAST_SLICES, LEAST_SIDE = 6, 48
-"""Acquired slices, and pixels of each of their sides, that there is something to learn from."""
 
 VOXELS, LEAST_VOXELS = 60_000_000, 1_600_000
 """Thin voxels learnt from, of all scans together and of each at least; the rest of a larger scan is cut off."""
@@ -124,16 +122,7 @@ def make_target(name: str, scan: Volume, plan: Plan, model: Model, voxels: int =
     Raises:
         InputRefused: there is too little of it to learn from.
     """
-    if scan.voxels.ndim != 3:
-        raise InputRefused(f"got {scan.voxels.ndim} axes; need a 3-D scan; next: give one volume of the series")
-    sides = sorted(n for axis, n in enumerate(scan.shape) if axis != plan.axis)
-    if plan.n_thick < LEAST_SLICES or sides[0] < LEAST_SIDE:
-        raise InputRefused(
-            f"got {plan.n_thick} slices of {sides[0]} x {sides[1]} pixels; need at least {LEAST_SLICES} of "
-            f"{LEAST_SIDE} x {LEAST_SIDE} to learn from; next: leave it out, its model need not be its own"
-        )
-    if not np.isfinite(scan.voxels).all() or scan.voxels.min() == scan.voxels.max():
-        raise InputRefused("got an empty image or voxels that are not finite; need a scan; next: repair it")
+    check_enough(scan, plan)
     low, high = intensity_range(scan.voxels.astype(np.float32))
     acquired = (np.moveaxis(scan.voxels, plan.axis, 2).astype(np.float32) - low) / np.float32(high - low)
     *crop, depth = _middle((*acquired.shape[:2], plan.n_thin), voxels)
