@@ -573,13 +573,16 @@ def test_every_bad_scan_is_enhanced_or_refused_in_one_line(run, tmp_path, name):
     assert json.loads((tmp_path / "o" / "thin.json").read_text())["consistency"]["rms_percent"] < 1
 
 
-@pytest.mark.parametrize("folder", ["dcm_failing_sliceorientation", "dcm_generic_compressed_rle"])
-def test_a_folder_of_dicom_files_is_refused_with_a_way_out(run, tmp_path, folder):
+@pytest.mark.parametrize(
+    ("folder", "reason"), [("dcm_failing_sliceorientation", "orientation"), ("dcm_generic_compressed_rle", "isotropic")]
+)
+def test_a_bad_folder_of_dicom_files_is_refused_with_the_reason(run, tmp_path, folder, reason):
     if not (DATA / "bad" / folder).exists():
         pytest.skip(f"no shared data at {DATA}; set THINSLICE_DATA")
     code, out, err = run("enhance", "-i", DATA / "bad" / folder, "-o", tmp_path / "o", "--model", "cubic")
     assert (code, out, len(err)) == (2, [], 1)
-    assert "dcm2niix" in err[0]
+    assert reason in err[0]
+    assert not (tmp_path / "o").exists()
     assert not (tmp_path / "o").exists()
 
 

@@ -1,12 +1,18 @@
 """Cases: which files go in, where answers go. Everything that can be refused is refused here, before any work."""
 
 import os
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from thinslice.errors import InputRefused, OutputRefused
+from thinslice.files import looks_like_dicom
 from thinslice.volume import sidecar_path
+
+if TYPE_CHECKING:  # pydicom takes a third of a second to import
+    from thinslice.dicom.series import Series, Study
 
 WAY_FROM_DICOM = "make one from the DICOM series with dcm2niix"
 WAYS_TO_NIFTI = (
@@ -27,11 +33,24 @@ class Case:
         source: the scan that goes in.
         destination: the scan that comes out, .nii or .nii.gz.
         sidecar: the JSON beside it: destination with .json instead of .nii or .nii.gz.
+        series: of DICOM: source is the folder of its files, and destination a file, or the folder of a new series, in
+            which the sidecar lies.
     """
 
     source: Path
     destination: Path
     sidecar: Path
+    series: "Series | None" = None
+
+    @property
+    def name(self) -> str:
+        """What to call the scan in a message."""
+        return self.source.name if self.series is None else self.series.label
+
+    @property
+    def into_series(self) -> bool:
+        """Whether the answer is a DICOM series, one file a slice."""
+        return sidecar_path(self.destination) is None
 
 
 def find_cases(
@@ -84,6 +103,123 @@ def find_sources(source: Path) -> list[Path]:
     if sidecar_path(source) is None:
         raise InputRefused(_say(source, "another kind of file", need, then))
     return [source]
+
+
+# ---- DICOM
+
+
+REPORT_NAME, LABELS_NAME = "thinslice.json", "labels.nii.gz"
+"""What lies beside the slices of a computed series."""
+
+LONGEST_NAME = 60
+
+
+def find_study(path: Path) -> "Study | None":
+    """The DICOM series at a path; None where it holds other scans, or none: those are for `find_sources`.
+
+    A folder with NIfTI files directly in it is a folder of these.
+
+    Raises:
+        InputRefused: DICOM files, none of which holds an image.
+    """
+    if not _holds_dicom(path):
+        return None
+    from thinslice.dicom.series import find_study
+
+    found = find_study(path)
+    if not found.series and not found.unusable:
+        raise InputRefused(_say(path, "DICOM files without any image", "MR or CT images", "name another folder"))
+    return found
+
+
+def _holds_dicom(path: Path) -> bool:
+    try:
+        if path.is_file():
+            return sidecar_path(path) is None and looks_like_dicom(path)
+        if not path.is_dir() or any(sidecar_path(file) for file in path.iterdir() if not file.name.startswith(".")):
+            return False
+    except OSError:
+        return False
+    walk = ((Path(folder), files) for folder, _, files in os.walk(path))
+    return any(looks_like_dicom(folder / name) for folder, files in walk for name in files if not name.startswith("."))
+
+
+def find_series_cases(
+    study: "Study", source: Path, destination: Path | str, overwrite: bool = False, nameless: bool = False
+) -> list[Case]:
+    """Pair every series that can be read with its answer; nothing is created.
+
+    One series goes to a file, or its slices directly into a folder. Several go to a folder each, in one folder.
+
+    Args:
+        study, source: the series, and where they were found.
+        destination: a .nii or .nii.gz file for one series, or a folder, as it was typed.
+        overwrite: whether computed series that are there already may be replaced.
+        nameless: folders are called after numbers alone.
+
+    Raises:
+        OutputRefused: an answer would replace anything else than a computed series, exists already without
+            `overwrite`, or cannot be put there.
+    """
+    target = Path(destination)
+    if sidecar_path(target) and not target.is_dir() and not str(destination).endswith(("/", os.sep)):
+        return [_into_file(study, source, target, overwrite)] if study.series else []
+    if target.exists() and not target.is_dir():
+        raise OutputRefused(_say(target, "a file as output", "a folder for slices", "name a folder"))
+    folders = [target] if len(study.series) == 1 else [target / name for name in _folder_names(study, nameless)]
+    cases = [
+        Case(one.folder, folder, folder / REPORT_NAME, one) for one, folder in zip(study.series, folders, strict=True)
+    ]
+    for case in cases:
+        _check_series_folder(case.destination, overwrite)
+        check_writable(case.destination)
+    return cases
+
+
+def _into_file(study: "Study", source: Path, target: Path, overwrite: bool) -> Case:
+    if len(study.series) > 1:
+        labels = ", ".join(one.label for one in study.series)
+        got = f"{len(study.series)} series ({labels}) for one file"
+        raise OutputRefused(_say(source, got, "one series", "name the folder of one, or a folder as output"))
+    sidecar = sidecar_path(target)
+    assert sidecar is not None
+    case = Case(study.series[0].folder, target, sidecar, study.series[0])
+    _check_free(case, overwrite, sidecars=True)
+    check_writable(target.parent)
+    return case
+
+
+def _folder_names(study: "Study", nameless: bool) -> list[str]:
+    """Of each series its number and description, as they can stand in a path; each once."""
+    names: list[str] = []
+    for one in study.series:
+        number = f"{one.images[0].number or 0:03d}"
+        words = re.sub(r"[^A-Za-z0-9]+", "_", one.label.removeprefix(str(one.images[0].number or ""))).strip("_")
+        name = number if nameless or not words else f"{number}_{words}"[:LONGEST_NAME].rstrip("_")
+        times = sum(other == name or other.startswith(f"{name}-") for other in names)
+        names.append(f"{name}-{times + 1}" if times else name)
+    return names
+
+
+def _check_series_folder(folder: Path, overwrite: bool) -> None:
+    """Free, or empty, or, to overwrite it, without anything but what a run like this one left there."""
+    if not os.path.lexists(folder):
+        return
+    if not folder.is_dir():
+        raise OutputRefused(_say(folder, "a file as output", "a folder for slices", "name a folder"))
+    there = sorted(folder.iterdir())
+    if there and not overwrite:
+        then = "choose another, or give --overwrite"
+        raise OutputRefused(_say(folder, "an output folder that is not empty", "an empty or a new one", then))
+    from thinslice.dicom.headers import is_computed
+
+    foreign = [file for file in there if file.name not in (REPORT_NAME, LABELS_NAME) and not is_computed(file)]
+    if foreign:
+        got = f"a folder with {foreign[0].name}, which thinslice did not write"
+        raise OutputRefused(_say(folder, got, "a folder of its own for the series", "choose another"))
+
+
+# ---- files of their own
 
 
 def _way_to_nifti(path: Path) -> str:

@@ -22,6 +22,7 @@ from thinslice.errors import InputRefused, OutputRefused, ThinsliceError
 
 if TYPE_CHECKING:
     from thinslice.cases import Case
+    from thinslice.dicom.series import Study
     from thinslice.guard import GuardCount
     from thinslice.plan import Plan
     from thinslice.report import Report
@@ -168,8 +169,12 @@ def demo(arguments: argparse.Namespace) -> int:
 
 def _add_enhance(verbs: "argparse._SubParsersAction[_Parser]") -> None:
     verb = _add_verb(verbs, "enhance", enhance, "compute the thin slices of a scan, or of every scan in a folder")
-    verb.add_argument("-i", "--input", required=True, type=Path, metavar="IN", help="NIfTI file, or a folder of them")
-    verb.add_argument("-o", "--output", required=True, metavar="OUT", help="file for a file, folder for a folder")
+    verb.add_argument(
+        "-i", "--input", required=True, type=Path, metavar="IN", help="NIfTI file, folder of them, or DICOM"
+    )
+    verb.add_argument(
+        "-o", "--output", required=True, metavar="OUT", help="file for a file, folder for a folder or DICOM"
+    )
     _add_plan_options(verb)
     verb.add_argument(
         "--labels",
@@ -179,25 +184,72 @@ def _add_enhance(verbs: "argparse._SubParsersAction[_Parser]") -> None:
         "for a folder: a folder with segmentations of the scans' names",
     )
     verb.add_argument("--labels-out", type=Path, metavar="FILE", help="another name for it (one scan only)")
+    verb.add_argument(
+        "--anonymise",
+        action="store_true",
+        help="DICOM: leave the patient's identity out (basic profile of PS3.15, headers only)",
+    )
     verb.add_argument("--overwrite", action="store_true", help="replace answers that exist already")
     verb.add_argument("-q", "--quiet", action="store_true", help="say nothing unless something is refused")
 
 
 def enhance(arguments: argparse.Namespace) -> int:
     """Compute thin slices; in a folder, a scan that is refused is named and the rest goes on."""
-    from thinslice.cases import find_cases
+    from thinslice.cases import find_cases, find_study
     from thinslice.weights import models_for
 
+    study = find_study(arguments.input)
+    if study is not None:
+        return _enhance_study(study, arguments)
+    if arguments.anonymise:
+        raise InputRefused("got --anonymise for files that are no DICOM; need a DICOM series; next: leave it out")
     cases = find_cases(arguments.input, arguments.output, arguments.overwrite)
     is_folder = arguments.input.is_dir()
     targets = [_labels_case(case, arguments, is_folder) for case in cases]
     _check_all_apart(cases, targets)
     choose = models_for(arguments.model)
     done = [_enhance_if_possible(case, labels, choose, arguments) for case, labels in zip(cases, targets, strict=True)]
-    refused = done.count(False)
+    return _how_many(done.count(False), len(cases), is_folder)
+
+
+def _how_many(refused: int, scans: int, is_folder: bool) -> int:
+    """Says how many scans of a folder were refused; the exit code."""
     if refused and is_folder:
-        _complain(f"{refused} of {len(cases)} scans refused, {len(cases) - refused} enhanced")
+        _complain(f"{refused} of {scans} scans refused, {scans - refused} enhanced")
     return REFUSED if refused else 0
+
+
+def _enhance_study(study: "Study", arguments: argparse.Namespace) -> int:
+    """Every series that can be made thinner; what cannot is named, with the reason."""
+    from thinslice.cases import find_series_cases
+    from thinslice.weights import models_for
+
+    cases = find_series_cases(study, arguments.input, arguments.output, arguments.overwrite, arguments.anonymise)
+    labels = _labels_of_series(cases, arguments)
+    choose = models_for(arguments.model)
+    for one in study.unusable:
+        _complain(f"{one.label}: {one.reason}")
+    if not arguments.quiet:
+        for note in study.notes:
+            _say(f"note: {note}")
+    done = [_enhance_if_possible(case, labels, choose, arguments) for case in cases]
+    scans = len(cases) + len(study.unusable)
+    return _how_many(done.count(False) + len(study.unusable), scans, scans > 1)
+
+
+def _labels_of_series(cases: "Sequence[Case]", arguments: argparse.Namespace) -> "tuple[Path, Path] | None":
+    """The segmentation of the only series, and where its answer goes; None without --labels."""
+    from thinslice.cases import LABELS_NAME
+
+    if arguments.labels is None or (len(cases) == 1 and not cases[0].into_series):
+        return _labels_case(cases[0], arguments, is_folder=False) if cases else None
+    if len(cases) != 1:
+        raise InputRefused(
+            f"{arguments.input}: got --labels for {len(cases)} series; need one; next: name the folder of one series"
+        )
+    target = arguments.labels_out or cases[0].destination / LABELS_NAME
+    _check_labels_target(target, cases[0], arguments.labels, arguments.overwrite)
+    return arguments.labels, target
 
 
 def _labels_case(case: "Case", arguments: argparse.Namespace, is_folder: bool) -> "tuple[Path, Path] | None":
@@ -258,7 +310,7 @@ def _enhance_if_possible(
         _enhance_one(case, labels, choose, arguments)
     except (ThinsliceError, OSError, MemoryError) as error:
         reason = _reason(error)
-        _complain(reason if labels is not None and str(labels[0]) in reason else _named(case.source, reason))
+        _complain(reason if labels is not None and str(labels[0]) in reason else _named(case.name, reason))
         return False
     return True
 
@@ -270,34 +322,83 @@ def _enhance_one(
     arguments: argparse.Namespace,
 ) -> None:
     """Read, plan, compute, check, and put all files in their places, or none of them."""
+    from dataclasses import replace
+
     from thinslice.labels import check_labels, labels_to_thin
     from thinslice.nifti import write
 
-    volume = _read(case.source)
+    volume = _read_case(case, arguments.anonymise)
     model = choose(volume)
     plan = _plan(volume, model, arguments)
     drawn = _read(labels[0]) if labels is not None else None
     if drawn is not None:
         check_labels(drawn, plan)
-    with _bar(case.source.name, arguments.quiet) as show:
-        thin, report = _compute(volume, plan, model, case.destination.parent, show)
-    with _all_or_none([case.destination, case.sidecar, *([labels[1]] if labels else [])]) as parts:
-        write(thin, parts[0])
-        report.save(parts[1])
+    with _bar(case.name, arguments.quiet) as show:
+        thin, report = _compute(volume, plan, model, case, show)
+    report = replace(report, source="" if arguments.anonymise else case.name)
+    slices = _slice_files(case, plan.n_thin)
+    with _all_or_none([case.sidecar, *([labels[1]] if labels else []), *slices]) as parts:
+        report.save(parts[0])
         if drawn is not None:
-            write(labels_to_thin(drawn, plan), parts[2])
+            write(labels_to_thin(drawn, plan), parts[1])
+        _write_thin(thin, volume, report, parts[-len(slices) :], case, arguments.anonymise)
+    _remove_stale(case, slices)
     if not arguments.quiet:
-        _say(f"{case.source.name}: {_what_was_done(plan)}, {report.seconds:.1f} s")
+        _say(f"{case.name}: {_what_was_done(plan)}, {report.seconds:.1f} s")
         _say(f"  {_agreement(report)}")
         for note in report.notes:
             _say(f"  note: {note}")
         _say(f"  wrote {' and '.join(map(str, [case.destination, *(labels[1:] if labels else [])]))}")
 
 
+def _read_case(case: "Case", anonymise: bool) -> "Volume":
+    if case.series is None:
+        return _read(case.source)
+    from thinslice.dicom.identity import check_can_hide
+    from thinslice.dicom.pixels import read_series
+
+    if anonymise:
+        check_can_hide(case.series)
+    return read_series(case.series)
+
+
+def _slice_files(case: "Case", slices: int) -> list[Path]:
+    """The file of the answer, or one for each slice of a new series."""
+    if not case.into_series:
+        return [case.destination]
+    return [case.destination / f"IM{index:04d}.dcm" for index in range(1, slices + 1)]
+
+
+def _write_thin(
+    thin: "Volume", volume: "Volume", report: "Report", parts: Sequence[Path], case: "Case", anonymise: bool
+) -> None:
+    from thinslice.nifti import write
+
+    if not case.into_series:
+        write(thin, parts[0])
+        return
+    from thinslice.dicom.derived import images, save
+
+    found = report.consistency
+    agreement = (
+        f"Made thick again they differ from the acquired ones by {found.rms_percent:.2g} % RMS, "
+        f"{found.worst_percent:.2g} % at worst, of the intensity range."
+    )
+    for image, part in zip(images(thin, volume, report.plan, agreement, anonymise), parts, strict=True):
+        save(image, part)
+
+
+def _remove_stale(case: "Case", slices: Sequence[Path]) -> None:
+    """An earlier series that was replaced may have had more slices."""
+    if case.into_series:
+        for file in set(case.destination.glob("IM*.dcm")) - set(slices):
+            file.unlink()
+
+
 def _compute(
-    volume: "Volume", plan: "Plan", model: "Model", folder: Path | None, show: Callable[[float], None]
+    volume: "Volume", plan: "Plan", model: "Model", case: "Case | None", show: Callable[[float], None]
 ) -> "tuple[Volume, Report]":
-    """The answer in the scan's own kind of numbers, and the report on it; large answers live in ``folder``.
+    """The answer in the scan's own kind of numbers, and the report on it; large answers live beside the case's.
 
     Whole numbers stay whole numbers, but 8 bits become 16: between bright and dark slices an answer goes beyond
     0 .. 255, and clipped there it would not give the scan back when it is made thick again.
@@ -310,11 +411,17 @@ def _compute(
     shape = (*plan.shape_thin, *volume.voxels.shape[3:])
     whole = "int16" if kind.itemsize == 1 else kind
     real = "float64" if kind == "float64" else "float32"
-    out = allocate(shape, whole if kind.kind in "iu" else real, folder or Path(tempfile.gettempdir()))
+    folder = Path(tempfile.gettempdir()) if case is None else case.destination.parent
+    out = allocate(shape, whole if kind.kind in "iu" else real, folder)
     started = perf_counter()
     answer = upsample(volume, plan, model, out, show)
     seconds = perf_counter() - started
-    thin = as_stored(answer.volume)
+    if case is not None and case.into_series:
+        from thinslice.dicom.derived import as_stored as as_stored_in_series
+
+        thin = as_stored_in_series(answer.volume)
+    else:
+        thin = as_stored(answer.volume)
     return thin, make_report(volume, thin, plan, answer.guard, seconds, answer.clipped)
 
 
@@ -330,33 +437,60 @@ def _add_info(verbs: "argparse._SubParsersAction[_Parser]") -> None:
 
 def info(arguments: argparse.Namespace) -> int:
     """What a scan is and what would be done to it; exit code 2 where it would be refused."""
+    from functools import partial
+
+    from thinslice.cases import find_study
     from thinslice.weights import models_for
 
     choose = models_for(arguments.model)
-    is_folder = arguments.input.is_dir()
-    facts = [_facts(path, choose, arguments) for path in _sources(arguments.input)]
+    study = find_study(arguments.input)
+    if study is None:
+        facts = [_facts(str(path), partial(_read, path), choose, arguments) for path in _sources(arguments.input)]
+    else:
+        facts = _facts_of_study(study, choose, arguments)
     if arguments.json:
-        _say(json.dumps(facts if is_folder else facts[0], indent=2))
+        _say(json.dumps(facts if arguments.input.is_dir() or len(facts) != 1 else facts[0], indent=2))
     for fact in facts:
         if not arguments.json:
             _describe(fact)
         if fact["refused"] is not None:
-            _complain(_named(Path(str(fact["source"])), str(fact["refused"])))
+            name = str(fact["source"]) if "folder" in fact else Path(str(fact["source"])).name
+            _complain(_named(name, str(fact["refused"])))
     return REFUSED if any(fact["refused"] is not None for fact in facts) else 0
 
 
-def _facts(path: Path, choose: "Callable[[Volume], Model]", arguments: argparse.Namespace) -> dict[str, object]:
-    """What is seen in a file (None where it cannot be read), the plan (None where refused), and the refusal."""
+def _facts_of_study(
+    study: "Study", choose: "Callable[[Volume], Model]", arguments: argparse.Namespace
+) -> list[dict[str, object]]:
+    """`_facts` of every series, and of what cannot be read as one."""
+    from functools import partial
+
+    from thinslice.dicom.pixels import read_series
+
+    facts = [
+        _facts(one.label, partial(read_series, one), choose, arguments) | {"folder": str(one.folder)}
+        for one in study.series
+    ]
+    return facts + [
+        {"source": one.label, "sees": None, "plan": None, "refused": one.reason, "folder": str(one.folder)}
+        for one in study.unusable
+    ]
+
+
+def _facts(
+    name: str, read: "Callable[[], Volume]", choose: "Callable[[Volume], Model]", arguments: argparse.Namespace
+) -> dict[str, object]:
+    """What is seen in a scan (None where it cannot be read), the plan (None where refused), and the refusal."""
     import dataclasses
 
     seen: dict[str, object] | None = None
     try:
-        volume = _read(path)
+        volume = read()
         seen = _seen(volume)
         plan = dataclasses.asdict(_plan(volume, choose(volume), arguments))
     except (ThinsliceError, OSError, MemoryError) as error:
-        return {"source": str(path), "sees": seen, "plan": None, "refused": _reason(error)}
-    return {"source": str(path), "sees": seen, "plan": plan, "refused": None}
+        return {"source": name, "sees": seen, "plan": None, "refused": _reason(error)}
+    return {"source": name, "sees": seen, "plan": plan, "refused": None}
 
 
 def _seen(volume: "Volume") -> dict[str, object]:
@@ -381,7 +515,7 @@ def _describe(fact: dict[str, object]) -> None:
     """The facts about one file as a few aligned lines."""
     from thinslice.plan import Plan
 
-    _say(f"scan   {fact['source']}")
+    _say(f"scan   {fact['source']}" + (f"  ({fact['folder']})" if "folder" in fact else ""))
     seen = fact["sees"]
     if isinstance(seen, dict):
         spacing = " x ".join(f"{mm:.4g}" for mm in seen["spacing_mm"])
@@ -917,9 +1051,9 @@ def _fallback(guard: "GuardCount") -> str:
     return f"; {guard.percent} taken back to interpolation" if guard.suspect else ""
 
 
-def _named(source: Path, reason: str) -> str:
-    """The reason with the file's name before it, once."""
-    return reason if source.name in reason else f"{source.name}: {reason}"
+def _named(name: str, reason: str) -> str:
+    """The reason with the scan's name before it, once."""
+    return reason if name in reason else f"{name}: {reason}"
 
 
 def _reason(error: Exception) -> str:

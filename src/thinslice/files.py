@@ -1,10 +1,11 @@
-"""A file is whole or not there: everything that is written goes through here."""
+"""Files as such: what is written is whole or not there, and what a file seems to be."""
 
 import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Literal
 
 
 @contextmanager
@@ -26,3 +27,17 @@ def whole_or_not(path: Path) -> Iterator[Path]:
             for folder in missing:
                 folder.rmdir()
         raise
+
+
+def looks_like_dicom(path: Path) -> bool:
+    """Whether a file says that it is DICOM, or starts as those do that were written without saying so."""
+    try:
+        with open(path, "rb") as raw:
+            start = raw.read(132)
+    except OSError:
+        return False
+    if start[128:132] == b"DICM":
+        return True
+    orders: tuple[Literal["little", "big"], ...] = ("little", "big")
+    tags = [[int.from_bytes(start[at : at + 2], order) for at in (0, 2)] for order in orders]
+    return len(start) == 132 and any(group in (2, 8) and element < 0x20 for group, element in tags)

@@ -1,0 +1,362 @@
+"""What the headers of DICOM files say: one `Image` for each file, or for each frame of an enhanced one.
+
+Nothing in a file is trusted: whatever pydicom makes of damaged bytes ends as a refusal with the file's name.
+"""
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydicom import dcmread, uid
+from pydicom.dataset import Dataset
+from pydicom.filereader import read_file_meta_info
+
+from thinslice.errors import InputRefused
+
+CLASSIC: dict[str, str] = {uid.MRImageStorage: "MR", uid.CTImageStorage: "CT"}
+ENHANCED: dict[str, str] = {
+    uid.EnhancedMRImageStorage: "MR",
+    uid.EnhancedCTImageStorage: "CT",
+    uid.LegacyConvertedEnhancedMRImageStorage: "MR",
+    uid.LegacyConvertedEnhancedCTImageStorage: "CT",
+}
+"""Storage classes of scans: one slice a file, and many."""
+
+MAKER, IMPLEMENTATION = "thinslice", "2.25.287304857463054017634929468713527418391"
+"""Manufacturer of the modifying equipment, by which a computed series is known, and the program that wrote the file."""
+
+PROJECTIONS = ("MIP", "MINIP", "MNIP", "PROJECTION IMAGE", "MAX_IP", "MIN_IP", "CSA MIP")
+"""Values of ImageType of what no slice profile can describe."""
+
+AMONG = ("ImageType", "EchoNumbers", "DiffusionBValue", "TemporalPositionIdentifier", "StackID")
+"""Facts that tell stacks of one series apart."""
+
+WHERE_DOUBLED = (
+    "EchoTime",
+    "EffectiveEchoTime",
+    "DiffusionGradientOrientation",
+    "InversionTime",
+    "NominalCardiacTriggerDelayTime",
+    "TriggerTime",
+    "TemporalPositionIndex",
+    "AcquisitionNumber",
+    "SeriesNumber",
+)
+"""Facts that tell them apart where several images lie at one place, and that may differ within one stack elsewhere."""
+
+_WANTED = (
+    "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "SeriesNumber", "SeriesDescription",
+    "ProtocolName", "Modality", "ImageType", "FrameType", "InstanceNumber", "NumberOfFrames", "FrameOfReferenceUID",
+    "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness", "SpacingBetweenSlices",
+    "Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit",
+    "PixelRepresentation", "RescaleSlope", "RescaleIntercept", "ModalityLUTSequence", "EchoNumbers", "EchoTime",
+    "InversionTime", "DiffusionBValue", "DiffusionGradientOrientation", "TemporalPositionIdentifier", "TriggerTime",
+    "NominalCardiacTriggerDelayTime", "AcquisitionNumber", "SharedFunctionalGroupsSequence",
+    "PerFrameFunctionalGroupsSequence", "ContributingEquipmentSequence",
+)  # fmt: skip
+_PRIVATE_B_VALUES = ((0x0019, 0x100C), (0x0043, 0x1039), (0x2001, 0x1003))
+"""Where Siemens, GE and Philips put the b-value before there was a public place."""
+_PRIVATE_DIRECTION = (0x0019, 0x100E)
+
+
+@dataclass(frozen=True)
+class Image:
+    """One acquired slice as its header describes it; None, or empty, where the header is silent.
+
+    Attributes:
+        path, frame: the file, and the index of the frame in an enhanced one (None in a classic one).
+        study_uid, series_uid, sop_class, sop_uid: identifiers.
+        modality: MR or CT.
+        number, description, instance: SeriesNumber, SeriesDescription (else ProtocolName), InstanceNumber.
+        shape: rows and columns.
+        position: centre of the first voxel, millimetres (LPS).
+        orientation: direction of the rows and of the columns, six cosines (LPS).
+        spacing_mm: between rows, and between columns.
+        thickness_mm, stated_spacing_mm: SliceThickness and SpacingBetweenSlices.
+        rescale: slope and intercept that lead from stored values to the scan's own units.
+        among, where_doubled: values of `AMONG` and of `WHERE_DOUBLED`.
+        problem: why this image cannot be part of a scan; None if it can.
+    """
+
+    path: Path
+    frame: int | None
+    study_uid: str
+    series_uid: str
+    sop_class: str
+    sop_uid: str
+    modality: str
+    number: int | None
+    description: str
+    instance: int | None
+    shape: tuple[int, int]
+    position: tuple[float, ...] | None
+    orientation: tuple[float, ...] | None
+    spacing_mm: tuple[float, ...] | None
+    thickness_mm: float | None
+    stated_spacing_mm: float | None
+    rescale: tuple[float, float]
+    among: tuple[str, ...]
+    where_doubled: tuple[str, ...]
+    problem: str | None
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """pydicom's warnings and log lines about the files of others go nowhere; ours say what matters."""
+    log = logging.getLogger("pydicom")
+    before = log.disabled
+    log.disabled = True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.disabled = before
+
+
+def read_dataset(path: Path, **options: Any) -> Dataset:
+    """`pydicom.dcmread` whose every failure is a refusal.
+
+    Raises:
+        InputRefused: damaged, cut off, or no DICOM at all.
+    """
+    try:
+        with quiet():
+            found = dcmread(path, force=True, **options)
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # pydicom raises whatever its parts raise
+        raise damaged(path, error) from None
+    return found
+
+
+def is_computed(path: Path) -> bool:
+    """Whether a file is one of a computed series, as thinslice wrote it."""
+    try:
+        with quiet():
+            return str(read_file_meta_info(path).get("ImplementationClassUID")) == IMPLEMENTATION
+    except Exception:  # whatever it is, it is none of ours
+        return False
+
+
+def damaged(path: Path, error: Exception) -> InputRefused:
+    """The refusal of a file that cannot be understood."""
+    why = " ".join(f"{type(error).__name__}: {error}".split())[:160]
+    return InputRefused(f"{path}: got a damaged DICOM file ({why}); need the whole file; next: copy or export it again")
+
+
+def read_images(path: Path) -> list[Image]:
+    """The slices that a file holds; none for a file that holds no image at all (a report, a directory).
+
+    Raises:
+        InputRefused: damaged or cut off.
+    """
+    found = read_dataset(
+        path, stop_before_pixels=True, specific_tags=[*_WANTED, *_PRIVATE_B_VALUES, _PRIVATE_DIRECTION]
+    )
+    try:
+        with quiet():
+            return _images(path, found)
+    except (OSError, MemoryError, InputRefused):
+        raise
+    except Exception as error:  # elements are understood only now, when they are asked for
+        raise damaged(path, error) from None
+
+
+def _images(path: Path, found: Dataset) -> list[Image]:
+    kind = str(found.get("SOPClassUID") or found.file_meta.get("MediaStorageSOPClassUID") or "")
+    is_scan = kind in CLASSIC or kind in ENHANCED
+    if not kind and (found.preamble or b"").startswith(b"\0"):
+        raise damaged(path, ValueError("no SOPClassUID"))
+    if not is_scan and not found.get("Rows"):
+        return []
+    if kind not in ENHANCED:
+        return [_image(path, None, kind, found, found)]
+    shared = _groups(found, "SharedFunctionalGroupsSequence", 0)
+    frames = int(found.get("NumberOfFrames") or 1)
+    if len(found.get("PerFrameFunctionalGroupsSequence") or []) != frames:
+        raise damaged(path, ValueError(f"{frames} frames, but not one functional group for each"))
+    return [
+        _image(path, n, kind, found, *_groups(found, "PerFrameFunctionalGroupsSequence", n), *shared, found)
+        for n in range(frames)
+    ]
+
+
+def _groups(found: Dataset, name: str, index: int) -> list[Dataset]:
+    """The contents of the public functional groups of one frame, or of those that are shared."""
+    items = found.get(name) or []
+    if index >= len(items):
+        return []
+    inner = [e.value[0] for e in items[index] if e.VR == "SQ" and not e.tag.is_private and len(e.value)]
+    nested = [e.value[0] for group in inner for e in group if e.VR == "SQ" and not e.tag.is_private and len(e.value)]
+    return [*inner, *nested]
+
+
+def _image(path: Path, frame: int | None, kind: str, found: Dataset, *places: Dataset) -> Image:
+    """One slice; a fact is looked for in one place after the other."""
+
+    def ask(name: str) -> Any:
+        return next((place[name].value for place in places if name in place and place[name].value is not None), None)
+
+    facts = {name: _text(ask(name)) for name in (*AMONG, *WHERE_DOUBLED)}
+    facts["ImageType"] = _text(ask("FrameType") or ask("ImageType")).upper()
+    facts["DiffusionBValue"] = facts["DiffusionBValue"] or _private_b_value(found)
+    facts["DiffusionGradientOrientation"] = facts["DiffusionGradientOrientation"] or _text(
+        _value(found, _PRIVATE_DIRECTION)
+    )
+    stored = (_number(ask("RescaleSlope")), _number(ask("RescaleIntercept")))
+    return Image(
+        path=path,
+        frame=frame,
+        study_uid=_text(found.get("StudyInstanceUID")),
+        series_uid=_text(found.get("SeriesInstanceUID")),
+        sop_class=kind,
+        sop_uid=_text(found.get("SOPInstanceUID")),
+        modality=CLASSIC.get(kind) or ENHANCED.get(kind) or _text(found.get("Modality")),
+        number=_whole(found.get("SeriesNumber")),
+        description=_text(found.get("SeriesDescription") or found.get("ProtocolName")),
+        instance=_whole(found.get("InstanceNumber")),
+        shape=(_whole(found.get("Rows")) or 0, _whole(found.get("Columns")) or 0),
+        position=_lengths(ask("ImagePositionPatient"), 3),
+        orientation=_lengths(ask("ImageOrientationPatient"), 6),
+        spacing_mm=_lengths(ask("PixelSpacing"), 2),
+        thickness_mm=_length_mm(ask("SliceThickness")),
+        stated_spacing_mm=_length_mm(ask("SpacingBetweenSlices")),
+        rescale=(1.0 if stored[0] is None else stored[0], stored[1] or 0.0),
+        among=tuple(facts[name] for name in AMONG),
+        where_doubled=tuple(facts[name] for name in WHERE_DOUBLED),
+        problem=_problem(path, kind, facts["ImageType"], found, ask),
+    )
+
+
+def _problem(path: Path, kind: str, image_type: str, found: Dataset, ask: Callable[[str], Any]) -> str | None:
+    """Why an image cannot be part of a scan: got, need, next."""
+    values = image_type.split("\\")
+    if any(_text(item.get("Manufacturer")) == MAKER for item in found.get("ContributingEquipmentSequence") or []):
+        return "got slices that were computed by thinslice; need acquired ones; next: choose the series they came from"
+    if kind not in CLASSIC and kind not in ENHANCED:
+        name = uid.UID(kind).name if kind else "an unnamed kind of image"
+        return f"got {name}; need MR or CT images; next: leave this series out"
+    colour = _text(found.get("PhotometricInterpretation"))
+    if int(found.get("SamplesPerPixel") or 1) != 1 or (colour and not colour.startswith("MONO")):
+        return f"got colour images ({colour}); need grey ones; next: choose the series that this one was made from"
+    if "MOSAIC" in values:
+        return "got mosaics, all slices in one image; need one slice an image; next: convert them with dcm2niix"
+    if "LOCALIZER" in values:
+        return "got a localizer; need a stack of slices; next: leave it out"
+    if any(value in PROJECTIONS for value in values):
+        return "got projections (MIP); need slices; next: choose the series that they were made from"
+    if found.get("ModalityLUTSequence"):
+        return (
+            "got stored values with a look-up table (Modality LUT); need a slope and an intercept; next: leave it out"
+        )
+    return _missing(path, kind, found, ask)
+
+
+def _missing(path: Path, kind: str, found: Dataset, ask: Callable[[str], Any]) -> str | None:
+    """What the header does not say, or says in a way that cannot be true."""
+    again = "next: export the series again"
+    for name in ("SeriesInstanceUID", "StudyInstanceUID", "SOPInstanceUID"):
+        if not found.get(name):
+            return f"got {path.name} without {name}; need a whole header; {again}"
+    for name, count in (("ImagePositionPatient", 3), ("ImageOrientationPatient", 6), ("PixelSpacing", 2)):
+        if _lengths(ask(name), count) is None:
+            return f"got {path.name} without a valid {name}; need to know where its slice lies; {again}"
+    if (
+        not _is_rotation(_lengths(ask("ImageOrientationPatient"), 6))
+        or min(_lengths(ask("PixelSpacing"), 2) or (0,)) <= 0
+    ):
+        return f"got {path.name} without two directions at right angles, and spacings above zero; need both; {again}"
+    slope = _number(ask("RescaleSlope"))
+    if slope == 0:
+        return f"got {path.name} with a RescaleSlope of zero; need another number; {again}"
+    if kind in CLASSIC and int(found.get("NumberOfFrames") or 1) != 1:
+        return f"got {found.NumberOfFrames} frames in {path.name}, no enhanced image; need one slice a file; {again}"
+    return _wrong_pixels(path, found)
+
+
+def _wrong_pixels(path: Path, found: Dataset) -> str | None:
+    colour = _text(found.get("PhotometricInterpretation"))
+    allocated, stored = int(found.get("BitsAllocated") or 0), int(found.get("BitsStored") or 0)
+    whole = found.get("Rows") and found.get("Columns") and colour
+    if allocated not in (8, 16, 32) or not 0 < stored <= allocated or not whole:
+        return (
+            f"got {path.name} with {found.get('Rows')} x {found.get('Columns')} voxels of {stored}/{allocated} bits, "
+            f"{colour or 'no PhotometricInterpretation'}; need some, grey, of 8, 16 or 32 bits; next: export it again"
+        )
+    syntax = found.file_meta.get("TransferSyntaxUID")
+    if syntax is not None and (not uid.UID(syntax).is_transfer_syntax or uid.UID(syntax).is_compressed):
+        return None
+    need = int(found.Rows) * int(found.Columns) * int(found.get("NumberOfFrames") or 1) * allocated // 8
+    if path.stat().st_size < need:
+        return (
+            f"got {path.name} of {path.stat().st_size:,} bytes; need {need:,} bytes of voxels, as its header says; "
+            "next: copy or export it again"
+        )
+    return None
+
+
+def _is_rotation(orientation: tuple[float, ...] | None) -> bool:
+    axes = np.reshape(orientation or np.zeros(6), (2, 3))
+    return bool(np.allclose(axes @ axes.T, np.eye(2), rtol=0, atol=1e-3))
+
+
+def _private_b_value(found: Dataset) -> str:
+    """GE adds a multiple of a million or a billion to it."""
+    for tag in _PRIVATE_B_VALUES:
+        value = _value(found, tag)
+        first = value[0] if isinstance(value, list | tuple) or hasattr(value, "insert") else value
+        number = _number(first.decode("ascii", "replace").strip("\0 ") if isinstance(first, bytes) else first)
+        if number is not None:
+            return f"{number % 100_000:g}"
+    return ""
+
+
+def _value(found: Dataset, tag: tuple[int, int]) -> Any:
+    return found[tag].value if tag in found else None
+
+
+def _text(value: Any) -> str:
+    """One line; the parts of several values joined as DICOM joins them."""
+    if value is None:
+        return ""
+    if isinstance(value, bytes):
+        value = value.hex()
+    parts = (
+        value
+        if not isinstance(value, str) and hasattr(value, "__iter__") and not hasattr(value, "family_name")
+        else [value]
+    )
+    return " ".join("\\".join(str(part) for part in parts).split())
+
+
+def _number(value: Any) -> float | None:
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if np.isfinite(number) else None
+
+
+def _whole(value: Any) -> int | None:
+    number = _number(value)
+    return int(number) if number is not None and abs(number) < 2**31 else None
+
+
+def _length_mm(value: Any) -> float | None:
+    number = _number(value)
+    return number if number is not None and 0 < number < 1e3 else None
+
+
+def _lengths(value: Any, count: int) -> tuple[float, ...] | None:
+    """So many finite numbers, else None."""
+    if value is None or isinstance(value, str) or not hasattr(value, "__len__") or len(value) != count:
+        return None
+    numbers = [_number(v) for v in value]
+    found = tuple(n for n in numbers if n is not None and abs(n) < 1e7)
+    return found if len(found) == count else None

@@ -1,0 +1,102 @@
+"""A series -> a Volume: the stored values, bit for bit, in the scan's own units."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from pydicom.dataset import Dataset
+from pydicom.pixels.decoders.base import get_decoder
+
+from thinslice.dicom.headers import Image, damaged, quiet, read_dataset
+from thinslice.dicom.series import Series
+from thinslice.errors import InputRefused
+from thinslice.nifti import allocate
+from thinslice.volume import Volume
+
+CODECS = "pip install 'thinslice[dicom]'"
+
+
+def read_series(series: Series) -> Volume:
+    """Voxels [columns, rows from the last to the first, slices]; `Volume.header` is the series.
+
+    Whole numbers stay whole numbers where the rescale is by one: 16 bits with a sign where they fit, as computed slices
+    go a little beyond the acquired ones; else float32.
+
+    Raises:
+        InputRefused: voxels that are cut off or damaged, or compressed in a way for which no codec is installed.
+    """
+    columns, rows, count = series.shape
+    stored = allocate((columns, rows, count), np.int32, series.folder)
+    for index, values in enumerate(_slices(series.images)):
+        if values.shape != (rows, columns):
+            got = f"got {series.images[index].path.name} with voxels of shape {values.shape}"
+            raise InputRefused(f"{series.label}: {got}; need {rows} x {columns}; next: export the series again")
+        stored[:, :, index] = values[::-1].T
+    voxels = _rescaled(stored, [image.rescale for image in series.images])
+    return Volume(voxels, series.affine, series.thickness_mm, series.notes, series.folder, series)
+
+
+def _slices(images: Sequence[Image]) -> Iterator[np.ndarray]:
+    """Stored values [rows, columns] of each image; a file of many frames is decoded once while its frames follow."""
+    path: Path | None = None
+    decoded = np.empty(0)
+    for image in images:
+        if image.frame is None:
+            yield _decoded(image.path)
+            continue
+        if image.path != path:
+            path, decoded = image.path, _decoded(image.path)
+        yield decoded[image.frame] if decoded.ndim == 3 else decoded
+
+
+def _decoded(path: Path) -> np.ndarray:
+    """[rows, columns], or [frames, rows, columns].
+
+    Raises:
+        InputRefused: see `read_series`.
+    """
+    found = read_dataset(path)
+    try:
+        with quiet():
+            if "PixelData" not in found:
+                raise ValueError("no PixelData")
+            values: np.ndarray = found.pixel_array
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # a codec raises whatever it likes
+        raise _without_codec(path, found) or damaged(path, error) from None
+    return values
+
+
+def _without_codec(path: Path, found: Dataset) -> InputRefused | None:
+    """The refusal of a file for whose compression no codec is installed."""
+    syntax = found.file_meta.get("TransferSyntaxUID")
+    try:
+        if syntax is None or not syntax.is_compressed or get_decoder(syntax).is_available:
+            return None
+    except NotImplementedError:
+        got = f"{path}: got {syntax.name}, which is no compression of slices"
+        return InputRefused(f"{got}; need a series of images; next: export the series uncompressed")
+    return InputRefused(f"{path}: got voxels compressed as {syntax.name}; need a codec for it; next: {CODECS}")
+
+
+def _rescaled(stored: np.ndarray, rescales: Sequence[tuple[float, float]]) -> np.ndarray:
+    """Stored values [x, y, z] in the scan's own units, each slice with its own slope and intercept."""
+    slope, intercept = rescales[0]
+    if all(rescale == rescales[0] for rescale in rescales) and slope == 1 and float(intercept).is_integer():
+        low, high = int(stored.min()) + int(intercept), int(stored.max()) + int(intercept)
+        kind = next(
+            k for k in (np.int16, np.uint16, np.int32, np.int64) if np.iinfo(k).min <= low and high <= np.iinfo(k).max
+        )
+        return _plus(stored, int(intercept), np.dtype(kind))
+    voxels = np.empty(stored.shape, np.float32, order="F")
+    for index, (slope, intercept) in enumerate(rescales):
+        voxels[..., index] = stored[..., index] * slope + intercept
+    return voxels
+
+
+def _plus(stored: np.ndarray, intercept: int, kind: np.dtype) -> np.ndarray:
+    voxels = np.empty(stored.shape, kind, order="F")
+    for index in range(stored.shape[2]):
+        voxels[..., index] = stored[..., index].astype(np.int64) + intercept
+    return voxels
