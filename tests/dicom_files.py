@@ -6,6 +6,7 @@ import numpy as np
 from pydicom import uid
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence
+from pydicom.valuerep import DSfloat
 
 AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 SAGITTAL = (0.0, 1.0, 0.0, 0.0, 0.0, -1.0)
@@ -39,6 +40,11 @@ def normal_of(orientation):
     return np.cross(orientation[:3], orientation[3:])
 
 
+def decimal(value):
+    """As many digits as a decimal string holds."""
+    return DSfloat(float(value), auto_format=True)
+
+
 def blobs(count, rows, columns, top=1000, seed=0):
     """[count, rows, columns] whole numbers 0 .. top: smooth, and different along every axis."""
     z, y, x = np.meshgrid(*(np.linspace(-1, 1, n) for n in (count, rows, columns)), indexing="ij")
@@ -60,7 +66,7 @@ def header(modality="MR", series=1, description="T2 TSE", orientation=AXIAL, spa
     ds.ReferringPhysicianName, ds.Manufacturer, ds.InstitutionName = "Arzt^A", "Maker", "Hospital"
     ds.SeriesNumber, ds.SeriesDescription, ds.PatientPosition = series, description, "HFS"
     ds.ImageType = ["ORIGINAL", "PRIMARY", "M"] if modality == "MR" else ["ORIGINAL", "PRIMARY", "AXIAL"]
-    ds.ImageOrientationPatient, ds.PixelSpacing = [f"{v:.14g}"[:16] for v in orientation], list(spacing)
+    ds.ImageOrientationPatient, ds.PixelSpacing = [decimal(v) for v in orientation], list(spacing)
     if modality == "MR":
         ds.ScanningSequence, ds.SequenceVariant, ds.ScanOptions, ds.MRAcquisitionType = "SE", "SK", "", "2D"
         ds.EchoTime, ds.RepetitionTime, ds.EchoTrainLength, ds.EchoNumbers = 90, 3000, 8, 1
@@ -117,7 +123,7 @@ def stack(
         ds.SOPInstanceUID = f"1.2.3.4.{series}.{index + 1}"
         ds.InstanceNumber = int(index) + 1
         position = np.array(origin) + index * (step_mm * normal_of(orientation) + drift_mm * np.array(orientation[:3]))
-        ds.ImagePositionPatient = [f"{v:.13g}"[:16] for v in position]
+        ds.ImagePositionPatient = [decimal(v) for v in position]
         ds.SliceLocation = f"{position @ normal_of(orientation):.10g}"
         if thickness_mm is not None:
             ds.SliceThickness = thickness_mm

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from pydicom import dcmread, uid
@@ -119,15 +119,15 @@ def quiet() -> Iterator[None]:
         log.disabled = before
 
 
-def read_dataset(path: Path, **options: Any) -> Dataset:
-    """`pydicom.dcmread` whose every failure is a refusal.
+def read_dataset(path: Path, raw: BinaryIO | None = None, **options: Any) -> Dataset:
+    """`pydicom.dcmread` of a file, which may be open already, whose every failure is a refusal.
 
     Raises:
         InputRefused: damaged, cut off, or no DICOM at all.
     """
     try:
         with quiet():
-            found = dcmread(path, force=True, **options)
+            found = dcmread(raw or path, force=True, **options)
     except (OSError, MemoryError):
         raise
     except Exception as error:  # pydicom raises whatever its parts raise
@@ -156,19 +156,21 @@ def read_images(path: Path) -> list[Image]:
     Raises:
         InputRefused: damaged or cut off.
     """
-    found = read_dataset(
-        path, stop_before_pixels=True, specific_tags=[*_WANTED, *_PRIVATE_B_VALUES, _PRIVATE_DIRECTION]
-    )
+    wanted = [*_WANTED, *_PRIVATE_B_VALUES, _PRIVATE_DIRECTION]
+    with open(path, "rb") as raw:
+        found = read_dataset(path, raw, stop_before_pixels=True, specific_tags=wanted)
+        rest = path.stat().st_size - raw.tell()
     try:
         with quiet():
-            return _images(path, found)
+            return _images(path, found, rest)
     except (OSError, MemoryError, InputRefused):
         raise
     except Exception as error:  # elements are understood only now, when they are asked for
         raise damaged(path, error) from None
 
 
-def _images(path: Path, found: Dataset) -> list[Image]:
+def _images(path: Path, found: Dataset, rest: int) -> list[Image]:
+    """``rest``: bytes of the file from its voxels on."""
     kind = str(found.get("SOPClassUID") or found.file_meta.get("MediaStorageSOPClassUID") or "")
     is_scan = kind in CLASSIC or kind in ENHANCED
     if not kind and (found.preamble or b"").startswith(b"\0"):
@@ -176,13 +178,13 @@ def _images(path: Path, found: Dataset) -> list[Image]:
     if not is_scan and not found.get("Rows"):
         return []
     if kind not in ENHANCED:
-        return [_image(path, None, kind, found, found)]
+        return [_image(path, None, kind, rest, found, found)]
     shared = _groups(found, "SharedFunctionalGroupsSequence", 0)
     frames = int(found.get("NumberOfFrames") or 1)
     if len(found.get("PerFrameFunctionalGroupsSequence") or []) != frames:
         raise damaged(path, ValueError(f"{frames} frames, but not one functional group for each"))
     return [
-        _image(path, n, kind, found, *_groups(found, "PerFrameFunctionalGroupsSequence", n), *shared, found)
+        _image(path, n, kind, rest, found, *_groups(found, "PerFrameFunctionalGroupsSequence", n), *shared, found)
         for n in range(frames)
     ]
 
@@ -197,7 +199,7 @@ def _groups(found: Dataset, name: str, index: int) -> list[Dataset]:
     return [*inner, *nested]
 
 
-def _image(path: Path, frame: int | None, kind: str, found: Dataset, *places: Dataset) -> Image:
+def _image(path: Path, frame: int | None, kind: str, rest: int, found: Dataset, *places: Dataset) -> Image:
     """One slice; a fact is looked for in one place after the other."""
 
     def ask(name: str) -> Any:
@@ -230,11 +232,13 @@ def _image(path: Path, frame: int | None, kind: str, found: Dataset, *places: Da
         rescale=(1.0 if stored[0] is None else stored[0], stored[1] or 0.0),
         among=tuple(facts[name] for name in AMONG),
         where_doubled=tuple(facts[name] for name in WHERE_DOUBLED),
-        problem=_problem(path, kind, facts["ImageType"], found, ask),
+        problem=_problem(path, kind, facts["ImageType"], rest, found, ask),
     )
 
 
-def _problem(path: Path, kind: str, image_type: str, found: Dataset, ask: Callable[[str], Any]) -> str | None:
+def _problem(
+    path: Path, kind: str, image_type: str, rest: int, found: Dataset, ask: Callable[[str], Any]
+) -> str | None:
     """Why an image cannot be part of a scan: got, need, next."""
     values = image_type.split("\\")
     if any(_text(item.get("Manufacturer")) == MAKER for item in found.get("ContributingEquipmentSequence") or []):
@@ -255,7 +259,7 @@ def _problem(path: Path, kind: str, image_type: str, found: Dataset, ask: Callab
         return (
             "got stored values with a look-up table (Modality LUT); need a slope and an intercept; next: leave it out"
         )
-    return _missing(path, kind, found, ask)
+    return _missing(path, kind, found, ask) or _wrong_pixels(path, found, rest)
 
 
 def _missing(path: Path, kind: str, found: Dataset, ask: Callable[[str], Any]) -> str | None:
@@ -277,10 +281,11 @@ def _missing(path: Path, kind: str, found: Dataset, ask: Callable[[str], Any]) -
         return f"got {path.name} with a RescaleSlope of zero; need another number; {again}"
     if kind in CLASSIC and int(found.get("NumberOfFrames") or 1) != 1:
         return f"got {found.NumberOfFrames} frames in {path.name}, no enhanced image; need one slice a file; {again}"
-    return _wrong_pixels(path, found)
+    return None
 
 
-def _wrong_pixels(path: Path, found: Dataset) -> str | None:
+def _wrong_pixels(path: Path, found: Dataset, rest: int) -> str | None:
+    """No voxels, or too few of them in a file that is not compressed."""
     colour = _text(found.get("PhotometricInterpretation"))
     allocated, stored = int(found.get("BitsAllocated") or 0), int(found.get("BitsStored") or 0)
     whole = found.get("Rows") and found.get("Columns") and colour
@@ -289,13 +294,13 @@ def _wrong_pixels(path: Path, found: Dataset) -> str | None:
             f"got {path.name} with {found.get('Rows')} x {found.get('Columns')} voxels of {stored}/{allocated} bits, "
             f"{colour or 'no PhotometricInterpretation'}; need some, grey, of 8, 16 or 32 bits; next: export it again"
         )
-    syntax = found.file_meta.get("TransferSyntaxUID")
-    if syntax is not None and (not uid.UID(syntax).is_transfer_syntax or uid.UID(syntax).is_compressed):
+    syntax = uid.UID(found.file_meta.get("TransferSyntaxUID") or uid.ImplicitVRLittleEndian)
+    if not syntax.is_transfer_syntax or syntax.is_compressed or syntax.is_deflated:
         return None
     need = int(found.Rows) * int(found.Columns) * int(found.get("NumberOfFrames") or 1) * allocated // 8
-    if path.stat().st_size < need:
+    if rest < need:
         return (
-            f"got {path.name} of {path.stat().st_size:,} bytes; need {need:,} bytes of voxels, as its header says; "
+            f"got {path.name} with {rest:,} bytes of voxels; need {need:,}, as its header says; "
             "next: copy or export it again"
         )
     return None

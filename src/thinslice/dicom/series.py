@@ -362,7 +362,7 @@ def _check_even(images: Sequence[Image], along: np.ndarray, spacing_mm: float, r
         )
     if residual_mm <= UNEVEN_SHARE * spacing_mm:
         return
-    usual_mm = float(np.median(steps_mm))
+    usual_mm = float(np.median(steps_mm[steps_mm < 1.1 * steps_mm.min()]))
     jumps = steps_mm / usual_mm
     missing = np.round(jumps) - 1
     if np.abs(jumps - np.round(jumps)).max() < 0.1 and missing.max() >= 1:
