@@ -1,0 +1,124 @@
+"""Stored values are read bit for bit from every transfer syntax, and in the scan's own units."""
+
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from dicom_files import COMPRESSED, PLAIN, blobs, stack
+from thinslice.dicom.pixels import read_series
+from thinslice.dicom.series import find_study
+from thinslice.errors import InputRefused
+
+
+def read(folder):
+    study = find_study(folder)
+    assert not study.unusable, study.unusable
+    return read_series(study.series[0])
+
+
+def expected(values):
+    """[count, rows, columns] as the array of a volume."""
+    return values.transpose(2, 1, 0)[:, ::-1]
+
+
+KINDS = [
+    (12, False, 0, 4095),
+    (16, False, 0, 65535),
+    (12, True, -2048, 2047),
+    (16, True, -32768, 32767),
+    (8, False, 0, 255),
+]
+
+
+@pytest.mark.parametrize("syntax", [*PLAIN, *COMPRESSED])
+@pytest.mark.parametrize(("bits", "signed", "low", "high"), KINDS)
+def test_values_survive_to_the_last_bit(tmp_path, syntax, bits, signed, low, high):
+    values = np.random.default_rng(3).integers(low, high + 1, (4, 20, 24))
+    values[0, 0, :2] = low, high
+    stack(tmp_path, count=4, values=values, bits=bits, signed=signed, syntax={**PLAIN, **COMPRESSED}[syntax])
+    volume = read(tmp_path)
+    assert np.array_equal(volume.voxels, expected(values))
+    assert volume.voxels.dtype == (np.uint16 if high > 32767 else np.int16)
+
+
+def test_bits_above_the_stored_ones_are_no_part_of_a_value(tmp_path):
+    """Old scanners put overlays there."""
+    values = blobs(4, 20, 24)
+
+    def with_overlay(ds, index):
+        ds.PixelData = (values[index] | 0x7000).astype("<u2").tobytes()
+
+    stack(tmp_path, count=4, values=values, bits=12, change=with_overlay)
+    assert np.array_equal(read(tmp_path).voxels, expected(values))
+
+
+def test_computed_tomography_is_in_hounsfield_units_and_whole_numbers(tmp_path):
+    values = stack(tmp_path, modality="CT", values=np.arange(8 * 20 * 24).reshape(8, 20, 24) % 4096)
+    volume = read(tmp_path)
+    assert volume.voxels.dtype == np.int16
+    assert np.array_equal(volume.voxels, expected(values) - 1024)
+
+
+def test_hounsfield_units_beyond_16_bits_stay_whole_numbers(tmp_path):
+    values = np.full((4, 20, 24), 65535)
+    values[0] = 0
+    stack(tmp_path, modality="CT", count=4, values=values, bits=16)
+    volume = read(tmp_path)
+    assert volume.voxels.dtype == np.int32
+    assert (volume.voxels.min(), volume.voxels.max()) == (-1024, 64511)
+
+
+def test_a_slope_gives_the_scans_own_units(tmp_path):
+    values = stack(tmp_path, RescaleSlope="0.25", RescaleIntercept="-3.5")
+    volume = read(tmp_path)
+    assert volume.voxels.dtype == np.float32
+    assert np.allclose(volume.voxels, expected(values) * 0.25 - 3.5, atol=1e-4)
+
+
+def test_every_slice_has_its_own_rescale(tmp_path):
+    def rescale(ds, index):
+        ds.RescaleSlope, ds.RescaleIntercept = 1 + index, -index
+
+    values = stack(tmp_path, change=rescale)
+    per_slice = np.arange(8)
+    assert np.allclose(read(tmp_path).voxels, expected(values) * (1 + per_slice) - per_slice)
+
+
+@pytest.mark.parametrize("syntax", ["JPEG lossless", "JPEG-LS"])
+def test_a_missing_codec_is_named_with_the_line_that_brings_it(tmp_path, monkeypatch, syntax):
+    from pydicom.pixels.decoders import base
+
+    stack(tmp_path, syntax=COMPRESSED[syntax])
+    monkeypatch.setitem(sys.modules, "gdcm", None)
+    monkeypatch.setattr(base.get_decoder(COMPRESSED[syntax]), "_available", {})
+    with pytest.raises(
+        InputRefused, match=r"compressed as .*; need a codec for it; next: pip install 'thinslice\[dicom\]'"
+    ):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("syntax", list(COMPRESSED))
+def test_damaged_compressed_voxels_are_refused_with_the_files_name(tmp_path, syntax):
+    stack(tmp_path, syntax=COMPRESSED[syntax])
+    victim = sorted(tmp_path.iterdir())[3]
+    content = victim.read_bytes()
+    victim.write_bytes(content[: len(content) - 400])
+    study = find_study(tmp_path)
+    said = [one.reason for one in study.unusable]
+    if study.series:
+        with pytest.raises(InputRefused) as refusal:
+            read_series(study.series[0])
+        said.append(str(refusal.value))
+    assert any(victim.name in text for text in said)
+    assert all("\n" not in text for text in said)
+
+
+def test_300_slices_of_computed_tomography_are_read_within_five_seconds(tmp_path):
+    values = np.random.default_rng(0).integers(0, 2000, (300, 512, 512), np.int16)
+    stack(tmp_path, modality="CT", count=300, rows=512, columns=512, values=values)
+    started = time.perf_counter()
+    volume = read(tmp_path)
+    assert time.perf_counter() - started < 5
+    assert volume.voxels.shape == (512, 512, 300)
