@@ -329,3 +329,13 @@ def test_an_unreadable_file_is_named(tmp_path, quick):
     code, _, err = quick("-i", tmp_path / "in", "-o", tmp_path / "out")
     assert code == 2
     assert victim.name in " ".join(err)
+
+
+def test_damaged_files_never_crash_it(tmp_path):
+    """A short run of `fuzz_dicom.py`, which is there to be run for longer by hand."""
+    if not hasattr(os, "fork"):
+        pytest.skip("needs os.fork")
+    script = Path(__file__).with_name("fuzz_dicom.py")
+    command = [sys.executable, str(script), "--seconds", "15", "--seed", str(int(time.time()))]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert found.returncode == 0, found.stdout[-3000:] + found.stderr[-1000:]

@@ -5,6 +5,7 @@ import subprocess
 from dataclasses import replace
 from pathlib import Path
 
+import dcm2niix
 import nibabel
 import numpy as np
 import pytest
@@ -39,15 +40,9 @@ def compute(folder, out, index=0, anonymise=False, **wish):
 def converted(folder, to):
     """dcm2niix: every scan that it makes of a folder."""
     to.mkdir()
-    command = [shutil.which("dcm2niix"), "-p", "n", "-z", "n", "-b", "n", "-o", str(to), str(folder)]
+    command = [dcm2niix.bin, "-p", "n", "-z", "n", "-b", "n", "-o", str(to), str(folder)]
     subprocess.run(command, check=True, capture_output=True)
     return [nibabel.load(file) for file in sorted(to.glob("*.nii"))]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _needs_dcm2niix():
-    if shutil.which("dcm2niix") is None:
-        pytest.skip("dcm2niix is not on the PATH; next: pip install dcm2niix, in the environment that is active")
 
 
 @pytest.mark.parametrize(

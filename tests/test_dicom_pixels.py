@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from dicom_files import COMPRESSED, PLAIN, blobs, stack
+from thinslice.dicom import decode as decoding
+from thinslice.dicom.decode import decode, decode_compressed
 from thinslice.dicom.pixels import read_series
 from thinslice.dicom.series import find_study
 from thinslice.errors import InputRefused
@@ -96,7 +98,7 @@ def test_a_missing_codec_is_named_with_the_line_that_brings_it(tmp_path, monkeyp
     with pytest.raises(
         InputRefused, match=r"compressed as .*; need a codec for it; next: pip install 'thinslice\[dicom\]'"
     ):
-        read(tmp_path)
+        decode(next(tmp_path.iterdir()))
 
 
 @pytest.mark.parametrize("syntax", list(COMPRESSED))
@@ -113,6 +115,17 @@ def test_damaged_compressed_voxels_are_refused_with_the_files_name(tmp_path, syn
         said.append(str(refusal.value))
     assert any(victim.name in text for text in said)
     assert all("\n" not in text for text in said)
+
+
+def test_a_codec_that_crashes_or_never_ends_is_a_refusal_and_not_the_end(tmp_path, monkeypatch):
+    """What codecs do to a process on damaged data, they do to one of their own."""
+    stack(tmp_path, syntax=COMPRESSED["JPEG-LS"])
+    files = sorted(tmp_path.iterdir())
+    for code, seconds in (("import os; os.abort()", 20), ("import time; time.sleep(60)", 0.5)):
+        monkeypatch.setattr(decoding, "SERVE", f"import sys; sys.path[:] = {{path}}; {code}")
+        monkeypatch.setattr(decoding, "LONGEST_S", seconds)
+        with pytest.raises(InputRefused, match="cannot be decoded"):
+            list(decode_compressed(files))
 
 
 def test_300_slices_of_computed_tomography_are_read_within_five_seconds(tmp_path):

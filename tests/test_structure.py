@@ -16,9 +16,9 @@ FILES = sorted(SOURCE.rglob("*.py"))
 
 # fmt: off
 ORDER = [
-    "errors", "files", "volume", "nifti", "dicom.headers", "dicom.series", "dicom.pixels", "dicom.identity", "cases",
-    "profile", "degrade", "plan", "dicom.derived", "guard", "interpolate", "slab", "tile", "runtime", "weights",
-    "enlarge", "upsample", "labels", "reslice", "metrics", "picture", "results",
+    "errors", "files", "volume", "nifti", "dicom.headers", "dicom.series", "dicom.decode", "dicom.pixels",
+    "dicom.identity", "cases", "profile", "degrade", "plan", "dicom.derived", "guard", "interpolate", "slab", "tile",
+    "runtime", "weights", "enlarge", "upsample", "labels", "reslice", "metrics", "picture", "results",
     "bench", "report", "batch", "networks.contract", "networks.slab", "networks.planes", "networks.vae",
     "training.corpus", "training.manifest", "training.scans", "training.clips", "training.planes", "training.slices",
     "training.targets", "training.muon", "training.fit", "training.losses", "training.synthesis", "training.tasks",

@@ -7,6 +7,7 @@ is not; private elements are dropped. The same scan, plan and model give the sam
 import hashlib
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -16,13 +17,15 @@ import numpy as np
 from pydicom import uid
 from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.multival import MultiValue
 from pydicom.sequence import Sequence as Items
+from pydicom.tag import BaseTag
 from pydicom.valuerep import DSfloat
 
 from thinslice.dicom.headers import ENHANCED, IMPLEMENTATION, MAKER, Image, quiet, read_dataset
 from thinslice.dicom.identity import hide, other_uid, say_hidden
 from thinslice.dicom.series import Series
-from thinslice.errors import OutputRefused
+from thinslice.errors import OutputRefused, ThinsliceError
 from thinslice.plan import Plan
 from thinslice.volume import Volume, fingerprint
 
@@ -158,7 +161,7 @@ def images(thin: Volume, thick: Volume, plan: Plan, agreement: str, anonymise: b
     stored = thin.header
     assert isinstance(stored, Stored)
     series = stored.series
-    with quiet():
+    with quiet(), _no_surprise():
         headers = _headers(series)
         shared = _shared(headers, series)
         windows = [_window(header) for header in headers]
@@ -187,10 +190,16 @@ def save(image: Dataset, path: Path) -> None:
     meta.ImplementationClassUID = uid.UID(IMPLEMENTATION)
     meta.ImplementationVersionName = f"THINSLICE_{version('thinslice')}"[:16]
     image.file_meta = meta
+    with quiet(), _no_surprise():
+        image.save_as(path, enforce_file_format=True, overwrite=True)
+
+
+@contextmanager
+def _no_surprise() -> Iterator[None]:
+    """Whatever pydicom says about elements of others becomes a refusal."""
     try:
-        with quiet():
-            image.save_as(path, enforce_file_format=True, overwrite=True)
-    except OSError:
+        yield
+    except (ThinsliceError, OSError, MemoryError):
         raise
     except Exception as error:
         why = " ".join(f"{type(error).__name__}: {error}".split())[:160]
@@ -239,8 +248,7 @@ def _shared(headers: Sequence[Dataset], series: Series) -> Dataset:
             continue
         first = headers[0].get_item(tag)
         if all(tag in other and _equal(first, other.get_item(tag)) for other in headers[1:]):
-            shared.add(headers[0][tag])
-    shared.remove_private_tags()
+            _add_if_readable(shared, headers[0], tag)
     modality = series.images[0].modality
     for name in (*EMPTY_IF_SILENT[""], *EMPTY_IF_SILENT[modality]):
         if name not in shared:
@@ -250,6 +258,17 @@ def _shared(headers: Sequence[Dataset], series: Series) -> Dataset:
     if any(str(header.get("LossyImageCompression", "")) == "01" for header in headers):
         shared.LossyImageCompression = "01"
     return shared
+
+
+def _add_if_readable(shared: Dataset, header: Dataset, tag: BaseTag) -> None:
+    """Nor anything private within it; an element that is damaged is left out."""
+    with suppress(Exception):  # pydicom raises whatever its parts raise
+        element = header[tag]
+        if element.VR == "SQ":
+            for item in element.value:
+                item.remove_private_tags()
+        str(element.value)
+        shared.add(element)
 
 
 def _equal(one: Any, other: Any) -> bool:
@@ -262,8 +281,14 @@ def _sequence(header: Dataset) -> str:
 
 
 def _window(header: Dataset) -> dict[str, Any]:
-    names = ("WindowCenter", "WindowWidth", "WindowCenterWidthExplanation")
-    return {name: header[name].value for name in names if header.get(name) is not None}
+    """Its numbers, as they are; nothing where they are none."""
+    found: dict[str, Any] = {}
+    for name in ("WindowCenter", "WindowWidth"):
+        with suppress(Exception):  # as above
+            value = header[name].value
+            numbers = [float(v) for v in (value if isinstance(value, MultiValue) else [value])]
+            found[name] = [_decimal(number) for number in numbers if np.isfinite(number)]
+    return found if len(found) == 2 and all(found.values()) else {}
 
 
 def _key(thick: Volume, plan: Plan, hidden: bool) -> str:

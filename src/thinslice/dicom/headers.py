@@ -80,6 +80,7 @@ class Image:
         thickness_mm, stated_spacing_mm: SliceThickness and SpacingBetweenSlices.
         rescale: slope and intercept that lead from stored values to the scan's own units.
         among, where_doubled: values of `AMONG` and of `WHERE_DOUBLED`.
+        compressed: whether a codec is needed for its voxels.
         problem: why this image cannot be part of a scan; None if it can.
     """
 
@@ -102,6 +103,7 @@ class Image:
     rescale: tuple[float, float]
     among: tuple[str, ...]
     where_doubled: tuple[str, ...]
+    compressed: bool
     problem: str | None
 
 
@@ -232,6 +234,7 @@ def _image(path: Path, frame: int | None, kind: str, rest: int, found: Dataset, 
         rescale=(1.0 if stored[0] is None else stored[0], stored[1] or 0.0),
         among=tuple(facts[name] for name in AMONG),
         where_doubled=tuple(facts[name] for name in WHERE_DOUBLED),
+        compressed=_is_compressed(found),
         problem=_problem(path, kind, facts["ImageType"], rest, found, ask),
     )
 
@@ -294,8 +297,12 @@ def _wrong_pixels(path: Path, found: Dataset, rest: int) -> str | None:
             f"got {path.name} with {found.get('Rows')} x {found.get('Columns')} voxels of {stored}/{allocated} bits, "
             f"{colour or 'no PhotometricInterpretation'}; need some, grey, of 8, 16 or 32 bits; next: export it again"
         )
-    syntax = uid.UID(found.file_meta.get("TransferSyntaxUID") or uid.ImplicitVRLittleEndian)
-    if not syntax.is_transfer_syntax or syntax.is_compressed or syntax.is_deflated:
+    syntax = _syntax(found)
+    if not syntax.is_transfer_syntax:
+        return (
+            f"got {path.name} in an unknown transfer syntax ({syntax}); need a known one; next: export it uncompressed"
+        )
+    if _is_compressed(found) or syntax.is_deflated:
         return None
     need = int(found.Rows) * int(found.Columns) * int(found.get("NumberOfFrames") or 1) * allocated // 8
     if rest < need:
@@ -304,6 +311,16 @@ def _wrong_pixels(path: Path, found: Dataset, rest: int) -> str | None:
             "next: copy or export it again"
         )
     return None
+
+
+def _syntax(found: Dataset) -> uid.UID:
+    return uid.UID(found.file_meta.get("TransferSyntaxUID") or uid.ImplicitVRLittleEndian)
+
+
+def _is_compressed(found: Dataset) -> bool:
+    """In frames that a codec understands; a deflated file is unpacked as a whole."""
+    syntax = _syntax(found)
+    return syntax.is_transfer_syntax and syntax.is_encapsulated
 
 
 def _is_rotation(orientation: tuple[float, ...] | None) -> bool:

@@ -1,19 +1,15 @@
 """A series -> a Volume: the stored values, bit for bit, in the scan's own units."""
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
-from pydicom.dataset import Dataset
-from pydicom.pixels.decoders.base import get_decoder
 
-from thinslice.dicom.headers import Image, damaged, quiet, read_dataset
+from thinslice.dicom.decode import decode, decode_compressed
+from thinslice.dicom.headers import Image
 from thinslice.dicom.series import Series
 from thinslice.errors import InputRefused
 from thinslice.nifti import allocate
 from thinslice.volume import Volume
-
-CODECS = "pip install 'thinslice[dicom]'"
 
 
 def read_series(series: Series) -> Volume:
@@ -38,46 +34,22 @@ def read_series(series: Series) -> Volume:
 
 def _slices(images: Sequence[Image]) -> Iterator[np.ndarray]:
     """Stored values [rows, columns] of each image; a file of many frames is decoded once while its frames follow."""
-    path: Path | None = None
+    steps = list(zip(images, [None, *images], strict=False))
+    compressed = decode_compressed(
+        [image.path for image, before in steps if image.compressed and _is_next(image, before)]
+    )
     decoded = np.empty(0)
-    for image in images:
-        if image.frame is None:
-            yield _decoded(image.path)
-            continue
-        if image.path != path:
-            path, decoded = image.path, _decoded(image.path)
-        yield decoded[image.frame] if decoded.ndim == 3 else decoded
+    for image, before in steps:
+        if _is_next(image, before):
+            decoded = next(compressed) if image.compressed else decode(image.path)
+        frames = decoded.reshape(-1, *decoded.shape[-2:])
+        index = image.frame or 0
+        yield frames[index] if index < len(frames) else frames[:0]
 
 
-def _decoded(path: Path) -> np.ndarray:
-    """[rows, columns], or [frames, rows, columns].
-
-    Raises:
-        InputRefused: see `read_series`.
-    """
-    found = read_dataset(path)
-    try:
-        with quiet():
-            if "PixelData" not in found:
-                raise ValueError("no PixelData")
-            values: np.ndarray = found.pixel_array
-    except (OSError, MemoryError):
-        raise
-    except Exception as error:  # a codec raises whatever it likes
-        raise _without_codec(path, found) or damaged(path, error) from None
-    return values
-
-
-def _without_codec(path: Path, found: Dataset) -> InputRefused | None:
-    """The refusal of a file for whose compression no codec is installed."""
-    syntax = found.file_meta.get("TransferSyntaxUID")
-    try:
-        if syntax is None or not syntax.is_compressed or get_decoder(syntax).is_available:
-            return None
-    except NotImplementedError:
-        got = f"{path}: got {syntax.name}, which is no compression of slices"
-        return InputRefused(f"{got}; need a series of images; next: export the series uncompressed")
-    return InputRefused(f"{path}: got voxels compressed as {syntax.name}; need a codec for it; next: {CODECS}")
+def _is_next(image: Image, before: Image | None) -> bool:
+    """Whether its file is another one than that of the image before."""
+    return before is None or image.path != before.path
 
 
 def _rescaled(stored: np.ndarray, rescales: Sequence[tuple[float, float]]) -> np.ndarray:
