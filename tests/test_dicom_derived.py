@@ -293,6 +293,20 @@ def test_two_stacks_of_one_series_become_two_series(tmp_path):
     assert [first[0].EchoTime, second[0].EchoTime] == [10, 20]
 
 
+def test_of_an_enhanced_ct_comes_a_classic_one(tmp_path):
+    enhanced(tmp_path / "in", modality="CT")
+    _, _, new = compute(tmp_path / "in", tmp_path / "out")
+    assert {ds.SOPClassUID for ds in new} == {uid.CTImageStorage}
+    assert {ds.RescaleType for ds in new} == {"US"}
+    assert {float(ds.KVP) for ds in new} == {120}
+
+
+def test_a_huge_series_number_does_not_overflow(tmp_path):
+    stack(tmp_path / "in", series=2_000_000_000)
+    _, _, new = compute(tmp_path / "in", tmp_path / "out")
+    assert new[0].SeriesNumber == 1
+
+
 def test_of_an_enhanced_image_comes_a_classic_series(tmp_path):
     enhanced(tmp_path / "in")
     _, thin, new = compute(tmp_path / "in", tmp_path / "out")

@@ -109,6 +109,8 @@ def two(folder, name, first, second):
         ("TriggerTime", 10, 400, ["trigger 10", "trigger 400"]),
         ("InversionTime", 100, 900, ["TI 100", "TI 900"]),
         ("AcquisitionNumber", 1, 2, ["acquisition 1", "acquisition 2"]),
+        ("AcquisitionTime", "101010", "101020", ["time 101010", "time 101020"]),
+        ("ConvolutionKernel", "B30f", "B70f", ["kernel B30f", "kernel B70f"]),
         ("SeriesInstanceUID", "1.5", "1.6", ["1 T2 TSE", "1 T2 TSE"]),
     ],
 )
@@ -286,6 +288,11 @@ def test_a_refused_series_does_not_stop_the_others(tmp_path):
     study = find_study(tmp_path)
     assert [s.label for s in study.series] == ["2 T2 TSE"]
     assert [s.label for s in study.unusable] == ["1 T2 TSE"]
+
+
+def test_a_label_is_one_printable_line(tmp_path):
+    stack(tmp_path, description="T2\x1b[2J\ttra\nx")
+    assert only(tmp_path).label == "1 T2?[2J tra x"
 
 
 def test_other_files_hidden_ones_and_reports_are_left_alone(tmp_path):

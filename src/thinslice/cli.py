@@ -448,6 +448,8 @@ def info(arguments: argparse.Namespace) -> int:
         facts = [_facts(str(path), partial(_read, path), choose, arguments) for path in _sources(arguments.input)]
     else:
         facts = _facts_of_study(study, choose, arguments)
+        for note in () if arguments.json else study.notes:
+            _say(f"note: {note}")
     if arguments.json:
         _say(json.dumps(facts if arguments.input.is_dir() or len(facts) != 1 else facts[0], indent=2))
     for fact in facts:

@@ -350,7 +350,7 @@ def _describe(
     shared.Modality = image.modality
     shared.ImageType = _image_type(series)
     shared.SeriesInstanceUID = _uid(key)
-    shared.SeriesNumber = (image.number or 0) * 1000 + series.index + 1
+    shared.SeriesNumber = _series_number(image.number or 0, series.index)
     named = f"{image.description[:24].strip()} " if image.description and not anonymise else ""
     shared.SeriesDescription = f"{named}{spacing_mm:.3g} mm COMPUTED slices ({MAKER})"
     shared.ImageComments = (
@@ -375,6 +375,12 @@ def _describe(
     shared.ImageOrientationPatient = [_decimal(cosine) for cosine in image.orientation or ()]
     shared.SliceThickness = _decimal(spacing_mm)
     shared.SpacingBetweenSlices = _decimal(spacing_mm)
+
+
+def _series_number(source: int, index: int) -> int:
+    """After all others of the study, and recognisable, as far as the 31 bits of an IS go."""
+    number = source * 1000 + index + 1
+    return number if abs(number) < 2**31 else index + 1
 
 
 def _image_type(series: Series) -> list[str]:

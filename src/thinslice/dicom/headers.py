@@ -45,6 +45,8 @@ WHERE_DOUBLED = (
     "TriggerTime",
     "TemporalPositionIndex",
     "AcquisitionNumber",
+    "AcquisitionTime",
+    "ConvolutionKernel",
     "SeriesNumber",
 )
 """Facts that tell them apart where several images lie at one place, and that may differ within one stack elsewhere."""
@@ -57,7 +59,8 @@ _WANTED = (
     "PixelRepresentation", "RescaleSlope", "RescaleIntercept", "ModalityLUTSequence", "EchoNumbers", "EchoTime",
     "InversionTime", "DiffusionBValue", "DiffusionGradientOrientation", "TemporalPositionIdentifier", "TriggerTime",
     "NominalCardiacTriggerDelayTime", "AcquisitionNumber", "SharedFunctionalGroupsSequence",
-    "PerFrameFunctionalGroupsSequence", "ContributingEquipmentSequence",
+    "PerFrameFunctionalGroupsSequence", "ContributingEquipmentSequence", "EffectiveEchoTime", "AcquisitionTime",
+    "ConvolutionKernel",
 )  # fmt: skip
 _PRIVATE_B_VALUES = ((0x0019, 0x100C), (0x0043, 0x1039), (0x2001, 0x1003))
 """Where Siemens, GE and Philips put the b-value before there was a public place."""
@@ -344,7 +347,7 @@ def _value(found: Dataset, tag: tuple[int, int]) -> Any:
 
 
 def _text(value: Any) -> str:
-    """One line; the parts of several values joined as DICOM joins them."""
+    """One printable line; the parts of several values joined as DICOM joins them."""
     if value is None:
         return ""
     if isinstance(value, bytes):
@@ -354,7 +357,8 @@ def _text(value: Any) -> str:
         if not isinstance(value, str) and hasattr(value, "__iter__") and not hasattr(value, "family_name")
         else [value]
     )
-    return " ".join("\\".join(str(part) for part in parts).split())
+    line = " ".join("\\".join(str(part) for part in parts).split())
+    return "".join(character if character.isprintable() else "?" for character in line)
 
 
 def _number(value: Any) -> float | None:

@@ -36,7 +36,7 @@ _NAMES = dict(zip(AMONG, ("image type", "echo", "b", "phase", "stack"), strict=T
 _DOUBLED_NAMES = dict(
     zip(
         WHERE_DOUBLED,
-        ("TE", "TE", "gradient", "TI", "trigger", "trigger", "phase", "acquisition", "series number"),
+        ("TE", "TE", "gradient", "TI", "trigger", "trigger", "phase", "acquisition", "time", "kernel", "series number"),
         strict=True,
     )
 )
