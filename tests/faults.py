@@ -540,7 +540,7 @@ FAULTS = [
     ),
     Fault(
         "missing voxels of tomography are water",
-        "nifti.py",
+        "stored.py",
         "and not AIR[0] <= low <= AIR[1] else",
         "else",
         "missing voxels of tomography are air",
