@@ -710,7 +710,7 @@ FAULTS = [
     Fault(
         "the report is about the answer, not about the file",
         "cli.py",
-        "thin = as_stored(answer.volume)",
+        "thin = as_stored(answer.volume, target)",
         "thin = answer.volume",
         "about what is in the file",
         ("test_cli.py",),

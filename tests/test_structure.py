@@ -16,9 +16,10 @@ FILES = sorted(SOURCE.rglob("*.py"))
 
 # fmt: off
 ORDER = [
-    "errors", "files", "volume", "stored", "nifti", "mgh", "nrrd", "dicom", "formats", "cases", "profile", "degrade", "plan", "guard", "interpolate",
-    "slab", "tile", "runtime", "weights", "enlarge", "upsample", "labels", "reslice", "metrics", "picture", "results",
-    "bench", "report", "batch", "networks.contract", "networks.slab", "networks.planes", "networks.vae",
+    "errors", "files", "volume", "stored", "nifti", "mgh", "nrrd", "dicom", "formats", "cases", "profile", "degrade",
+    "plan", "guard", "interpolate", "slab", "tile", "runtime", "weights", "enlarge", "upsample", "labels", "reslice",
+    "metrics", "picture", "results", "bench", "report", "batch", "networks.contract", "networks.slab",
+    "networks.planes", "networks.vae",
     "training.corpus", "training.manifest", "training.scans", "training.clips", "training.planes", "training.slices",
     "training.targets", "training.muon", "training.fit", "training.losses", "training.synthesis", "training.tasks",
     "training.export", "training.recipes", "training.unfinished", "training.answers", "training.adapt",

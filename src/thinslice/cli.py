@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from thinslice.runtime import Model
     from thinslice.volume import Volume
 
+SCAN = "scan: NIfTI (.nii, .nii.gz), FreeSurfer (.mgh, .mgz) or NRRD (.nrrd, .nhdr)"
+
 PROFILES = ("gaussian", "box")
 GRIDS = ("fov", "centres")
 """As `thinslice.profile.PROFILES` and `thinslice.plan.GRIDS`, which would import numpy."""
@@ -139,7 +141,7 @@ def _add_demo(verbs: "argparse._SubParsersAction[_Parser]") -> None:
 
 def demo(arguments: argparse.Namespace) -> int:
     """Enhance the bundled scan; three lines: what was done, what was measured, where the files are."""
-    from thinslice.nifti import write
+    from thinslice.formats import write
     from thinslice.picture import demo_picture
     from thinslice.plan import make_plan
     from thinslice.upsample import upsample
@@ -148,11 +150,11 @@ def demo(arguments: argparse.Namespace) -> int:
     model = find_model(arguments.model)
     volume = _read(SAMPLE)
     plan = make_plan(volume, model=model.name, model_sha256=model.sha256, envelope=model.envelope)
+    folder: Path = arguments.output
     with _bar("demo", quiet=False) as show:
-        thin, report = _compute(volume, plan, model, None, show)
+        thin, report = _compute(volume, plan, model, folder / DEMO_FILES[0], show)
     plain_cubic = make_plan(volume, model="cubic", projection=False)
     by_cubic = upsample(volume, plain_cubic, find_model("cubic")).volume
-    folder: Path = arguments.output
     with _all_or_none([folder / name for name in DEMO_FILES]) as (image, facts, picture):
         write(thin, image)
         report.save(facts)
@@ -168,15 +170,21 @@ def demo(arguments: argparse.Namespace) -> int:
 
 def _add_enhance(verbs: "argparse._SubParsersAction[_Parser]") -> None:
     verb = _add_verb(verbs, "enhance", enhance, "compute the thin slices of a scan, or of every scan in a folder")
-    verb.add_argument("-i", "--input", required=True, type=Path, metavar="IN", help="NIfTI file, or a folder of them")
-    verb.add_argument("-o", "--output", required=True, metavar="OUT", help="file for a file, folder for a folder")
+    verb.add_argument("-i", "--input", required=True, type=Path, metavar="IN", help=f"{SCAN}, or a folder of them")
+    verb.add_argument(
+        "-o",
+        "--output",
+        required=True,
+        metavar="OUT",
+        help="file for a file, folder for a folder; its name says the format, .nhdr excepted",
+    )
     _add_plan_options(verb)
     verb.add_argument(
         "--labels",
         type=Path,
         metavar="SEG",
-        help="segmentation on the scan's grid to bring along, written as OUT with _labels before .nii.gz; "
-        "for a folder: a folder with segmentations of the scans' names",
+        help="segmentation on the scan's grid to bring along, written as OUT with _labels in its name; for a folder: "
+        "a folder with segmentations of the scans' names; their format may be another",
     )
     verb.add_argument("--labels-out", type=Path, metavar="FILE", help="another name for it (one scan only)")
     verb.add_argument("--overwrite", action="store_true", help="replace answers that exist already")
@@ -202,13 +210,15 @@ def enhance(arguments: argparse.Namespace) -> int:
 
 def _labels_case(case: "Case", arguments: argparse.Namespace, is_folder: bool) -> "tuple[Path, Path] | None":
     """The segmentation of a scan, and where its answer goes; None without --labels."""
+    from thinslice.cases import find_namesake
+
     if arguments.labels is None:
         if arguments.labels_out is not None:
             raise InputRefused("got --labels-out without --labels; need both; next: give --labels, or leave both out")
         return None
     if is_folder and arguments.labels_out is not None:
         raise OutputRefused("got --labels-out for a folder of scans; need one scan; next: leave it out")
-    source = arguments.labels / case.source.name if arguments.labels.is_dir() else arguments.labels
+    source = find_namesake(arguments.labels, case.source) if arguments.labels.is_dir() else arguments.labels
     if is_folder and not arguments.labels.is_dir():
         raise InputRefused(f"{source}: got one segmentation for a folder of scans; need a folder; next: give a folder")
     target = arguments.labels_out or _with_labels(case.destination)
@@ -228,16 +238,16 @@ def _check_all_apart(cases: "Sequence[Case]", targets: "Sequence[tuple[Path, Pat
 
 
 def _with_labels(path: Path) -> Path:
-    """scan.nii.gz -> scan_labels.nii.gz."""
-    suffix = ".nii.gz" if path.name.lower().endswith(".nii.gz") else path.suffix
-    return path.with_name(f"{path.name[: -len(suffix)]}_labels{path.name[-len(suffix) :]}")
+    """scan.nii.gz -> scan_labels.nii.gz, and so with other endings."""
+    from thinslice.volume import stem_of
+
+    return path.with_name(f"{stem_of(path)}_labels{path.name[len(stem_of(path)) :]}")
 
 
 def _check_labels_target(target: Path, case: "Case", source: Path, overwrite: bool) -> None:
-    from thinslice.volume import sidecar_path
+    from thinslice.formats import check_name
 
-    if sidecar_path(target) is None:
-        raise OutputRefused(f"{target}: got another kind of name; need .nii or .nii.gz; next: change --labels-out")
+    check_name(target)
     inputs = {os.path.realpath(path) for path in (case.source, source)}
     if inputs & {os.path.realpath(path) for path in (target, case.destination, case.sidecar)}:
         raise OutputRefused(f"{target}: got an output that is an input; need another place; next: choose another name")
@@ -270,8 +280,8 @@ def _enhance_one(
     arguments: argparse.Namespace,
 ) -> None:
     """Read, plan, compute, check, and put all files in their places, or none of them."""
+    from thinslice.formats import write
     from thinslice.labels import check_labels, labels_to_thin
-    from thinslice.nifti import write
 
     volume = _read(case.source)
     model = choose(volume)
@@ -280,7 +290,7 @@ def _enhance_one(
     if drawn is not None:
         check_labels(drawn, plan)
     with _bar(case.source.name, arguments.quiet) as show:
-        thin, report = _compute(volume, plan, model, case.destination.parent, show)
+        thin, report = _compute(volume, plan, model, case.destination, show)
     with _all_or_none([case.destination, case.sidecar, *([labels[1]] if labels else [])]) as parts:
         write(thin, parts[0])
         report.save(parts[1])
@@ -295,14 +305,17 @@ def _enhance_one(
 
 
 def _compute(
-    volume: "Volume", plan: "Plan", model: "Model", folder: Path | None, show: Callable[[float], None]
+    volume: "Volume", plan: "Plan", model: "Model", target: Path, show: Callable[[float], None]
 ) -> "tuple[Volume, Report]":
-    """The answer in the scan's own kind of numbers, and the report on it; large answers live in ``folder``.
+    """The answer as ``target`` will hold it, in the scan's own kind of numbers, and the report on it.
+
+    Until it is written a large answer lives in the folder of ``target``.
 
     Whole numbers stay whole numbers, but 8 bits become 16: between bright and dark slices an answer goes beyond
     0 .. 255, and clipped there it would not give the scan back when it is made thick again.
     """
-    from thinslice.nifti import allocate, as_stored
+    from thinslice.formats import as_stored
+    from thinslice.nifti import allocate
     from thinslice.report import make_report
     from thinslice.upsample import upsample
 
@@ -310,11 +323,11 @@ def _compute(
     shape = (*plan.shape_thin, *volume.voxels.shape[3:])
     whole = "int16" if kind.itemsize == 1 else kind
     real = "float64" if kind == "float64" else "float32"
-    out = allocate(shape, whole if kind.kind in "iu" else real, folder or Path(tempfile.gettempdir()))
+    out = allocate(shape, whole if kind.kind in "iu" else real, target.parent)
     started = perf_counter()
     answer = upsample(volume, plan, model, out, show)
     seconds = perf_counter() - started
-    thin = as_stored(answer.volume)
+    thin = as_stored(answer.volume, target)
     return thin, make_report(volume, thin, plan, answer.guard, seconds, answer.clipped)
 
 
@@ -323,7 +336,7 @@ def _compute(
 
 def _add_info(verbs: "argparse._SubParsersAction[_Parser]") -> None:
     verb = _add_verb(verbs, "info", info, "say what a scan is and what enhance would do, or why it would refuse")
-    verb.add_argument("-i", "--input", required=True, type=Path, metavar="IN", help="NIfTI file, or a folder of them")
+    verb.add_argument("-i", "--input", required=True, type=Path, metavar="IN", help=f"{SCAN}, or a folder of them")
     _add_plan_options(verb)
     verb.add_argument("--json", action="store_true", help="as JSON: an object, or a list of them for a folder")
 
@@ -406,7 +419,7 @@ def _describe(fact: dict[str, object]) -> None:
 
 def _add_reslice(verbs: "argparse._SubParsersAction[_Parser]") -> None:
     verb = _add_verb(verbs, "reslice", reslice, "bring a thin scan or segmentation back onto the acquired slices")
-    verb.add_argument("-i", "--input", required=True, type=Path, metavar="THIN", help="scan or segmentation, NIfTI")
+    verb.add_argument("-i", "--input", required=True, type=Path, metavar="THIN", help="scan or segmentation")
     verb.add_argument("--like", required=True, type=Path, metavar="THICK", help="the scan whose grid is wanted")
     verb.add_argument("-o", "--output", required=True, metavar="OUT", help="file or folder")
     kind = verb.add_mutually_exclusive_group()
@@ -428,7 +441,7 @@ def _add_reslice(verbs: "argparse._SubParsersAction[_Parser]") -> None:
 def reslice(arguments: argparse.Namespace) -> int:
     """Bring a thin image or segmentation onto the grid of a thick scan."""
     from thinslice.cases import find_cases
-    from thinslice.nifti import write
+    from thinslice.formats import write
     from thinslice.report import plan_beside
     from thinslice.reslice import looks_like_labels
     from thinslice.reslice import reslice as to_thick
@@ -731,7 +744,8 @@ def _add_plan_options(verb: argparse.ArgumentParser) -> None:
         "--thickness",
         type=float,
         metavar="MM",
-        help="slice thickness; default: SliceThickness of the JSON beside the scan, else the spacing",
+        help="slice thickness; default: what an NRRD header or SliceThickness of the JSON beside the scan says, else "
+        "the spacing",
     )
     verb.add_argument("--profile", choices=PROFILES, default="gaussian", help="slice profile (default: gaussian)")
     verb.add_argument(
@@ -836,7 +850,7 @@ def _profiles(text: str) -> list[str]:
 
 
 def _read(path: Path) -> "Volume":
-    from thinslice.nifti import read
+    from thinslice.formats import read
 
     return read(path)
 

@@ -5,7 +5,6 @@ a header, the voxels in big-endian byte order, then times of the sequence, then 
 believes what a header says about sizes; here nothing is allocated that the file cannot hold.
 """
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 

@@ -81,11 +81,11 @@ def ending(path: Path) -> str | None:
     return next(found, None)
 
 
-def stem(path: Path) -> str:
+def stem_of(path: Path) -> str:
     """A file's name without a scan's ending: scan.nii.gz, scan.nrrd -> scan."""
     return path.name[: len(path.name) - len(ending(path) or "")]
 
 
 def sidecar_path(path: Path) -> Path | None:
     """scan.nii.gz, scan.mgz, scan.nrrd ... -> scan.json in the same folder; None where the name is not a scan's."""
-    return path.with_name(f"{stem(path)}.json") if ending(path) else None
+    return path.with_name(f"{stem_of(path)}.json") if ending(path) else None
