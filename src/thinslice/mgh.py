@@ -19,6 +19,7 @@ from thinslice.stored import (
     check_affine,
     check_affine_to_write,
     check_is_file,
+    check_lengths,
     check_shape_to_write,
     drain,
     encoded,
@@ -51,6 +52,9 @@ _WIDER = {
     "float64": np.float32,
 }  # fmt: skip
 """What becomes of types that MGH, or an older FreeSurfer, does not have."""
+
+_CORONAL = ((-1.0, 0.0, 0.0), (0.0, 0.0, -1.0), (0.0, 1.0, 0.0))
+"""Where columns, lines and slices run (RAS) in FreeSurfer where a header does not say; nibabel's has it transposed."""
 
 _NEED = "one FreeSurfer volume, .mgh or .mgz"
 _CONVERT = "make one with FreeSurfer: mri_convert IN OUT.mgz"
@@ -169,14 +173,17 @@ def _read_end(stream: BinaryIO, place: int) -> tuple[bytes, bool]:
 def _geometry(start: Any) -> tuple[np.ndarray, list[str]]:
     """vox2ras [4, 4] in mm, and what had to be decided about it."""
     is_known = int(start["goodRASFlag"]) > 0
-    header: Any = start if is_known else _Header()  # FreeSurfer's geometry for unknown
-    columns = np.asarray(header["Mdc"], np.float64).T * np.asarray(header["delta"], np.float64)
-    affine = np.eye(4)
-    affine[:3, :3] = columns
-    affine[:3, 3] = np.asarray(header["Pxyz_c"], np.float64) - columns @ (start["dims"][:3] / 2)
-    spacing = [float(mm) for mm in header["delta"]]
-    if not all(np.isfinite(mm) and mm > 0 for mm in spacing):
-        raise refused(f"a spacing of {by(spacing)}", "three positive lengths", _CONVERT)
+    with np.errstate(invalid="ignore"):  # what is not a number is refused below
+        delta, turn, centre = (np.asarray(start[name], np.float64) for name in ("delta", "Mdc", "Pxyz_c"))
+    if not is_known:
+        delta, turn, centre = np.ones(3), np.array(_CORONAL), np.zeros(3)
+    if not all(np.isfinite(mm) and mm > 0 for mm in delta):
+        raise refused(f"a spacing of {by(delta)}", "three positive lengths", _CONVERT)
+    with np.errstate(all="ignore"):
+        columns = turn.T * delta
+        affine = np.eye(4)
+        affine[:3, :3], affine[:3, 3] = columns, centre - columns @ (start["dims"][:3] / 2)
+    check_lengths(affine, _CONVERT)
     check_affine(affine, _CONVERT)
     return affine, shear_notes(affine) if is_known else [_UNKNOWN]
 

@@ -27,6 +27,7 @@ from thinslice.stored import (
     check_affine,
     check_affine_to_write,
     check_is_file,
+    check_lengths,
     check_shape_to_write,
     drain,
     encoded,
@@ -47,7 +48,6 @@ from thinslice.volume import Volume, ending
 
 MOST_HEADER_BYTES = 16 * 2**20
 MOST_AXES = 16
-FARTHEST_MM = 1e7
 THICKEST_MM = 1e3
 
 LPS = "left-posterior-superior"
@@ -355,12 +355,13 @@ def _geometry(texts: dict[str, str], sizes: list[int], spatial: list[int]) -> tu
     mm, notes = _mm_per_unit(texts, "space units", [0, 1, 2])
     origin, origin_notes = _origin(texts)
     columns = np.array([rows[axis] for axis in spatial], np.float64).T
-    _check_lengths([*columns.ravel(), *origin], mm, way)
     space = texts.get("space", "").lower()
     affine = np.eye(4)
-    affine[:3, :3], affine[:3, 3] = columns * mm, origin * mm
-    affine = np.diag([*_TO_RAS.get(space, _TO_RAS[LPS]), 1.0]) @ affine + 0.0
+    with np.errstate(over="ignore"):
+        affine[:3, :3], affine[:3, 3] = columns * mm, origin * mm
+    check_lengths(affine, way)
     check_affine(affine, way)
+    affine = np.diag([*_TO_RAS.get(space, _TO_RAS[LPS]), 1.0]) @ affine + 0.0
     if space not in _TO_RAS:
         notes.append(
             f"the header names no space of the patient ({space or 'none'}): its directions are taken as {LPS}; "
@@ -380,9 +381,9 @@ def _from_spacings(
     if not all(math.isfinite(step) and step > 0 for step in spacing):
         raise refused(f"spacings of {by(spacing)}", "three positive lengths", way)
     mm, notes = _mm_per_unit(texts, "units", spatial)
-    _check_lengths(spacing, mm, way)
-    affine = _base_affine(np.array(spacing) * mm, [sizes[axis] for axis in spatial])
-    check_affine(affine, way)
+    with np.errstate(over="ignore", invalid="ignore"):
+        affine = _base_affine(np.array(spacing) * mm, [sizes[axis] for axis in spatial])
+    check_lengths(affine, way)
     return affine, [
         *notes,
         "the header has spacings but no directions: position and orientation unknown; the axes are taken to run right "
@@ -395,11 +396,6 @@ def _base_affine(spacing_mm: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     affine = np.diag([-spacing_mm[0], spacing_mm[1], spacing_mm[2], 1.0])
     affine[:3, 3] = -affine[:3, :3] @ ((np.array(shape) - 1) / 2)
     return affine + 0.0
-
-
-def _check_lengths(lengths: Sequence[float], mm: float, way: str) -> None:
-    if not max(abs(length) for length in lengths) <= FARTHEST_MM / mm:
-        raise refused("a place farther away than a scanner is large", "millimetres", way)
 
 
 def _origin(texts: dict[str, str]) -> tuple[np.ndarray, list[str]]:
@@ -595,6 +591,7 @@ def _read_bzip2(stream: BinaryIO, skip: int, shape: tuple[int, ...], dtype: np.d
     try:
         with bz2.BZ2File(stream) as packed:
             content = _some(cast(BinaryIO, packed), skip + size)
+            packed.read(1)  # the checksum is at the end
     except (OSError, ValueError):
         raise refused("a damaged bzip2 stream", WHOLE, AGAIN) from None
     if len(content) < skip + size:

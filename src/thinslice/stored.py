@@ -22,6 +22,7 @@ LARGEST = 1e30  # beyond it sums of squares are no float32; such voxels are mark
 AIR = (-1100.0, -900.0)  # where the smallest value of computed tomography lies, in Hounsfield units
 GZIP_BEST_RATIO = 1040  # deflate cannot shrink more than 1032 : 1
 SHEAR_COSINE = 1e-3
+NEAREST_MM, FARTHEST_MM = 1e-6, 1e7
 
 WHOLE = "the whole file"
 AGAIN = "copy or download it again"
@@ -398,13 +399,26 @@ def check_affine(affine: np.ndarray, way_out: str) -> None:
         raise refused("an affine whose axes lie in one plane", "three directions", way_out)
 
 
+def check_lengths(affine: np.ndarray, way_out: str) -> None:
+    """Refuse an affine [4, 4], in mm, of a size that no scanner has; for formats whose numbers may be any.
+
+    Raises:
+        InputRefused: it is so; the last words are `way_out`.
+    """
+    lengths = np.abs(affine[:3])
+    if not lengths.max() <= FARTHEST_MM or not lengths[:, :3].max(axis=0).min() >= NEAREST_MM:
+        got = f"an affine with columns of {by(lengths[:, :3].max(axis=0))} mm and an origin of {by(affine[:3, 3])} mm"
+        raise refused(got, "millimetres that a scanner may have", way_out)
+
+
 def check_affine_to_write(affine: np.ndarray) -> None:
     """Refuse what no file can hold.
 
     Raises:
         OutputRefused: not a finite [4, 4] affine with an inverse.
     """
-    if affine.shape != (4, 4) or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
+    is_whole = affine.shape == (4, 4) and np.isfinite(affine).all()
+    if not is_whole or abs(np.linalg.det(directions(affine))) < 1e-6:
         raise unwritable("an affine without an inverse", "a [4, 4] one", "this is a fault of the caller")
 
 
