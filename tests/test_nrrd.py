@@ -533,6 +533,9 @@ BAD = {
     "units mixed": ({"space_units": '"mm" "mm" "cm"'}, "mm mm cm"),
     "units few": ({"space_units": '"mm"'}, "space units"),
     "units unbalanced": ({"space_units": '"mm "mm" "mm"'}, "space units"),
+    "units endless": ({"space_units": '"mm"' * 9999}, "letters"),
+    "skip beyond, gzip": ({"byte_skip": "999999999999", "encoding": "gzip"}, "compressed"),
+    "line skip beyond": ({"line_skip": "999999999999"}, "bytes"),
     "kinds few": ({"kinds": "domain domain"}, "kinds"),
 }  # fmt: skip
 
@@ -563,7 +566,7 @@ def test_bad_headers_are_refused(tmp_path, fault, capfd):
         (header(encoding="bzip2") + bz2.compress(VOXELS.tobytes()[:-1]), "bytes"),
         (header(encoding="ascii") + b"1 " * 59, "59 numbers"),
         (header(encoding="ascii") + b"x " * 60, "cannot be understood"),
-        (header(encoding="ascii") + b"99999 " * 60, "cannot be understood"),
+        (header(encoding="ascii") + b"99999 " * 60, "numbers beyond int16"),
     ],
     ids=range(17),
 )

@@ -138,7 +138,7 @@ def evaluate(
     condition and axis.
 
     Args:
-        paths: near-isotropic 3-D NIfTI files, the truths.
+        paths: files of near-isotropic 3-D scans, the truths.
         models: names or files for `thinslice.weights.find_model`; cubic is added where it is missing.
         conditions: see `make_conditions`.
         out: a folder, made if need be.

@@ -16,7 +16,7 @@ WAYS_TO_NIFTI = (
     ((".gz", ".zip", ".tar", ".tgz", ".bz2", ".xz", ".zst"), "unpack it first"),
     ((".json", ".txt", ".csv", ".png", ".jpg", ".pdf"), "name the scan instead"),
 )
-"""What leads to a NIfTI file from files that end so."""
+"""What leads to a file that can be read from files that end so."""
 
 
 @dataclass(frozen=True)

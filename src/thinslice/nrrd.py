@@ -48,6 +48,7 @@ from thinslice.volume import Volume, ending
 
 MOST_HEADER_BYTES = 16 * 2**20
 MOST_AXES = 16
+MOST_FIELD_LETTERS = 10_000
 THICKEST_MM = 1e3
 
 LPS = "left-posterior-superior"
@@ -258,6 +259,8 @@ def _parsed(texts: dict[str, str], field: str) -> Any:
     if field not in texts:
         return None
     text = texts[field]
+    if len(text) > MOST_FIELD_LETTERS:
+        raise refused(f"a {field} of {len(text):,} letters", f"at most {MOST_FIELD_LETTERS:,}", _CONVERT)
     if field in _VECTORS:  # which others write with blanks inside
         text = " ".join("".join(part.split()) for part in re.findall(r"\([^()]*\)|[^\s()]+", text))
     try:
@@ -558,9 +561,8 @@ def _read_data(path: Path, start: int, texts: dict[str, str], shape: tuple[int, 
 
 
 def _skip_lines(stream: BinaryIO, count: int) -> None:
-    for _ in range(count):
-        if not stream.readline():
-            return
+    while count and (part := stream.readline(SLAB_BYTES)):
+        count -= part.endswith(b"\n")
 
 
 def _read_raw(
@@ -578,8 +580,7 @@ def _read_gzip(
     """Bytes are skipped in what is unpacked."""
     with gzip.GzipFile(fileobj=stream) as packed:
         unpacked = cast(BinaryIO, packed)
-        if len(_some(unpacked, skip)) < skip:
-            raise refused(f"less than the {skip:,} bytes to skip", WHOLE, AGAIN)
+        _skip_bytes(unpacked, skip)
         stored = read_voxels(unpacked, path, skip, shape, dtype, file_bytes)
         drain(unpacked)
     return stored
@@ -590,13 +591,21 @@ def _read_bzip2(stream: BinaryIO, skip: int, shape: tuple[int, ...], dtype: np.d
     size = math.prod(shape) * dtype.itemsize
     try:
         with bz2.BZ2File(stream) as packed:
-            content = _some(cast(BinaryIO, packed), skip + size)
+            unpacked = cast(BinaryIO, packed)
+            _skip_bytes(unpacked, skip)
+            content = _some(unpacked, size)
             packed.read(1)  # the checksum is at the end
     except (OSError, ValueError):
         raise refused("a damaged bzip2 stream", WHOLE, AGAIN) from None
-    if len(content) < skip + size:
-        raise refused(f"{len(content):,} bytes", f"{skip + size:,} bytes of voxels, as its header says", AGAIN)
-    return as_native(np.frombuffer(content, dtype, offset=skip).reshape(shape, order="F"))
+    if len(content) < size:
+        raise refused(f"{len(content):,} bytes", f"{size:,} bytes of voxels, as its header says", AGAIN)
+    return as_native(np.frombuffer(content, dtype).reshape(shape, order="F"))
+
+
+def _skip_bytes(stream: BinaryIO, count: int) -> None:
+    """Read and forget; fewer where the stream ends before."""
+    while count and (part := stream.read(min(SLAB_BYTES, count))):
+        count -= len(part)
 
 
 def _some(stream: BinaryIO, size: int) -> bytearray:
@@ -615,10 +624,14 @@ def _read_ascii(stream: BinaryIO, shape: tuple[int, ...], dtype: np.dtype[Any], 
     words = stream.read().split()
     if len(words) < count:
         raise refused(f"{len(words):,} numbers", need, AGAIN)
-    number = float if dtype.kind == "f" else int
-    with np.errstate(all="ignore"):
-        stored = np.fromiter((number(word) for word in words[:count]), dtype, count)
-    return stored.reshape(shape, order="F")
+    if dtype.kind == "f":
+        with np.errstate(over="ignore"):
+            return np.array([float(word) for word in words[:count]]).astype(dtype).reshape(shape, order="F")
+    numbers = [int(word) for word in words[:count]]
+    limits = np.iinfo(dtype)
+    if min(numbers) < limits.min or max(numbers) > limits.max:
+        raise refused(f"numbers beyond {dtype}", f"{limits.min} to {limits.max}", _CONVERT)
+    return np.array(numbers, dtype).reshape(shape, order="F")
 
 
 # ---- writing
