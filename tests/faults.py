@@ -37,6 +37,7 @@ DEGRADE, TILE, TRAIN, INTER = ("test_degrade.py",), ("test_tile.py",), ("test_tr
 PLANES, CLIPS = ("test_enlarge.py",), ("test_clips.py",)
 TARGETS, ADAPT = ("test_targets.py",), ("test_adapt.py",)
 NO_TRUTH = ("test_no_ground_truth.py",)
+NRRD, MGH = ("test_nrrd.py",), ("test_mgh.py",)
 
 FAULTS = [
     # grids and places
@@ -540,7 +541,7 @@ FAULTS = [
     ),
     Fault(
         "missing voxels of tomography are water",
-        "nifti.py",
+        "stored.py",
         "and not AIR[0] <= low <= AIR[1] else",
         "else",
         "missing voxels of tomography are air",
@@ -706,11 +707,108 @@ FAULTS = [
         "closest slice",
         INTER,
     ),
+    # formats
+    Fault(
+        "LPS taken as RAS",
+        "nrrd.py",
+        "LPS: (-1.0, -1.0, 1.0),",
+        "LPS: (1.0, 1.0, 1.0),",
+        "every space becomes RAS",
+        NRRD,
+    ),
+    Fault(
+        "NRRD origin not turned to RAS",
+        "nrrd.py",
+        "    affine = np.diag([*_TO_RAS.get(space, _TO_RAS[LPS]), 1.0]) @ affine + 0.0",
+        "    affine[:3, :3] = np.diag(_TO_RAS.get(space, _TO_RAS[LPS])) @ affine[:3, :3]",
+        "every space becomes RAS",
+        NRRD,
+    ),
+    Fault(
+        "time goes back to the end of an NRRD file",
+        "nrrd.py",
+        "return 3 if source is None or source.place is None else source.place",
+        "return 3",
+        "an axis goes back to its place",
+        NRRD,
+    ),
+    Fault(
+        "NRRD units are lost",
+        "nrrd.py",
+        "affine[:3, :3], affine[:3, 3] = columns * mm, origin * mm",
+        "affine[:3, :3], affine[:3, 3] = columns * mm, origin",
+        "units become mm",
+        NRRD,
+    ),
+    Fault(
+        "keys that count the voxels of another grid are kept",
+        "nrrd.py",
+        "if same_grid or not OF_THE_GRID.match(key)",
+        "if True or not OF_THE_GRID.match(key)",
+        "what still holds is kept",
+        NRRD,
+    ),
+    Fault(
+        "a data file may lie above its header",
+        "nrrd.py",
+        ' or ".." in way.parts for way in ways)',
+        " for way in ways)",
+        "voxels elsewhere are refused",
+        NRRD,
+    ),
+    Fault(
+        "thickness kept for the thin grid",
+        "upsample.py",
+        "thickness_mm=None, notes=plan.notes",
+        "notes=plan.notes",
+        "thin slices have no acquired thickness",
+        ("test_formats.py",),
+    ),
+    Fault(
+        "MGH centre half a voxel away",
+        "mgh.py",
+        'columns @ (start["dims"][:3] / 2)',
+        'columns @ ((start["dims"][:3] - 1) / 2)',
+        "nibabel's vox2ras",
+        MGH,
+    ),
+    Fault(
+        "MGH directions transposed",
+        "mgh.py",
+        "columns = turn.T * delta",
+        "columns = turn * delta",
+        "nibabel's vox2ras",
+        MGH,
+    ),
+    Fault(
+        "uint16 clipped to int16",
+        "mgh.py",
+        '"uint16": np.int32',
+        '"uint16": np.int16',
+        "types become wider ones",
+        MGH,
+    ),
+    Fault(
+        "labels beyond 32 bits clipped",
+        "mgh.py",
+        '    if dtype == np.int32 and volume.voxels.dtype.kind in "iu":\n',
+        "    if False:\n",
+        "whole numbers beyond 32 bits are refused",
+        MGH,
+    ),
+    Fault(
+        "the report ignores how the name's format rounds",
+        "formats.py",
+        "return cast(Volume, _format_of(path).as_stored(volume))",
+        "return nifti.as_stored(volume)",
+        "what is ready is what is in the file",
+        ("test_formats.py",),
+    ),
     # files, models and names
     Fault(
         "the report is about the answer, not about the file",
         "cli.py",
-        "thin = as_stored(answer.volume)",
+        "thin = as_stored(answer.volume, target)",
         "thin = answer.volume",
         "about what is in the file",
         ("test_cli.py",),

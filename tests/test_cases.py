@@ -69,10 +69,9 @@ def test_names_with_dots_and_capitals(tmp_path):
 def test_inputs_that_are_none_are_refused(scans, tmp_path):
     assert "No such file" in refusal(InputRefused, scans / "missing.nii", tmp_path / "o.nii", False)
     (tmp_path / "empty").mkdir()
-    assert "no NIfTI file" in refusal(InputRefused, tmp_path / "empty", tmp_path / "o", False)
+    assert "no scan directly" in refusal(InputRefused, tmp_path / "empty", tmp_path / "o", False)
     for name, way in (
         ("c.mha", "c3d"),
-        ("c.mgz", "mri_convert"),
         ("c.IMG", "fslchfiletype"),
         ("c.json", "name the scan"),
         ("c.nii.zip", "unpack"),
@@ -84,9 +83,9 @@ def test_inputs_that_are_none_are_refused(scans, tmp_path):
         assert way in said.split("next:")[1]
 
 
-@pytest.mark.parametrize("name", ["out", "out.mha", "out.gz", ".nii"])
+@pytest.mark.parametrize("name", ["out", "out.mha", "out.gz", ".nii", "out.nhdr", ".nrrd"])
 def test_outputs_of_another_kind_are_refused(scans, tmp_path, name):
-    assert ".nii or .nii.gz" in refusal(OutputRefused, scans / "a.nii", tmp_path / name, False)
+    assert ".nii.gz or .nii or .mgz or .mgh or .nrrd" in refusal(OutputRefused, scans / "a.nii", tmp_path / name, False)
 
 
 def test_a_folder_needs_a_folder(scans, tmp_path):

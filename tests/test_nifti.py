@@ -19,6 +19,7 @@ from make_scans import make_affine, make_voxels, save_scan
 from thinslice import nifti
 from thinslice.errors import InputRefused, OutputRefused
 from thinslice.nifti import allocate, read, write
+from thinslice.stored import slabs
 from thinslice.volume import Volume
 
 DATA = Path(os.environ.get("THINSLICE_DATA", Path(__file__).parents[2] / "shared/data"))
@@ -164,10 +165,10 @@ def test_shapes_and_memory_orders_go_round(tmp_path, shape, volumes, data):
 
 def test_slabs_cover_every_voxel_once(monkeypatch):
     for slab_bytes in (1, 100, 10**6):
-        monkeypatch.setattr(nifti, "SLAB_BYTES", slab_bytes)
+        monkeypatch.setattr("thinslice.stored.SLAB_BYTES", slab_bytes)
         for shape in [(3, 2, 5), (3, 2, 5, 4), (1, 1, 1)]:
             order = np.arange(np.prod(shape)).reshape(shape, order="F")
-            walked = [order[at].ravel(order="F") for at in nifti._slabs(shape, 2)]
+            walked = [order[at].ravel(order="F") for at in slabs(shape, 2)]
             np.testing.assert_array_equal(np.concatenate(walked), order.ravel(order="F"))
 
 
@@ -518,7 +519,7 @@ def test_unreadable_files_are_refused(tmp_path, monkeypatch):
         def refuse(*_args):
             raise PermissionError(13, "Permission denied")
 
-        monkeypatch.setattr(nifti, "open", refuse, raising=False)
+        monkeypatch.setattr("thinslice.stored.open", refuse, raising=False)
     assert_refused(path, "Permission denied")
 
 
@@ -527,7 +528,7 @@ def test_too_little_memory_is_refused(tmp_path, monkeypatch):
         raise MemoryError
 
     path = save_scan(tmp_path / "a.nii", make_voxels(SHAPE))
-    monkeypatch.setattr(nifti, "_read_voxels", refuse)
+    monkeypatch.setattr(nifti, "read_voxels", refuse)
     assert_refused(path, "memory")
 
 
@@ -711,7 +712,7 @@ def test_allocate_refuses_when_the_disk_is_full(tmp_path, monkeypatch):
 
 
 def test_big_plain_files_are_mapped(tmp_path, monkeypatch):
-    monkeypatch.setattr(nifti, "ON_DISK_BYTES", 50)
+    monkeypatch.setattr("thinslice.stored.ON_DISK_BYTES", 50)
     for order in "<>":
         stored = make_voxels(SHAPE, "f4").astype(order + "f4")
         stored[0] = np.nan

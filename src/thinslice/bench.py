@@ -19,15 +19,16 @@ import numpy as np
 from thinslice.cases import check_writable
 from thinslice.degrade import along_first_axis
 from thinslice.errors import InputRefused, PlanRefused, ThinsliceError
+from thinslice.formats import read
 from thinslice.metrics import banding, data_range, foreground, psnr, reslice_rms, ssim, stripes
-from thinslice.nifti import check_acquired, read
+from thinslice.nifti import check_acquired
 from thinslice.picture import Picture, Plane, picture_centre, resliced_planes, save_picture, side_by_side
 from thinslice.plan import Plan, intensity_range, make_plan
 from thinslice.profile import Profile, profile_matrix
 from thinslice.results import REFERENCE, Condition, Score, Skip, make_table, write_line
 from thinslice.runtime import Model
 from thinslice.upsample import upsample
-from thinslice.volume import Volume
+from thinslice.volume import Volume, stem_of
 from thinslice.weights import find_model
 
 Axes = Literal["last", "all"]
@@ -137,7 +138,7 @@ def evaluate(
     condition and axis.
 
     Args:
-        paths: near-isotropic 3-D NIfTI files, the truths.
+        paths: files of near-isotropic 3-D scans, the truths.
         models: names or files for `thinslice.weights.find_model`; cubic is added where it is missing.
         conditions: see `make_conditions`.
         out: a folder, made if need be.
@@ -368,7 +369,7 @@ def _find_models(wishes: Sequence[str], threads: int | None) -> dict[str, Model]
 def _case_names(paths: Sequence[Path]) -> dict[str, Path]:
     """Short, unique names: the file's stem, with the folder's name before it and a number behind it where needed."""
     names: dict[str, Path] = {}
-    stems = [path.name.removesuffix(".gz").removesuffix(".nii") for path in paths]
+    stems = [stem_of(path) for path in paths]
     for path, stem in zip(paths, stems, strict=True):
         name = stem if stems.count(stem) == 1 else f"{path.parent.name}-{stem}"
         number = 2

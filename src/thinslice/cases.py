@@ -9,20 +9,20 @@ from typing import TYPE_CHECKING
 
 from thinslice.errors import InputRefused, OutputRefused
 from thinslice.files import looks_like_dicom
-from thinslice.volume import sidecar_path
+from thinslice.formats import READABLE, WRITABLE, name_to_write
+from thinslice.volume import ending, sidecar_path, stem_of
 
 if TYPE_CHECKING:  # pydicom takes a third of a second to import
     from thinslice.dicom.series import Series, Study
 
 WAY_FROM_DICOM = "make one from the DICOM series with dcm2niix"
 WAYS_TO_NIFTI = (
-    ((".mgz", ".mgh"), "convert it with FreeSurfer: mri_convert IN OUT.nii.gz"),
     ((".img", ".hdr"), "join the pair into one file with FSL: fslchfiletype NIFTI_GZ IN OUT"),
-    ((".mha", ".mhd", ".nrrd", ".nhdr", ".mnc"), "convert it with ITK-SNAP's c3d: c3d IN -o OUT.nii.gz"),
+    ((".mha", ".mhd", ".mnc"), "convert it with ITK-SNAP's c3d: c3d IN -o OUT.nii.gz"),
     ((".gz", ".zip", ".tar", ".tgz", ".bz2", ".xz", ".zst"), "unpack it first"),
     ((".json", ".txt", ".csv", ".png", ".jpg", ".pdf"), "name the scan instead"),
 )
-"""What leads to a NIfTI file from files that end so."""
+"""What leads to a file that can be read from files that end so."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Case:
 
     Attributes:
         source: the scan that goes in.
-        destination: the scan that comes out, .nii or .nii.gz.
-        sidecar: the JSON beside it: destination with .json instead of .nii or .nii.gz.
+        destination: the scan that comes out, see `thinslice.formats.WRITABLE`.
+        sidecar: the JSON beside it: destination with .json instead of that ending.
         series: of DICOM: source is the folder of its files, and destination a file, or the folder of a new series, in
             which the sidecar lies.
     """
@@ -59,13 +59,14 @@ def find_cases(
     """Pair every scan with its answer; nothing is created.
 
     A file goes to a file, or under its own name into a folder: one that exists, or a name that ends with a separator
-    (pass the destination as it was typed: a Path has lost its last separator). A folder goes to a folder: every .nii
-    and .nii.gz that lies directly in it, hidden files left out, in the order of their names.
+    (pass the destination as it was typed: a Path has lost its last separator). A folder goes to a folder: every scan
+    that lies directly in it, hidden files left out, in the order of their names. Into a folder each answer goes in its
+    source's format, but .nhdr, whose voxels are in another file, becomes .nrrd.
 
     Without ``sidecars`` nothing will be written beside the answers, and what lies there does not matter.
 
     Raises:
-        InputRefused: there is no NIfTI file at `source`.
+        InputRefused: there is no scan at `source`.
         OutputRefused: an answer would replace an input or another answer, exists already without `overwrite`, or cannot
             be put there.
     """
@@ -74,7 +75,7 @@ def find_cases(
     into_folder = source.is_dir() or target.is_dir() or str(destination).endswith(("/", os.sep))
     if into_folder:
         _check_folder(target, sources)
-    cases = [_pair(file, target / file.name if into_folder else target) for file in sources]
+    cases = [_pair(file, target / name_to_write(file.name) if into_folder else target) for file in sources]
     _check_collisions(cases)
     _check_not_an_input(cases)
     for case in cases:
@@ -84,18 +85,18 @@ def find_cases(
 
 
 def find_sources(source: Path) -> list[Path]:
-    """The scans at a path: the file itself, or every .nii and .nii.gz that lies directly in the folder, by name.
+    """The scans at a path: the file itself, or every one that lies directly in the folder, by name.
 
     Raises:
-        InputRefused: there is no NIfTI file at `source`.
+        InputRefused: there is no scan at `source`.
     """
-    need, then = "a NIfTI file (.nii, .nii.gz) or a folder of them", _way_to_nifti(source)
+    need, then = f"a scan ({', '.join(READABLE)}) or a folder of them", _way_to_nifti(source)
     try:
         if source.is_dir():
             visible = (f for f in source.iterdir() if not f.name.startswith("."))
             found = sorted(f for f in visible if sidecar_path(f) and not f.is_dir())
             if not found:
-                raise InputRefused(_say(source, "a folder with no NIfTI file directly in it", need, then))
+                raise InputRefused(_say(source, "a folder with no scan directly in it", need, then))
             return found
         source.stat()
     except OSError as error:
@@ -103,6 +104,22 @@ def find_sources(source: Path) -> list[Path]:
     if sidecar_path(source) is None:
         raise InputRefused(_say(source, "another kind of file", need, then))
     return [source]
+
+
+def find_namesake(folder: Path, scan: Path) -> Path:
+    """The file of a folder that is called as a scan is, of whatever format; one of the very name comes first.
+
+    Raises:
+        InputRefused: there are several.
+    """
+    same = folder / scan.name
+    if same.exists() or not folder.is_dir():
+        return same
+    found = sorted(file for file in folder.iterdir() if ending(file) and stem_of(file) == stem_of(scan))
+    if len(found) > 1:
+        names = " and ".join(file.name for file in found)
+        raise InputRefused(_say(folder, f"{names} for {scan.name}", "one of them", "move the others away"))
+    return found[0] if found else same
 
 
 # ---- DICOM
@@ -153,7 +170,7 @@ def find_series_cases(
 
     Args:
         study, source: the series, and where they were found.
-        destination: a .nii or .nii.gz file for one series, or a folder, as it was typed.
+        destination: a file for one series, see `thinslice.formats.WRITABLE`, or a folder, as it was typed.
         overwrite: whether computed series that are there already may be replaced.
         nameless: folders are called after numbers alone.
 
@@ -162,7 +179,7 @@ def find_series_cases(
             `overwrite`, or cannot be put there.
     """
     target = Path(destination)
-    if sidecar_path(target) and not target.is_dir() and not str(destination).endswith(("/", os.sep)):
+    if ending(target) and not target.is_dir() and not str(destination).endswith(("/", os.sep)):
         return [_into_file(study, source, target, overwrite)] if study.series else []
     if target.exists() and not target.is_dir():
         raise OutputRefused(_say(target, "a file as output", "a folder for slices", "name a folder"))
@@ -181,6 +198,9 @@ def _into_file(study: "Study", source: Path, target: Path, overwrite: bool) -> C
         labels = ", ".join(one.label for one in study.series)
         got = f"{len(study.series)} series ({labels}) for one file"
         raise OutputRefused(_say(source, got, "one series", "name the folder of one, or a folder as output"))
+    if ending(target) not in WRITABLE:
+        need = f"a name that ends in {', '.join(WRITABLE)}, or a folder"
+        raise OutputRefused(_say(target, "an output that is not written", need, "change the name"))
     sidecar = sidecar_path(target)
     assert sidecar is not None
     case = Case(study.series[0].folder, target, sidecar, study.series[0])
@@ -233,8 +253,8 @@ def _say(path: Path, got: str, need: str, then: str) -> str:
 
 def _pair(source: Path, destination: Path) -> Case:
     sidecar = sidecar_path(destination)
-    if sidecar is None:
-        need = "a name that ends in .nii or .nii.gz, or a folder"
+    if sidecar is None or ending(destination) not in WRITABLE:
+        need = f"a name that ends in {' or '.join(WRITABLE)}, or a folder"
         raise OutputRefused(_say(destination, "an output of another kind", need, "end a folder's name with /"))
     return Case(source, destination, sidecar)
 
@@ -243,7 +263,7 @@ def _check_folder(folder: Path, sources: list[Path]) -> None:
     if folder.exists() and not folder.is_dir():
         raise OutputRefused(_say(folder, "a file as output", f"a folder for {len(sources)} scan(s)", "name a folder"))
     if not folder.exists() and sidecar_path(folder):
-        raise OutputRefused(_say(folder, "a file's name as output", "a folder's", "leave out .nii or .nii.gz"))
+        raise OutputRefused(_say(folder, "a file's name as output", "a folder's", f"leave out {ending(folder)}"))
 
 
 def _check_collisions(cases: list[Case]) -> None:

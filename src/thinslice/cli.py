@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from thinslice.runtime import Model
     from thinslice.volume import Volume
 
+SCAN = "scan: NIfTI (.nii, .nii.gz), FreeSurfer (.mgh, .mgz) or NRRD (.nrrd, .nhdr)"
+DICOM = "DICOM (a series, a study)"
+
 PROFILES = ("gaussian", "box")
 GRIDS = ("fov", "centres")
 """As `thinslice.profile.PROFILES` and `thinslice.plan.GRIDS`, which would import numpy."""
@@ -140,7 +143,7 @@ def _add_demo(verbs: "argparse._SubParsersAction[_Parser]") -> None:
 
 def demo(arguments: argparse.Namespace) -> int:
     """Enhance the bundled scan; three lines: what was done, what was measured, where the files are."""
-    from thinslice.nifti import write
+    from thinslice.formats import write
     from thinslice.picture import demo_picture
     from thinslice.plan import make_plan
     from thinslice.upsample import upsample
@@ -149,11 +152,11 @@ def demo(arguments: argparse.Namespace) -> int:
     model = find_model(arguments.model)
     volume = _read(SAMPLE)
     plan = make_plan(volume, model=model.name, model_sha256=model.sha256, envelope=model.envelope)
+    folder: Path = arguments.output
     with _bar("demo", quiet=False) as show:
-        thin, report = _compute(volume, plan, model, None, show)
+        thin, report = _compute(volume, plan, model, folder / DEMO_FILES[0], show)
     plain_cubic = make_plan(volume, model="cubic", projection=False)
     by_cubic = upsample(volume, plain_cubic, find_model("cubic")).volume
-    folder: Path = arguments.output
     with _all_or_none([folder / name for name in DEMO_FILES]) as (image, facts, picture):
         write(thin, image)
         report.save(facts)
@@ -170,18 +173,22 @@ def demo(arguments: argparse.Namespace) -> int:
 def _add_enhance(verbs: "argparse._SubParsersAction[_Parser]") -> None:
     verb = _add_verb(verbs, "enhance", enhance, "compute the thin slices of a scan, or of every scan in a folder")
     verb.add_argument(
-        "-i", "--input", required=True, type=Path, metavar="IN", help="NIfTI file, folder of them, or DICOM"
+        "-i", "--input", required=True, type=Path, metavar="IN", help=f"{SCAN}, a folder of them, or {DICOM}"
     )
     verb.add_argument(
-        "-o", "--output", required=True, metavar="OUT", help="file for a file, folder for a folder or DICOM"
+        "-o",
+        "--output",
+        required=True,
+        metavar="OUT",
+        help="file for a file, folder for a folder or for a new DICOM series; a file's name says the format",
     )
     _add_plan_options(verb)
     verb.add_argument(
         "--labels",
         type=Path,
         metavar="SEG",
-        help="segmentation on the scan's grid to bring along, written as OUT with _labels before .nii.gz; "
-        "for a folder: a folder with segmentations of the scans' names",
+        help="segmentation on the scan's grid to bring along, written as OUT with _labels in its name; for a folder: "
+        "a folder with segmentations of the scans' names; their format may be another",
     )
     verb.add_argument("--labels-out", type=Path, metavar="FILE", help="another name for it (one scan only)")
     verb.add_argument(
@@ -254,13 +261,15 @@ def _labels_of_series(cases: "Sequence[Case]", arguments: argparse.Namespace) ->
 
 def _labels_case(case: "Case", arguments: argparse.Namespace, is_folder: bool) -> "tuple[Path, Path] | None":
     """The segmentation of a scan, and where its answer goes; None without --labels."""
+    from thinslice.cases import find_namesake
+
     if arguments.labels is None:
         if arguments.labels_out is not None:
             raise InputRefused("got --labels-out without --labels; need both; next: give --labels, or leave both out")
         return None
     if is_folder and arguments.labels_out is not None:
         raise OutputRefused("got --labels-out for a folder of scans; need one scan; next: leave it out")
-    source = arguments.labels / case.source.name if arguments.labels.is_dir() else arguments.labels
+    source = find_namesake(arguments.labels, case.source) if arguments.labels.is_dir() else arguments.labels
     if is_folder and not arguments.labels.is_dir():
         raise InputRefused(f"{source}: got one segmentation for a folder of scans; need a folder; next: give a folder")
     target = arguments.labels_out or _with_labels(case.destination)
@@ -280,16 +289,16 @@ def _check_all_apart(cases: "Sequence[Case]", targets: "Sequence[tuple[Path, Pat
 
 
 def _with_labels(path: Path) -> Path:
-    """scan.nii.gz -> scan_labels.nii.gz."""
-    suffix = ".nii.gz" if path.name.lower().endswith(".nii.gz") else path.suffix
-    return path.with_name(f"{path.name[: -len(suffix)]}_labels{path.name[-len(suffix) :]}")
+    """scan.nii.gz -> scan_labels.nii.gz, and so with other endings."""
+    from thinslice.volume import stem_of
+
+    return path.with_name(f"{stem_of(path)}_labels{path.name[len(stem_of(path)) :]}")
 
 
 def _check_labels_target(target: Path, case: "Case", source: Path, overwrite: bool) -> None:
-    from thinslice.volume import sidecar_path
+    from thinslice.formats import check_name
 
-    if sidecar_path(target) is None:
-        raise OutputRefused(f"{target}: got another kind of name; need .nii or .nii.gz; next: change --labels-out")
+    check_name(target)
     inputs = {os.path.realpath(path) for path in (case.source, source)}
     if inputs & {os.path.realpath(path) for path in (target, case.destination, case.sidecar)}:
         raise OutputRefused(f"{target}: got an output that is an input; need another place; next: choose another name")
@@ -324,8 +333,8 @@ def _enhance_one(
     """Read, plan, compute, check, and put all files in their places, or none of them."""
     from dataclasses import replace
 
+    from thinslice.formats import write
     from thinslice.labels import check_labels, labels_to_thin
-    from thinslice.nifti import write
 
     volume = _read_case(case, arguments.anonymise)
     model = choose(volume)
@@ -334,7 +343,7 @@ def _enhance_one(
     if drawn is not None:
         check_labels(drawn, plan)
     with _bar(case.name, arguments.quiet) as show:
-        thin, report = _compute(volume, plan, model, case, show)
+        thin, report = _compute(volume, plan, model, case.destination, show)
     report = replace(report, source="" if arguments.anonymise else case.name)
     slices = _slice_files(case, plan.n_thin)
     with _all_or_none([case.sidecar, *([labels[1]] if labels else []), *slices]) as parts:
@@ -372,7 +381,7 @@ def _slice_files(case: "Case", slices: int) -> list[Path]:
 def _write_thin(
     thin: "Volume", volume: "Volume", report: "Report", parts: Sequence[Path], case: "Case", anonymise: bool
 ) -> None:
-    from thinslice.nifti import write
+    from thinslice.formats import write
 
     if not case.into_series:
         write(thin, parts[0])
@@ -396,32 +405,35 @@ def _remove_stale(case: "Case", slices: Sequence[Path]) -> None:
 
 
 def _compute(
-    volume: "Volume", plan: "Plan", model: "Model", case: "Case | None", show: Callable[[float], None]
+    volume: "Volume", plan: "Plan", model: "Model", target: Path, show: Callable[[float], None]
 ) -> "tuple[Volume, Report]":
-    """The answer in the scan's own kind of numbers, and the report on it; large answers live beside the case's.
+    """The answer as ``target`` will hold it, in the scan's own kind of numbers, and the report on it.
+
+    Until it is written a large answer lives in the folder of ``target``.
 
     Whole numbers stay whole numbers, but 8 bits become 16: between bright and dark slices an answer goes beyond
     0 .. 255, and clipped there it would not give the scan back when it is made thick again.
     """
-    from thinslice.nifti import allocate, as_stored
+    from thinslice.formats import as_stored
+    from thinslice.nifti import allocate
     from thinslice.report import make_report
     from thinslice.upsample import upsample
+    from thinslice.volume import ending
 
     kind = volume.voxels.dtype
     shape = (*plan.shape_thin, *volume.voxels.shape[3:])
     whole = "int16" if kind.itemsize == 1 else kind
     real = "float64" if kind == "float64" else "float32"
-    folder = Path(tempfile.gettempdir()) if case is None else case.destination.parent
-    out = allocate(shape, whole if kind.kind in "iu" else real, folder)
+    out = allocate(shape, whole if kind.kind in "iu" else real, target.parent)
     started = perf_counter()
     answer = upsample(volume, plan, model, out, show)
     seconds = perf_counter() - started
-    if case is not None and case.into_series:
+    if ending(target):
+        thin = as_stored(answer.volume, target)
+    else:
         from thinslice.dicom.derived import as_stored as as_stored_in_series
 
         thin = as_stored_in_series(answer.volume)
-    else:
-        thin = as_stored(answer.volume)
     return thin, make_report(volume, thin, plan, answer.guard, seconds, answer.clipped)
 
 
@@ -430,7 +442,7 @@ def _compute(
 
 def _add_info(verbs: "argparse._SubParsersAction[_Parser]") -> None:
     verb = _add_verb(verbs, "info", info, "say what a scan is and what enhance would do, or why it would refuse")
-    verb.add_argument("-i", "--input", required=True, type=Path, metavar="IN", help="NIfTI file, or a folder of them")
+    verb.add_argument("-i", "--input", required=True, type=Path, metavar="IN", help=f"{SCAN}, or a folder of them")
     _add_plan_options(verb)
     verb.add_argument("--json", action="store_true", help="as JSON: an object, or a list of them for a folder")
 
@@ -542,7 +554,7 @@ def _describe(fact: dict[str, object]) -> None:
 
 def _add_reslice(verbs: "argparse._SubParsersAction[_Parser]") -> None:
     verb = _add_verb(verbs, "reslice", reslice, "bring a thin scan or segmentation back onto the acquired slices")
-    verb.add_argument("-i", "--input", required=True, type=Path, metavar="THIN", help="scan or segmentation, NIfTI")
+    verb.add_argument("-i", "--input", required=True, type=Path, metavar="THIN", help="scan or segmentation")
     verb.add_argument("--like", required=True, type=Path, metavar="THICK", help="the scan whose grid is wanted")
     verb.add_argument("-o", "--output", required=True, metavar="OUT", help="file or folder")
     kind = verb.add_mutually_exclusive_group()
@@ -564,7 +576,7 @@ def _add_reslice(verbs: "argparse._SubParsersAction[_Parser]") -> None:
 def reslice(arguments: argparse.Namespace) -> int:
     """Bring a thin image or segmentation onto the grid of a thick scan."""
     from thinslice.cases import find_cases
-    from thinslice.nifti import write
+    from thinslice.formats import write
     from thinslice.report import plan_beside
     from thinslice.reslice import looks_like_labels
     from thinslice.reslice import reslice as to_thick
@@ -867,7 +879,8 @@ def _add_plan_options(verb: argparse.ArgumentParser) -> None:
         "--thickness",
         type=float,
         metavar="MM",
-        help="slice thickness; default: SliceThickness of the JSON beside the scan, else the spacing",
+        help="slice thickness; default: what an NRRD header or SliceThickness of the JSON beside the scan says, else "
+        "the spacing",
     )
     verb.add_argument("--profile", choices=PROFILES, default="gaussian", help="slice profile (default: gaussian)")
     verb.add_argument(
@@ -972,7 +985,7 @@ def _profiles(text: str) -> list[str]:
 
 
 def _read(path: Path) -> "Volume":
-    from thinslice.nifti import read
+    from thinslice.formats import read
 
     return read(path)
 

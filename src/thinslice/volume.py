@@ -7,6 +7,9 @@ from typing import Any
 
 import numpy as np
 
+ENDINGS = (".nii.gz", ".nii", ".mgz", ".mgh", ".nrrd", ".nhdr")
+"""How the names of files end that hold one scan; what each is: `thinslice.formats`."""
+
 
 @dataclass(frozen=True)
 class Volume:
@@ -72,9 +75,17 @@ def grid_distance_mm(one: np.ndarray, other: np.ndarray, shape: tuple[int, ...])
     return float(np.linalg.norm((corners(shape) @ (one - other).T)[:, :3], axis=1).max())
 
 
+def ending(path: Path) -> str | None:
+    """Which of `ENDINGS` a file's name ends with, in small letters; None where it is not a scan's name."""
+    found = (suffix for suffix in ENDINGS if path.name.lower().endswith(suffix) and len(path.name) > len(suffix))
+    return next(found, None)
+
+
+def stem_of(path: Path) -> str:
+    """A file's name without a scan's ending: scan.nii.gz, scan.nrrd -> scan."""
+    return path.name[: len(path.name) - len(ending(path) or "")]
+
+
 def sidecar_path(path: Path) -> Path | None:
-    """scan.nii.gz or scan.nii -> scan.json in the same folder; None where the name is not that of a NIfTI file."""
-    for suffix in (".nii.gz", ".nii"):
-        if path.name.lower().endswith(suffix) and len(path.name) > len(suffix):
-            return path.with_name(path.name[: -len(suffix)] + ".json")
-    return None
+    """scan.nii.gz, scan.mgz, scan.nrrd ... -> scan.json in the same folder; None where the name is not a scan's."""
+    return path.with_name(f"{stem_of(path)}.json") if ending(path) else None

@@ -1,15 +1,31 @@
 """A series -> a Volume: the stored values, bit for bit, in the scan's own units."""
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 
 from thinslice.dicom.decode import decode, decode_compressed
 from thinslice.dicom.headers import Image
-from thinslice.dicom.series import Series
+from thinslice.dicom.series import Series, find_study
 from thinslice.errors import InputRefused
 from thinslice.nifti import allocate
 from thinslice.volume import Volume
+
+
+def read_only_series(path: Path) -> Volume:
+    """The series of a folder, or of a file, that holds one.
+
+    Raises:
+        InputRefused: none, or several; and see `read_series`.
+    """
+    study = find_study(path)
+    if len(study.series) == 1:
+        return read_series(study.series[0])
+    if len(study.unusable) == 1 and not study.series:
+        raise InputRefused(f"{path}: {study.unusable[0].reason}")
+    found = f"{len(study.series)} DICOM series and {len(study.unusable)} that cannot be used"
+    raise InputRefused(f"{path}: got {found}; need one series; next: name its folder")
 
 
 def read_series(series: Series) -> Volume:

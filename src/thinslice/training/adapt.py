@@ -118,7 +118,7 @@ def adapt(
     report: Callable[[str], None] = print,
     complain: Callable[[str], None] = print,
 ) -> list[Adapted]:
-    """Adapt a model to thick scans (NIfTI files); they may differ in spacing, size, contrast and orientation.
+    """Adapt a model to thick scans; they may differ in spacing, size, contrast and orientation.
 
     What is unfinished lies in a folder beside the answer, NAME.adapting; called again with the same scans and the same
     start, it goes on from there.

@@ -10,6 +10,7 @@ from thinslice.cases import check_writable
 from thinslice.errors import ModelRefused, OutputRefused
 from thinslice.interpolate import INTERPOLATIONS
 from thinslice.training.export import read_card
+from thinslice.volume import stem_of
 from thinslice.weights import EMBEDDED, embedded_names, planes_files
 
 
@@ -82,7 +83,7 @@ def names_of(paths: Sequence[Path], fingerprints: Sequence[str], known: Mapping[
         paths, fingerprints: of the scans.
         known: fingerprint -> name of the models that are there, see `names_there`.
     """
-    stems = [path.name.removesuffix(".gz").removesuffix(".nii") for path in paths]
+    stems = [stem_of(path) for path in paths]
     shared = [stem.casefold() for stem in stems]
     taken = {name.casefold() for name in known.values()}
     names: list[str] = []

@@ -112,7 +112,7 @@ def run(
     report: Callable[[str], None] = print,
     complain: Callable[[str], None] = print,
 ) -> Path:
-    """Run the recipe on thick scans (NIfTI files); returns the model file, ``out/no-ground-truth.onnx``.
+    """Run the recipe on thick scans; returns the model file, ``out/no-ground-truth.onnx``.
 
     Args:
         paths: the scans. One that cannot be used is named and left out.

@@ -9,7 +9,8 @@ import numpy as np
 
 from thinslice.cases import told_apart
 from thinslice.errors import InputRefused, ThinsliceError
-from thinslice.nifti import check_acquired, read
+from thinslice.formats import read
+from thinslice.nifti import check_acquired
 from thinslice.plan import Plan, make_plan
 from thinslice.runtime import Model
 from thinslice.volume import Volume, fingerprint
