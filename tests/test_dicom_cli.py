@@ -309,6 +309,17 @@ def test_with_the_embedded_model_the_series_gives_the_scan_back(tmp_path, run):
     assert np.sqrt(np.mean((again - values) ** 2)) < 0.005 * (values.max() - values.min())
 
 
+def test_made_thick_again_the_series_gives_the_scan_back(tmp_path, quick, run):
+    values = stack(tmp_path / "in")
+    quick("-i", tmp_path / "in", "-o", tmp_path / "thin")
+    code, out, err = run("reslice", "-i", tmp_path / "thin", "--like", tmp_path / "in", "-o", tmp_path / "back.nii.gz")
+    assert (code, err) == (0, [])
+    assert "profile of 3.5 mm" in out[0]  # of the plan in the series' folder
+    back = np.asarray(nibabel.load(tmp_path / "back.nii.gz").dataobj)[:, ::-1].transpose(2, 1, 0)
+    report = json.loads((tmp_path / "thin" / "thinslice.json").read_text())
+    assert np.abs(back - values).max() <= report["consistency"]["worst"] + 1
+
+
 def test_orientation_does_not_change_the_answer(tmp_path, quick):
     """Where the patient lies is no matter of voxels."""
     answers = []

@@ -193,6 +193,20 @@ def find_series_cases(
     return cases
 
 
+def find_reslice_case(source: Path, destination: Path | str, overwrite: bool = False) -> Case:
+    """Pair a thin scan with the file it goes to on the grid of a thick one: `find_cases` of one, or of a DICOM series.
+
+    Raises:
+        OutputRefused: see `find_cases`; a DICOM series goes to a file.
+    """
+    if not _holds_dicom(source):
+        return find_cases(source, destination, overwrite, sidecars=False)[0]
+    case = _pair(source, Path(destination))
+    _check_free(case, overwrite, sidecars=False)
+    check_writable(case.destination.parent)
+    return case
+
+
 def _into_file(study: "Study", source: Path, target: Path, overwrite: bool) -> Case:
     if len(study.series) > 1:
         labels = ", ".join(one.label for one in study.series)

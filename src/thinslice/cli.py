@@ -575,14 +575,14 @@ def _add_reslice(verbs: "argparse._SubParsersAction[_Parser]") -> None:
 
 def reslice(arguments: argparse.Namespace) -> int:
     """Bring a thin image or segmentation onto the grid of a thick scan."""
-    from thinslice.cases import find_cases
+    from thinslice.cases import find_reslice_case
     from thinslice.formats import write
     from thinslice.report import plan_beside
     from thinslice.reslice import looks_like_labels
     from thinslice.reslice import reslice as to_thick
 
     thin, like = _read(arguments.input), _read(arguments.like)
-    case = find_cases(arguments.input, arguments.output, arguments.overwrite, sidecars=False)[0]
+    case = find_reslice_case(arguments.input, arguments.output, arguments.overwrite)
     if os.path.realpath(case.destination) == os.path.realpath(arguments.like):
         raise OutputRefused(f"{case.destination}: got an output that is an input; next: choose another")
     plan = plan_beside(arguments.input)

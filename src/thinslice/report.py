@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from thinslice.cases import REPORT_NAME
 from thinslice.degrade import bands, thicken
 from thinslice.files import whole_or_not
 from thinslice.guard import GuardCount
@@ -115,8 +116,11 @@ def check(volume: Volume, thin: Volume, plan: Plan) -> Consistency:
 
 
 def plan_beside(path: Path) -> Plan | None:
-    """The plan in the report beside an answer of ours, or beside the answer its labels belong to; else None."""
-    sidecar = sidecar_path(path)
+    """The plan in the report beside an answer of ours, or beside the answer its labels belong to; else None.
+
+    That on a DICOM series lies in its folder.
+    """
+    sidecar = path / REPORT_NAME if path.is_dir() else sidecar_path(path)
     try:
         if sidecar is not None and not sidecar.exists():
             sidecar = sidecar.with_name(sidecar.name.replace("_labels.json", ".json"))

@@ -84,6 +84,7 @@ class Image:
         rescale: slope and intercept that lead from stored values to the scan's own units.
         among, where_doubled: values of `AMONG` and of `WHERE_DOUBLED`.
         compressed: whether a codec is needed for its voxels.
+        computed: whether thinslice computed it.
         problem: why this image cannot be part of a scan; None if it can.
     """
 
@@ -107,6 +108,7 @@ class Image:
     among: tuple[str, ...]
     where_doubled: tuple[str, ...]
     compressed: bool
+    computed: bool
     problem: str | None
 
 
@@ -238,6 +240,7 @@ def _image(path: Path, frame: int | None, kind: str, rest: int, found: Dataset, 
         among=tuple(facts[name] for name in AMONG),
         where_doubled=tuple(facts[name] for name in WHERE_DOUBLED),
         compressed=_is_compressed(found),
+        computed=_is_computed(found),
         problem=_problem(path, kind, facts["ImageType"], rest, found, ask),
     )
 
@@ -247,8 +250,6 @@ def _problem(
 ) -> str | None:
     """Why an image cannot be part of a scan: got, need, next."""
     values = image_type.split("\\")
-    if any(_text(item.get("Manufacturer")) == MAKER for item in found.get("ContributingEquipmentSequence") or []):
-        return "got slices that were computed by thinslice; need acquired ones; next: choose the series they came from"
     if kind not in CLASSIC and kind not in ENHANCED:
         name = uid.UID(kind).name if kind else "an unnamed kind of image"
         return f"got {name}; need MR or CT images; next: leave this series out"
@@ -324,6 +325,10 @@ def _is_compressed(found: Dataset) -> bool:
     """In frames that a codec understands; a deflated file is unpacked as a whole."""
     syntax = _syntax(found)
     return syntax.is_transfer_syntax and syntax.is_encapsulated
+
+
+def _is_computed(found: Dataset) -> bool:
+    return any(_text(item.get("Manufacturer")) == MAKER for item in found.get("ContributingEquipmentSequence") or [])
 
 
 def _is_rotation(orientation: tuple[float, ...] | None) -> bool:

@@ -14,12 +14,12 @@ from thinslice.volume import Volume
 
 
 def read_only_series(path: Path) -> Volume:
-    """The series of a folder, or of a file, that holds one.
+    """The series of a folder, or of a file, that holds one; acquired or computed.
 
     Raises:
         InputRefused: none, or several; and see `read_series`.
     """
-    study = find_study(path)
+    study = find_study(path, computed_too=True)
     if len(study.series) == 1:
         return read_series(study.series[0])
     if len(study.unusable) == 1 and not study.series:

@@ -103,10 +103,11 @@ class Study:
     notes: tuple[str, ...]
 
 
-def find_study(path: Path) -> Study:
+def find_study(path: Path, computed_too: bool = False) -> Study:
     """The series at a path: of one file, or of all DICOM files in a folder and the folders in it.
 
-    Hidden files and what is no DICOM are left alone; headers are read, voxels are not.
+    Slices that thinslice computed are nothing to compute from: they are found unusable but for ``computed_too``. Hidden
+    files and what is no DICOM are left alone; headers are read, voxels are not.
 
     Raises:
         OSError: the folder cannot be listed.
@@ -123,7 +124,7 @@ def find_study(path: Path) -> Study:
             continue
         images += found
         others += not found
-    once, copies = _once(images)
+    once, copies = _once([image if computed_too else _acquired(image) for image in images])
     series, unusable = _sort(once)
     damaged_in = {one.folder for one in broken}
     series = [_warned(one, damaged_in) for one in series]
@@ -133,6 +134,13 @@ def find_study(path: Path) -> Study:
     if copies:
         notes.append(f"{copies} image(s) were there twice and are read once")
     return Study(tuple(series), (*unusable, *broken), tuple(notes))
+
+
+def _acquired(image: Image) -> Image:
+    if not image.computed:
+        return image
+    got = "got slices that were computed by thinslice; need acquired ones; next: choose the series they came from"
+    return replace(image, problem=got)
 
 
 def _files(path: Path) -> Iterable[Path]:
