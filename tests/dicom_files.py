@@ -181,7 +181,7 @@ def enhanced(path, *, count=6, rows=20, columns=24, step_mm=4.0, echoes=1, origi
 
     The frames run from the last slice to the first, echo by echo.
     """
-    ds = header(modality, 3, "3D ENH", Laterality="L")
+    ds = header(modality, 3, "3D ENH")
     for name in ("ImageOrientationPatient", "PixelSpacing", "EchoTime", "EchoNumbers", "WindowCenter", "WindowWidth"):
         if name in ds:
             delattr(ds, name)

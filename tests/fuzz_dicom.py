@@ -7,6 +7,7 @@ code other than 0 and 2, a refusal that says nothing, or an output that is not w
 """
 
 import argparse
+import json
 import os
 import random
 import shutil
@@ -22,6 +23,7 @@ from pydicom.dataelem import DataElement
 
 from dicom_files import COMPRESSED, PLAIN, enhanced, stack
 
+DATA = Path(os.environ.get("THINSLICE_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 LONGEST_S = 30
 VALUES = [
     "",
@@ -57,7 +59,14 @@ def make_sources(folder):
         sources.append(folder / name)
     stack(folder / "CT", modality="CT", count=5, rows=12, columns=10)
     enhanced(folder / "enhanced", count=5, rows=12, columns=10, echoes=2)
-    return [*sources, folder / "CT", folder / "enhanced"]
+    real = [
+        *sorted((DATA / "dicom" / "knee_ax_pdfs_jpegll").glob("*"))[:4],
+        *(DATA / "bad" / "dcm_philips_enhanced_anatomical_001").glob("*"),
+    ]
+    for file in real:
+        (folder / "real" / file.parent.name).mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, folder / "real" / file.parent.name / file.name)
+    return [*sources, folder / "CT", folder / "enhanced", *(folder / "real").glob("*")]
 
 
 def damage(path, rng):
@@ -157,11 +166,32 @@ def wanting(code, said, out):
     if [path for path in out.parent.rglob(".*") if path.is_relative_to(out)] or list(out.parent.glob(".thinslice*")):
         return "hidden leftovers"
     for folder in {path.parent for path in out.rglob("*.dcm")}:
-        if not (folder / "thinslice.json").exists():
-            return "slices without a report"
+        if wrong := not_whole(folder):
+            return wrong
     if code == 0 and not list(out.rglob("thinslice.json")):
         return "success without an answer"
     return None
+
+
+def not_whole(folder):
+    """What is wrong with a series that was written; None if nothing is."""
+    if not (folder / "thinslice.json").exists():
+        return "slices without a report"
+    plan = json.loads((folder / "thinslice.json").read_text())["plan"]
+    files = sorted(folder.glob("*.dcm"))
+    if len(files) != plan["shape_thin"][plan["axis"]]:
+        return "fewer slices than planned"
+    unreadable = [file.name for file in files if not readable(file)]
+    return f"slices that cannot be read: {unreadable}" if unreadable else None
+
+
+def readable(file):
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return dcmread(file).pixel_array is not None
+    except Exception:
+        return False
 
 
 def fuzz(seconds, seed, keep=None, cases=None):

@@ -1,5 +1,6 @@
 """DICOM at the terminal: what goes in, where answers go, what is said, and that nothing is left half written."""
 
+import gzip
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ from pydicom import dcmread
 
 from dicom_files import AXIAL, CORONAL, enhanced, stack
 from thinslice.cli import main
+from thinslice.formats import read
 
 BAD = Path(__file__).parents[2] / "shared" / "data" / "bad"
 
@@ -178,6 +180,94 @@ def test_labels_drawn_on_the_series_come_along(tmp_path, quick, run):
     labels = nibabel.load(tmp_path / "out" / "labels.nii.gz")
     assert labels.shape == (24, 20, 36)
     assert set(np.unique(labels.dataobj)) == {0, 1}
+
+
+def test_a_segmentation_beside_the_slices_is_no_scan(tmp_path, quick, run):
+    stack(tmp_path / "in")
+    (tmp_path / "in" / "seg.nii.gz").write_bytes(b"whatever")
+    code, out, err = quick("-i", tmp_path / "in", "-o", tmp_path / "out")
+    assert (code, err) == (0, [])
+    assert "note: seg.nii.gz beside the slices left alone" in out
+    assert len(list((tmp_path / "out").glob("*.dcm"))) == 36
+    code, _, err = run("info", "-i", tmp_path / "out")
+    assert code == 2
+    assert "computed by thinslice" in err[0]
+
+
+def test_labels_of_an_earlier_run_do_not_stay(tmp_path, quick):
+    stack(tmp_path / "in")
+    thick = read(tmp_path / "in")
+    nibabel.save(nibabel.Nifti1Image((thick.voxels > 500).astype(np.uint8), thick.affine), tmp_path / "seg.nii.gz")
+    quick("-i", tmp_path / "in", "-o", tmp_path / "out", "--labels", tmp_path / "seg.nii.gz")
+    assert (tmp_path / "out" / "labels.nii.gz").exists()
+    assert quick("-i", tmp_path / "in", "-o", tmp_path / "out", "--factor", 3, "--overwrite")[0] == 0
+    assert not (tmp_path / "out" / "labels.nii.gz").exists()
+
+
+def test_anonymised_labels_say_nothing_of_the_patient(tmp_path, quick):
+    stack(tmp_path / "in")
+    thick = read(tmp_path / "in")
+    image = nibabel.Nifti1Image((thick.voxels > 500).astype(np.uint8), thick.affine)
+    image.header["descrip"], image.header["aux_file"] = b"Muster", b"Erika"
+    image.header.extensions.append(nibabel.nifti1.Nifti1Extension(6, b"Muster^Erika"))
+    nibabel.save(image, tmp_path / "seg.nii.gz")
+    options = ("-o", tmp_path / "out", "--labels", tmp_path / "seg.nii.gz", "--anonymise")
+    assert quick("-i", tmp_path / "in", *options)[0] == 0
+    written = gzip.decompress((tmp_path / "out" / "labels.nii.gz").read_bytes())
+    assert b"Muster" not in written
+    assert b"Erika" not in written
+
+
+def test_an_output_inside_the_input_is_left_out_of_the_next_run(tmp_path, quick):
+    stack(tmp_path / "in")
+    for more in ((), ("--overwrite",)):
+        code, _, err = quick("-i", tmp_path / "in", "-o", tmp_path / "in" / "out", *more)
+        assert (code, err) == (0, [])
+
+
+def test_a_name_for_one_slice_is_refused(tmp_path, quick):
+    stack(tmp_path / "in")
+    code, _, err = quick("-i", tmp_path / "in", "-o", tmp_path / "x.dcm")
+    assert code == 2
+    assert "need a folder for slices" in err[0]
+    assert not (tmp_path / "x.dcm").exists()
+
+
+def test_folders_that_were_made_for_nothing_vanish(tmp_path, quick):
+    stack(tmp_path / "in")
+    code, _, _ = quick("-i", tmp_path / "in", "-o", tmp_path / "p" / "q" / ("z" * 300))
+    assert code == 2
+    assert files_below(tmp_path)[0] == "in"
+    assert not (tmp_path / "p").exists()
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8:strict", "latin-1"])
+def test_names_of_every_alphabet_are_no_crash(tmp_path, encoding):
+    folder = os.fsencode(tmp_path) + b"/m\xfcller"
+    os.mkdir(folder)
+    stack(tmp_path / "in", description="膝 T2", SpecificCharacterSet="ISO_IR 192")
+    for file in (tmp_path / "in").iterdir():
+        os.rename(os.fsencode(file), folder + b"/" + os.fsencode(file.name))
+    words = [sys.executable, "-m", "thinslice", "info", "-i", folder, "--model", "linear"]
+    done = subprocess.run(words, capture_output=True, env={**os.environ, "PYTHONIOENCODING": encoding}, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == b""
+
+
+def test_a_file_name_cannot_command_the_terminal(tmp_path, quick):
+    stack(tmp_path / "in")
+    (tmp_path / "in" / "\x1b[2Jx\ny").write_bytes(b"\0" * 128 + b"DICM" + b"\0" * 9)
+    _, _, err = quick("-i", tmp_path / "in", "-o", tmp_path / "out")
+    assert "\x1b" not in "".join(err)
+    assert len(err) == 2
+
+
+def test_a_directory_file_says_to_name_the_folder(tmp_path, quick):
+    from pydicom.data import get_testdata_file
+
+    code, _, err = quick("-i", get_testdata_file("DICOMDIR"), "-o", tmp_path / "out")
+    assert code == 2
+    assert "next: name the folder that the images lie in" in err[0]
 
 
 def test_labels_for_several_series_are_refused(tmp_path, quick):

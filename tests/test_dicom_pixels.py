@@ -5,6 +5,7 @@ import time
 
 import numpy as np
 import pytest
+from pydicom import dcmread
 
 from dicom_files import COMPRESSED, PLAIN, blobs, stack
 from thinslice.dicom import decode as decoding
@@ -86,6 +87,27 @@ def test_every_slice_has_its_own_rescale(tmp_path):
     values = stack(tmp_path, change=rescale)
     per_slice = np.arange(8)
     assert np.allclose(read(tmp_path).voxels, expected(values) * (1 + per_slice) - per_slice)
+
+
+def test_a_file_that_does_not_say_how_it_was_written_is_the_oldest_kind(tmp_path):
+    """Implicit little endian, without preamble and file meta."""
+    values = stack(tmp_path, syntax=PLAIN["implicit"])
+    for file in list(tmp_path.iterdir()):
+        dcmread(file).save_as(file, enforce_file_format=False)
+        content = file.read_bytes()
+        start = content.index(b"\x08\x00\x05\x00\x0a\x00\x00\x00ISO_IR 100")
+        file.write_bytes(content[start:])
+    assert np.array_equal(read(tmp_path).voxels, expected(values))
+
+
+def test_a_compression_that_no_extra_brings_is_said(tmp_path):
+    stack(tmp_path, syntax=COMPRESSED["JPEG 2000"])
+    file = next(tmp_path.iterdir())
+    ds = dcmread(file)
+    ds.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.4.201"
+    ds.save_as(file)
+    with pytest.raises(InputRefused, match="next: have the series exported uncompressed"):
+        decode(file)
 
 
 @pytest.mark.parametrize("syntax", ["JPEG lossless", "JPEG-LS"])

@@ -1,5 +1,7 @@
 """Which series a folder holds: split, sorted, measured, or refused by name and reason; never made to look regular."""
 
+import os
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -332,6 +334,122 @@ def test_frames_without_their_groups_are_refused(tmp_path):
     ds.PerFrameFunctionalGroupsSequence = ds.PerFrameFunctionalGroupsSequence[:-1]
     ds.save_as(tmp_path / "e")
     assert "not one functional group for each" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["ImageType", "EchoNumbers"])
+@pytest.mark.parametrize("differ", [lambda index: index >= 4, lambda index: index % 2])
+def test_an_even_stack_is_one_whatever_differs_along_it(tmp_path, name, differ):
+    values = {"ImageType": ["ORIGINAL", "PRIMARY", "M", "NORM"], "EchoNumbers": 7}
+    stack(tmp_path, change=lambda ds, index: setattr(ds, name, values[name]) if differ(index) else None)
+    series = only(tmp_path)
+    assert series.shape == (24, 20, 8)
+    assert [note for note in series.notes if "differ along the stack" in note]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda ds, index: setattr(ds, "FrameOfReferenceUID", f"1.9.{index < 3}".replace("True", "1")), None),
+        (lambda ds, index: setattr(ds, "PhotometricInterpretation", f"MONOCHROME{1 + (index > 0)}"), "single slice"),
+        (lambda ds, index: setattr(ds, "PatientID", "1" if index == 4 else "2"), "single slice"),
+    ],
+)
+def test_slices_of_other_places_polarity_or_patients_are_never_fused(tmp_path, change, reason):
+    stack(tmp_path, change=change)
+    study = find_study(tmp_path)
+    assert all(series.shape[2] < 8 for series in study.series)
+    assert reason is None or any(reason in one.reason for one in study.unusable)
+
+
+def test_different_images_under_one_name_are_refused(tmp_path):
+    stack(tmp_path)
+    stack(tmp_path, named="A", values=np.full((8, 20, 24), 777), skip=(0, 1, 2, 4, 5, 6, 7))
+    assert "which differ, under one SOPInstanceUID" in refusal(tmp_path)
+
+
+def test_one_name_for_all_images_is_said_and_not_a_single_slice(tmp_path):
+    stack(tmp_path, change=lambda ds, index: setattr(ds, "SOPInstanceUID", "1.2.3.4.1.1"))
+    assert "which differ, under one SOPInstanceUID" in refusal(tmp_path)
+
+
+def test_the_order_of_stacks_is_theirs_and_not_that_of_file_names(tmp_path):
+    def weighted(b):
+        def change(ds, index):
+            ds.SOPInstanceUID += f".{b}"
+            ds.DiffusionBValue = float(b)
+
+        return change
+
+    for name, b in (("Z", 0), ("A", 500), ("M", 1000)):
+        stack(tmp_path, named=name, change=weighted(b))
+    assert [(s.index, s.apart) for s in find_study(tmp_path).series] == [(0, ", b 0"), (1, ", b 500"), (2, ", b 1000")]
+
+
+def test_a_private_element_of_another_maker_is_no_b_value(tmp_path):
+    def other(ds, index):
+        ds.private_block(0x0019, "TOSHIBA_MEC_MR3", create=True).add_new(0x0C, "IS", index)
+
+    stack(tmp_path, change=other)
+    assert only(tmp_path).shape == (24, 20, 8)
+
+
+def test_every_second_slice_only_is_refused(tmp_path):
+    stack(tmp_path, skip=(1, 3, 5, 7), SpacingBetweenSlices=4)
+    assert "every 2. slice only (images 1, 3 ..., 8 mm apart where SpacingBetweenSlices says 4)" in refusal(tmp_path)
+
+
+def test_fewer_slices_than_the_header_counts_are_told(tmp_path):
+    stack(tmp_path, skip=(6, 7), ImagesInAcquisition=8)
+    assert "the header counts 8 images in the acquisition, this stack has 6" in only(tmp_path).notes
+
+
+def test_a_concatenation_is_whole_or_refused(tmp_path):
+    from pydicom import dcmread
+
+    enhanced(tmp_path / "e")
+    ds = dcmread(tmp_path / "e")
+    ds.ConcatenationUID, ds.InConcatenationNumber, ds.InConcatenationTotalNumber = "1.2.3.77", 1, 2
+    ds.save_as(tmp_path / "e")
+    assert "1 of the 2 files of a concatenation" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("HighBit", 15), ("BitsAllocated", 32), ("BitsStored", 0), ("BitsStored", 17)]
+)
+def test_bits_that_cannot_be_are_refused(tmp_path, name, value):
+    stack(tmp_path, change=lambda ds, index: setattr(ds, name, value))
+    assert "need grey ones of 8 or 16 bits" in refusal(tmp_path)
+
+
+def test_folders_behind_links_are_read_once(tmp_path):
+    stack(tmp_path / "elsewhere")
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study" / "series").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "loop").symlink_to(tmp_path / "study")
+    assert only(tmp_path / "study").shape == (24, 20, 8)
+
+
+def test_a_folder_without_permission_is_named(tmp_path):
+    stack(tmp_path / "a")
+    (tmp_path / "b").mkdir(mode=0)
+    if os.access(tmp_path / "b", os.R_OK):
+        pytest.skip("this user may read everything")
+    assert [one.label for one in find_study(tmp_path).unusable] == ["b"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes with names")
+def test_a_pipe_is_left_alone_and_not_waited_for(tmp_path):
+    stack(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    assert only(tmp_path).shape == (24, 20, 8)
+
+
+def test_several_patients_are_told(tmp_path):
+    stack(tmp_path / "a", PatientID="1")
+    stack(tmp_path / "b", PatientID="2")
+    study = find_study(tmp_path)
+    assert len(study.series) == 2
+    assert "these are images of 2 patients (PatientID)" in study.notes
 
 
 @settings(deadline=None, max_examples=25)

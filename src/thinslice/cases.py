@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -131,10 +131,11 @@ REPORT_NAME, LABELS_NAME = "thinslice.json", "labels.nii.gz"
 LONGEST_NAME = 60
 
 
-def find_study(path: Path) -> "Study | None":
+def find_study(path: Path, output: Path | None = None) -> "Study | None":
     """The DICOM series at a path; None where it holds other scans, or none: those are for `find_sources`.
 
-    A folder with NIfTI files directly in it is a folder of these.
+    A folder with other scans directly in it is a folder of these, unless slices lie directly beside them: then these
+    are the scan, and what lies beside was made of it. What thinslice computed earlier, in ``output``, is not looked at.
 
     Raises:
         InputRefused: DICOM files, none of which holds an image.
@@ -144,20 +145,35 @@ def find_study(path: Path) -> "Study | None":
     from thinslice.dicom.series import find_study
 
     found = find_study(path)
+    if output is not None:
+        there = os.path.realpath(output)
+        inside = [one for one in found.unusable if one.computed and _is_inside(one.folder, there)]
+        found = replace(found, unusable=tuple(one for one in found.unusable if one not in inside))
+    beside = [file.name for file in sorted(path.iterdir()) if ending(file)] if path.is_dir() else []
+    if beside:
+        found = replace(found, notes=(*found.notes, f"{', '.join(beside)} beside the slices left alone"))
     if not found.series and not found.unusable:
-        raise InputRefused(_say(path, "DICOM files without any image", "MR or CT images", "name another folder"))
+        then = "name another folder" if path.is_dir() else "name the folder that the images lie in"
+        raise InputRefused(_say(path, "DICOM without any image", "MR or CT images", then))
     return found
+
+
+def _is_inside(path: Path, folder: str) -> bool:
+    return os.path.commonpath([os.path.realpath(path), folder]) == folder
 
 
 def _holds_dicom(path: Path) -> bool:
     try:
-        if path.is_file():
-            return sidecar_path(path) is None and looks_like_dicom(path)
-        if not path.is_dir() or any(sidecar_path(file) for file in path.iterdir() if not file.name.startswith(".")):
+        if not path.is_dir():
+            return not ending(path) and looks_like_dicom(path)
+        here = [file for file in path.iterdir() if not file.name.startswith(".")]
+        if any(not ending(file) and looks_like_dicom(file) for file in here):
+            return True
+        if any(ending(file) for file in here):
             return False
     except OSError:
         return False
-    walk = ((Path(folder), files) for folder, _, files in os.walk(path))
+    walk = ((Path(folder), files) for folder, _, files in os.walk(path, followlinks=True))
     return any(looks_like_dicom(folder / name) for folder, files in walk for name in files if not name.startswith("."))
 
 
@@ -181,7 +197,7 @@ def find_series_cases(
     target = Path(destination)
     if ending(target) and not target.is_dir() and not str(destination).endswith(("/", os.sep)):
         return [_into_file(study, source, target, overwrite)] if study.series else []
-    if target.exists() and not target.is_dir():
+    if (target.exists() and not target.is_dir()) or target.suffix.lower() == ".dcm":
         raise OutputRefused(_say(target, "a file as output", "a folder for slices", "name a folder"))
     folders = [target] if len(study.series) == 1 else [target / name for name in _folder_names(study, nameless)]
     cases = [

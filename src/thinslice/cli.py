@@ -16,7 +16,7 @@ from pathlib import Path
 from shlex import quote
 from time import perf_counter
 from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from thinslice.errors import InputRefused, OutputRefused, ThinsliceError
 
@@ -205,7 +205,7 @@ def enhance(arguments: argparse.Namespace) -> int:
     from thinslice.cases import find_cases, find_study
     from thinslice.weights import models_for
 
-    study = find_study(arguments.input)
+    study = find_study(arguments.input, Path(arguments.output))
     if study is not None:
         return _enhance_study(study, arguments)
     if arguments.anonymise:
@@ -342,6 +342,7 @@ def _enhance_one(
     drawn = _read(labels[0]) if labels is not None else None
     if drawn is not None:
         check_labels(drawn, plan)
+        drawn = replace(drawn, header=None) if arguments.anonymise else drawn  # a header may name the patient
     with _bar(case.name, arguments.quiet) as show:
         thin, report = _compute(volume, plan, model, case.destination, show)
     report = replace(report, source="" if arguments.anonymise else case.name)
@@ -351,7 +352,7 @@ def _enhance_one(
         if drawn is not None:
             write(labels_to_thin(drawn, plan), parts[1])
         _write_thin(thin, volume, report, parts[-len(slices) :], case, arguments.anonymise)
-    _remove_stale(case, slices)
+    _remove_stale(case, slices, labels)
     if not arguments.quiet:
         _say(f"{case.name}: {_what_was_done(plan)}, {report.seconds:.1f} s")
         _say(f"  {_agreement(report)}")
@@ -397,11 +398,14 @@ def _write_thin(
         save(image, part)
 
 
-def _remove_stale(case: "Case", slices: Sequence[Path]) -> None:
-    """An earlier series that was replaced may have had more slices."""
+def _remove_stale(case: "Case", slices: Sequence[Path], labels: "tuple[Path, Path] | None") -> None:
+    """An earlier series that was replaced may have had more slices, or labels."""
+    from thinslice.cases import LABELS_NAME
+
     if case.into_series:
-        for file in set(case.destination.glob("IM*.dcm")) - set(slices):
-            file.unlink()
+        stale = set(case.destination.glob("IM*.dcm")) - set(slices)
+        for file in stale | ({case.destination / LABELS_NAME} - {labels[1] if labels else None}):
+            file.unlink(missing_ok=True)
 
 
 def _compute(
@@ -1016,8 +1020,8 @@ def _stage(folder: Path) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix=".thinslice-", dir=folder, ignore_cleanup_errors=True) as stage:
             yield Path(stage)
     except BaseException:  # KeyboardInterrupt too
-        with suppress(OSError):
-            for parent in missing:
+        for parent in missing:
+            with suppress(OSError):
                 parent.rmdir()
         raise
 
@@ -1106,11 +1110,18 @@ def _bar(name: str, quiet: bool) -> Iterator[Callable[[float], None]]:
 
 
 def _say(text: str) -> None:
-    print(text, flush=True)
+    _print(text, sys.stdout)
 
 
 def _complain(text: str) -> None:
-    print(f"thinslice: {text}", file=sys.stderr, flush=True)
+    line = "".join(character if character.isprintable() else "?" for character in " ".join(text.split()))
+    _print(f"thinslice: {line}", sys.stderr)
+
+
+def _print(text: str, stream: TextIO) -> None:
+    """What the terminal cannot show is shown as its code: names of files and patients come in every alphabet."""
+    encoding = stream.encoding or "utf-8"
+    print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
 
 
 @contextmanager

@@ -23,15 +23,17 @@ def whole_or_not(path: Path) -> Iterator[Path]:
     except BaseException:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-        with suppress(OSError):
-            for folder in missing:
+        for folder in missing:
+            with suppress(OSError):
                 folder.rmdir()
         raise
 
 
 def looks_like_dicom(path: Path) -> bool:
-    """Whether a file says that it is DICOM, or starts as those do that were written without saying so."""
+    """Whether a regular file says that it is DICOM, or starts as those do that were written without saying so."""
     try:
+        if not path.is_file():  # a pipe would never end
+            return False
         with open(path, "rb") as raw:
             start = raw.read(132)
     except OSError:

@@ -12,6 +12,7 @@ from typing import IO, Any, cast
 import numpy as np
 from pydicom import uid
 from pydicom.dataset import Dataset
+from pydicom.pixels.decoders import gdcm as by_gdcm
 from pydicom.pixels.decoders.base import get_decoder
 
 from thinslice.dicom.headers import damaged, quiet, read_dataset
@@ -19,8 +20,8 @@ from thinslice.errors import InputRefused
 
 CODECS = "pip install 'thinslice[dicom]'"
 
-LONGEST_S = 20.0
-"""A file that takes longer to decode is damaged."""
+LONGEST_S, LONGEST_PER_FRAME_S = 20.0, 0.5
+"""A file that takes longer to decode than the first, and the second for each of its frames, is damaged."""
 
 PROCESSES = 2
 
@@ -39,6 +40,8 @@ def decode(path: Path) -> np.ndarray:
         with quiet():
             if "PixelData" not in found:
                 raise ValueError("no PixelData")
+            if "TransferSyntaxUID" not in found.file_meta:  # written without saying so: the oldest one, as ever
+                found.file_meta.TransferSyntaxUID = uid.ImplicitVRLittleEndian
             values: np.ndarray = found.pixel_array
     except (OSError, MemoryError):
         raise
@@ -58,11 +61,16 @@ def _without_codec(path: Path, found: Dataset) -> InputRefused | None:
             f"{path}: got transfer syntax {syntax.name}, which is not known; need a series of images; next: export the "
             "series uncompressed"
         )
-    return InputRefused(f"{path}: got voxels compressed as {syntax.name}; need a codec for it; next: {CODECS}")
+    then = CODECS if syntax in by_gdcm.DECODER_DEPENDENCIES else "have the series exported uncompressed"
+    return InputRefused(f"{path}: got voxels compressed as {syntax.name}; need a codec for it; next: {then}")
 
 
-def decode_compressed(paths: Sequence[Path]) -> Iterator[np.ndarray]:
+def decode_compressed(paths: Sequence[Path], frames: int = 1) -> Iterator[np.ndarray]:
     """`decode` of each file, in order, by processes of their own.
+
+    Args:
+        paths: the files.
+        frames: how many images each of them holds, at most.
 
     Raises:
         InputRefused: see `decode`; a codec that crashes, or takes too long, is one for a damaged file.
@@ -72,7 +80,7 @@ def decode_compressed(paths: Sequence[Path]) -> Iterator[np.ndarray]:
     with ExitStack() as stack:
         workers = [stack.enter_context(_Worker(paths[n::PROCESSES])) for n in range(min(PROCESSES, len(paths)))]
         for index, path in enumerate(paths):
-            yield workers[index % PROCESSES].next(path)
+            yield workers[index % PROCESSES].next(path, LONGEST_S + LONGEST_PER_FRAME_S * (frames - 1))
 
 
 class _Worker:
@@ -100,10 +108,10 @@ class _Worker:
         assert self.process.stdout is not None
         self.process.stdout.close()
 
-    def next(self, path: Path) -> np.ndarray:
-        """Its next file's voxels."""
+    def next(self, path: Path, seconds: float) -> np.ndarray:
+        """Its next file's voxels; killed if it takes longer."""
         assert self.process.stdout is not None
-        watch = threading.Timer(LONGEST_S, self.process.kill)
+        watch = threading.Timer(seconds, self.process.kill)
         watch.start()
         try:
             line = self.process.stdout.readline()

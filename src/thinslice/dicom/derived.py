@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 from pydicom import uid
 from pydicom.datadict import tag_for_keyword
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.multival import MultiValue
 from pydicom.sequence import Sequence as Items
 from pydicom.tag import BaseTag
 from pydicom.valuerep import DSfloat
 
-from thinslice.dicom.headers import ENHANCED, IMPLEMENTATION, MAKER, Image, quiet, read_dataset
+from thinslice.dicom.headers import AMONG, ENHANCED, IMPLEMENTATION, MAKER, Image, quiet, read_dataset
 from thinslice.dicom.identity import hide, other_uid, say_hidden
 from thinslice.dicom.series import Series
 from thinslice.errors import OutputRefused, ThinsliceError
@@ -31,6 +32,14 @@ from thinslice.volume import Volume, fingerprint
 
 REACH = 3
 """An image refers to acquired slices no farther than so many spacings: what is farther adds next to nothing."""
+
+LOSSY = (uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit, uid.JPEGLSNearLossless, uid.JPEG2000, uid.HTJ2K)
+"""Transfer syntaxes that lose something, or may."""
+
+B_VALUE = AMONG.index("DiffusionBValue")
+
+LONGEST_LO = 64
+"""Characters in a long string (LO)."""
 
 LARGEST_STORED, LARGEST_SIGNED, SMALLEST_SIGNED = 65_535, 32_767, -32_768
 
@@ -69,6 +78,14 @@ EMPTY_IF_SILENT = {
 }  # fmt: skip
 """Attributes of type 2: there, but without a value where the slices disagree or say nothing."""
 
+OF_ALL = (
+    "SpecificCharacterSet", "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyInstanceUID", "StudyID",
+    "StudyDate", "StudyTime", "AccessionNumber", "ReferringPhysicianName", "FrameOfReferenceUID", "Modality",
+    "PositionReferenceIndicator", "PatientPosition", "Manufacturer", "PhotometricInterpretation", "ScanningSequence",
+    "SequenceVariant", "MRAcquisitionType", "Laterality",
+)  # fmt: skip
+"""What a series has one of: where slices disagree (a name that was corrected), the first one's is kept."""
+
 FROM_GROUPS = {
     "EffectiveEchoTime": "EchoTime",
     "RepetitionTime": "RepetitionTime",
@@ -76,6 +93,7 @@ FROM_GROUPS = {
     "FlipAngle": "FlipAngle",
     "PixelBandwidth": "PixelBandwidth",
     "KVP": "KVP",
+    "FrameLaterality": "Laterality",
     "RescaleType": "RescaleType",
 }
 """Functional groups of an enhanced image, and what the classic one calls them."""
@@ -228,6 +246,7 @@ def _of_frame(header: Dataset, frame: int) -> Dataset:
         if index < len(items):
             places += [e.value[0] for e in items[index] if e.VR == "SQ" and not e.tag.is_private and len(e.value)]
     flat = Dataset()
+    flat.file_meta = header.file_meta
     flat.update({tag: header.get_item(tag) for tag in header.keys()})  # noqa: SIM118 - a Dataset iterates over elements
     for place in places:
         for name, classic in FROM_GROUPS.items():
@@ -242,20 +261,24 @@ def _of_frame(header: Dataset, frame: int) -> Dataset:
 def _shared(headers: Sequence[Dataset], series: Series) -> Dataset:
     """What all slices say alike, but for what is made anew and what does not hold of computed slices."""
     never = {tag_for_keyword(name) for name in (*MADE_ANEW, *DROPPED)}
+    of_all = {tag_for_keyword(name) for name in OF_ALL}
     shared = Dataset()
     for tag in headers[0].keys():  # noqa: SIM118
         if tag in never or tag.is_private or tag.group in (0x0002, 0x7FE0) or tag.group & 0xFF00 in PIXEL_GROUPS:
             continue
-        first = headers[0].get_item(tag)
-        if all(tag in other and _equal(first, other.get_item(tag)) for other in headers[1:]):
+        if tag in of_all or all(tag in other and _same(headers[0], other, tag) for other in headers[1:]):
             _add_if_readable(shared, headers[0], tag)
     modality = series.images[0].modality
     for name in (*EMPTY_IF_SILENT[""], *EMPTY_IF_SILENT[modality]):
         if name not in shared:
             setattr(shared, name, None)
+    if series.images[0].sop_class in ENHANCED and shared.get("Laterality") not in ("L", "R"):
+        shared.Laterality = ""
+    if series.images[0].among[B_VALUE] and "DiffusionBValue" not in shared and modality == "MR":
+        shared.DiffusionBValue = float(series.images[0].among[B_VALUE])
     if modality == "MR" and series.images[0].sop_class in ENHANCED:
         shared.ScanningSequence, shared.SequenceVariant = _sequence(headers[0]), "NONE"
-    if any(str(header.get("LossyImageCompression", "")) == "01" for header in headers):
+    if any(_is_lossy(header) for header in headers):
         shared.LossyImageCompression = "01"
     return shared
 
@@ -271,8 +294,20 @@ def _add_if_readable(shared: Dataset, header: Dataset, tag: BaseTag) -> None:
         shared.add(element)
 
 
-def _equal(one: Any, other: Any) -> bool:
-    return bool(one.VR == other.VR and one.value == other.value)
+def _same(one: Dataset, other: Dataset, tag: BaseTag) -> bool:
+    """Whether two headers say the same, each in its own encoding; what cannot be understood is never the same."""
+    first, second = one.get_item(tag), other.get_item(tag)
+    if isinstance(first, RawDataElement) and isinstance(second, RawDataElement) and first[1:4] == second[1:4]:
+        return True
+    with suppress(Exception):  # as above
+        return bool(one[tag].value == other[tag].value)
+    return False
+
+
+def _is_lossy(header: Dataset) -> bool:
+    """As the header says, or else the way in which it was compressed."""
+    said = str(header.get("LossyImageCompression") or "")
+    return said == "01" or (said != "00" and header.file_meta.get("TransferSyntaxUID") in LOSSY)
 
 
 def _sequence(header: Dataset) -> str:
@@ -297,7 +332,17 @@ def _key(thick: Volume, plan: Plan, hidden: bool) -> str:
     assert isinstance(series, Series)
     decisions = {name: value for name, value in asdict(plan).items() if name not in ("notes", "versions")}
     whence = [(image.sop_uid, image.frame) for image in series.images]
-    return repr((fingerprint(thick), whence, sorted(decisions.items()), version("thinslice"), hidden))
+    return repr(
+        (
+            fingerprint(thick),
+            whence,
+            series.index,
+            series.apart,
+            sorted(decisions.items()),
+            version("thinslice"),
+            hidden,
+        )
+    )
 
 
 def _uid(*parts: object) -> str:
@@ -351,8 +396,7 @@ def _describe(
     shared.ImageType = _image_type(series)
     shared.SeriesInstanceUID = _uid(key)
     shared.SeriesNumber = _series_number(image.number or 0, series.index)
-    named = f"{image.description[:24].strip()} " if image.description and not anonymise else ""
-    shared.SeriesDescription = f"{named}{spacing_mm:.3g} mm COMPUTED slices ({MAKER})"
+    shared.SeriesDescription = _description(series, f"{spacing_mm:.3g} mm COMPUTED slices ({MAKER})", anonymise)
     shared.ImageComments = (
         f"Computed slices, not acquired ones: {program}, model {plan.model}. Not for diagnosis alone."
     )
@@ -375,6 +419,14 @@ def _describe(
     shared.ImageOrientationPatient = [_decimal(cosine) for cosine in image.orientation or ()]
     shared.SliceThickness = _decimal(spacing_mm)
     shared.SpacingBetweenSlices = _decimal(spacing_mm)
+
+
+def _description(series: Series, what: str, anonymise: bool) -> str:
+    """That of the source, what tells the stack apart, and what was done, within 64 characters."""
+    apart = series.apart[:20] if not anonymise else ""
+    room = LONGEST_LO - len(what) - len(apart) - 1
+    named = f"{series.images[0].description[:room].strip()}{apart} " if not anonymise else ""
+    return f"{named.strip(' ,')} {what}".strip()
 
 
 def _series_number(source: int, index: int) -> int:
@@ -407,6 +459,12 @@ def _decimal(value: float) -> DSfloat:
     return DSfloat(float(value), auto_format=True)
 
 
+def _counts_down(series: Series) -> bool:
+    """Whether the images' numbers fall along the array, as they do where a scanner counts from the head down."""
+    numbers = [image.instance for image in series.images if image.frame is None and image.instance is not None]
+    return len(numbers) == len(series.images) and numbers[0] > numbers[-1]
+
+
 def _image(
     shared: Dataset, thin: Volume, plan: Plan, index: int, window: dict[str, Any], sources: list[Dataset], key: str
 ) -> Dataset:
@@ -416,7 +474,7 @@ def _image(
     image = Dataset()
     image.update(shared)
     image.SOPInstanceUID = _uid(key, index)
-    image.InstanceNumber = index + 1
+    image.InstanceNumber = plan.n_thin - index if _counts_down(stored.series) else index + 1
     corner = thin.affine @ [0, thin.voxels.shape[1] - 1, index, 1]  # the first row is the last of the array
     position = corner[:3] * [-1, -1, 1]
     image.ImagePositionPatient = [_decimal(mm) for mm in position]

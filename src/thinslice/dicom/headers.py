@@ -60,11 +60,17 @@ _WANTED = (
     "InversionTime", "DiffusionBValue", "DiffusionGradientOrientation", "TemporalPositionIdentifier", "TriggerTime",
     "NominalCardiacTriggerDelayTime", "AcquisitionNumber", "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence", "ContributingEquipmentSequence", "EffectiveEchoTime", "AcquisitionTime",
-    "ConvolutionKernel",
+    "ConvolutionKernel", "PatientID", "ConcatenationUID", "InConcatenationNumber", "InConcatenationTotalNumber",
+    "ImagesInAcquisition",
 )  # fmt: skip
-_PRIVATE_B_VALUES = ((0x0019, 0x100C), (0x0043, 0x1039), (0x2001, 0x1003))
-"""Where Siemens, GE and Philips put the b-value before there was a public place."""
+_PRIVATE_B_VALUES = {
+    (0x0019, 0x100C): "SIEMENS MR HEADER",
+    (0x0043, 0x1039): "GEMS_PARM_01",
+    (0x2001, 0x1003): "Philips Imaging DD 001",
+}
+"""Where Siemens, GE and Philips put the b-value before there was a public place, and who else must have reserved it."""
 _PRIVATE_DIRECTION = (0x0019, 0x100E)
+_CREATORS = [(group, 0x0010) for group, _ in _PRIVATE_B_VALUES]
 
 
 @dataclass(frozen=True)
@@ -73,7 +79,7 @@ class Image:
 
     Attributes:
         path, frame: the file, and the index of the frame in an enhanced one (None in a classic one).
-        study_uid, series_uid, sop_class, sop_uid: identifiers.
+        patient, study_uid, series_uid, frame_of_reference, sop_class, sop_uid: identifiers.
         modality: MR or CT.
         number, description, instance: SeriesNumber, SeriesDescription (else ProtocolName), InstanceNumber.
         shape: rows and columns.
@@ -81,6 +87,10 @@ class Image:
         orientation: direction of the rows and of the columns, six cosines (LPS).
         spacing_mm: between rows, and between columns.
         thickness_mm, stated_spacing_mm: SliceThickness and SpacingBetweenSlices.
+        grey: PhotometricInterpretation.
+        part: of a concatenation: its UID, the number of the file in it, and of how many.
+        stated_images: ImagesInAcquisition.
+        voxels_at: byte of the file at which the voxels begin; 0 where that is not known.
         rescale: slope and intercept that lead from stored values to the scan's own units.
         among, where_doubled: values of `AMONG` and of `WHERE_DOUBLED`.
         compressed: whether a codec is needed for its voxels.
@@ -90,8 +100,10 @@ class Image:
 
     path: Path
     frame: int | None
+    patient: str
     study_uid: str
     series_uid: str
+    frame_of_reference: str
     sop_class: str
     sop_uid: str
     modality: str
@@ -104,6 +116,10 @@ class Image:
     spacing_mm: tuple[float, ...] | None
     thickness_mm: float | None
     stated_spacing_mm: float | None
+    grey: str
+    part: tuple[str, int, int] | None
+    stated_images: int | None
+    voxels_at: int
     rescale: tuple[float, float]
     among: tuple[str, ...]
     where_doubled: tuple[str, ...]
@@ -163,7 +179,7 @@ def read_images(path: Path) -> list[Image]:
     Raises:
         InputRefused: damaged or cut off.
     """
-    wanted = [*_WANTED, *_PRIVATE_B_VALUES, _PRIVATE_DIRECTION]
+    wanted = [*_WANTED, *_PRIVATE_B_VALUES, *_CREATORS, _PRIVATE_DIRECTION]
     with open(path, "rb") as raw:
         found = read_dataset(path, raw, stop_before_pixels=True, specific_tags=wanted)
         rest = path.stat().st_size - raw.tell()
@@ -214,7 +230,10 @@ def _image(path: Path, frame: int | None, kind: str, rest: int, found: Dataset, 
 
     facts = {name: _text(ask(name)) for name in (*AMONG, *WHERE_DOUBLED)}
     facts["ImageType"] = _text(ask("FrameType") or ask("ImageType")).upper()
-    facts["DiffusionBValue"] = facts["DiffusionBValue"] or _private_b_value(found)
+    weighting = _number(ask("DiffusionBValue"))
+    facts["DiffusionBValue"] = f"{weighting:g}" if weighting is not None else ""
+    if kind == uid.MRImageStorage:
+        facts["DiffusionBValue"] = facts["DiffusionBValue"] or _private_b_value(found)
     facts["DiffusionGradientOrientation"] = facts["DiffusionGradientOrientation"] or _text(
         _value(found, _PRIVATE_DIRECTION)
     )
@@ -222,8 +241,10 @@ def _image(path: Path, frame: int | None, kind: str, rest: int, found: Dataset, 
     return Image(
         path=path,
         frame=frame,
+        patient=_text(found.get("PatientID")),
         study_uid=_text(found.get("StudyInstanceUID")),
         series_uid=_text(found.get("SeriesInstanceUID")),
+        frame_of_reference=_text(found.get("FrameOfReferenceUID")),
         sop_class=kind,
         sop_uid=_text(found.get("SOPInstanceUID")),
         modality=CLASSIC.get(kind) or ENHANCED.get(kind) or _text(found.get("Modality")),
@@ -236,6 +257,10 @@ def _image(path: Path, frame: int | None, kind: str, rest: int, found: Dataset, 
         spacing_mm=_lengths(ask("PixelSpacing"), 2),
         thickness_mm=_length_mm(ask("SliceThickness")),
         stated_spacing_mm=_length_mm(ask("SpacingBetweenSlices")),
+        grey=_text(found.get("PhotometricInterpretation")),
+        part=_part(found),
+        stated_images=_whole(found.get("ImagesInAcquisition")),
+        voxels_at=max(path.stat().st_size - rest, 0) if rest else 0,
         rescale=(1.0 if stored[0] is None else stored[0], stored[1] or 0.0),
         among=tuple(facts[name] for name in AMONG),
         where_doubled=tuple(facts[name] for name in WHERE_DOUBLED),
@@ -296,10 +321,12 @@ def _wrong_pixels(path: Path, found: Dataset, rest: int) -> str | None:
     colour = _text(found.get("PhotometricInterpretation"))
     allocated, stored = int(found.get("BitsAllocated") or 0), int(found.get("BitsStored") or 0)
     whole = found.get("Rows") and found.get("Columns") and colour
-    if allocated not in (8, 16, 32) or not 0 < stored <= allocated or not whole:
+    high = found.get("HighBit")
+    if allocated not in (8, 16) or not 0 < stored <= allocated or high not in (None, stored - 1) or not whole:
         return (
             f"got {path.name} with {found.get('Rows')} x {found.get('Columns')} voxels of {stored}/{allocated} bits, "
-            f"{colour or 'no PhotometricInterpretation'}; need some, grey, of 8, 16 or 32 bits; next: export it again"
+            f"high bit {high}, {colour or 'no PhotometricInterpretation'}; need grey ones of 8 or 16 bits, none above; "
+            "next: export it again"
         )
     syntax = _syntax(found)
     if not syntax.is_transfer_syntax:
@@ -315,6 +342,14 @@ def _wrong_pixels(path: Path, found: Dataset, rest: int) -> str | None:
             "next: copy or export it again"
         )
     return None
+
+
+def _part(found: Dataset) -> tuple[str, int, int] | None:
+    """Which part of a concatenation this file is."""
+    name, number, total = (
+        found.get(fact) for fact in ("ConcatenationUID", "InConcatenationNumber", "InConcatenationTotalNumber")
+    )
+    return (str(name), int(number), int(total or 0)) if name and number else None
 
 
 def _syntax(found: Dataset) -> uid.UID:
@@ -338,7 +373,9 @@ def _is_rotation(orientation: tuple[float, ...] | None) -> bool:
 
 def _private_b_value(found: Dataset) -> str:
     """GE adds a multiple of a million or a billion to it."""
-    for tag in _PRIVATE_B_VALUES:
+    for tag, creator in _PRIVATE_B_VALUES.items():
+        if _text(_value(found, (tag[0], 0x0010))) != creator:
+            continue
         value = _value(found, tag)
         first = value[0] if isinstance(value, list | tuple) or hasattr(value, "insert") else value
         number = _number(first.decode("ascii", "replace").strip("\0 ") if isinstance(first, bytes) else first)
@@ -349,6 +386,12 @@ def _private_b_value(found: Dataset) -> str:
 
 def _value(found: Dataset, tag: tuple[int, int]) -> Any:
     return found[tag].value if tag in found else None
+
+
+def printable(text: str) -> str:
+    """One line without what a terminal would obey."""
+    line = " ".join(text.split())
+    return "".join(character if character.isprintable() else "?" for character in line)
 
 
 def _text(value: Any) -> str:
@@ -362,8 +405,7 @@ def _text(value: Any) -> str:
         if not isinstance(value, str) and hasattr(value, "__iter__") and not hasattr(value, "family_name")
         else [value]
     )
-    line = " ".join("\\".join(str(part) for part in parts).split())
-    return "".join(character if character.isprintable() else "?" for character in line)
+    return printable("\\".join(str(part) for part in parts))
 
 
 def _number(value: Any) -> float | None:

@@ -4,12 +4,26 @@ import hashlib
 import uuid
 from typing import Any
 
+from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence as Items
 
 from thinslice.dicom.headers import read_dataset
 from thinslice.dicom.series import Series
 from thinslice.errors import InputRefused
+
+NEEDED = (
+    "SpecificCharacterSet", "ImageType", "SOPClassUID", "SOPInstanceUID", "StudyDate", "StudyTime", "AccessionNumber",
+    "Modality", "Manufacturer", "ManufacturerModelName", "ReferringPhysicianName", "PatientName", "PatientID",
+    "PatientBirthDate", "PatientSex", "StudyInstanceUID", "SeriesInstanceUID", "StudyID", "FrameOfReferenceUID",
+    "PositionReferenceIndicator", "ReferencedSOPClassUID", "ReferencedSOPInstanceUID", "ReferencedFrameNumber",
+)  # fmt: skip
+TECHNICAL_GROUPS = (0x0018, 0x0020, 0x0028, 0x2050)
+TECHNICAL_KINDS = ("AT", "CS", "DS", "FD", "FL", "IS", "OB", "OW", "SL", "SS", "UL", "US")
+TECHNICAL_TEXT = (
+    "SequenceName", "ImagedNucleus", "ConvolutionKernel", "ReceiveCoilName", "TransmitCoilName", "FilterType",
+    "RescaleType", "WindowCenterWidthExplanation", "SoftwareVersions",
+)  # fmt: skip
 
 PROFILE = "dicomfields_2026c"
 """The edition of table E.1-1."""
@@ -32,15 +46,29 @@ def check_can_hide(series: Series) -> None:
 
 
 def hide(dataset: Dataset) -> None:
-    """Take the identity out of a dataset and of everything nested in it, in place.
+    """Take the identity out of the header of an image, in place: first by the profile, then all that may name somebody.
 
-    Unique identifiers become others, the same ones every time, so that what belongs together stays together.
+    Unique identifiers become others, the same ones every time, so that what belongs together stays together. PatientID
+    is made of the study's: a patient's own number is so short that its hash could be guessed.
     """
     library = _library()
     rules = library.initialize_actions(PROFILE)
     by_uid = {library.replace_UID, library.delete_or_empty_or_replace_UID}
     ours = {tag: (_other_uids if action in by_uid else action) for tag, action in rules.items()}
+    study = str(dataset.get("StudyInstanceUID", ""))
     _hide(dataset, ours, library)
+    for element in [e for e in dataset if not _is_harmless(e)]:
+        del dataset[element.tag]
+    if study:
+        dataset.PatientID = f"ANON-{other_uid(study)[-12:]}"
+
+
+def _is_harmless(element: DataElement) -> bool:
+    """Numbers and codes of the acquisition, and what an image cannot do without; text and sequences only if known."""
+    name = element.keyword
+    if name in NEEDED or name in TECHNICAL_TEXT:
+        return True
+    return bool(name) and element.tag.group in TECHNICAL_GROUPS and element.VR in TECHNICAL_KINDS
 
 
 def say_hidden(dataset: Dataset) -> None:

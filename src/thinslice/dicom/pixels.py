@@ -1,5 +1,6 @@
 """A series -> a Volume: the stored values, bit for bit, in the scan's own units."""
 
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def read_series(series: Series) -> Volume:
         InputRefused: voxels that are cut off or damaged, or compressed in a way for which no codec is installed.
     """
     columns, rows, count = series.shape
-    stored = allocate((columns, rows, count), np.int32, series.folder)
+    stored = allocate((columns, rows, count), np.int32, Path(tempfile.gettempdir()))
     for index, values in enumerate(_slices(series.images)):
         if values.shape != (rows, columns):
             got = f"got {series.images[index].path.name} with voxels of shape {values.shape}"
@@ -51,9 +52,8 @@ def read_series(series: Series) -> Volume:
 def _slices(images: Sequence[Image]) -> Iterator[np.ndarray]:
     """Stored values [rows, columns] of each image; a file of many frames is decoded once while its frames follow."""
     steps = list(zip(images, [None, *images], strict=False))
-    compressed = decode_compressed(
-        [image.path for image, before in steps if image.compressed and _is_next(image, before)]
-    )
+    files = [image.path for image, before in steps if image.compressed and _is_next(image, before)]
+    compressed = decode_compressed(files, 1 + max(image.frame or 0 for image in images))
     decoded = np.empty(0)
     for image, before in steps:
         if _is_next(image, before):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from thinslice.dicom.headers import AMONG, WHERE_DOUBLED, Image, read_images
+from thinslice.dicom.headers import AMONG, WHERE_DOUBLED, Image, printable, read_images
 from thinslice.errors import InputRefused
 from thinslice.files import looks_like_dicom
 
@@ -49,6 +49,7 @@ class Series:
     Attributes:
         folder: where its first file lies.
         label: series number, description, and what tells this stack from the others of its series.
+        apart: the last of these, empty where there are no others.
         images: in the order of the array's last axis.
         affine: [4, 4] float64; the array is [columns, rows from the last to the first, slices]: voxel -> mm (RAS).
         thickness_mm: None where the header is silent.
@@ -59,6 +60,7 @@ class Series:
 
     folder: Path
     label: str
+    apart: str
     images: tuple[Image, ...]
     affine: np.ndarray
     thickness_mm: float | None
@@ -81,11 +83,13 @@ class Unusable:
         label: what it is called; a file's name where it belongs to no series.
         folder: where it lies.
         reason: got, need, next.
+        computed: whether thinslice computed it.
     """
 
     label: str
     folder: Path
     reason: str
+    computed: bool = False
 
 
 @dataclass(frozen=True)
@@ -115,12 +119,12 @@ def find_study(path: Path, computed_too: bool = False) -> Study:
     images: list[Image] = []
     broken: list[Unusable] = []
     others = 0
-    for file in _files(path):
+    for file in _files(path, broken):
         try:
             found = read_images(file) if looks_like_dicom(file) else []
         except (InputRefused, OSError) as error:
             reason = str(error).removeprefix(f"{file}: ") if isinstance(error, InputRefused) else _no_access(error)
-            broken.append(Unusable(file.name, file.parent, reason))
+            broken.append(Unusable(printable(file.name), file.parent, reason))
             continue
         images += found
         others += not found
@@ -133,7 +137,29 @@ def find_study(path: Path, computed_too: bool = False) -> Study:
         notes.append(f"{others} file(s) hold no DICOM image and were left alone")
     if copies:
         notes.append(f"{copies} image(s) were there twice and are read once")
+    if len(patients := {image.patient for image in images}) > 1:
+        notes.append(f"these are images of {len(patients)} patients (PatientID)")
     return Study(tuple(series), (*unusable, *broken), tuple(notes))
+
+
+def _files(path: Path, broken: list[Unusable]) -> Iterable[Path]:
+    """Every file at or below a path, links followed; folders without permission are added to ``broken``."""
+    if not path.is_dir():
+        yield path
+        return
+    next(iter(os.scandir(path)), None)  # a folder that cannot be listed is an error, not an empty one
+    been: set[str] = set()
+
+    def complain(error: OSError) -> None:
+        folder = Path(error.filename)
+        broken.append(Unusable(printable(folder.name), folder.parent, _no_access(error)))
+
+    for folder, inner, files in os.walk(path, onerror=complain, followlinks=True):
+        real = os.path.realpath(folder)
+        inner[:] = [] if real in been else sorted(name for name in inner if not name.startswith("."))
+        if real not in been:
+            yield from (Path(folder) / name for name in sorted(files) if not name.startswith("."))
+        been.add(real)
 
 
 def _acquired(image: Image) -> Image:
@@ -141,16 +167,6 @@ def _acquired(image: Image) -> Image:
         return image
     got = "got slices that were computed by thinslice; need acquired ones; next: choose the series they came from"
     return replace(image, problem=got)
-
-
-def _files(path: Path) -> Iterable[Path]:
-    if not path.is_dir():
-        yield path
-        return
-    next(iter(os.scandir(path)), None)  # a folder that cannot be listed is an error, not an empty one
-    for folder, inner, files in os.walk(path):
-        inner[:] = sorted(name for name in inner if not name.startswith("."))
-        yield from (Path(folder) / name for name in sorted(files) if not name.startswith("."))
 
 
 def _no_access(error: OSError) -> str:
@@ -165,33 +181,75 @@ def _warned(series: Series, damaged_in: set[Path]) -> Series:
 
 
 def _once(images: list[Image]) -> tuple[list[Image], int]:
-    """Without copies of the same image, and how many these were."""
-    seen: dict[tuple[str, int | None], Image] = {}
+    """Without copies of the same image, and how many these were; what differs under one name cannot be used."""
+    named: dict[tuple[str, str, str, int | None], list[Image]] = {}
     for image in images:
-        seen.setdefault((image.sop_uid or str(image.path), image.frame), image)
-    return list(seen.values()), len(images) - len(seen)
+        named.setdefault((image.patient, image.series_uid, image.sop_uid or str(image.path), image.frame), []).append(
+            image
+        )
+    kept = []
+    for same in named.values():
+        first = same[0]
+        other = next((image for image in same[1:] if not _is_copy(first, image)), None)
+        if other is None:
+            kept.append(first)
+            continue
+        got = f"got {first.path.name} and {other.path.name}, which differ, under one SOPInstanceUID"
+        problem = f"{got}; need a name for each image; next: export the series again"
+        kept += [replace(image, problem=image.problem or problem) for image in same]
+    return kept, len(images) - len(kept)
+
+
+def _is_copy(one: Image, other: Image) -> bool:
+    """Same place, same voxels."""
+    if (one.position, one.shape, one.rescale) != (other.position, other.shape, other.rescale):
+        return False
+    first, second = (image.path.read_bytes()[image.voxels_at :] for image in (one, other))
+    return first == second
 
 
 # ---- series into stacks
 
 
 def _sort(images: list[Image]) -> tuple[list[Series], list[Unusable]]:
-    groups = _grouped(images, lambda image: (image.study_uid, image.series_uid))
+    groups = _grouped(images, lambda image: (image.patient, image.study_uid, image.series_uid))
     series: list[Series] = []
     unusable: list[Unusable] = []
-    for group in sorted(groups, key=lambda g: (g[0].study_uid, g[0].number or 0, g[0].series_uid)):
-        for index, (label, stack) in enumerate(_stacks(group)):
-            found = _series_or_not(label, stack, index)
+    for group in sorted(groups, key=lambda g: (g[0].patient, g[0].study_uid, g[0].number or 0, g[0].series_uid)):
+        stacks = sorted(_stacks(group), key=lambda stack: _in_order(stack[1][0]))
+        for index, (apart, stack) in enumerate(stacks):
+            found = _series_or_not(_label(group[0]), apart, stack, index)
             series += [found] if isinstance(found, Series) else []
             unusable += [found] if isinstance(found, Unusable) else []
     return series, unusable
 
 
-def _series_or_not(label: str, images: list[Image], index: int) -> Series | Unusable:
+def _in_order(image: Image) -> tuple[object, ...]:
+    """Stacks of one series are in the order of what tells them apart, whatever their files are called."""
+    facts = [_natural(fact) for fact in (*image.among, *image.where_doubled)]
+    return (
+        image.sop_class,
+        *facts,
+        image.frame_of_reference,
+        image.orientation or (),
+        image.shape,
+        image.position or (),
+    )
+
+
+def _natural(fact: str) -> tuple[float, str]:
     try:
-        return _series(label, images, index)
+        return float(fact), fact
+    except ValueError:
+        return float("inf"), fact
+
+
+def _series_or_not(label: str, apart: str, images: list[Image], index: int) -> Series | Unusable:
+    try:
+        return _series(label, apart, images, index)
     except InputRefused as refusal:
-        return Unusable(label, images[0].path.parent, str(refusal))
+        computed = all(image.computed for image in images)
+        return Unusable(label + apart, images[0].path.parent, str(refusal), computed)
 
 
 def _grouped(images: Iterable[Image], key: Callable[[Image], Hashable]) -> list[list[Image]]:
@@ -202,28 +260,46 @@ def _grouped(images: Iterable[Image], key: Callable[[Image], Hashable]) -> list[
 
 
 def _stacks(images: list[Image]) -> Iterable[tuple[str, list[Image]]]:
-    """(label, images) of each stack of one series, and of what is none."""
-    name = _label(images[0])
-    for part in _grouped(images, lambda image: (image.sop_class, image.among)):
-        called = name + _told_apart(part[0], images)
-        if any(image.problem for image in part):
-            yield called, part
+    """(what tells it apart, images) of each stack of one series, and of what is none."""
+    for group in _grouped(images, lambda image: (image.sop_class, image.frame_of_reference, image.grey)):
+        usable = [image for image in group if not image.problem]
+        if len(usable) == len(group) and _is_one_stack(group):
+            yield "", group
             continue
-        turned = _by_orientation(part)
-        if len(turned) > 1 and min(map(len, turned)) < LEAST_IN_A_STACK:
-            yield called, part
-            continue
-        for number, group in enumerate(turned, 1):
-            orientation = f", orientation {number} of {len(turned)}" if len(turned) > 1 else ""
-            yield from _of_one_grid(called + orientation, group)
+        for part in _grouped(group, lambda image: image.among):
+            yield from _of_one_kind(_told_apart(part[0], images), part)
 
 
-def _of_one_grid(label: str, images: list[Image]) -> Iterable[tuple[str, list[Image]]]:
-    grids = _grouped(images, lambda image: (image.shape, tuple(round(mm, 4) for mm in image.spacing_mm or ())))
-    for grid in grids:
-        rows, columns = grid[0].shape
-        called = f"{label}, {columns} x {rows}" if len(grids) > 1 else label
-        yield from _undoubled(called, grid, list(range(len(WHERE_DOUBLED))))
+def _is_one_stack(images: list[Image]) -> bool:
+    """Whether all images lie evenly, one at each place: then nothing that differs among them makes two stacks."""
+    if len(_by_orientation(images)) > 1 or len(_by_grid(images)) > 1:
+        return False
+    places = _places(images)
+    if len(places) < len(images) or len(images) < LEAST_IN_A_STACK:
+        return False
+    _, step, residual_mm = _fit(_positions(images)[np.argsort(_positions(images) @ _normal(images[0]))])
+    return residual_mm <= UNEVEN_SHARE * float(np.linalg.norm(step))
+
+
+def _of_one_kind(apart: str, images: list[Image]) -> Iterable[tuple[str, list[Image]]]:
+    if any(image.problem for image in images):
+        yield apart, images
+        return
+    turned = sorted(_by_orientation(images), key=lambda group: group[0].orientation or ())
+    if len(turned) > 1 and min(map(len, turned)) < LEAST_IN_A_STACK:
+        yield apart, images
+        return
+    for number, group in enumerate(turned, 1):
+        orientation = f", orientation {number} of {len(turned)}" if len(turned) > 1 else ""
+        grids = _by_grid(group)
+        for grid in grids:
+            rows, columns = grid[0].shape
+            size = f", {columns} x {rows}" if len(grids) > 1 else ""
+            yield from _undoubled(apart + orientation + size, grid, list(range(len(WHERE_DOUBLED))))
+
+
+def _by_grid(images: list[Image]) -> list[list[Image]]:
+    return _grouped(images, lambda image: (image.shape, tuple(round(mm, 4) for mm in image.spacing_mm or ())))
 
 
 def _label(image: Image) -> str:
@@ -302,7 +378,7 @@ def _normal(image: Image) -> np.ndarray:
     return np.asarray(normal / np.linalg.norm(normal))
 
 
-def _series(label: str, images: list[Image], index: int) -> Series:
+def _series(label: str, apart: str, images: list[Image], index: int) -> Series:
     """Sorted and measured.
 
     Raises:
@@ -324,7 +400,8 @@ def _series(label: str, images: list[Image], index: int) -> Series:
     thickness_mm = _thickness_mm(images)
     notes = _notes(images, spacing_mm, residual_mm, thickness_mm)
     affine = _affine(images[0], start, step)
-    return Series(images[0].path.parent, label, tuple(images), affine, thickness_mm, residual_mm, notes, index)
+    folder = images[0].path.parent
+    return Series(folder, label + apart, apart, tuple(images), affine, thickness_mm, residual_mm, notes, index)
 
 
 def _check_usable(images: list[Image]) -> None:
@@ -340,6 +417,7 @@ def _check_usable(images: list[Image]) -> None:
         )
     if len(images) == 1:
         raise InputRefused("got a single slice; need the whole stack; next: name the folder that all its slices lie in")
+    _check_whole_concatenation(images)
     thick = {image.thickness_mm for image in images}
     stated = [mm for mm in thick if mm is not None]
     if len(stated) > 1 and max(stated) > 1.01 * min(stated):
@@ -347,6 +425,16 @@ def _check_usable(images: list[Image]) -> None:
             f"got slices from {min(stated):g} to {max(stated):g} mm thick in one stack; need one thickness; next: "
             "export them as series of their own"
         )
+
+
+def _check_whole_concatenation(images: list[Image]) -> None:
+    parts = {image.part for image in images if image.part is not None}
+    for uid, _, total in parts:
+        there = {number for other, number, _ in parts if other == uid}
+        if len(there) < total:
+            raise InputRefused(
+                f"got {len(there)} of the {total} files of a concatenation; need all; next: export the series again"
+            )
 
 
 def _fit(positions: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
@@ -369,6 +457,7 @@ def _check_even(images: Sequence[Image], along: np.ndarray, spacing_mm: float, r
             "place; next: export the phases as series of their own"
         )
     if residual_mm <= UNEVEN_SHARE * spacing_mm:
+        _check_not_thinned_out(images, spacing_mm)
         return
     usual_mm = float(np.median(steps_mm[steps_mm < 1.1 * steps_mm.min()]))
     jumps = steps_mm / usual_mm
@@ -383,6 +472,19 @@ def _check_even(images: Sequence[Image], along: np.ndarray, spacing_mm: float, r
         f"got slices from {steps_mm.min():.4g} to {steps_mm.max():.4g} mm apart; need even distances; next: export the "
         "series again, or choose another"
     )
+
+
+def _check_not_thinned_out(images: Sequence[Image], spacing_mm: float) -> None:
+    """Only every second, third ... slice is there: the stated spacing and the numbers of the images agree on that."""
+    stated = {image.stated_spacing_mm for image in images}
+    numbers = [image.instance for image in images if image.instance is not None]
+    every = round(spacing_mm / (stated.copy().pop() or spacing_mm)) if len(stated) == 1 else 1
+    steps = {abs(int(step)) for step in np.diff(numbers)}
+    if every > 1 and steps == {every} and len(numbers) == len(images):
+        raise InputRefused(
+            f"got every {every}. slice only (images {numbers[0]}, {numbers[1]} ..., {spacing_mm:.4g} mm apart where "
+            f"SpacingBetweenSlices says {spacing_mm / every:.4g}); need all; next: export the series again"
+        )
 
 
 def _thickness_mm(images: Sequence[Image]) -> float | None:
@@ -403,6 +505,12 @@ def _notes(
     stated = [image.stated_spacing_mm for image in images if image.stated_spacing_mm is not None]
     if stated and abs(stated[0] - spacing_mm) > 0.01 * spacing_mm:
         notes.append(f"SpacingBetweenSlices says {stated[0]:g} mm; the positions are used")
+    kinds = [name for at, name in enumerate(_NAMES.values()) if len({image.among[at] for image in images}) > 1]
+    if kinds:
+        notes.append(f"{' and '.join(kinds)} differ along the stack, whose slices are even: it is read as one")
+    said = {image.stated_images for image in images if image.stated_images}
+    if len(said) == 1 and len(images) < min(said):
+        notes.append(f"the header counts {min(said)} images in the acquisition, this stack has {len(images)}")
     return tuple(notes)
 
 
