@@ -349,7 +349,11 @@ def test_a_full_disk_or_a_failing_writer_leaves_nothing(tmp_path, quick, monkeyp
 
 def test_ctrl_c_in_the_middle_leaves_nothing(tmp_path):
     stack(tmp_path / "in", count=40, rows=384, columns=384)
-    words = [sys.executable, "-m", "thinslice", "enhance", "-i", str(tmp_path / "in"), "-o", str(tmp_path / "out")]
+    code = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job is deaf to it\n"
+        "from thinslice.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    words = [sys.executable, "-c", code, "enhance", "-i", str(tmp_path / "in"), "-o", str(tmp_path / "out")]
     process = subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     time.sleep(2.0)
     process.send_signal(signal.SIGINT)
