@@ -350,7 +350,8 @@ def test_a_full_disk_or_a_failing_writer_leaves_nothing(tmp_path, quick, monkeyp
 def test_ctrl_c_in_the_middle_leaves_nothing(tmp_path):
     stack(tmp_path / "in", count=40, rows=384, columns=384)
     code = (
-        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs are deaf to it\n"
+        "import signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job is deaf to it\n"
         "from thinslice.cli import main; sys.exit(main(sys.argv[1:]))"
     )
     words = [sys.executable, "-c", code, "enhance", "-i", str(tmp_path / "in"), "-o", str(tmp_path / "out")]
