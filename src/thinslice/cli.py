@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from thinslice.dicom.series import Study
     from thinslice.guard import GuardCount
     from thinslice.plan import Plan
+    from thinslice.explain import Answer
     from thinslice.report import Report
     from thinslice.runtime import Model
     from thinslice.volume import Volume
@@ -39,7 +40,7 @@ GRIDS = ("fov", "centres")
 SAMPLE = Path(__file__).parent / "sample" / "spine_t2_sag_thick_4p5mm.nii.gz"
 """The bundled scan: lumbar spine, T2, 0.5 T, slices 4.5 mm apart; CC0."""
 
-DEMO_FILES = ("spine_thin.nii.gz", "spine_thin.json", "spine_thin.png")
+DEMO_FILES = ("spine_thin.nii.gz", "spine_thin.json", "spine_thin.png", "spine_thin.html")
 
 NO_GROUND_TRUTH = "no-ground-truth"
 """The recipe that learns from target scans (`thinslice.training.no_ground_truth`)."""
@@ -143,10 +144,9 @@ def _add_demo(verbs: "argparse._SubParsersAction[_Parser]") -> None:
 
 def demo(arguments: argparse.Namespace) -> int:
     """Enhance the bundled scan; three lines: what was done, what was measured, where the files are."""
+    from thinslice.explain import Answer, write_explanation, write_figure
     from thinslice.formats import write
-    from thinslice.picture import demo_picture
     from thinslice.plan import make_plan
-    from thinslice.upsample import upsample
     from thinslice.weights import find_model
 
     model = find_model(arguments.model)
@@ -155,15 +155,16 @@ def demo(arguments: argparse.Namespace) -> int:
     folder: Path = arguments.output
     with _bar("demo", quiet=False) as show:
         thin, report = _compute(volume, plan, model, folder / DEMO_FILES[0], show)
-    plain_cubic = make_plan(volume, model="cubic", projection=False)
-    by_cubic = upsample(volume, plain_cubic, find_model("cubic")).volume
-    with _all_or_none([folder / name for name in DEMO_FILES]) as (image, facts, picture):
+    answer = Answer(volume, thin, plan, model, report)
+    with _all_or_none([folder / name for name in DEMO_FILES]) as (image, facts, picture, page):
         write(thin, image)
         report.save(facts)
-        demo_picture(volume, by_cubic, thin, picture)
+        write_figure(picture, answer)
+        with _bar("demo: report", quiet=False) as show:
+            write_explanation(page, answer, show)
     _say(f"did       a real lumbar spine, T2, 0.5 T: {_what_was_done(plan)}")
     _say(f"measured  {report.seconds:.1f} s; {_agreement(report)}")
-    _say(f"wrote     {folder / DEMO_FILES[2]} (look at this first), and beside it {' and '.join(DEMO_FILES[:2])}")
+    _say(f"wrote     {folder / DEMO_FILES[3]} (open this in a browser), and beside it {', '.join(DEMO_FILES[:3])}")
     return 0
 
 
@@ -192,6 +193,15 @@ def _add_enhance(verbs: "argparse._SubParsersAction[_Parser]") -> None:
     )
     verb.add_argument("--labels-out", type=Path, metavar="FILE", help="another name for it (one scan only)")
     verb.add_argument(
+        "--report",
+        metavar="HTML",
+        help="also write a page to look at: acquired, cubic and computed side by side, how well they agree, where not to "
+        "trust it; asks a network once more; a folder for several scans",
+    )
+    verb.add_argument(
+        "--figure", metavar="PNG", help="also draw acquired, cubic and computed for a paper; a folder for several scans"
+    )
+    verb.add_argument(
         "--anonymise",
         action="store_true",
         help="DICOM: leave the patient's identity out (basic profile of PS3.15, headers only)",
@@ -214,6 +224,7 @@ def enhance(arguments: argparse.Namespace) -> int:
     is_folder = arguments.input.is_dir()
     targets = [_labels_case(case, arguments, is_folder) for case in cases]
     _check_all_apart(cases, targets)
+    _check_pages(cases, targets, arguments)
     choose = models_for(arguments.model)
     done = [_enhance_if_possible(case, labels, choose, arguments) for case, labels in zip(cases, targets, strict=True)]
     return _how_many(done.count(False), len(cases), is_folder)
@@ -233,6 +244,7 @@ def _enhance_study(study: "Study", arguments: argparse.Namespace) -> int:
 
     cases = find_series_cases(study, arguments.input, arguments.output, arguments.overwrite, arguments.anonymise)
     labels = _labels_of_series(cases, arguments)
+    _check_pages(cases, [labels], arguments)
     choose = models_for(arguments.model)
     for one in study.unusable:
         _complain(f"{one.label}: {one.reason}")
@@ -359,6 +371,68 @@ def _enhance_one(
         for note in report.notes:
             _say(f"  note: {note}")
         _say(f"  wrote {' and '.join(map(str, [case.destination, *(labels[1:] if labels else [])]))}")
+    if arguments.report or arguments.figure:
+        from thinslice.explain import Answer
+
+        _explain(case, Answer(volume, thin, plan, model, report), arguments)
+
+
+def _explain(case: "Case", answer: "Answer", arguments: argparse.Namespace) -> None:
+    """The page and the figure that were asked for; whatever happens to them, the answer has been written."""
+    from thinslice.explain import write_explanation, write_figure
+
+    pages = _pages(case, arguments)
+    try:
+        if "--report" in pages:
+            with _bar(f"{case.name}: report", arguments.quiet) as show:
+                write_explanation(pages["--report"], answer, show)
+        if "--figure" in pages:
+            write_figure(pages["--figure"], answer)
+    except (ThinsliceError, OSError, MemoryError) as error:
+        raise OutputRefused(f"{case.name}: {_reason(error)}; {case.destination} is written and whole") from error
+    if not arguments.quiet:
+        _say(f"  wrote {' and '.join(map(str, pages.values()))}")
+
+
+def _pages(case: "Case", arguments: argparse.Namespace) -> dict[str, Path]:
+    """Option -> the file it asks for; in a folder it is called after the answer."""
+    from thinslice.volume import stem_of
+
+    wishes = {"--report": (arguments.report, ".html"), "--figure": (arguments.figure, ".png")}
+    found = {}
+    for option, (wish, suffix) in wishes.items():
+        if wish is None:
+            continue
+        into_folder = Path(wish).is_dir() or wish.endswith(("/", os.sep))
+        found[option] = Path(wish) / f"{stem_of(case.destination.absolute())}{suffix}" if into_folder else Path(wish)
+    return found
+
+
+def _check_pages(
+    cases: "Sequence[Case]", labels: "Sequence[tuple[Path, Path] | None]", arguments: argparse.Namespace
+) -> None:
+    """No page takes the place of a scan, of another page, or of what is there without --overwrite."""
+    from thinslice.cases import check_writable
+
+    outputs = [path for case in cases for path in (case.source, case.destination, case.sidecar)]
+    taken = {os.path.realpath(path) for path in (*outputs, *(path for pair in labels if pair for path in pair))}
+    for case in cases:
+        for option, page in _pages(case, arguments).items():
+            suffix = {"--report": ".html", "--figure": ".png"}[option]
+            if page.suffix.lower() != suffix:
+                raise OutputRefused(f"{page}: got another kind of name for {option}; need {suffix}; next: change it")
+            if os.path.realpath(page) in taken:
+                raise OutputRefused(
+                    f"{page}: got one name for {option} and another file; need two; next: name a folder for {option}, or "
+                    "another file"
+                )
+            if page.is_dir() or (os.path.lexists(page) and not arguments.overwrite):
+                raise OutputRefused(
+                    f"{page}: got an output that exists already; need a free name; next: choose another, or give "
+                    "--overwrite"
+                )
+            check_writable(page.parent)
+            taken.add(os.path.realpath(page))
 
 
 def _read_case(case: "Case", anonymise: bool) -> "Volume":

@@ -115,6 +115,24 @@ def check(volume: Volume, thin: Volume, plan: Plan) -> Consistency:
     )
 
 
+def misfit(volume: Volume, thin: Volume, plan: Plan) -> Volume:
+    """Where `check` found what: absolute differences on the acquired grid, float32, in the scan's own units.
+
+    Of a 4-D series the first volume is looked at.
+    """
+    before, after = (np.moveaxis(_volumes(one.voxels)[0], plan.axis, 0) for one in (volume, thin))
+    before, after = _without_padding(before, after, plan)
+    apart = np.empty(before.shape, np.float32)
+    for start in range(0, len(before), CHUNK):
+        chunk = apart[start : start + CHUNK]
+        if plan.in_plane > 1:
+            chunk[...] = list(_seen_again_and_small(before, after, plan, start, start + len(chunk)))
+            continue
+        for band, found in zip(bands(after), _seen_again(before, after, plan, start, start + len(chunk)), strict=True):
+            chunk[band] = found
+    return Volume(np.moveaxis(np.abs(apart, out=apart), 0, plan.axis), volume.affine)
+
+
 def plan_beside(path: Path) -> Plan | None:
     """The plan in the report beside an answer of ours, or beside the answer its labels belong to; else None.
 
@@ -140,9 +158,7 @@ def _differences(thick: np.ndarray, thin: np.ndarray, plan: Plan) -> tuple[float
 
     Padding counts as what it was computed as.
     """
-    if plan.padding is not None and not (thick == plan.padding).all():
-        air = thick[thick != plan.padding].min()
-        thick, thin = (np.where(image == plan.padding, air, image) for image in (thick, thin))
+    thick, thin = _without_padding(thick, thin, plan)
     total, worst = 0.0, 0.0
     seen_again = _seen_again if plan.in_plane == 1 else _seen_again_and_small
     for start in range(0, len(thick), CHUNK):
@@ -151,6 +167,13 @@ def _differences(thick: np.ndarray, thin: np.ndarray, plan: Plan) -> tuple[float
             worst = max(worst, float(np.abs(difference).max()))
     low, high = intensity_range(thick)
     return total / thick.size, worst, high - low
+
+
+def _without_padding(thick: np.ndarray, thin: np.ndarray, plan: Plan) -> tuple[np.ndarray, np.ndarray]:
+    if plan.padding is None or (thick == plan.padding).all():
+        return thick, thin
+    air = thick[thick != plan.padding].min()
+    return np.where(thick == plan.padding, air, thick), np.where(thin == plan.padding, air, thin)
 
 
 def _seen_again(thick: np.ndarray, thin: np.ndarray, plan: Plan, start: int, stop: int) -> Iterator[np.ndarray]:
