@@ -209,6 +209,20 @@ def test_places_are_where_there_is_anatomy():
     assert len({one["at"] for one in key["trials"] if one["plane"] == 0}) == 15
 
 
+def test_what_a_window_shows_black_is_no_anatomy(small):
+    voxels = np.random.default_rng(0).normal(0, 5, (60, 60, 6))
+    voxels[5:55, 5:55] += 500
+    voxels[40:50, 20:30] += 500
+    key = json.loads(made(METHODS[:2], Wish(12, 0, window=(600, 1000)), [Volume(voxels, np.diag([1, 1, 4, 1.0]))]).key)
+    assert all(40 <= one["at"] < 50 for one in key["trials"] if one["plane"] == 0)
+    assert all(20 <= one["at"] < 30 for one in key["trials"] if one["plane"] == 1)
+
+
+def test_a_window_that_shows_nothing_is_refused():
+    with pytest.raises(InputRefused, match=r"patient-0.nii.gz: got 3 places to show and 0 planes with anatomy"):
+        made(METHODS[:2], Wish(5, 0, window=(5000, 6000)), [make_volume()])
+
+
 def test_a_window_may_be_named(example):
     assert made(wish=Wish(12, window=(0, 300))).page != example.page
 

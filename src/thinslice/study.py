@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from thinslice.errors import InputRefused, PlanRefused
-from thinslice.metrics import foreground
+from thinslice.metrics import FOREGROUND_SHARE
 from thinslice.picture import Picture, Plane, render, resliced_planes
 from thinslice.plan import Plan, intensity_range
 from thinslice.runtime import Model
@@ -42,7 +42,7 @@ REPEATS_SHARE, REPEATS_APART = 0.2, 10
 """Of the comparisons, that are shown once more; and how many others lie between the two times, if there are so many."""
 
 ANATOMY_SHARE = 0.5
-"""A place is shown if its plane has at least this share of the foreground of the fullest plane."""
+"""A place is shown if its plane has at least this share of what is not black in the fullest plane."""
 
 LONG_SIDE, LEAST_SIDE = 560, 160
 """Pixels of the longest side of a scan's pictures, as wished, and at least."""
@@ -168,7 +168,7 @@ def check_scan(scan: Scan, models: Mapping[str, Model], plan: Callable[[Volume, 
     grids = {name: (one.n_thin, one.in_plane) for name, one in plans.items()}
     if len(set(grids.values())) > 1:
         got = ", ".join(f"{count} slices by {name}" for name, (count, _) in grids.items())
-        raise PlanRefused(f"got {got}; need the same slices by all methods; next: say --factor, one that all have")
+        raise PlanRefused(f"got {got}; need the same slices by all methods; next: give a --factor that all have")
     return fingerprint(volume)
 
 
@@ -217,7 +217,7 @@ def _computed(
     shown: dict[tuple[int, str], _Shown] = {}
     for name, model in models.items():
         done = plan(volume, model)
-        places = places or _places(number, volume, done.axis, count, scan.name, draw)
+        places = places or _places(number, _seen(volume, window), done.axis, count, scan.name, draw)
         thin = upsample(volume, done, model).volume
         side = max(n * mm for n, mm in zip(thin.shape, thin.spacing_mm, strict=True))
         for index, place in enumerate(places):
@@ -231,19 +231,24 @@ def _first_volume(volume: Volume) -> Volume:
     return replace(volume, voxels=volume.voxels[..., 0]) if volume.voxels.ndim == 4 else volume
 
 
-def _places(number: int, volume: Volume, axis: int, count: int, name: str, draw: random.Random) -> list[_Place]:
-    """Drawn where there is anatomy, spread over it, in the two planes across the slices by turns."""
-    mask = foreground(volume.voxels)
+def _seen(volume: Volume, window: tuple[float, float]) -> np.ndarray:
+    """The voxels that are more than nearly black; in the default window those of `thinslice.metrics.foreground`."""
+    low, high = window
+    return np.asarray(volume.voxels > low + FOREGROUND_SHARE * (high - low))
+
+
+def _places(number: int, mask: np.ndarray, axis: int, count: int, name: str, draw: random.Random) -> list[_Place]:
+    """Drawn where there is anatomy, spread over it, half of them in each of the two planes across the slices."""
     turned = draw.randrange(2)
     found: list[_Place] = []
     for plane, across in enumerate(other for other in range(3) if other != axis):
         filled = mask.mean(axis=tuple(other for other in range(3) if other != across))
-        there = np.flatnonzero(filled >= ANATOMY_SHARE * filled.max())
+        there = np.flatnonzero((filled > 0) & (filled >= ANATOMY_SHARE * filled.max()))
         wanted = (count + (plane != turned)) // 2
         if wanted > len(there):
             raise InputRefused(
-                f"{name}: got {count} places to show and {len(there)} planes with anatomy; need as many; next: lower "
-                "--pairs, or add scans"
+                f"{name}: got {wanted} places to show and {len(there)} planes with anatomy; need as many; next: lower "
+                "--pairs, add scans, or change --window"
             )
         for part in np.array_split(there, wanted) if wanted else []:
             at = [0, 0, 0]
