@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy.stats import binomtest
 
+from dicom_files import stack
 from thinslice import nifti, study
 from thinslice.errors import InputRefused, PlanRefused
 from thinslice.picture import Picture, render, resliced_planes
@@ -219,7 +220,7 @@ def test_what_a_window_shows_black_is_no_anatomy(small):
 
 
 def test_a_window_that_shows_nothing_is_refused():
-    with pytest.raises(InputRefused, match=r"patient-0.nii.gz: got 3 places to show and 0 planes with anatomy"):
+    with pytest.raises(InputRefused, match=r"patient-0.nii.gz: got [23] places to show and 0 planes with anatomy"):
         made(METHODS[:2], Wish(5, 0, window=(5000, 6000)), [make_volume()])
 
 
@@ -464,6 +465,7 @@ def test_round_trip(run, tmp_path, monkeypatch):
     assert sorted(path.name for path in page.parent.iterdir()) == ["study.html", "study.key.json"]
     key = json.loads((page.parent / "study.key.json").read_text())
     assert key["scans"] == ["patient-0.nii.gz", "patient-1.nii.gz"]
+    assert [plans["linear"]["factor"] for plans in key["plans"]] == [4, 4]
     results = [
         saved(key, page.parent, name, prefers(method)) for name, method in (("Ann", "linear"), ("Bo", "lanczos"))
     ]
@@ -528,6 +530,26 @@ def test_a_scan_that_is_refused_is_named_and_left_out(run, tmp_path):
     code, out, err = run("study", "-i", folder / "thin.nii.gz", "-o", tmp_path / "t.html", *words)
     assert (code, out, len(err)) == (2, [], 1)
     assert not (tmp_path / "t.html").exists()
+
+
+def test_series_of_a_study_are_shown_and_what_cannot_be_is_named(run, tmp_path):
+    stack(tmp_path / "in" / "a", rows=40, columns=36)
+    stack(tmp_path / "in" / "b", count=1, series=2, description="SCOUT")
+    words = ["-o", tmp_path / "s.html", "--methods", "lanczos,linear", "--pairs", 4]
+    code, out, err = run("study", "-i", tmp_path / "in", *words)
+    assert code == 2
+    assert err[0].startswith("thinslice: 2 SCOUT: got a single slice; ")
+    assert err[1:] == ["thinslice: 1 of 2 scans refused, 1 shown"]
+    assert out[0].startswith("made   4 comparisons of 1 scan(s)")
+    assert json.loads((tmp_path / "s.key.json").read_text())["scans"] == ["1 T2 TSE"]
+
+
+def test_an_input_is_never_replaced(run, tmp_path):
+    stack(tmp_path / "in", count=1)
+    scan = next((tmp_path / "in").iterdir()).rename(tmp_path / "scan.html")
+    code, _, err = run("study", "-i", scan, "-o", scan, "--methods", "lanczos,linear", "--overwrite")
+    assert code == 2
+    assert "got an output that is an input" in err[0]
 
 
 @pytest.mark.parametrize(

@@ -966,6 +966,8 @@ def _study_files(arguments: argparse.Namespace) -> tuple[Path, Path]:
         raise OutputRefused(f"{page}: got another kind of name; need .html; next: change the output's name")
     files = page, page.with_suffix(".key.json")
     for file in files:
+        if os.path.realpath(file) == os.path.realpath(arguments.input):
+            raise OutputRefused(f"{file}: got an output that is an input; need another place; next: choose another")
         if file.is_dir() or (os.path.lexists(file) and not arguments.overwrite):
             raise OutputRefused(f"{file}: got an output that exists already; next: choose another, or add --overwrite")
     check_writable(page.parent)

@@ -1,8 +1,8 @@
 """Scans and methods -> a blinded reader study: one offline HTML page, and the key that says what it showed.
 
-Readers see the same plane of the same scan as two methods computed it, side by side, and say which is better. This is
-how Georgescu et al. (IEEE Access 2020) compared their networks with Lanczos interpolation. What readers answered is
-scored by `thinslice.preference`.
+Readers see the same plane of the same scan as two methods computed it, side by side, and say which is better, so that
+anyone can repeat what Georgescu et al. (IEEE Access 2020) report: by how many their networks are preferred to Lanczos
+interpolation. What readers answered is scored by `thinslice.preference`.
 
 The key is a file of its own beside the page: one in the page, however wrapped, could be unwrapped by anyone who
 opens the developer's tools of a browser, while a page without it can be given away. In the page every picture and every
@@ -17,7 +17,7 @@ import json
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -138,8 +138,8 @@ def make_study(
         PlanRefused: a scan cannot be made thinner by one of the methods, or not to the same slices by all of them.
     """
     pairs = _check_wish(scans, models, wish)
-    marks = [check_scan(scan, models, plan) for scan in scans]
-    draw = random.Random(json.dumps([wish.seed, list(models), marks]))
+    checked = [check_scan(scan, models, plan) for scan in scans]
+    draw = random.Random(json.dumps([wish.seed, list(models), [mark for mark, _ in checked]]))
     per_scan = _places_per_scan(len(scans), -(-wish.pairs // len(pairs)), draw)
     places: list[_Place] = []
     shown: dict[tuple[int, str], _Shown] = {}
@@ -151,11 +151,14 @@ def make_study(
         progress((number + 1) / len(scans))
     trials = _in_order(_comparisons(places, pairs, wish.pairs, draw), pairs, wish, draw)
     pictures, side = _drawn({use: shown[use] for use in sorted(_uses(trials))})
-    return _bound(scans, models, wish, places, trials, pictures, _notes(trials, pictures, side, wish))
+    plans = [plans for _, plans in checked]
+    return _bound(scans, models, plans, wish, places, trials, pictures, _notes(trials, pictures, side, wish))
 
 
-def check_scan(scan: Scan, models: Mapping[str, Model], plan: Callable[[Volume, Model], Plan]) -> str:
-    """The scan's fingerprint, if all methods can make it thinner, to the same slices.
+def check_scan(
+    scan: Scan, models: Mapping[str, Model], plan: Callable[[Volume, Model], Plan]
+) -> tuple[str, dict[str, Plan]]:
+    """The scan's fingerprint and each method's plan, if all can make it thinner, to the same slices.
 
     Raises:
         PlanRefused: they cannot.
@@ -169,7 +172,7 @@ def check_scan(scan: Scan, models: Mapping[str, Model], plan: Callable[[Volume, 
     if len(set(grids.values())) > 1:
         got = ", ".join(f"{count} slices by {name}" for name, (count, _) in grids.items())
         raise PlanRefused(f"got {got}; need the same slices by all methods; next: give a --factor that all have")
-    return fingerprint(volume)
+    return fingerprint(volume), plans
 
 
 # ---- what is shown
@@ -365,6 +368,7 @@ def _notes(trials: Sequence[_Trial], pictures: Mapping[tuple[int, str], str], si
 def _bound(
     scans: Sequence[Scan],
     models: Mapping[str, Model],
+    plans: Sequence[Mapping[str, Plan]],
     wish: Wish,
     places: Sequence[_Place],
     trials: Sequence[_Trial],
@@ -393,7 +397,8 @@ def _bound(
         ],
         "pictures": {name: pictures[use] for name, use in sorted((name, use) for use, name in named.items())},
     }
-    key = json.dumps({"format": KEY_FORMAT, "study": study, **known}, indent=2) + "\n"
+    done = [{name: asdict(one) for name, one in of_scan.items()} for of_scan in plans]
+    key = json.dumps({"format": KEY_FORMAT, "study": study, **known, "plans": done}, indent=2) + "\n"
     repeats = sum(trial.first is not None for trial in trials)
     return Study(_page(data), key, len(trials) - repeats, repeats, notes)
 
