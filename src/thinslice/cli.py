@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from thinslice.report import Report
     from thinslice.runtime import Model
     from thinslice.study import Scan
+    from thinslice.study import Study as MadeStudy
     from thinslice.volume import Volume
 
 SCAN = "scan: NIfTI (.nii, .nii.gz), FreeSurfer (.mgh, .mgz) or NRRD (.nrrd, .nhdr)"
@@ -911,16 +912,12 @@ def _score_study(arguments: argparse.Namespace) -> int:
 
 def _make_study(arguments: argparse.Namespace) -> int:
     """The page and its key; scans that a method refuses are named and left out."""
-    from thinslice.study import PAIRS, Wish, check_scan, make_study
+    from thinslice.study import PAIRS, Wish, make_study
     from thinslice.weights import find_model
 
-    page, key = _study_files(arguments)
-    wish = Wish(
-        PAIRS if arguments.pairs is None else arguments.pairs,
-        arguments.repeats,
-        arguments.seed,
-        _window(arguments.window),
-    )
+    files = _study_files(arguments)
+    pairs = PAIRS if arguments.pairs is None else arguments.pairs
+    wish = Wish(pairs, arguments.repeats, arguments.seed, _window(arguments.window))
     repeated = [name for name in arguments.methods if arguments.methods.count(name) > 1]
     if repeated:
         raise InputRefused(f"got method {repeated[0]} twice; need different ones; next: leave one out")
@@ -930,31 +927,37 @@ def _make_study(arguments: argparse.Namespace) -> int:
         fuse = arguments.fuse and model.sha256 is not None  # an interpolation has nothing to fuse
         return _plan(volume, model, argparse.Namespace(**{**vars(arguments), "fuse": fuse}))
 
-    def is_sound(scan: "Scan") -> bool:
-        try:
-            check_scan(scan, models, plan)
-        except (ThinsliceError, OSError, MemoryError) as error:
-            _complain(_named(scan.name, _reason(error)))
-            return False
-        return True
-
     scans = _scans_of_study(arguments.input)
-    sound = [scan for scan in scans if is_sound(scan)]
-    if not sound:
-        return _how_many(len(scans), len(scans), len(scans) > 1, "shown")
-    with _bar("study", arguments.quiet) as show:
-        made = make_study(sound, models, plan, wish, show)
-    with _all_or_none([page, key]) as parts:
-        parts[0].write_text(made.page, encoding="utf-8")
-        parts[1].write_text(made.key, encoding="utf-8")
-    if not arguments.quiet:
-        size = len(made.page) / 1e6
-        _say(f"made   {made.comparisons} comparisons of {len(sound)} scan(s), {made.repeats} of them shown twice")
-        for note in made.notes:
-            _say(f"  note: {note}")
-        _say(f"wrote  {page} ({size:.1f} MB; give readers this file alone)")
-        _say(f"       {key} (which picture is whose: keep it, it is needed to score)")
+    sound = [scan for scan in scans if _can_be_shown(scan, models, plan)]
+    if sound:
+        with _bar("study", arguments.quiet) as show:
+            made = make_study(sound, models, plan, wish, show)
+        with _all_or_none(files) as parts:
+            for part, text in zip(parts, (made.page, made.key), strict=True):
+                part.write_text(text, encoding="utf-8")
+        if not arguments.quiet:
+            _describe_study(made, files, len(sound))
     return _how_many(len(scans) - len(sound), len(scans), len(scans) > 1, "shown")
+
+
+def _can_be_shown(scan: "Scan", models: "dict[str, Model]", plan: "Callable[[Volume, Model], Plan]") -> bool:
+    """False where a method refuses the scan, after saying why."""
+    from thinslice.study import check_scan
+
+    try:
+        check_scan(scan, models, plan)
+    except (ThinsliceError, OSError, MemoryError) as error:
+        _complain(_named(scan.name, _reason(error)))
+        return False
+    return True
+
+
+def _describe_study(made: "MadeStudy", files: tuple[Path, Path], scans: int) -> None:
+    _say(f"made   {made.comparisons} comparisons of {scans} scan(s), {made.repeats} of them shown twice")
+    for note in made.notes:
+        _say(f"  note: {note}")
+    _say(f"wrote  {files[0]} ({len(made.page) / 1e6:.1f} MB; give readers this file alone)")
+    _say(f"       {files[1]} (which picture is whose: keep it, it is needed to score)")
 
 
 def _study_files(arguments: argparse.Namespace) -> tuple[Path, Path]:
