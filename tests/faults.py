@@ -39,6 +39,7 @@ TARGETS, ADAPT = ("test_targets.py",), ("test_adapt.py",)
 NO_TRUTH = ("test_no_ground_truth.py",)
 SERIES, PIXELS, DERIVED = ("test_dicom_series.py",), ("test_dicom_pixels.py",), ("test_dicom_derived.py",)
 NRRD, MGH = ("test_nrrd.py",), ("test_mgh.py",)
+STUDY = ("test_study.py",)
 
 FAULTS = [
     # grids and places
@@ -1851,6 +1852,83 @@ FAULTS = [
         "    if False:\n",
         "no data lost",
         ("test_dicom_cli.py",),
+    ),
+    # the reader study
+    Fault(
+        "sides never swapped",
+        "study.py",
+        "turns = [(start + turn) % 2 == 1 for turn in range(count)]",
+        "turns = [False for turn in range(count)]",
+        "either method is as often on the left",
+        STUDY,
+    ),
+    Fault(
+        "a repeat is not mirrored in the key",
+        "study.py",
+        "mirrored = replace(trial, left=trial.right, right=trial.left)",
+        "mirrored = trial",
+        "repeats are mirrored",
+        STUDY,
+    ),
+    Fault(
+        "the key names the sides the wrong way round",
+        "study.py",
+        """        "left": trial.left,
+        "right": trial.right,
+""",
+        """        "left": trial.right,
+        "right": trial.left,
+""",
+        "the picture shown is that of the method named",
+        STUDY,
+    ),
+    Fault(
+        "methods can be read in the page",
+        "study.py",
+        'named = {use: _opaque(secret, "picture", index) for index, use in enumerate(pictures)}',
+        'named = {use: f"{use[1]}-{index}" for index, use in enumerate(pictures)}',
+        "blinded",
+        STUDY,
+    ),
+    Fault(
+        "preference counted for the loser",
+        "preference.py",
+        "firsts.count(None), firsts.count(method)",
+        "firsts.count(None), len([one for one in firsts if one not in (None, method)])",
+        "who is always preferred has a share of one",
+        STUDY,
+    ),
+    Fault(
+        "ties dropped from the share",
+        "preference.py",
+        "points = preferred + ties / 2",
+        "points = float(preferred)",
+        "no difference counts half",
+        STUDY,
+    ),
+    Fault(
+        "repeats counted twice",
+        "preference.py",
+        'for one in showings if one["repeats"] is None and one["id"] in chosen]',
+        'for one in showings if one["id"] in chosen]',
+        "the first time counts",
+        STUDY,
+    ),
+    Fault(
+        "one-sided p value",
+        "preference.py",
+        "float(2 * tail / 2**trials)",
+        "float(tail / 2**trials)",
+        "scipy's binomtest",
+        STUDY,
+    ),
+    Fault(
+        "changed results are scored",
+        "preference.py",
+        'sound = content["check"] == check and all(',
+        "sound = all(",
+        "hand-edited files are refused",
+        STUDY,
     ),
 ]
 
