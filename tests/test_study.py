@@ -18,6 +18,7 @@ from scipy.stats import binomtest
 
 from dicom_files import stack
 from thinslice import nifti, study
+from thinslice.cli import main
 from thinslice.errors import InputRefused, PlanRefused
 from thinslice.picture import Picture, render, resliced_planes
 from thinslice.plan import intensity_range, make_plan
@@ -583,3 +584,13 @@ def test_refusals_are_one_line(run, tmp_path, monkeypatch, words, reason):
 def test_numbers_that_are_none_are_refused(run, option):
     code, out, err = run("study", *option)
     assert (code, out, len(err)) == (2, [], 1)
+
+
+def test_networks_are_shown_as_computed_and_interpolations_as_other_programs_do(tmp_path):
+    scans = save_scans(tmp_path / "in", 1)
+    words = ["study", "-i", str(scans), "-o", str(tmp_path / "s.html"), "--methods", "lanczos,default", "--pairs", "4", "-q"]
+    assert main(words) == 0
+    assert '"projection": true' in (tmp_path / "s.key.json").read_text().replace('\\"', '"')
+    plans = [text for text in re.split(r'"model"', (tmp_path / "s.key.json").read_text().replace('\\"', '"'))[1:]]
+    said = {text.split('"')[1]: '"projection": true' in text.split('"padding"')[0] for text in plans if "projection" in text}
+    assert said == {"lanczos": False, "default": True}

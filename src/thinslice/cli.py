@@ -1002,8 +1002,10 @@ def _make_study(arguments: argparse.Namespace) -> int:
     models = {name: find_model(name) for name in arguments.methods}
 
     def plan(volume: "Volume", model: "Model") -> "Plan":
-        fuse = arguments.fuse and model.sha256 is not None  # an interpolation has nothing to fuse
-        return _plan(volume, model, argparse.Namespace(**{**vars(arguments), "fuse": fuse}))
+        """Networks as `enhance` uses them, interpolations as other programs do: not projected, nothing to fuse."""
+        bare = arguments.no_projection or not model.adds
+        wish = {"fuse": arguments.fuse and model.adds, "no_projection": bare}
+        return _plan(volume, model, argparse.Namespace(**(vars(arguments) | wish)))
 
     scans = _scans_of_study(arguments.input)
     sound = [scan for scan in scans if _can_be_shown(scan, models, plan)]
