@@ -126,6 +126,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_enhance(verbs)
     _add_info(verbs)
     _add_reslice(verbs)
+    _add_view(verbs)
     _add_adapt(verbs)
     _add_train(verbs)
     _add_evaluate(verbs)
@@ -597,6 +598,30 @@ def reslice(arguments: argparse.Namespace) -> int:
     _say(f"{case.source.name}: {how} under a {profile} profile of {thick.thickness_mm:.4g} mm -> {case.destination}")
     if labels and not arguments.labels:
         _say("  note: taken for a segmentation, its voxels form regions of equal numbers; --image if it is an image")
+    return 0
+
+
+# ---- view
+
+
+def _add_view(verbs: "argparse._SubParsersAction[_Parser]") -> None:
+    verb = _add_verb(verbs, "view", view, "write a page on which two scans are compared in a browser, offline")
+    verb.add_argument("acquired", type=Path, metavar="A", help=f"{SCAN}, {DICOM}; shown as it was acquired")
+    verb.add_argument("other", type=Path, metavar="B", help="another scan of the same patient space, on any grid")
+    verb.add_argument("-o", "--output", type=Path, metavar="OUT", help="the page; default: A-B.html, here")
+    verb.add_argument("--overwrite", action="store_true", help="replace OUT if it exists already")
+
+
+def view(arguments: argparse.Namespace) -> int:
+    """Put two scans onto one page."""
+    from thinslice.cases import told_apart
+    from thinslice.page import find_page, view_page
+
+    acquired, other = arguments.acquired, arguments.other
+    target = find_page(arguments.output, acquired, other, arguments.overwrite)
+    names = told_apart([acquired, other])
+    view_page(target, [(names[path], _read(path)) for path in (acquired, other)])
+    _say(f"{names[acquired]} and {names[other]} -> {target} (open it in a browser)")
     return 0
 
 

@@ -8,6 +8,7 @@ import base64
 import gzip
 import hashlib
 import json
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,11 +18,13 @@ from string import Template
 
 import numpy as np
 
+from thinslice.cases import check_writable
+from thinslice.errors import InputRefused, OutputRefused
 from thinslice.excerpt import BUDGET_BYTES, Excerpt, box_mm, make_excerpts
 from thinslice.files import whole_or_not
 from thinslice.picture import picture_centre
 from thinslice.plan import intensity_range, through_plane_axis
-from thinslice.volume import Volume, patient_axes
+from thinslice.volume import Volume, patient_axes, stem_of
 
 VIEWER = Path(__file__).parent / "viewer"
 NIIVUE = "niivue-0.69.0.umd.js"
@@ -108,6 +111,60 @@ def write_page(
         part.write_bytes(text.encode())
 
 
+def find_page(wish: Path | None, acquired: Path, other: Path, overwrite: bool) -> Path:
+    """Where the page on two scans goes: as wished, or ``A-B.html`` in the working folder.
+
+    Raises:
+        OutputRefused: it is no page's name, exists already without `overwrite`, or cannot be put there.
+    """
+    path = wish or Path(f"{_stem(acquired)}-{_stem(other)}.html")
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise OutputRefused(f"{path}: got another kind of name; need one that ends in .html; next: change the name")
+    if path.is_dir():
+        raise OutputRefused(f"{path}: got a folder; need a file; next: choose another name")
+    if not overwrite and os.path.lexists(path):
+        raise OutputRefused(
+            f"{path}: got an output that exists already; need a free name; next: choose another, or give --overwrite"
+        )
+    check_writable(path.parent)
+    return path
+
+
+def check_one_space(acquired: Volume, other: Volume, names: tuple[str, str]) -> None:
+    """Refuse two scans whose fields of view do not overlap.
+
+    Raises:
+        InputRefused: they share no millimetre of the patient.
+    """
+    apart = max(_apart_mm(acquired, other), _apart_mm(other, acquired))
+    if apart >= 0:
+        raise InputRefused(
+            f"{names[1]}: got a scan whose field of view is {apart:.0f} mm away from that of {names[0]}; need two "
+            "scans of the same patient space; next: give two of one examination, or register them first"
+        )
+
+
+def view_page(path: Path, scans: Sequence[tuple[str, Volume]]) -> None:
+    """Write the page on an acquired scan and another one of the same patient space: names and volumes.
+
+    Raises:
+        InputRefused: their fields of view do not overlap.
+        OSError: it cannot be written; nothing is left behind.
+    """
+    (first, acquired), (second, other) = scans
+    check_one_space(acquired, other, (first, second))
+    facts = [(name, _grid_in_words(volume)) for name, volume in scans]
+    notes = [f"{name}: {note}" for name, volume in scans for note in volume.notes]
+    write_page(
+        path,
+        title=f"{first} and {second}",
+        acquired=Layer(first, acquired, True),
+        others=[Layer(second, other, False)],
+        facts=facts,
+        notes=notes,
+    )
+
+
 def to_display(volume: Volume, boxes: Sequence[np.ndarray]) -> np.ndarray:
     """[4, 4] patient millimetres -> millimetres of the page, along the axes of a scan, with all boxes around zero.
 
@@ -123,6 +180,26 @@ def to_display(volume: Volume, boxes: Sequence[np.ndarray]) -> np.ndarray:
     around = np.concatenate(boxes) @ turn[:3, :3].T
     turn[:3, 3] = -(around.min(0) + around.max(0)) / 2
     return turn
+
+
+def _stem(path: Path) -> str:
+    """What to call a scan in a file's name: a file without its ending, a folder as it is."""
+    whole = path.resolve()
+    return stem_of(whole) or whole.name or "scan"
+
+
+def _apart_mm(one: Volume, other: Volume) -> float:
+    """How far the box of another scan is from one, along one's axes; negative by how much they overlap."""
+    directions = one.affine[:3, :3] / np.array(one.spacing_mm)
+    own, theirs = (np.linalg.solve(directions, box_mm(v.affine, v.shape).T) for v in (one, other))
+    return float(np.max(np.maximum(theirs.min(1) - own.max(1), own.min(1) - theirs.max(1))))
+
+
+def _grid_in_words(volume: Volume) -> str:
+    voxels = " x ".join(str(n) for n in volume.voxels.shape)
+    spacing = " x ".join(f"{mm:.3g}" for mm in volume.spacing_mm)
+    thickness = f", slices {volume.thickness_mm:.3g} mm thick" if volume.thickness_mm else ""
+    return f"{voxels} voxels of {spacing} mm{thickness}"
 
 
 def _place(volume: Volume) -> tuple[float, float, float]:

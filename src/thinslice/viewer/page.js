@@ -148,8 +148,12 @@
   function tilesOf(sheets) {
     const one = sheets.find(({ sheet }) => sheet.style.visibility !== "hidden");
     if (!one) return [];
-    const dpr = one.nv.uiData.dpr || 1;
-    return one.nv.screenSlices.map((slice) => ({ plane: slice.axCorSag, box: [...slice.leftTopWidthHeight].map((pixels) => pixels / dpr) }));
+    const dpr = one.nv.uiData.dpr || 1, height = one.nv.canvas.height;
+    return one.nv.screenSlices.map(({ axCorSag, leftTopWidthHeight: [x, y, w, h] }) => {
+      const bottom = Math.trunc(height - y - h); // WebGL draws into whole pixels, counted from below
+      const box = [Math.trunc(x), height - bottom - Math.trunc(h), Math.trunc(w), Math.trunc(h)];
+      return { plane: axCorSag, box: box.map((pixels) => pixels / dpr) };
+    });
   }
 
   function spanOf(plane) { // of a plane: millimetres at its left, right, bottom and top edge
