@@ -177,6 +177,15 @@ def test_scans_of_one_grid_stay_on_one_grid(tmp_path):
     assert sum(image.get_fdata().size for image in images) <= 40000
 
 
+def test_no_scan_stays_sharper_than_another(tmp_path):
+    """Averaging the thin scans alone would make the acquired slices look better than what was computed from them."""
+    thin = scan((32, 32, 48), np.diag([1.0, 1, 1, 1]))
+    text = write(tmp_path / "page.html", scan((32, 32, 6), np.diag([1.0, 1, 8, 1])), [thin], budget_bytes=15000)
+    (acquired, other), _ = embedded(text)
+    assert acquired.header.get_zooms() == pytest.approx((2, 2, 8))
+    assert other.header.get_zooms()[:2] == pytest.approx((2, 2))
+
+
 def test_a_large_scan_fits_the_budget():
     large = Volume(np.zeros((512, 512, 60), np.int16), LEFT_HANDED)
     large.voxels[100:400, 120:420] = 500

@@ -227,8 +227,7 @@ def _within(
         wishes = [replace(wish, itemsize=1) for wish in wishes]
         done.append(f"shown in 8 bits over the values {window[0]:.5g} to {window[1]:.5g}")
     while _bytes(wishes) > budget_bytes and max(max(wish.shape) for wish in wishes) > 1:
-        largest = max(wishes, key=lambda wish: wish.bytes)
-        wishes = [_coarser(wish) if wish.shape == largest.shape else wish for wish in wishes]
+        wishes = _coarser(wishes)
     done += _averages(wishes, names)
     return wishes, done
 
@@ -280,15 +279,27 @@ def _cropped(wish: _Wish, box: np.ndarray) -> _Wish:
     return wish if any(part.start >= part.stop for part in parts) else replace(wish, box=(x, y, z))
 
 
-def _coarser(wish: _Wish) -> _Wish:
-    """One voxel more per step along the axis that is finest so far."""
-    spacing = [
-        mm * step if n > 1 else np.inf
-        for mm, step, n in zip(wish.volume.spacing_mm, wish.steps, wish.shape, strict=True)
-    ]
-    finest = int(np.argmin(np.round(spacing, 4)))
-    x, y, z = (step + (axis == finest) for axis, step in enumerate(wish.steps))
-    return replace(wish, steps=(x, y, z))
+def _coarser(wishes: Sequence[_Wish]) -> list[_Wish]:
+    """One voxel more per step of the largest volume along its finest axis, and no volume finer than that along it.
+
+    A scan that stayed finer than another would look sharper for no reason of its own.
+    """
+    largest = max(wishes, key=lambda wish: wish.bytes)
+    pairs = zip(largest.volume.spacing_mm, largest.steps, largest.shape, strict=True)
+    spacing = [mm * step if n > 1 else np.inf for mm, step, n in pairs]
+    axis = int(np.argmin(np.round(spacing, 4)))
+    direction, mm = largest.volume.affine[:3, axis], largest.volume.spacing_mm[axis]
+    return [_no_finer(wish, direction, mm * (largest.steps[axis] + 1)) for wish in wishes]
+
+
+def _no_finer(wish: _Wish, direction: np.ndarray, least_mm: float) -> _Wish:
+    """Averaged over as many voxels along a direction as make it no finer than that."""
+    spacing = np.array(wish.volume.spacing_mm)
+    axis = int(np.argmax(np.abs(direction @ wish.volume.affine[:3, :3]) / spacing))
+    needed = int(np.ceil(least_mm / spacing[axis] - 1e-3))
+    most = wish.box[axis].stop - wish.box[axis].start
+    steps = [max(step, min(needed, most)) if i == axis else step for i, step in enumerate(wish.steps)]
+    return replace(wish, steps=(steps[0], steps[1], steps[2]))
 
 
 def _step(pictures: Sequence[Excerpt]) -> float:

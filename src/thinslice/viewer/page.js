@@ -307,9 +307,9 @@
   }
 
   function reset() {
+    page.window.forEach((value, end) => { if (state.window[end] !== value) setWindow(end, value); });
     Object.assign(state, { zoom: 1, pan: [0, 0, 0], window: [...page.window], axis: page.through });
     moveTo(apply(page.display, page.start_mm));
-    setWindow(0, page.window[0]);
   }
 
   function goToWorst(one) {
