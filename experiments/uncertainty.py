@@ -64,7 +64,7 @@ def fit(found):
 
 
 def sparsified(order, true):
-    """Mean true error of what is left when the first SHARES of the cells in ``order`` are left out, over that of all."""
+    """Mean true error of what is left when the first SHARES of the cells in ``order`` are left out, over all."""
     ordered = true[order]
     return np.array([ordered[int(share * len(ordered)) :].mean() for share in SHARES]) / true.mean()
 

@@ -40,6 +40,7 @@ NO_TRUTH = ("test_no_ground_truth.py",)
 SERIES, PIXELS, DERIVED = ("test_dicom_series.py",), ("test_dicom_pixels.py",), ("test_dicom_derived.py",)
 NRRD, MGH = ("test_nrrd.py",), ("test_mgh.py",)
 STUDY = ("test_study.py",)
+PAGE = ("test_page.py",)
 
 FAULTS = [
     # grids and places
@@ -1929,6 +1930,79 @@ FAULTS = [
         "sound = all(",
         "hand-edited files are refused",
         STUDY,
+    ),
+    # the page
+    Fault(
+        "cropped for the page, origin not moved",
+        "excerpt.py",
+        "start = np.array([part.start for part in self.box]) + (np.array(self.steps) - 1) / 2",
+        "start = (np.array(self.steps) - 1) / 2",
+        "every voxel stays where it was",
+        PAGE,
+    ),
+    Fault(
+        "averaged for the page, half a voxel away",
+        "excerpt.py",
+        "for part in self.box]) + (np.array(self.steps) - 1) / 2",
+        "for part in self.box])",
+        "a ramp keeps its value at every millimetre",
+        PAGE,
+    ),
+    Fault(
+        "stored on the page without its offset",
+        "excerpt.py",
+        "return Excerpt(stored, wish.affine, slope, low)",
+        "return Excerpt(stored, wish.affine, slope, 0.0)",
+        "the scan's own units",
+        PAGE,
+    ),
+    Fault(
+        "only the thin scans averaged for the page",
+        "excerpt.py",
+        "[_no_finer(wish, direction, mm * (largest.steps[axis] + 1)) for wish in wishes]",
+        "[_no_finer(w, direction, mm * (largest.steps[axis] + 1)) if w.shape == largest.shape else w for w in wishes]",
+        "no scan sharper than another",
+        PAGE,
+    ),
+    Fault(
+        "names not escaped in the page's data",
+        "page.py",
+        """.replace("<", "\\\\u003c")""",
+        "",
+        "names stay words",
+        PAGE,
+    ),
+    Fault(
+        "numbers not escaped in the page's table",
+        "page.py",
+        "<td>{escape(value)}",
+        "<td>{value}",
+        "names stay words",
+        PAGE,
+    ),
+    Fault(
+        "the acquired scan shown smoothly",
+        "page.py",
+        '"staircase": layer.staircase',
+        '"staircase": False',
+        "acquired as a staircase",
+        ("test_view.py",),
+    ),
+    Fault(
+        "niivue's nearest taken for smooth",
+        "viewer/page.js",
+        "isNearestInterpolation: staircase",
+        "isNearestInterpolation: !staircase",
+        "a voxel reaches to its edges",
+        ("test_page_in_chromium.py",),
+    ),
+    Fault(
+        "right and left exchanged",
+        "viewer/page.js",
+        "isRadiologicalConvention: true",
+        "isRadiologicalConvention: false",
+        "the patient's right is on the left",
+        ("test_page_in_chromium.py",),
     ),
 ]
 

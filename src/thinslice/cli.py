@@ -23,9 +23,9 @@ from thinslice.errors import InputRefused, OutputRefused, ThinsliceError
 if TYPE_CHECKING:
     from thinslice.cases import Case
     from thinslice.dicom.series import Study
+    from thinslice.explain import Answer
     from thinslice.guard import GuardCount
     from thinslice.plan import Plan
-    from thinslice.explain import Answer
     from thinslice.report import Report
     from thinslice.runtime import Model
     from thinslice.study import Scan
@@ -129,6 +129,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_enhance(verbs)
     _add_info(verbs)
     _add_reslice(verbs)
+    _add_view(verbs)
     _add_adapt(verbs)
     _add_train(verbs)
     _add_evaluate(verbs)
@@ -198,8 +199,8 @@ def _add_enhance(verbs: "argparse._SubParsersAction[_Parser]") -> None:
     verb.add_argument(
         "--report",
         metavar="HTML",
-        help="also write a page to look at: acquired, cubic and computed side by side, how well they agree, where not to "
-        "trust it; asks a network once more; a folder for several scans",
+        help="also write a page to look at: acquired, cubic and computed side by side, how well they agree, where not "
+        "to trust it; asks a network once more; a folder for several scans",
     )
     verb.add_argument(
         "--figure", metavar="PNG", help="also draw acquired, cubic and computed for a paper; a folder for several scans"
@@ -426,8 +427,8 @@ def _check_pages(
                 raise OutputRefused(f"{page}: got another kind of name for {option}; need {suffix}; next: change it")
             if os.path.realpath(page) in taken:
                 raise OutputRefused(
-                    f"{page}: got one name for {option} and another file; need two; next: name a folder for {option}, or "
-                    "another file"
+                    f"{page}: got one name for {option} and another file; need two; next: name a folder for {option}, "
+                    "or another file"
                 )
             if page.is_dir() or (os.path.lexists(page) and not arguments.overwrite):
                 raise OutputRefused(
@@ -678,6 +679,30 @@ def reslice(arguments: argparse.Namespace) -> int:
     _say(f"{case.source.name}: {how} under a {profile} profile of {thick.thickness_mm:.4g} mm -> {case.destination}")
     if labels and not arguments.labels:
         _say("  note: taken for a segmentation, its voxels form regions of equal numbers; --image if it is an image")
+    return 0
+
+
+# ---- view
+
+
+def _add_view(verbs: "argparse._SubParsersAction[_Parser]") -> None:
+    verb = _add_verb(verbs, "view", view, "write a page on which two scans are compared in a browser, offline")
+    verb.add_argument("acquired", type=Path, metavar="A", help=f"{SCAN}, {DICOM}; shown as it was acquired")
+    verb.add_argument("other", type=Path, metavar="B", help="another scan of the same patient space, on any grid")
+    verb.add_argument("-o", "--output", type=Path, metavar="OUT", help="the page; default: A-B.html, here")
+    verb.add_argument("--overwrite", action="store_true", help="replace OUT if it exists already")
+
+
+def view(arguments: argparse.Namespace) -> int:
+    """Put two scans onto one page."""
+    from thinslice.cases import told_apart
+    from thinslice.page import find_page, view_page
+
+    acquired, other = arguments.acquired, arguments.other
+    target = find_page(arguments.output, acquired, other, arguments.overwrite)
+    names = told_apart([acquired, other])
+    view_page(target, [(names[path], _read(path)) for path in (acquired, other)])
+    _say(f"{names[acquired]} and {names[other]} -> {target} (open it in a browser)")
     return 0
 
 

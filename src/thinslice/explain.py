@@ -54,7 +54,9 @@ def write_explanation(path: Path, answer: Answer, progress: Callable[[float], No
     if certainty is not None:
         overlays.append(_expected(certainty.volume))
         mean = float(certainty.volume.voxels.mean())
-        facts.append(("expected error", f"{_number(mean)} on average, {100 * mean / certainty.unit:.2g} % of the range"))
+        facts.append(
+            ("expected error", f"{_number(mean)} on average, {100 * mean / certainty.unit:.2g} % of the range")
+        )
     else:
         facts.append(("expected error", "not known of an interpolation"))
     acquired_mm, thin_mm = plan.spacing_thick_mm[plan.axis], plan.spacing_thin_mm[plan.axis]
@@ -112,8 +114,8 @@ def _facts(answer: Answer) -> list[tuple[str, str]]:
         ("time", f"{report.seconds:.1f} s"),
         (
             "made thick again",
-            f"differs from the acquired slices by {_number(found.rms)} RMS ({found.rms_percent:.2g} % of the range) and "
-            f"{_number(found.worst)} at worst ({found.worst_percent:.2g} %)",
+            f"differs from the acquired slices by {_number(found.rms)} RMS ({found.rms_percent:.2g} % of the range) "
+            f"and {_number(found.worst)} at worst ({found.worst_percent:.2g} %)",
         ),
         ("guard", f"{report.guard.percent} of {report.guard.cells} cells taken back to interpolation"),
         ("projected onto the acquired slices", "yes" if plan.projection else "no"),
@@ -152,8 +154,8 @@ def _agreement(answer: Answer) -> Overlay:
 def _expected(found: Volume) -> Overlay:
     top = float(np.quantile(found.voxels, 0.995)) or 1.0
     words = (
-        "Mean error to be expected, from how far the network's answers to the scan and to its mirror image are apart. It "
-        "ranks the true error; what both get wrong alike it cannot show."
+        "Mean error to be expected, from how far the network's answers to the scan and to its mirror image are apart. "
+        "It ranks the true error; what both get wrong alike it cannot show."
     )
     return Overlay("expected error", found, "of the scan's units", top, words, _worst_mm(found))
 

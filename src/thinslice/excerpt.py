@@ -1,0 +1,362 @@
+"""What of a scan goes onto a page: all of it where that is small, else as much as a budget of bytes allows.
+
+In this order, and only as far as needed: cropped to what is not background, 16 -> 8 bits over the grey window,
+averaged over whole steps of voxels. Where the remaining voxels are in the patient stays exact. What was done is told.
+"""
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from thinslice.volume import Volume, patient_axes
+
+BUDGET_BYTES = 48 * 2**20
+"""Of voxels on one page, before compression: what a browser on a laptop or a phone still opens."""
+
+ALIGNED_WITHIN_VOXELS = 0.25
+"""Two scans have the same axes if no voxel is farther than this from where equal axes would put it."""
+
+BRIGHT_SHARE, BACKGROUND_SHARE, LOST_SHARE, MARGIN_MM = 0.1, 5e-4, 1e-3, 5.0
+"""Not background: this far up the window; a slice with a smaller share of it may be cropped; if it all is no more than
+that share of what is bright; and so much is left around the rest."""
+
+BEYOND_WINDOW = 4
+"""Values that are no whole numbers are kept up to so many windows beyond the window."""
+
+IN_WINDOW, BITS_8 = 2**12, 2**8 - 1
+"""Steps into which they are rounded within it, and the highest number of 8 bits."""
+
+TYPE_CODES = {"uint8": 2, "int16": 4, "uint16": 512}
+HEADER_BYTES = 352
+
+
+@dataclass(frozen=True)
+class Excerpt:
+    """Voxels as a page holds them: their value in the scan's own units is ``stored * slope + inter``.
+
+    Attributes:
+        stored: [x, y, z], uint8, int16 or uint16.
+        affine: [4, 4], index of a stored voxel -> patient millimetres.
+        slope, inter: see above.
+    """
+
+    stored: np.ndarray
+    affine: np.ndarray
+    slope: float = 1.0
+    inter: float = 0.0
+
+    @property
+    def value_range(self) -> tuple[float, float]:
+        """Lowest and highest value, in the scan's own units."""
+        low, high = (float(end) * self.slope + self.inter for end in (self.stored.min(), self.stored.max()))
+        return low, high
+
+    def to_nifti(self, window: tuple[float, float]) -> bytes:
+        """A NIfTI-1 file; the window becomes its ``cal_min`` and ``cal_max``."""
+        header = bytearray(HEADER_BYTES)
+        code, bits = TYPE_CODES[self.stored.dtype.name], 8 * self.stored.dtype.itemsize
+        spacing = np.linalg.norm(self.affine[:3, :3], axis=0)
+        struct.pack_into("<i", header, 0, 348)
+        struct.pack_into("<8h", header, 40, 3, *self.stored.shape, 1, 1, 1, 1)
+        struct.pack_into("<2h", header, 70, code, bits)
+        struct.pack_into("<8f", header, 76, 1, *spacing, 0, 0, 0, 0)
+        struct.pack_into("<3f", header, 108, HEADER_BYTES, self.slope, self.inter)
+        header[123] = 2  # millimetres
+        struct.pack_into("<2f", header, 124, window[1], window[0])
+        struct.pack_into("<2h", header, 252, 0, 1)
+        struct.pack_into("<12f", header, 280, *self.affine[:3].ravel())
+        header[344:348] = b"n+1\0"
+        little = self.stored.astype(self.stored.dtype.newbyteorder("<"), copy=False)
+        return bytes(header) + little.tobytes(order="F")
+
+
+@dataclass(frozen=True)
+class _Wish:
+    """One volume on its way: which of its voxels, averaged over how many, in how many bytes."""
+
+    volume: Volume
+    box: tuple[slice, slice, slice]
+    steps: tuple[int, int, int]
+    itemsize: int
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of what will be stored."""
+        x, y, z = (-(-(part.stop - part.start) // step) for part, step in zip(self.box, self.steps, strict=True))
+        return x, y, z
+
+    @property
+    def bytes(self) -> int:
+        """Of what will be stored."""
+        return int(np.prod(self.shape)) * self.itemsize
+
+    @property
+    def affine(self) -> np.ndarray:
+        """Index of a stored voxel, the middle of those it stands for, -> patient millimetres."""
+        start = np.array([part.start for part in self.box]) + (np.array(self.steps) - 1) / 2
+        moved = np.array(self.volume.affine, np.float64)
+        moved[:3, 3] += moved[:3, :3] @ start
+        moved[:3, :3] *= self.steps
+        return moved
+
+
+def make_excerpts(
+    scans: Sequence[tuple[str, Volume]],
+    maps: Sequence[tuple[Volume, float]],
+    window: tuple[float, float],
+    budget_bytes: int = BUDGET_BYTES,
+) -> tuple[list[Excerpt], list[Excerpt], list[str]]:
+    """Prepare scans of one patient space, and maps over them, for a page.
+
+    Args:
+        scans: name and volume, the acquired one first; of a 4-D series the first volume. Those whose axes run
+            otherwise than those of the first are resampled along them.
+        maps: volumes of numbers from 0 to the number with each; in 8 bits always.
+        window: values shown black and white, in the scan's own units.
+        budget_bytes: of voxels, in all.
+
+    Returns:
+        The scans, the maps, and what was done for the page only, as parts of a sentence.
+    """
+    names, volumes = [name for name, _ in scans], [volume for _, volume in scans]
+    first = _first(volumes[0])
+    said = ["of a 4-D series the first volume is shown"] if any(v.voxels.ndim == 4 for v in volumes) else []
+    along = [along_axes_of(_first(volume), first) for volume in [*volumes, *(volume for volume, _ in maps)]]
+    if any(turned for _, turned in along[: len(scans)]):
+        said.append("a scan whose axes run otherwise was resampled (linear) along those of the acquired one")
+    wishes = [_whole(volume, 1 if index >= len(scans) else 2) for index, (volume, _) in enumerate(along)]
+    wishes, done = _within(wishes, names, window, budget_bytes)
+    pictures = [_encoded(wish, window) for wish in wishes[: len(scans)]]
+    if any(one.slope != 1 and one.stored.dtype == np.uint16 for one in pictures):
+        done.append(f"values that are no whole numbers were rounded to steps of {_step(pictures):.2g}")
+    tops = [top for _, top in maps]
+    shown = [_over(wish, (0.0, top)) for wish, top in zip(wishes[len(scans) :], tops, strict=True)]
+    return pictures, shown, said + done
+
+
+def along_axes_of(volume: Volume, like: Volume) -> tuple[Volume, bool]:
+    """The volume, or it resampled (linear) so that its axes are parallel to those of another, and whether it was.
+
+    The resampled one covers what both cover, at the volume's own spacing; beyond the volume it has its lowest value.
+    """
+    directions = like.affine[:3, :3] / np.array(like.spacing_mm)
+    axes = np.linalg.solve(directions, volume.affine[:3, :3])
+    nearest = patient_axes(_with_origin(axes))
+    off = np.abs(axes)
+    off[list(nearest), range(3)] = 0
+    if (off @ (np.array(volume.shape) - 1)).max() <= ALIGNED_WITHIN_VOXELS * min(volume.spacing_mm):
+        return volume, False
+    spacing = np.array([volume.spacing_mm[nearest.index(axis)] for axis in range(3)])
+    low, high = _shared_box(volume, like, directions)
+    shape = np.maximum(np.ceil((high - low) / spacing - 1e-6).astype(int), 1)
+    affine = _with_origin(directions * spacing)
+    affine[:3, 3] = directions @ (low + spacing / 2)
+    voxels = _resampled(volume, affine, (int(shape[0]), int(shape[1]), int(shape[2])))
+    return replace(volume, voxels=voxels, affine=affine), True
+
+
+def box_mm(affine: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """[8, 3] the outer corners of a grid's voxels, in the millimetres of its affine."""
+    ends = np.array([[-0.5, n - 0.5] for n in shape[:3]])
+    indices = [[*(ends[axis, end] for axis, end in enumerate(corner)), 1.0] for corner in np.ndindex(2, 2, 2)]
+    return np.asarray(np.array(indices) @ affine.T)[:, :3]
+
+
+def _first(volume: Volume) -> Volume:
+    """The first volume of a series; a scan as it is."""
+    return replace(volume, voxels=volume.voxels[..., 0]) if volume.voxels.ndim == 4 else volume
+
+
+def _with_origin(directions: np.ndarray) -> np.ndarray:
+    affine = np.eye(4)
+    affine[:3, :3] = directions
+    return affine
+
+
+def _shared_box(volume: Volume, like: Volume, directions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Lowest and highest millimetres along the directions that both scans reach."""
+    boxes = [np.linalg.solve(directions, box_mm(one.affine, one.shape).T) for one in (volume, like)]
+    low = np.max([box.min(1) for box in boxes], axis=0)
+    return low, np.maximum(np.min([box.max(1) for box in boxes], axis=0), low)
+
+
+def _resampled(volume: Volume, affine: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+    """[x, y, z] float32: the volume on another grid, linear between its voxels."""
+    to_index = np.linalg.solve(volume.affine, affine)
+    outside = float(np.nan_to_num(volume.voxels.min()))
+    answer = np.empty(shape, np.float32)
+    for z in range(shape[2]):
+        grid = np.stack([*np.meshgrid(np.arange(shape[0]), np.arange(shape[1]), indexing="ij")], axis=0)
+        index = np.tensordot(to_index[:3, :2], grid, axes=1) + (to_index[:3, 2] * z + to_index[:3, 3])[:, None, None]
+        answer[..., z] = _between(volume.voxels, index, outside)
+    return answer
+
+
+def _between(voxels: np.ndarray, index: np.ndarray, outside: float) -> np.ndarray:
+    """Values at fractional indices [3, ...], linear; beyond half a voxel from the outermost, ``outside``."""
+    size = np.array(voxels.shape).reshape(3, 1, 1)
+    base = np.floor(index).astype(int)
+    part = index - base
+    total = np.zeros(index.shape[1:])
+    for corner in np.ndindex(2, 2, 2):
+        side = np.reshape(corner, (3, 1, 1))
+        x, y, z = np.clip(base + side, 0, size - 1)
+        total += np.prod(np.where(side, part, 1 - part), axis=0) * np.nan_to_num(voxels[x, y, z])
+    inside = ((index >= -0.5) & (index <= size - 0.5)).all(axis=0)
+    return np.where(inside, total, outside)
+
+
+def _whole(volume: Volume, itemsize: int) -> _Wish:
+    x, y, z = (slice(0, n) for n in volume.shape)
+    return _Wish(volume, (x, y, z), (1, 1, 1), 1 if volume.voxels.dtype == np.uint8 else itemsize)
+
+
+def _within(
+    wishes: list[_Wish], names: Sequence[str], window: tuple[float, float], budget_bytes: int
+) -> tuple[list[_Wish], list[str]]:
+    """What fits into the budget, and what had to be done for that."""
+    done = []
+    if _bytes(wishes) > budget_bytes:
+        box = _foreground(wishes[0].volume, window)
+        if box is not None:
+            wishes = [_cropped(wish, box) for wish in wishes]
+            done.append("cropped to what is not background")
+    if _bytes(wishes) > budget_bytes and any(wish.itemsize > 1 for wish in wishes):
+        wishes = [replace(wish, itemsize=1) for wish in wishes]
+        done.append(f"shown in 8 bits over the values {window[0]:.5g} to {window[1]:.5g}")
+    while _bytes(wishes) > budget_bytes and max(max(wish.shape) for wish in wishes) > 1:
+        wishes = _coarser(wishes)
+    done += _averages(wishes, names)
+    return wishes, done
+
+
+def _bytes(wishes: Sequence[_Wish]) -> int:
+    return sum(wish.bytes for wish in wishes)
+
+
+def _averages(wishes: Sequence[_Wish], names: Sequence[str]) -> list[str]:
+    """In words, over how many voxels the scans that have a name are averaged."""
+    found = [
+        f"{' x '.join(map(str, wish.steps))} voxels ({name})"
+        for name, wish in zip(names, wishes, strict=False)
+        if wish.steps != (1, 1, 1)
+    ]
+    return [f"averaged over {', '.join(found)}"] if found else []
+
+
+def _foreground(volume: Volume, window: tuple[float, float]) -> np.ndarray | None:
+    """[8, 3] the corners, in millimetres, around all that is bright; None where cropping to them would not be safe."""
+    bright = volume.voxels > window[0] + BRIGHT_SHARE * (window[1] - window[0])
+    ends = []
+    for axis, spacing in enumerate(volume.spacing_mm):
+        share = bright.mean(axis=tuple(other for other in range(3) if other != axis))
+        kept = np.flatnonzero(share > BACKGROUND_SHARE)
+        if not len(kept):
+            return None
+        margin = int(np.ceil(MARGIN_MM / spacing))
+        ends.append((max(int(kept[0]) - margin, 0), min(int(kept[-1]) + 1 + margin, len(share))))
+    inside = bright[tuple(slice(*pair) for pair in ends)]
+    if np.count_nonzero(inside) < (1 - LOST_SHARE) * np.count_nonzero(bright):
+        return None
+    if inside.shape == bright.shape:
+        return None
+    moved = np.array(volume.affine, np.float64)
+    moved[:3, 3] += moved[:3, :3] @ [pair[0] for pair in ends]
+    return box_mm(moved, inside.shape)
+
+
+def _cropped(wish: _Wish, box: np.ndarray) -> _Wish:
+    """Only the voxels that reach into a box [8, 3] of millimetres; all where none does."""
+    index = np.linalg.solve(wish.volume.affine, np.c_[box, np.ones(8)].T)[:3]
+    low = np.floor(index.min(1) + 0.5 + 1e-6).astype(int)
+    high = np.ceil(index.max(1) + 0.5 - 1e-6).astype(int)
+    parts = [
+        slice(max(a, 0), min(b, n)) for a, b, n in zip(low.tolist(), high.tolist(), wish.volume.shape, strict=True)
+    ]
+    x, y, z = parts
+    return wish if any(part.start >= part.stop for part in parts) else replace(wish, box=(x, y, z))
+
+
+def _coarser(wishes: Sequence[_Wish]) -> list[_Wish]:
+    """One voxel more per step of the largest volume along its finest axis, and no volume finer than that along it.
+
+    A scan that stayed finer than another would look sharper for no reason of its own.
+    """
+    largest = max(wishes, key=lambda wish: wish.bytes)
+    pairs = zip(largest.volume.spacing_mm, largest.steps, largest.shape, strict=True)
+    spacing = [mm * step if n > 1 else np.inf for mm, step, n in pairs]
+    axis = int(np.argmin(np.round(spacing, 4)))
+    direction, mm = largest.volume.affine[:3, axis], largest.volume.spacing_mm[axis]
+    return [_no_finer(wish, direction, mm * (largest.steps[axis] + 1)) for wish in wishes]
+
+
+def _no_finer(wish: _Wish, direction: np.ndarray, least_mm: float) -> _Wish:
+    """Averaged over as many voxels along a direction as make it no finer than that."""
+    spacing = np.array(wish.volume.spacing_mm)
+    axis = int(np.argmax(np.abs(direction @ wish.volume.affine[:3, :3]) / spacing))
+    needed = int(np.ceil(least_mm / spacing[axis] - 1e-3))
+    most = wish.box[axis].stop - wish.box[axis].start
+    steps = [max(step, min(needed, most)) if i == axis else step for i, step in enumerate(wish.steps)]
+    return replace(wish, steps=(steps[0], steps[1], steps[2]))
+
+
+def _step(pictures: Sequence[Excerpt]) -> float:
+    return max(one.slope for one in pictures if one.stored.dtype == np.uint16)
+
+
+def _encoded(wish: _Wish, window: tuple[float, float]) -> Excerpt:
+    """A scan as the page stores it: whole numbers of at most 16 bits as they are, all else over a range of values."""
+    voxels = wish.volume.voxels[wish.box]
+    if wish.itemsize == 1 and voxels.dtype != np.uint8:
+        return _over(wish, window)
+    if wish.steps != (1, 1, 1):
+        return _over(wish, window) if voxels.dtype != np.uint8 else _over(wish, (0.0, float(BITS_8)))
+    if voxels.dtype.name in TYPE_CODES:
+        return Excerpt(voxels, wish.affine)
+    low, high, whole = _reach(voxels)
+    if whole and low >= -(2**15) and high < 2**15:
+        return Excerpt(voxels.astype(np.int16), wish.affine)
+    width = window[1] - window[0]
+    low, high = max(low, window[0] - BEYOND_WINDOW * width), min(high, window[1] + BEYOND_WINDOW * width)
+    top = max(int(np.ceil((high - low) / width * IN_WINDOW)), BITS_8 + 1)
+    return _over(wish, (low, high), top)
+
+
+def _reach(voxels: np.ndarray) -> tuple[float, float, bool]:
+    """Lowest and highest finite value, and whether all are finite whole numbers; slice by slice."""
+    low, high, whole = np.inf, -np.inf, True
+    for z in range(voxels.shape[2]):
+        part = voxels[..., z]
+        finite = part if part.dtype.kind in "biu" else part[np.isfinite(part)]
+        if finite.size:
+            low, high = min(low, float(finite.min())), max(high, float(finite.max()))
+        whole &= part.dtype.kind in "biu" or (finite.size == part.size and bool((finite == np.rint(finite)).all()))
+    return (low, high, whole) if low <= high else (0.0, 0.0, False)
+
+
+def _over(wish: _Wish, limits: tuple[float, float], top: int = BITS_8) -> Excerpt:
+    """Averages over the steps, in whole numbers 0 .. ``top`` from the lower to the upper limit; no number is the lower.
+
+    Where the steps do not divide the voxels, the last ones are repeated.
+    """
+    low, high = limits
+    slope = (high - low) / top if high > low else 1.0
+    voxels = wish.volume.voxels[wish.box]
+    stored = np.empty(wish.shape, np.uint8 if top == BITS_8 else np.uint16)
+    for z in range(wish.shape[2]):
+        thick = np.minimum(np.arange(z * wish.steps[2], (z + 1) * wish.steps[2]), voxels.shape[2] - 1)
+        part = voxels[..., thick].astype(np.float64)
+        finite = np.nan_to_num(part, nan=low, posinf=high, neginf=low)
+        mean = _averaged(np.clip(finite, low, high).mean(axis=2), wish.steps[:2])
+        stored[..., z] = np.rint((mean - low) / slope)
+    return Excerpt(stored, wish.affine, slope, low)
+
+
+def _averaged(image: np.ndarray, steps: tuple[int, int]) -> np.ndarray:
+    """[x, y] averaged over steps; the last row and column are repeated where needed."""
+    missing = [(0, -n % step) for n, step in zip(image.shape, steps, strict=True)]
+    padded = np.pad(image, missing, mode="edge")
+    x, y = (n // step for n, step in zip(padded.shape, steps, strict=True))
+    return np.asarray(padded.reshape(x, steps[0], y, steps[1]).mean(axis=(1, 3)))
