@@ -16,10 +16,11 @@ import pytest
 from pydicom import dcmread
 
 from dicom_files import AXIAL, CORONAL, enhanced, stack
+from test_nifti import DATA
 from thinslice.cli import main
 from thinslice.formats import read
 
-BAD = Path(__file__).parents[2] / "shared" / "data" / "bad"
+BAD = DATA / "bad"
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import pytest
 from pydicom import dcmread, uid
 
 from dicom_files import COMPRESSED, CORONAL, PLAIN, SAGITTAL, enhanced, oblique, stack
+from test_nifti import DATA
 from thinslice.dicom.derived import as_stored, images, save
 from thinslice.dicom.pixels import read_series
 from thinslice.dicom.series import find_study
@@ -20,7 +21,7 @@ from thinslice.plan import make_plan
 from thinslice.upsample import upsample
 from thinslice.weights import find_model
 
-KNEE = Path(__file__).parents[2] / "shared" / "data" / "dicom" / "knee_ax_pdfs_jpegll"
+KNEE = DATA / "dicom" / "knee_ax_pdfs_jpegll"
 
 
 def compute(folder, out, index=0, anonymise=False, **wish):

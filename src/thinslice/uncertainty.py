@@ -1,8 +1,8 @@
 """Where not to trust an answer: what a network says to the scan and to its mirror image, and how far these are apart.
 
 A network that is sure says the same to both. Half the distance between the two answers, averaged over small cells,
-ranks the true error, on other people and other factors too, and a power of it, the same for all scans, is the error to be
-expected (docs/report.md). It knows nothing of what both answers get wrong alike.
+ranks the true error, on other people and at other factors too. A power of it, the same for all scans, is the error to
+be expected (docs/report.md). It knows nothing of what both answers get wrong alike.
 """
 
 from collections.abc import Callable
