@@ -1,0 +1,170 @@
+"""The page and the figure of `enhance`: what they say, where they go, and that they never cost the enhanced scan."""
+
+import json
+import re
+
+import nibabel
+import numpy as np
+import pytest
+from PIL import Image
+
+from dicom_files import stack
+from thinslice import explain
+from thinslice.cli import main
+
+
+@pytest.fixture
+def run(capsys):
+    def call(*words):
+        code = main(list(map(str, words)))
+        said = capsys.readouterr()
+        return code, said.out.splitlines(), said.err.splitlines()
+
+    return call
+
+
+def save_scan(path, shape=(40, 36, 8), seed=0):
+    noise = np.random.default_rng(seed)
+    at = [np.linspace(-1, 1, n) for n in shape]
+    inside = sum(x**2 for x in np.meshgrid(*at, indexing="ij")) < 0.8
+    voxels = np.rint(noise.normal(0, 3, shape) + inside * noise.normal(700, 60, shape)).astype(np.int16)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nibabel.save(nibabel.Nifti1Image(voxels, np.diag([1, 1, 4, 1])), path)
+    return path
+
+
+def text_of(page):
+    """What a reader sees of a page's own words."""
+    html = page.read_text()
+    return re.sub(r"<[^>]+>", " ", re.sub(r"<script.*?</script>", " ", html, flags=re.S))
+
+
+def test_a_page_and_a_figure_beside_the_answer(tmp_path, run):
+    save_scan(tmp_path / "scan.nii.gz")
+    files = {"-o": tmp_path / "thin.nii.gz", "--report": tmp_path / "p.html", "--figure": tmp_path / "f.png"}
+    code, out, err = run("enhance", "-i", tmp_path / "scan.nii.gz", *[w for pair in files.items() for w in pair])
+    assert (code, err) == (0, [])
+    assert out[-1] == f"  wrote {tmp_path / 'p.html'} and {tmp_path / 'f.png'}"
+    report = json.loads((tmp_path / "thin.json").read_text())
+    said = " ".join(text_of(tmp_path / "p.html").split())
+    for words in (
+        "scan.nii.gz",
+        "8 of 4 mm -&gt; 32 of 1 mm",
+        "gaussian, 4 mm",
+        f"default, sha256 {report['model']['sha256'][:16]}",
+        f"{report['consistency']['rms']:.3g} RMS ({report['consistency']['rms_percent']:.2g} % of the range)",
+        f"{report['consistency']['worst']:.3g} at worst ({report['consistency']['worst_percent']:.2g} %)",
+        f"{report['seconds']:.1f} s",
+        "expected error",
+        "learnt from 12 scans",
+        "onnxruntime",
+    ):
+        assert words in said, words
+    assert Image.open(tmp_path / "f.png").size[0] > 600
+
+
+def test_the_answer_is_the_same_with_and_without_a_page(tmp_path, run):
+    save_scan(tmp_path / "scan.nii.gz")
+    run("enhance", "-i", tmp_path / "scan.nii.gz", "-o", tmp_path / "a.nii.gz", "--report", tmp_path / "p.html")
+    run("enhance", "-i", tmp_path / "scan.nii.gz", "-o", tmp_path / "b.nii.gz")
+    assert (tmp_path / "a.nii.gz").read_bytes() == (tmp_path / "b.nii.gz").read_bytes()
+
+
+@pytest.mark.parametrize("model", ["cubic", "nearest"])
+def test_of_an_interpolation_no_expected_error_is_claimed(tmp_path, run, model):
+    save_scan(tmp_path / "scan.nii.gz")
+    words = ("-o", tmp_path / "a.nii.gz", "--report", tmp_path / "p.html", "--model", model)
+    assert run("enhance", "-i", tmp_path / "scan.nii.gz", *words)[0] == 0
+    assert "not known of an interpolation" in text_of(tmp_path / "p.html")
+
+
+@pytest.mark.parametrize(("option", "suffix"), [("--report", ".html"), ("--figure", ".png")])
+def test_in_a_folder_each_scan_has_its_own(tmp_path, run, option, suffix):
+    for number in range(2):
+        save_scan(tmp_path / "in" / f"s{number}.nii.gz", seed=number)
+    words = ("-o", tmp_path / "out", option, f"{tmp_path / 'pages'}/", "--model", "cubic")
+    assert run("enhance", "-i", tmp_path / "in", *words)[0] == 0
+    assert sorted(path.name for path in (tmp_path / "pages").iterdir()) == [f"s0{suffix}", f"s1{suffix}"]
+
+
+def test_of_a_dicom_series_too(tmp_path, run):
+    stack(tmp_path / "in")
+    words = (
+        "-o",
+        tmp_path / "out",
+        "--report",
+        tmp_path / "p.html",
+        "--figure",
+        tmp_path / "f.png",
+        "--model",
+        "linear",
+    )
+    assert run("enhance", "-i", tmp_path / "in", *words)[0] == 0
+    assert "1 T2 TSE" in text_of(tmp_path / "p.html")
+    assert (
+        run("enhance", "-i", tmp_path / "in", "-o", tmp_path / "o2", "--report", tmp_path / "q.html", "--anonymise")[0]
+        == 0
+    )
+    for secret in ("Muster", "4711", "T2 TSE"):
+        assert secret not in text_of(tmp_path / "q.html")
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (("--report", "p.txt"), "need .html"),
+        (("--figure", "f.jpg"), "need .png"),
+        (("--report", "there.html"), "exists already"),
+    ],
+)
+def test_wrong_names_are_refused_before_any_work(tmp_path, run, words, reason):
+    save_scan(tmp_path / "scan.nii.gz")
+    (tmp_path / "there.html").write_text("mine")
+    option, name = words
+    code, _, err = run("enhance", "-i", tmp_path / "scan.nii.gz", "-o", tmp_path / "a.nii.gz", option, tmp_path / name)
+    assert code == 2
+    assert reason in err[0]
+    assert not (tmp_path / "a.nii.gz").exists()
+    assert (tmp_path / "there.html").read_text() == "mine"
+
+
+def test_one_page_for_several_scans_is_refused(tmp_path, run):
+    for number in range(2):
+        save_scan(tmp_path / "in" / f"s{number}.nii.gz", seed=number)
+    code, _, err = run("enhance", "-i", tmp_path / "in", "-o", tmp_path / "out", "--report", tmp_path / "p.html")
+    assert code == 2
+    assert "next: name a folder for --report" in err[0]
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), MemoryError()])
+def test_a_page_that_fails_never_loses_the_scan(tmp_path, run, monkeypatch, error):
+    save_scan(tmp_path / "scan.nii.gz")
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(explain, "write_page", lambda *_, **__: fail())
+    words = ("-o", tmp_path / "a.nii.gz", "--report", tmp_path / "p.html", "--model", "cubic")
+    code, _, err = run("enhance", "-i", tmp_path / "scan.nii.gz", *words)
+    assert code == 2
+    assert f"{tmp_path / 'a.nii.gz'} is written and whole" in err[0]
+    assert nibabel.load(tmp_path / "a.nii.gz").shape == (40, 36, 32)
+    assert (tmp_path / "a.json").exists()
+    assert not (tmp_path / "p.html").exists()
+
+
+def test_the_cubic_layer_is_cubic_as_people_use_it(tmp_path):
+    """Not projected: it differs from what --model cubic gives."""
+    from thinslice.formats import read
+    from thinslice.plan import make_plan
+    from thinslice.runtime import interpolation
+    from thinslice.upsample import upsample
+
+    volume = read(save_scan(tmp_path / "scan.nii.gz"))
+    plan = make_plan(volume, model="linear", factor=3)
+    answer = explain.Answer(
+        volume, upsample(volume, plan, interpolation("linear")).volume, plan, interpolation("linear"), None
+    )
+    bare = upsample(volume, make_plan(volume, model="cubic", factor=3, projection=False), interpolation("cubic")).volume
+    assert np.allclose(explain.by_cubic(answer).voxels, bare.voxels, atol=0.51)
