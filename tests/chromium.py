@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,10 @@ import pytest
 
 PROGRAM = next((found for found in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if found), None)
 
-needs_chromium = pytest.mark.skipif(PROGRAM is None, reason="no chromium here; on Debian: apt install chromium")
+needs_chromium = pytest.mark.skipif(
+    PROGRAM is None or find_spec("websocket") is None,
+    reason="no chromium here (on Debian: apt install chromium), or no websocket-client (pip install '.[test]')",
+)
 
 FLAGS = (
     "--headless=new",
@@ -254,6 +258,20 @@ class Chromium:
             self.mouse("mouseMoved", x, y, button=button, buttons=buttons)
         self.mouse("mouseReleased", *end, button=button, buttons=0, clickCount=1)
         self.settle()
+
+    def tap(self, x: float, y: float) -> None:
+        """Touch a place of the window with a finger."""
+        self.command("Input.dispatchTouchEvent", type="touchStart", touchPoints=[{"x": x, "y": y}])
+        self.command("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
+        self.settle()
+
+    def before_pages(self, script: str) -> str:
+        """Run a script in every page before its own; the answer goes to `no_more_before_pages`."""
+        return str(self.command("Page.addScriptToEvaluateOnNewDocument", source=script)["identifier"])
+
+    def no_more_before_pages(self, identifier: str) -> None:
+        """Stop that."""
+        self.command("Page.removeScriptToEvaluateOnNewDocument", identifier=identifier)
 
     def wheel(self, x: float, y: float, down: float = 100) -> None:
         """Turn the wheel over a place of the window."""

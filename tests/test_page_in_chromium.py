@@ -490,3 +490,28 @@ def test_nothing_can_be_fetched_from_the_page(browser, report):
     opened(browser, report)
     assert browser.evaluate("fetch('http://127.0.0.1:9/').then(() => 'got', () => 'refused')") == "refused"
     assert any("Content Security Policy" in line for line in browser.complaints)
+
+
+def test_a_finger_places_the_crosshair(page):
+    page.resize(390, 844, phone=True)
+    page.settle()
+    page.settle()
+    left, top, *_ = page.box("#left")
+    box = places(page, "left")["axial"]["box"]
+    page.tap(left + 1 + box[0] + box[2] * 0.25, top + 1 + box[1] + box[3] * 0.75)
+    assert state(page)["at"] == pytest.approx([17.5, 6.5, 12], abs=0.3)
+    page.resize(1280, 720)
+
+
+def test_without_webgl_it_says_so(browser, report):
+    script = browser.before_pages("HTMLCanvasElement.prototype.getContext = () => null")
+    try:
+        browser.open(report)
+        assert browser.wait_until("document.documentElement.dataset.ready") == "no"
+    finally:
+        browser.no_more_before_pages(script)
+    said = browser.evaluate("document.getElementById('trouble').textContent")
+    assert "cannot be drawn here" in said
+    assert "Need a browser with WebGL 2; next:" in said
+    assert browser.evaluate("document.getElementById('trouble').checkVisibility()")
+    assert browser.evaluate("document.querySelector('table').checkVisibility()")  # the facts can still be read

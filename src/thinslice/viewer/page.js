@@ -454,7 +454,7 @@
       one.asked = true; // made when it is first wanted
       const buffer = await unpacked(page.layers.length + one.index), name = `map${one.index}`;
       one.about.value = lookUp(buffer, one.about.voxel);
-      const look = { clear: true, colormap: name, colours: coloursOf(one.index), window: [0, one.about.top] };
+      const look = { clear: true, colormap: name, colours: coloursOf(one.index), window: [0, one.about.top || 1] };
       one.made = await sheetWith(byId("right"), intoDisplay(buffer), name, false, look);
     }
     redraw();
@@ -471,6 +471,7 @@
       byId("choices").append(button);
     });
     overlays = page.overlays.map(overlayRow);
+    for (const element of document.getElementsByClassName("of-maps")) element.hidden = overlays.length === 0;
     for (const id of ["black", "white"]) {
       Object.assign(byId(id), { min: page.range[0], max: page.range[1], step: (page.range[1] - page.range[0]) / 1000 });
     }
@@ -512,6 +513,7 @@
     asked = false;
     reset();
     await new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
+    byId("waiting").hidden = true;
     document.documentElement.dataset.ready = "yes";
   }
 
@@ -525,7 +527,7 @@
   };
 
   begin().catch((error) => {
-    byId("viewer").hidden = true;
+    byId("viewer").hidden = byId("waiting").hidden = true;
     byId("trouble").hidden = false;
     byId("trouble").textContent = `The scans cannot be drawn here: ${error.message}. Need a browser with WebGL 2; next: open the page in another one, or on another machine.`;
     document.documentElement.dataset.ready = "no";
