@@ -2004,6 +2004,55 @@ FAULTS = [
         "the patient's right is on the left",
         ("test_page_in_chromium.py",),
     ),
+    # where not to trust an answer
+    Fault(
+        "the mirror image's answer is not mirrored back",
+        "uncertainty.py",
+        "    return out[::-1, ::-1, ::-1]",
+        "    return out",
+        "a network that says the same to both is trusted",
+        ("test_uncertainty.py",),
+    ),
+    Fault(
+        "the whole distance for the half",
+        "uncertainty.py",
+        "/ (2 if not plan.fuse else 1)",
+        "/ 1",
+        "to fuse or not, the map is the same",
+        ("test_uncertainty.py",),
+    ),
+    Fault(
+        "cells begin where their middle is",
+        "uncertainty.py",
+        "cells[:3, 3] += cells[:3, :3] @ (np.array(size) - 1) / 2",
+        "cells[:3, 3] += 0",
+        "a cell lies in the middle of its voxels",
+        ("test_uncertainty.py",),
+    ),
+    Fault(
+        "the misfit keeps its sign",
+        "report.py",
+        "np.moveaxis(np.abs(apart, out=apart), 0, plan.axis)",
+        "np.moveaxis(apart, 0, plan.axis)",
+        "the misfit is what the report measures",
+        ("test_uncertainty.py",),
+    ),
+    Fault(
+        "cubic is shown projected",
+        "explain.py",
+        "projection=False, fuse=False)",
+        "projection=True, fuse=False)",
+        "cubic as people use it",
+        ("test_explain.py",),
+    ),
+    Fault(
+        "a page takes the place of what is there",
+        "cli.py",
+        "if page.is_dir() or (os.path.lexists(page) and not arguments.overwrite):",
+        "if page.is_dir():",
+        "no data lost",
+        ("test_explain.py",),
+    ),
 ]
 
 

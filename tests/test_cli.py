@@ -506,7 +506,7 @@ def test_demo(run, tmp_path):
     assert (code, err, len(out)) == (0, [], 3)
     assert "11 slices x 4.5 mm -> 72 slices" in out[0]
     assert "% RMS" in out[1]
-    assert names(tmp_path / "demo") == ["spine_thin.json", "spine_thin.nii.gz", "spine_thin.png"]
+    assert names(tmp_path / "demo") == ["spine_thin.html", "spine_thin.json", "spine_thin.nii.gz", "spine_thin.png"]
     assert (tmp_path / "demo" / "spine_thin.png").read_bytes().startswith(b"\x89PNG")
     assert nifti.read(tmp_path / "demo" / "spine_thin.nii.gz").voxels.shape == (256, 324, 72)
 
