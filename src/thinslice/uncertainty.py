@@ -5,12 +5,15 @@ ranks the true error, on other people and at other factors too. A power of it, t
 be expected (docs/report.md). It knows nothing of what both answers get wrong alike.
 """
 
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
 from thinslice.enlarge import untold
+from thinslice.nifti import allocate
 from thinslice.plan import Plan, intensity_range
 from thinslice.runtime import Model
 from thinslice.upsample import upsample
@@ -63,7 +66,7 @@ def expected_error(
 
 def _asked_otherwise(volume: Volume, plan: Plan, model: Model, progress: Callable[[float], None]) -> np.ndarray:
     """The answer to the mirror image, mirrored back; that to the scan alone where the answer is the mean of both."""
-    out = np.empty(plan.shape_thin, np.float32)
+    out = allocate(plan.shape_thin, np.float32, Path(tempfile.gettempdir()))
     plain = replace(plan, fuse=False)
     if plan.fuse:
         upsample(volume, plain, model, out, progress)
