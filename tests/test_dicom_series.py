@@ -349,7 +349,7 @@ def test_an_even_stack_is_one_whatever_differs_along_it(tmp_path, name, differ):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda ds, index: setattr(ds, "FrameOfReferenceUID", f"1.9.{index < 3}".replace("True", "1")), None),
+        (lambda ds, index: setattr(ds, "FrameOfReferenceUID", f"1.9.{int(index < 3)}"), None),
         (lambda ds, index: setattr(ds, "PhotometricInterpretation", f"MONOCHROME{1 + (index > 0)}"), "single slice"),
         (lambda ds, index: setattr(ds, "PatientID", "1" if index == 4 else "2"), "single slice"),
     ],
