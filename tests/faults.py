@@ -673,9 +673,7 @@ FAULTS = [
         "good answer is left alone",
         GUARD,
     ),
-    Fault(
-        "guard throws everything away", "upsample.py", "* keep_map(cells, own.shape[1:])", "* 0.0", "only there", GUARD
-    ),
+    Fault("guard throws everything away", "upsample.py", "own, 0.0) * keep", "* 0.0", "only there", GUARD),
     Fault(
         "guard forgets the neighbours",
         "upsample.py",
@@ -2008,17 +2006,25 @@ FAULTS = [
     Fault(
         "the mirror image's answer is not mirrored back",
         "uncertainty.py",
-        "    return out[::-1, ::-1, ::-1]",
-        "    return out",
+        "return _asked(mirrored, plan, model, progress)[::-1, ::-1, ::-1]",
+        "return _asked(mirrored, plan, model, progress)",
         "a network that says the same to both is trusted",
         ("test_uncertainty.py",),
     ),
     Fault(
         "the whole distance for the half",
         "uncertainty.py",
-        "/ (2 if not plan.fuse else 1)",
-        "/ 1",
+        "return cell_means(answer, _mirrored(volume, plain, model, progress), size) / 2",
+        "return cell_means(answer, _mirrored(volume, plain, model, progress), size)",
         "to fuse or not, the map is the same",
+        ("test_uncertainty.py",),
+    ),
+    Fault(
+        "where the guard stepped in, all is trusted",
+        "uncertainty.py",
+        "    if fell_back is not None:",
+        "    if False:",
+        "where the guard took the network back nothing is known",
         ("test_uncertainty.py",),
     ),
     Fault(

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from thinslice.excerpt import BUDGET_BYTES, along_axes_of, make_excerpts
-from thinslice.page import NIIVUE, VIEWER, Layer, Overlay, write_page
+from thinslice.page import NIIVUE, VIEWER, Layer, Overlay, view_page, write_page
 from thinslice.volume import Volume, patient_axes
 
 WINDOW = (0.0, 1000.0)
@@ -154,7 +154,7 @@ def test_a_ramp_keeps_its_value_at_every_millimetre():
     index = np.stack([*np.indices(one.stored.shape), np.ones(one.stored.shape)])
     at = np.tensordot(np.linalg.inv(ramp.affine) @ one.affine, index, axes=1)
     told = one.stored * one.slope + one.inter
-    np.testing.assert_allclose(told, 7 * at[0] + 5 * at[1] + 11 * at[2], atol=500 / 255)
+    np.testing.assert_allclose(told, 7 * at[0] + 5 * at[1] + 11 * at[2], atol=0.5 * 1125 / 255 + 1e-6)
     assert "averaged over" in said[-1]
 
 
@@ -163,9 +163,55 @@ def test_eight_bits_come_before_averaging_and_are_said(tmp_path):
     text = write(tmp_path / "page.html", acquired, window=(100.0, 900.0), budget_bytes=2 * 8000)
     (image, _), _ = embedded(text)
     assert image.header.get_data_dtype() == np.uint8
-    np.testing.assert_allclose(image.get_fdata(), acquired.voxels.clip(100, 900), atol=800 / 255)
-    assert "shown in 8 bits over the values 100 to 900" in text
+    np.testing.assert_allclose(image.get_fdata(), acquired.voxels.clip(-100, 1700), atol=0.5 * 1800 / 255 + 1e-6)
+    assert "shown in 8 bits over the values -100 to 1700" in text
     assert "averaged" not in text
+
+
+def test_in_plane_is_averaged_before_the_slices_that_the_page_is_there_to_show():
+    thick = Volume(np.random.default_rng(0).integers(0, 900, (40, 40, 10)).astype(np.int16), np.diag([1.0, 1, 4, 1]))
+    thin = Volume(np.repeat(thick.voxels, 4, axis=2), np.diag([1.0, 1, 0.99, 1]))
+    scans, _, _ = make_excerpts([("thick", thick), ("thin", thin)], [], (0.0, 900.0), budget_bytes=40 * 40 * 50 // 4)
+    assert scans[1].stored.shape == (20, 20, 40)
+
+
+def test_values_far_beyond_the_window_are_cut_and_that_is_said():
+    voxels = np.random.default_rng(0).normal(500, 100, (20, 20, 10)).astype(np.float32)
+    voxels[0, 0, 0] = 1e6
+    _, _, said = make_excerpts([("a", Volume(voxels, np.eye(4)))], [], (0.0, 1000.0))
+    assert "values more than 4 windows beyond the window were cut off" in said
+
+
+def test_the_worst_place_is_one_that_the_page_shows(tmp_path):
+    """Where it was cropped away, that of what is left."""
+    thick = np.zeros((40, 40, 10), np.int16)
+    thick[10:20, 10:20] = 500
+    error = np.zeros((40, 40, 10), np.float32)
+    error[12, 13, 4], error[39, 39, 9] = 5, 50
+    volume = Volume(thick, np.diag([1.0, 1, 4, 1]))
+    overlay = Overlay("misfit", Volume(error, volume.affine), "", 60.0, "", (39.0, 39.0, 36.0))
+    write_page(
+        tmp_path / "p.html",
+        title="t",
+        acquired=Layer("a", volume, True),
+        others=[Layer("b", volume, False)],
+        overlays=[overlay],
+        window=(0.0, 500.0),
+        budget_bytes=2 * 9000,
+    )
+    text = (tmp_path / "p.html").read_text()
+    assert "cropped to what is not background" in text
+    assert '"worst_mm": [12.0, 13.0, 16.0]' in text
+
+
+def test_a_scan_on_another_scale_has_a_window_of_its_own(tmp_path):
+    first = scan((20, 20, 20))
+    labels = Volume((first.voxels > first.voxels.mean()).astype(np.uint8), first.affine)
+    view_page(tmp_path / "p.html", [("scan", first), ("seg", labels)])
+    text = (tmp_path / "p.html").read_text()
+    assert "seg has another scale of intensities, and a grey window of its own." in text
+    assert '"window": [0.0, 1.0]' in text
+    assert "Computed slices were not acquired" not in text
 
 
 def test_scans_of_one_grid_stay_on_one_grid(tmp_path):

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from phantoms import lopsided, network, silent, straight
+from phantoms import enlarging, lopsided, network, silent, straight
 from thinslice.plan import intensity_range, make_plan
 from thinslice.report import check, misfit
 from thinslice.uncertainty import POWER, SCALE, cell_affine, cell_means, cell_size, expected_error
@@ -50,20 +50,19 @@ def one_sided(where, size):
 
 def test_where_the_answers_are_apart_is_found_at_its_place_and_size():
     """0.02 ranges are added in one corner, in the mirror image's answer in the other: half the distance is 0.01."""
-    volume = scan((39, 36, 10))
-    thin, plan, found = asked(volume, one_sided((slice(0, 9), slice(0, 9)), 0.02), projection=False)
+    volume = scan()
+    *_, plan, found = asked(volume, one_sided((slice(0, 9), slice(0, 9)), 0.02), projection=False)
     low, high = intensity_range(volume.voxels)
     assert found.unit == pytest.approx(high - low)
     said = found.volume.voxels / found.unit
     expected = SCALE * 0.01**POWER
     assert cell_size(plan) == (3, 3, 3)
-    corners = said[:3, :3], said[-3:, -3:]
-    for corner in corners:
-        assert np.allclose(corner, expected, rtol=1e-2)
+    assert said.shape == (14, 12, 14)  # the last cells of 40 voxels are of one
+    assert np.allclose(said[:3, :3], expected, rtol=1e-2)
+    assert np.allclose(said[-3:, -3:], expected, rtol=1e-2)
     middle = said[4:-4, 4:-4]
     assert middle.max() < 1e-3
     assert found.volume.affine[:3, 3] == pytest.approx([1, 1, -0.5])  # the middle of the first three voxels
-    assert thin.shape[2] // 3 == said.shape[2]
 
 
 def test_to_fuse_or_not_the_map_is_the_same():
@@ -75,6 +74,46 @@ def test_to_fuse_or_not_the_map_is_the_same():
     fused = expected_error(volume, thin, plan, model)
     assert plain.volume.voxels.max() > 0
     assert np.allclose(plain.volume.voxels, fused.volume.voxels, rtol=1e-3, atol=1e-4 * plain.unit)
+
+
+def test_fused_planes_are_compared_plain():
+    """A median of eight turns is no mean of two: both plain answers are asked for."""
+    model = enlarging("depth", 2, lambda planes: 0.01 * (planes - np.roll(planes, 1, axis=-1)))
+    volume = scan()
+    maps = []
+    for fuse in (False, True):
+        plan = replace(make_plan(volume, model="planes", factor=2, projection=False), fuse=fuse)
+        thin = upsample(volume, plan, model).volume
+        maps.append(expected_error(volume, thin, plan, model).volume.voxels)
+    assert maps[0].max() > 0
+    assert np.allclose(maps[0], maps[1], rtol=1e-3, atol=1e-4 * maps[0].max())
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_where_the_guard_took_the_network_back_nothing_is_trusted(axis):
+    """There both answers are the interpolation's, and near each other for that reason alone."""
+
+    def wrong(slices, offset):
+        added = 0.003 * np.tanh(slices[1] - np.roll(slices[1], 1, axis=0))[None].repeat(len(offset), axis=0)
+        added[:, :20, :18] += 0.4 * np.ones((20, 18))
+        return added
+
+    volume = scan((128, 128, 6))
+    order = np.roll([0, 1, 2], axis)
+    volume = Volume(np.transpose(volume.voxels, order), volume.affine[:, [*order, 3]])
+    model = network(wrong)
+    plan = make_plan(volume, model=model.name, factor=4)
+    answer = upsample(volume, plan, model)
+    assert answer.guard.suspect
+    assert answer.fell_back.shape == volume.shape
+    share = answer.fell_back.mean()
+    assert 0.1 < share < 0.9
+    found = expected_error(volume, answer.volume, plan, model, answer.fell_back)
+    to_cells = np.linalg.solve(found.volume.affine, volume.affine)
+    for index in np.argwhere(answer.fell_back)[::97]:
+        cell = np.rint((to_cells @ [*index, 1])[:3]).astype(int)
+        assert found.volume.voxels[tuple(cell)] == found.volume.voxels.max()
+    assert (found.volume.voxels == found.volume.voxels.max()).mean() < 0.95
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
@@ -98,8 +137,9 @@ def test_of_a_series_the_first_volume_is_looked_at():
 def test_cells_are_means_over_their_voxels():
     one, other = np.random.default_rng(0).normal(size=(2, 7, 8, 9))
     found = cell_means(one, other, (2, 3, 4))
-    assert found.shape == (3, 2, 2)
+    assert found.shape == (4, 3, 3)
     assert found[2, 1, 0] == pytest.approx(np.abs(one - other)[4:6, 3:6, 0:4].mean())
+    assert found[3, 2, 2] == pytest.approx(np.abs(one - other)[6:, 6:, 8:].mean())
 
 
 def test_a_cell_lies_in_the_middle_of_its_voxels():

@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, NoReturn, TextIO
 from thinslice.errors import InputRefused, OutputRefused, ThinsliceError
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from thinslice.cases import Case
     from thinslice.dicom.series import Study
     from thinslice.explain import Answer
@@ -158,14 +160,14 @@ def demo(arguments: argparse.Namespace) -> int:
     plan = make_plan(volume, model=model.name, model_sha256=model.sha256, envelope=model.envelope)
     folder: Path = arguments.output
     with _bar("demo", quiet=False) as show:
-        thin, report = _compute(volume, plan, model, folder / DEMO_FILES[0], show)
-    answer = Answer(volume, thin, plan, model, report)
-    with _all_or_none([folder / name for name in DEMO_FILES]) as (image, facts, picture, page):
+        thin, report, fell_back = _compute(volume, plan, model, folder / DEMO_FILES[0], show)
+    answer = Answer(volume, thin, plan, model, report, fell_back)
+    with _all_or_none([folder / name for name in DEMO_FILES[:3]]) as (image, facts, picture):
         write(thin, image)
         report.save(facts)
         write_figure(picture, answer)
-        with _bar("demo: report", quiet=False) as show:
-            write_explanation(page, answer, show)
+    with _bar("demo: report", quiet=False) as show:
+        write_explanation(folder / DEMO_FILES[3], answer, show)
     _say(f"did       a real lumbar spine, T2, 0.5 T: {_what_was_done(plan)}")
     _say(f"measured  {report.seconds:.1f} s; {_agreement(report)}")
     _say(f"wrote     {folder / DEMO_FILES[3]} (open this in a browser), and beside it {', '.join(DEMO_FILES[:3])}")
@@ -231,14 +233,15 @@ def enhance(arguments: argparse.Namespace) -> int:
     _check_pages(cases, targets, arguments)
     choose = models_for(arguments.model)
     done = [_enhance_if_possible(case, labels, choose, arguments) for case, labels in zip(cases, targets, strict=True)]
-    return _how_many(done.count(False), len(cases), is_folder)
+    return _how_many(done.count(False), len(cases), is_folder, pages=done.count(None))
 
 
-def _how_many(refused: int, scans: int, is_folder: bool, done: str = "enhanced") -> int:
-    """Says how many scans of a folder were refused; the exit code."""
-    if refused and is_folder:
-        _complain(f"{refused} of {scans} scans refused, {scans - refused} {done}")
-    return REFUSED if refused else 0
+def _how_many(refused: int, scans: int, is_folder: bool, done: str = "enhanced", pages: int = 0) -> int:
+    """Says how many scans of a folder were refused, and how many pages failed; the exit code."""
+    if (refused or pages) and is_folder:
+        failed = f", {pages} without the page asked for" if pages else ""
+        _complain(f"{refused} of {scans} scans refused, {scans - refused} {done}{failed}")
+    return REFUSED if refused or pages else 0
 
 
 def _enhance_study(study: "Study", arguments: argparse.Namespace) -> int:
@@ -257,7 +260,7 @@ def _enhance_study(study: "Study", arguments: argparse.Namespace) -> int:
             _say(f"note: {note}")
     done = [_enhance_if_possible(case, labels, choose, arguments) for case in cases]
     scans = len(cases) + len(study.unusable)
-    return _how_many(done.count(False) + len(study.unusable), scans, scans > 1)
+    return _how_many(done.count(False) + len(study.unusable), scans, scans > 1, pages=done.count(None))
 
 
 def _labels_of_series(cases: "Sequence[Case]", arguments: argparse.Namespace) -> "tuple[Path, Path] | None":
@@ -329,10 +332,13 @@ def _enhance_if_possible(
     labels: "tuple[Path, Path] | None",
     choose: "Callable[[Volume], Model]",
     arguments: argparse.Namespace,
-) -> bool:
-    """`_enhance_one`; False where the scan was refused, after saying why."""
+) -> bool | None:
+    """`_enhance_one`; False where the scan was refused, None where only its page failed, after saying why."""
     try:
         _enhance_one(case, labels, choose, arguments)
+    except _PageFailed as error:
+        _complain(_reason(error))
+        return None
     except (ThinsliceError, OSError, MemoryError) as error:
         reason = _reason(error)
         _complain(reason if labels is not None and str(labels[0]) in reason else _named(case.name, reason))
@@ -360,7 +366,7 @@ def _enhance_one(
         check_labels(drawn, plan)
         drawn = replace(drawn, header=None) if arguments.anonymise else drawn  # a header may name the patient
     with _bar(case.name, arguments.quiet) as show:
-        thin, report = _compute(volume, plan, model, case.destination, show)
+        thin, report, fell_back = _compute(volume, plan, model, case.destination, show)
     report = replace(report, source="" if arguments.anonymise else case.name)
     slices = _slice_files(case, plan.n_thin)
     with _all_or_none([case.sidecar, *([labels[1]] if labels else []), *slices]) as parts:
@@ -378,7 +384,11 @@ def _enhance_one(
     if arguments.report or arguments.figure:
         from thinslice.explain import Answer
 
-        _explain(case, Answer(volume, thin, plan, model, report), arguments)
+        _explain(case, Answer(volume, thin, plan, model, report, fell_back), arguments)
+
+
+class _PageFailed(OutputRefused):
+    """A page or a figure could not be written; the scan that it is about has been."""
 
 
 def _explain(case: "Case", answer: "Answer", arguments: argparse.Namespace) -> None:
@@ -392,8 +402,9 @@ def _explain(case: "Case", answer: "Answer", arguments: argparse.Namespace) -> N
                 write_explanation(pages["--report"], answer, show)
         if "--figure" in pages:
             write_figure(pages["--figure"], answer)
-    except (ThinsliceError, OSError, MemoryError) as error:
-        raise OutputRefused(f"{case.name}: {_reason(error)}; {case.destination} is written and whole") from error
+    except Exception as error:  # whatever it is, it must not stop the scans that come next
+        names = " and ".join(map(str, pages.values()))
+        raise _PageFailed(f"{names}: {_reason(error)}; the scan itself is whole: {case.destination}") from error
     if not arguments.quiet:
         _say(f"  wrote {' and '.join(map(str, pages.values()))}")
 
@@ -407,7 +418,7 @@ def _pages(case: "Case", arguments: argparse.Namespace) -> dict[str, Path]:
     for option, (wish, suffix) in wishes.items():
         if wish is None:
             continue
-        into_folder = Path(wish).is_dir() or wish.endswith(("/", os.sep))
+        into_folder = Path(wish).is_dir() or wish.endswith(("/", os.sep)) or not Path(wish).suffix
         found[option] = Path(wish) / f"{stem_of(case.destination.absolute())}{suffix}" if into_folder else Path(wish)
     return found
 
@@ -423,8 +434,13 @@ def _check_pages(
     for case in cases:
         for option, page in _pages(case, arguments).items():
             suffix = {"--report": ".html", "--figure": ".png"}[option]
-            if page.suffix.lower() != suffix:
+            if page.suffix.lower() not in (suffix, suffix[:-1] if suffix == ".html" else suffix):
                 raise OutputRefused(f"{page}: got another kind of name for {option}; need {suffix}; next: change it")
+            if case.into_series and os.path.realpath(page.parent) == os.path.realpath(case.destination):
+                raise OutputRefused(
+                    f"{page}: got a place for {option} among the slices of the new series; need another; next: name a "
+                    "file or a folder beside it"
+                )
             if os.path.realpath(page) in taken:
                 raise OutputRefused(
                     f"{page}: got one name for {option} and another file; need two; next: name a folder for {option}, "
@@ -488,8 +504,9 @@ def _remove_stale(case: "Case", slices: Sequence[Path], labels: "tuple[Path, Pat
 
 def _compute(
     volume: "Volume", plan: "Plan", model: "Model", target: Path, show: Callable[[float], None]
-) -> "tuple[Volume, Report]":
-    """The answer as ``target`` will hold it, in the scan's own kind of numbers, and the report on it.
+) -> "tuple[Volume, Report, np.ndarray | None]":
+    """The answer as ``target`` will hold it, in the scan's own kind of numbers, the report on it, and where the guard
+    took the network back.
 
     Until it is written a large answer lives in the folder of ``target``.
 
@@ -516,7 +533,8 @@ def _compute(
         from thinslice.dicom.derived import as_stored as as_stored_in_series
 
         thin = as_stored_in_series(answer.volume)
-    return thin, make_report(volume, thin, plan, answer.guard, seconds, answer.clipped)
+    report = make_report(volume, thin, plan, answer.guard, seconds, answer.clipped)
+    return thin, report, answer.fell_back
 
 
 # ---- info
@@ -991,8 +1009,9 @@ def _add_study(verbs: "argparse._SubParsersAction[_Parser]") -> None:
 def study(arguments: argparse.Namespace) -> int:
     """Make a page that readers compare methods on, or score what they saved."""
     making = {"-i": arguments.input, "-o": arguments.output, "--methods": arguments.methods}
+    drawing = {"--pairs": arguments.pairs, "--repeats": arguments.repeats, "--seed": arguments.seed}
     scoring = {"--key": arguments.key, "--json": arguments.json}
-    other = making if arguments.score else scoring
+    other = making | drawing if arguments.score else scoring
     for option, value in other.items():
         if value:
             to = "score a study" if arguments.score else "make one"

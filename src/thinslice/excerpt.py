@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from thinslice.plan import through_plane_axis
 from thinslice.volume import Volume, patient_axes
 
 BUDGET_BYTES = 48 * 2**20
@@ -40,12 +41,14 @@ class Excerpt:
         stored: [x, y, z], uint8, int16 or uint16.
         affine: [4, 4], index of a stored voxel -> patient millimetres.
         slope, inter: see above.
+        cut: whether values beyond these were cut off, though nothing else says so.
     """
 
     stored: np.ndarray
     affine: np.ndarray
     slope: float = 1.0
     inter: float = 0.0
+    cut: bool = False
 
     @property
     def value_range(self) -> tuple[float, float]:
@@ -131,6 +134,8 @@ def make_excerpts(
     pictures = [_encoded(wish, window) for wish in wishes[: len(scans)]]
     if any(one.slope != 1 and one.stored.dtype == np.uint16 for one in pictures):
         done.append(f"values that are no whole numbers were rounded to steps of {_step(pictures):.2g}")
+    if any(one.cut for one in pictures):
+        done.append(f"values more than {BEYOND_WINDOW} windows beyond the window were cut off")
     tops = [top for _, top in maps]
     shown = [_over(wish, (0.0, top)) for wish, top in zip(wishes[len(scans) :], tops, strict=True)]
     return pictures, shown, said + done
@@ -225,11 +230,19 @@ def _within(
             done.append("cropped to what is not background")
     if _bytes(wishes) > budget_bytes and any(wish.itemsize > 1 for wish in wishes):
         wishes = [replace(wish, itemsize=1) for wish in wishes]
-        done.append(f"shown in 8 bits over the values {window[0]:.5g} to {window[1]:.5g}")
+        low, high = _over_8_bits(window)
+        done.append(f"shown in 8 bits over the values {low:.5g} to {high:.5g}")
+    through = wishes[0].volume.affine[:3, through_plane_axis(wishes[0].volume)]
     while _bytes(wishes) > budget_bytes and max(max(wish.shape) for wish in wishes) > 1:
-        wishes = _coarser(wishes)
+        wishes = _coarser(wishes, through)
     done += _averages(wishes, names)
     return wishes, done
+
+
+def _over_8_bits(window: tuple[float, float]) -> tuple[float, float]:
+    """What 8 bits are spent on: the window, and as far above it, where bone is; a quarter below."""
+    width = window[1] - window[0]
+    return window[0] - width / 4, window[1] + width
 
 
 def _bytes(wishes: Sequence[_Wish]) -> int:
@@ -279,14 +292,17 @@ def _cropped(wish: _Wish, box: np.ndarray) -> _Wish:
     return wish if any(part.start >= part.stop for part in parts) else replace(wish, box=(x, y, z))
 
 
-def _coarser(wishes: Sequence[_Wish]) -> list[_Wish]:
+def _coarser(wishes: Sequence[_Wish], through: np.ndarray) -> list[_Wish]:
     """One voxel more per step of the largest volume along its finest axis, and no volume finer than that along it.
 
-    A scan that stayed finer than another would look sharper for no reason of its own.
+    A scan that stayed finer than another would look sharper for no reason of its own. Across the acquired slices, which
+    is the direction ``through`` and what the page is there to show, twice as fine counts as equal.
     """
     largest = max(wishes, key=lambda wish: wish.bytes)
     pairs = zip(largest.volume.spacing_mm, largest.steps, largest.shape, strict=True)
-    spacing = [mm * step if n > 1 else np.inf for mm, step, n in pairs]
+    spacing = np.array([mm * step if n > 1 else np.inf for mm, step, n in pairs])
+    directions = largest.volume.affine[:3, :3] / np.array(largest.volume.spacing_mm)
+    spacing[int(np.argmax(np.abs(through @ directions)))] *= 2 - 1e-3
     axis = int(np.argmin(np.round(spacing, 4)))
     direction, mm = largest.volume.affine[:3, axis], largest.volume.spacing_mm[axis]
     return [_no_finer(wish, direction, mm * (largest.steps[axis] + 1)) for wish in wishes]
@@ -310,18 +326,19 @@ def _encoded(wish: _Wish, window: tuple[float, float]) -> Excerpt:
     """A scan as the page stores it: whole numbers of at most 16 bits as they are, all else over a range of values."""
     voxels = wish.volume.voxels[wish.box]
     if wish.itemsize == 1 and voxels.dtype != np.uint8:
-        return _over(wish, window)
+        return _over(wish, _over_8_bits(window))
     if wish.steps != (1, 1, 1):
-        return _over(wish, window) if voxels.dtype != np.uint8 else _over(wish, (0.0, float(BITS_8)))
+        return _over(wish, _over_8_bits(window)) if voxels.dtype != np.uint8 else _over(wish, (0.0, float(BITS_8)))
     if voxels.dtype.name in TYPE_CODES:
         return Excerpt(voxels, wish.affine)
     low, high, whole = _reach(voxels)
     if whole and low >= -(2**15) and high < 2**15:
         return Excerpt(voxels.astype(np.int16), wish.affine)
     width = window[1] - window[0]
+    lowest, highest = low, high
     low, high = max(low, window[0] - BEYOND_WINDOW * width), min(high, window[1] + BEYOND_WINDOW * width)
     top = max(int(np.ceil((high - low) / width * IN_WINDOW)), BITS_8 + 1)
-    return _over(wish, (low, high), top)
+    return replace(_over(wish, (low, high), top), cut=(lowest, highest) != (low, high))
 
 
 def _reach(voxels: np.ndarray) -> tuple[float, float, bool]:

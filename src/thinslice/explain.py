@@ -19,8 +19,15 @@ from thinslice.uncertainty import expected_error
 from thinslice.upsample import upsample
 from thinslice.volume import Volume
 
+CHECKED = "default"
+CHECKED_IN_WORDS = "on MR of other people it ranked the true error, and its size was right to a quarter or so."
+
 SHOWN_MISFIT = 0.02
 """The misfit that gets the last colour, in intensity ranges; more where the worst place in a thousand has more."""
+
+
+FIGURE_SIDE = 900
+"""Pixels along the longest side of the larger plane of a figure."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +39,7 @@ class Answer:
     plan: Plan
     model: Model
     report: Report
+    fell_back: np.ndarray | None = None
 
 
 def write_explanation(path: Path, answer: Answer, progress: Callable[[float], None] = untold) -> None:
@@ -45,18 +53,20 @@ def write_explanation(path: Path, answer: Answer, progress: Callable[[float], No
     Raises:
         OSError: it cannot be written.
     """
+    notes = list(answer.report.notes)
+    if answer.volume.voxels.ndim == 4:
+        notes.append("Of this 4-D series the first volume is shown; the figures above are of all its volumes.")
     answer = _first_volume(answer)
     plan = answer.plan
     cubic = by_cubic(answer, part_of(progress, 0.0, 0.2))
     overlays = [_agreement(answer)]
-    certainty = expected_error(answer.volume, answer.thin, plan, answer.model, part_of(progress, 0.2, 0.9))
+    told = part_of(progress, 0.2, 0.9)
+    certainty = expected_error(answer.volume, answer.thin, plan, answer.model, answer.fell_back, told)
     facts = _facts(answer)
     if certainty is not None:
-        overlays.append(_expected(certainty.volume))
-        mean = float(certainty.volume.voxels.mean())
-        facts.append(
-            ("expected error", f"{_number(mean)} on average, {100 * mean / certainty.unit:.2g} % of the range")
-        )
+        overlays.append(_expected(certainty.volume, plan.model))
+        checked = "" if plan.model == CHECKED else ", not of this model"
+        facts.append(("expected error", f"a map; checked against known truth for {CHECKED} on MR{checked}"))
     else:
         facts.append(("expected error", "not known of an interpolation"))
     acquired_mm, thin_mm = plan.spacing_thick_mm[plan.axis], plan.spacing_thin_mm[plan.axis]
@@ -70,7 +80,7 @@ def write_explanation(path: Path, answer: Answer, progress: Callable[[float], No
         ],
         overlays=overlays,
         facts=facts,
-        notes=answer.report.notes,
+        notes=notes,
     )
     progress(1.0)
 
@@ -82,7 +92,7 @@ def write_figure(path: Path, answer: Answer) -> None:
         OSError: it cannot be written.
     """
     answer = _first_volume(answer)
-    demo_picture(answer.volume, by_cubic(answer), answer.thin, path)
+    demo_picture(answer.volume, by_cubic(answer), answer.thin, path, f"computed by {answer.plan.model}", FIGURE_SIDE)
 
 
 def by_cubic(answer: Answer, progress: Callable[[float], None] = untold) -> Volume:
@@ -151,11 +161,12 @@ def _agreement(answer: Answer) -> Overlay:
     return Overlay("misfit", found, "of the scan's units", top, words, _worst_mm(found))
 
 
-def _expected(found: Volume) -> Overlay:
+def _expected(found: Volume, model: str) -> Overlay:
     top = float(np.quantile(found.voxels, 0.995)) or 1.0
     words = (
         "Mean error to be expected, from how far the network's answers to the scan and to its mirror image are apart. "
-        "It ranks the true error; what both get wrong alike it cannot show."
+        "What both get wrong alike it cannot show; where the guard took the network back, nothing is known and the "
+        f"last colour stands. Read it as a map: {CHECKED_IN_WORDS if model == CHECKED else 'its size was not checked.'}"
     )
     return Overlay("expected error", found, "of the scan's units", top, words, _worst_mm(found))
 

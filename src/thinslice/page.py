@@ -24,10 +24,16 @@ from thinslice.excerpt import BUDGET_BYTES, Excerpt, box_mm, make_excerpts
 from thinslice.files import whole_or_not
 from thinslice.picture import picture_centre
 from thinslice.plan import intensity_range, through_plane_axis
+from thinslice.reslice import looks_like_labels
 from thinslice.volume import Volume, patient_axes, stem_of
 
 VIEWER = Path(__file__).parent / "viewer"
 NIIVUE = "niivue-0.69.0.umd.js"
+
+COMPUTED = "Computed slices were not acquired: what they show may not be there. For research, not for diagnosis."
+
+ONE_SCALE = 3.0
+"""Two intensity ranges are one scale if neither is so many times as wide as the other, and they overlap."""
 
 TILT_TOLD_DEGREES = 1.0
 """Planes that are farther from the patient's axes than this are said to be."""
@@ -35,11 +41,18 @@ TILT_TOLD_DEGREES = 1.0
 
 @dataclass(frozen=True)
 class Layer:
-    """A scan on the page: ``staircase`` shows every voxel as the block it is, as acquired; else smoothly."""
+    """A scan on the page.
+
+    Attributes:
+        name, volume: what it is called, and its voxels.
+        staircase: every voxel is shown as the block it is, as acquired; else smoothly.
+        window: values shown black and white where they are others than the page's: another scale of intensities.
+    """
 
     name: str
     volume: Volume
     staircase: bool
+    window: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -72,6 +85,7 @@ def write_page(
     overlays: Sequence[Overlay] = (),
     facts: Sequence[tuple[str, str]] = (),
     notes: Sequence[str] = (),
+    warning: str = COMPUTED,
     window: tuple[float, float] | None = None,
     start_mm: tuple[float, float, float] | None = None,
     budget_bytes: int = BUDGET_BYTES,
@@ -85,6 +99,7 @@ def write_page(
         others: one of them, or the acquired scan, is shown on the right; the last one at first. At least one.
         overlays: maps that can be laid over the right.
         facts, notes: what was done, as a table of words and numbers, and as sentences.
+        warning: one sentence beside the heading.
         window: values shown black and white; default: `thinslice.plan.intensity_range` of the acquired scan.
         start_mm: patient millimetres of the crosshair at first; default: the middle of what is bright.
         budget_bytes: of voxels on the page; see `thinslice.excerpt`.
@@ -106,7 +121,9 @@ def write_page(
     start = start_mm or _place(acquired.volume)
     told = [*notes, *_tilt(acquired.volume), *_for_this_page(done)]
     data = _data(layers, scans, overlays, maps, window, start)
-    text = _assemble(title, facts, told, data, [*(_packed(one, window) for one in scans), *map(_packed_map, maps)])
+    text = _assemble(
+        title, warning, facts, told, data, [*(_packed(one, window) for one in scans), *map(_packed_map, maps)]
+    )
     with whole_or_not(Path(path)) as part:
         part.write_bytes(text.encode())
 
@@ -155,14 +172,25 @@ def view_page(path: Path, scans: Sequence[tuple[str, Volume]]) -> None:
     check_one_space(acquired, other, (first, second))
     facts = [(name, _grid_in_words(volume)) for name, volume in scans]
     notes = [f"{name}: {note}" for name, volume in scans for note in volume.notes]
+    own = _own_window(acquired, other)
+    if own is not None:
+        notes.append(f"{second} has another scale of intensities, and a grey window of its own.")
     write_page(
         path,
         title=f"{first} and {second}",
         acquired=Layer(first, acquired, True),
-        others=[Layer(second, other, False)],
+        others=[Layer(second, other, looks_like_labels(other), own)],
+        warning="Two scans as their files hold them. If one was computed, what it shows may not be there.",
         facts=facts,
         notes=notes,
     )
+
+
+def _own_window(volume: Volume, other: Volume) -> tuple[float, float] | None:
+    """That of another scan where one window cannot show both."""
+    (low, high), (low_2, high_2) = intensity_range(volume.voxels), intensity_range(other.voxels)
+    ratio = (high_2 - low_2) / (high - low)
+    return (low_2, high_2) if not 1 / ONE_SCALE < ratio < ONE_SCALE or low_2 >= high or high_2 <= low else None
 
 
 def to_display(volume: Volume, boxes: Sequence[np.ndarray]) -> np.ndarray:
@@ -246,7 +274,12 @@ def _data(
         "range": [min(float(ranges.min()), window[0]), max(float(ranges.max()), window[1])],
         "start_mm": list(start),
         "layers": [
-            {"name": layer.name, "staircase": layer.staircase, "voxel": np.linalg.inv(one.affine).tolist()}
+            {
+                "name": layer.name + _coarser(layer.volume, one),
+                "staircase": layer.staircase,
+                "voxel": np.linalg.inv(one.affine).tolist(),
+                "window": list(layer.window or window),
+            }
             for layer, one in zip(layers, scans, strict=True)
         ],
         "overlays": [
@@ -255,12 +288,27 @@ def _data(
                 "unit": overlay.unit,
                 "top": overlay.top,
                 "words": overlay.words,
-                "worst_mm": overlay.worst_mm,
+                "worst_mm": None if overlay.worst_mm is None else _worst_shown(overlay.worst_mm, one),
                 "voxel": np.linalg.inv(one.affine).tolist(),
             }
             for overlay, one in zip(overlays, maps, strict=True)
         ],
     }
+
+
+def _coarser(volume: Volume, one: Excerpt) -> str:
+    """Said with a scan's name where the page shows it coarser than it is."""
+    shown = np.linalg.norm(one.affine[:3, :3], axis=0)
+    return " (coarser on this page)" if (shown > 1.01 * np.array(volume.spacing_mm)).any() else ""
+
+
+def _worst_shown(worst_mm: Sequence[float], one: Excerpt) -> list[float]:
+    """The worst place; where it was cropped away, the worst of what is shown."""
+    index = (np.linalg.inv(one.affine) @ [*worst_mm, 1.0])[:3]
+    if ((index >= -0.5) & (index <= np.array(one.stored.shape) - 0.5)).all():
+        return list(worst_mm)
+    place = np.unravel_index(int(one.stored.argmax()), one.stored.shape)
+    return [float(mm) for mm in (one.affine @ [*place, 1.0])[:3]]
 
 
 def _steps(scans: Sequence[Excerpt]) -> list[float]:
@@ -284,6 +332,7 @@ def _packed_map(one: Excerpt) -> str:
 
 def _assemble(
     title: str,
+    warning: str,
     facts: Sequence[tuple[str, str]],
     notes: Sequence[str],
     data: dict[str, object],
@@ -294,6 +343,7 @@ def _assemble(
     niivue, program = _inside_script(niivue), _inside_script(program)
     return Template(_read("page.html")).substitute(
         title=escape(title),
+        warning=escape(warning),
         policy=_policy([niivue, program], style),
         style=style,
         facts="\n".join(f"<tr><th scope=row>{escape(name)}<td>{escape(value)}</tr>" for name, value in facts),

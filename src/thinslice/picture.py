@@ -149,13 +149,22 @@ def save_picture(image: Image.Image, path: Path) -> None:
         image.save(part, format="PNG", optimize=True)
 
 
-def demo_picture(acquired: Volume, cubic: Volume, enhanced: Volume, path: Path) -> None:
+def demo_picture(
+    acquired: Volume,
+    cubic: Volume,
+    enhanced: Volume,
+    path: Path,
+    name: str = "thinslice",
+    long_side: int = DEMO_LONG_SIDE,
+) -> None:
     """A sheet with the acquired slices as they are, cubic interpolation and the answer, in both re-sliced planes.
 
     Args:
         acquired: the thick scan; the slice axis, the grey window and the place shown are taken from it.
         cubic, enhanced: thin scans of the same field of view.
         path: the PNG file.
+        name: what the answer is called.
+        long_side: see `side_by_side`.
     """
     axis = through_plane_axis(acquired)
     window = intensity_range(acquired.voxels)
@@ -163,14 +172,14 @@ def demo_picture(acquired: Volume, cubic: Volume, enhanced: Volume, path: Path) 
     columns = [
         (f"acquired\n{acquired.spacing_mm[axis]:.3g} mm slices", acquired, True),
         (f"cubic interpolation\n{cubic.spacing_mm[axis]:.3g} mm slices", cubic, False),
-        (f"thinslice\n{enhanced.spacing_mm[axis]:.3g} mm slices", enhanced, False),
+        (f"{name}\n{enhanced.spacing_mm[axis]:.3g} mm slices", enhanced, False),
     ]
     planes = [resliced_planes(volume, axis, centre) for _, volume, _ in columns]
     rows = [
         [Picture(text, pair[row], window, steps) for (text, _, steps), pair in zip(columns, planes, strict=True)]
         for row in range(2)
     ]
-    save_picture(side_by_side(rows, long_side=DEMO_LONG_SIDE), path)
+    save_picture(side_by_side(rows, long_side=long_side), path)
 
 
 def _plane(pixels: np.ndarray, affine: np.ndarray, across: int, thick_axis: int) -> Plane:

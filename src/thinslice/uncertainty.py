@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from thinslice.enlarge import untold
+from thinslice.enlarge import part_of, untold
 from thinslice.nifti import allocate
 from thinslice.plan import Plan, intensity_range
 from thinslice.runtime import Model
@@ -40,40 +40,76 @@ class Uncertainty:
 
 
 def expected_error(
-    volume: Volume, thin: Volume, plan: Plan, model: Model, progress: Callable[[float], None] = untold
+    volume: Volume,
+    thin: Volume,
+    plan: Plan,
+    model: Model,
+    fell_back: np.ndarray | None = None,
+    progress: Callable[[float], None] = untold,
 ) -> Uncertainty | None:
     """Ask the network once more, and compare; None for an interpolation, which says the same to every mirror image.
 
-    Takes as long as the answer took without --fuse. Of a 4-D series the first volume is looked at.
+    Takes as long as the answer took without --fuse, or twice that for fused planes. Of a 4-D series the first volume is
+    looked at. Where the guard took the network back, nothing is known: there stands the largest value of all.
 
     Args:
         volume: the scan.
         thin: its answer, as `upsample` gives it.
         plan, model: what it was computed with.
+        fell_back: where the guard took the network back, see `thinslice.upsample.Upsampled`.
         progress: called with the share done, 0 .. 1.
     """
     if not model.adds:
         return None
     thick = volume.voxels if volume.voxels.ndim == 3 else volume.voxels[..., 0]
     answer = thin.voxels if thin.voxels.ndim == 3 else thin.voxels[..., 0]
-    other = _asked_otherwise(replace(volume, voxels=thick), plan, model, progress)
     low, high = intensity_range(thick)
     size = cell_size(plan)
-    distance = cell_means(answer, other, size) / (2 if not plan.fuse else 1)
+    distance = _distance(replace(volume, voxels=thick), answer, plan, model, size, progress)
     expected = SCALE * (distance / (high - low)) ** POWER * (high - low)
-    return Uncertainty(Volume(expected.astype(np.float32), cell_affine(thin.affine, size)), high - low)
+    affine = cell_affine(thin.affine, size)
+    if fell_back is not None:
+        expected[_cells_with(fell_back, volume.affine, expected.shape, affine)] = expected.max()
+    return Uncertainty(Volume(expected.astype(np.float32), affine), high - low)
 
 
-def _asked_otherwise(volume: Volume, plan: Plan, model: Model, progress: Callable[[float], None]) -> np.ndarray:
-    """The answer to the mirror image, mirrored back; that to the scan alone where the answer is the mean of both."""
-    out = allocate(plan.shape_thin, np.float32, Path(tempfile.gettempdir()))
+def _distance(
+    volume: Volume,
+    answer: np.ndarray,
+    plan: Plan,
+    model: Model,
+    size: tuple[int, int, int],
+    progress: Callable[[float], None],
+) -> np.ndarray:
+    """Half the mean distance, in each cell, between the answers to the scan and to its mirror image."""
     plain = replace(plan, fuse=False)
-    if plan.fuse:
-        upsample(volume, plain, model, out, progress)
-        return out
+    if not plan.fuse:
+        return cell_means(answer, _mirrored(volume, plain, model, progress), size) / 2
+    alone = _asked(volume, plain, model, part_of(progress, 0, 0.5))
+    if not model.planes:  # fused is the mean of both
+        return cell_means(answer, alone, size)
+    return cell_means(alone, _mirrored(volume, plain, model, part_of(progress, 0.5, 1)), size) / 2
+
+
+def _mirrored(volume: Volume, plan: Plan, model: Model, progress: Callable[[float], None]) -> np.ndarray:
+    """The answer to the mirror image, mirrored back."""
     mirrored = replace(volume, voxels=volume.voxels[::-1, ::-1, ::-1])
-    upsample(mirrored, plain, model, out, progress)
-    return out[::-1, ::-1, ::-1]
+    return _asked(mirrored, plan, model, progress)[::-1, ::-1, ::-1]
+
+
+def _asked(volume: Volume, plan: Plan, model: Model, progress: Callable[[float], None]) -> np.ndarray:
+    out = allocate(plan.shape_thin, np.float32, Path(tempfile.gettempdir()))
+    return upsample(volume, plan, model, out, progress).volume.voxels
+
+
+def _cells_with(
+    mask: np.ndarray, affine: np.ndarray, shape: tuple[int, ...], affine_of_cells: np.ndarray
+) -> tuple[np.ndarray, ...]:
+    """Indices of the cells in which voxels of a mask have their centres."""
+    index = np.argwhere(mask)
+    there = np.linalg.solve(affine_of_cells, affine @ np.c_[index, np.ones(len(index))].T)[:3]
+    cells = np.clip(np.rint(there).astype(int), 0, np.array(shape)[:, None] - 1)
+    return tuple(cells)
 
 
 def cell_size(plan: Plan) -> tuple[int, int, int]:
@@ -85,14 +121,15 @@ def cell_size(plan: Plan) -> tuple[int, int, int]:
 
 
 def cell_means(one: np.ndarray, other: np.ndarray, size: tuple[int, int, int]) -> np.ndarray:
-    """Mean absolute difference of two volumes [x, y, z] in cells of ``size`` voxels; what is left over is left out."""
-    counts = [n // s for n, s in zip(one.shape, size, strict=True)]
-    means = np.empty(counts)
-    for z in range(counts[2]):
-        slab = slice(z * size[2], (z + 1) * size[2])
-        apart = np.abs(one[..., slab].astype(np.float64) - other[..., slab])
-        apart = apart[: counts[0] * size[0], : counts[1] * size[1]].mean(axis=2)
-        means[..., z] = apart.reshape(counts[0], size[0], counts[1], size[1]).mean(axis=(1, 3))
+    """Mean absolute difference of two volumes [x, y, z] in cells of ``size`` voxels, the last of fewer."""
+    starts = [np.arange(0, n, s) for n, s in zip(one.shape, size, strict=True)]
+    counts = [np.diff(start, append=n) for start, n in zip(starts, one.shape, strict=True)]
+    means = np.empty([len(start) for start in starts])
+    for z, start in enumerate(starts[2]):
+        slab = slice(start, start + size[2])
+        apart = np.abs(one[..., slab].astype(np.float64) - other[..., slab]).sum(axis=2)
+        apart = np.add.reduceat(np.add.reduceat(apart, starts[0], axis=0), starts[1], axis=1)
+        means[..., z] = apart / (counts[0][:, None] * counts[1] * counts[2][z])
     return means
 
 

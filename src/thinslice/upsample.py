@@ -48,11 +48,20 @@ IN_PLANE_SHARE = 0.35
 
 @dataclass(frozen=True)
 class Upsampled:
-    """The answer, what the guard saw on the way, and how many voxels lay beyond what the kind of numbers can hold."""
+    """The answer and what happened on the way.
+
+    Attributes:
+        volume: the answer.
+        guard: how many cells the guard looked at, and took back.
+        clipped: how many voxels lay beyond what the kind of numbers can hold.
+        fell_back: [x, y, z] acquired voxels (of a series of its first volume) where the guard took the network back;
+            None if nowhere.
+    """
 
     volume: Volume
     guard: GuardCount
     clipped: int = 0
+    fell_back: np.ndarray | None = None
 
 
 def upsample(
@@ -84,6 +93,7 @@ def upsample(
         raise ValueError("out must be a whole array, not a strided view")
     total, clipped = GuardCount(), 0
     lines = _Lines(plan, model.base)
+    fell_back = np.zeros(series.shape[:3], bool) if model.adds else None
     workers = ThreadPoolExecutor(WORKERS)
     try:
         with one_blas_thread if model.adds else nullcontext():
@@ -92,12 +102,15 @@ def upsample(
                 thick = np.moveaxis(series[..., t], plan.axis, 0)
                 thin = np.moveaxis(answers[..., t], plan.axis, 0)
                 thick, thin = (_as_in_the_patient(array, volume.affine, plan.axis) for array in (thick, thin))
-                count, beyond = _upsample_one(thick, thin, lines, model, workers, this)
+                where = np.moveaxis(fell_back, plan.axis, 0) if fell_back is not None and t == 0 else None
+                where = None if where is None else _as_in_the_patient(where, volume.affine, plan.axis)
+                count, beyond = _upsample_one(thick, thin, lines, model, workers, this, where)
                 total, clipped = total + count, clipped + beyond
     finally:
         workers.shutdown(cancel_futures=True)
     affine = np.array(plan.affine_thin)
-    return Upsampled(replace(volume, voxels=out, affine=affine, thickness_mm=None, notes=plan.notes), total, clipped)
+    answer = replace(volume, voxels=out, affine=affine, thickness_mm=None, notes=plan.notes)
+    return Upsampled(answer, total, clipped, fell_back if fell_back is not None and fell_back.any() else None)
 
 
 def _upsample_one(
@@ -107,8 +120,12 @@ def _upsample_one(
     model: Model,
     workers: Executor,
     progress: Callable[[float], None],
+    fell_back: np.ndarray | None,
 ) -> tuple[GuardCount, int]:
-    """One stack [n, h, w] into ``thin``; what the guard saw, and how many whole numbers were clipped."""
+    """One stack [n, h, w] into ``thin``; what the guard saw, and how many whole numbers were clipped.
+
+    Where the guard took the network back becomes True in ``fell_back`` [n, h, w].
+    """
     plan, count, begin = lines.plan, GuardCount(), 0.0
     padding = _Padding(thick, plan)
     thick = padding.filled(thick)
@@ -120,6 +137,9 @@ def _upsample_one(
     for start in range(0, plan.n_thick, CHUNK):
         stack.compute(start, min(start + CHUNK, plan.n_thick), thin)
     padding.put_back(thin, lines.owner)
+    if fell_back is not None:
+        for slab, where in stack.fell_back.items():
+            fell_back[slab] = where[:: plan.in_plane, :: plan.in_plane]
     return count + stack.count, stack.clipped
 
 
@@ -223,6 +243,7 @@ class _Stack:
         self.said: dict[int, Future[tuple[int, np.ndarray]]] = {}
         self.raw: dict[int, np.ndarray] = {}
         self.kept: dict[int, np.ndarray] = {}
+        self.fell_back: dict[int, np.ndarray] = {}
         self.count = GuardCount()
         self.bounds = _bounds(thick, self.low, self.scale)
         slab_bytes = 4 * self.plan.factor * thick[0].size
@@ -352,7 +373,9 @@ class _Stack:
             cells = suspect_cells(answer, by_network, by_base, self.bounds)
             self.count = self.count.with_slab(cells)
             if cells.any():
-                own = np.where(np.isfinite(own), own, 0.0) * keep_map(cells, own.shape[1:])
+                keep = keep_map(cells, own.shape[1:])
+                own = np.where(np.isfinite(own), own, 0.0) * keep
+                self.fell_back[slab] = keep < 0.5
             self.kept[slab] = own
         return self.kept[slab]
 

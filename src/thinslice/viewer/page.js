@@ -290,6 +290,11 @@
     redraw();
   }
 
+  function inWindowOf(layer, value) { // a scan on another scale has a window of its own, moved as far
+    const [low, high] = page.window, [from, to] = layer.window;
+    return from + ((value - low) / (high - low)) * (to - from);
+  }
+
   let windowAsked = false;
   function setWindow(end, value) {
     const room = (page.range[1] - page.range[0]) / 1000;
@@ -298,8 +303,8 @@
     windowAsked = true;
     requestAnimationFrame(() => {
       windowAsked = false;
-      for (const { nv } of [...panes.left, ...panes.right]) {
-        [nv.volumes[0].cal_min, nv.volumes[0].cal_max] = state.window;
+      for (const { nv, layer } of [...panes.left, ...panes.right]) {
+        [nv.volumes[0].cal_min, nv.volumes[0].cal_max] = state.window.map((value) => inWindowOf(layer, value));
         nv.updateGLVolume();
       }
       redraw();
@@ -382,6 +387,7 @@
     };
     const acts = {
       f: flicker, r: reset, o: () => press(overlays[0]), w: () => goToWorst(overlays[0]),
+      e: () => press(overlays[1]), x: () => goToWorst(overlays[1]),
       "+": () => zoomBy(1.25), "=": () => zoomBy(1.25), "-": () => zoomBy(1 / 1.25),
     };
     if (moves[event.key] && !inField && event.target.closest(".stage")) moveBy(...moves[event.key]);
@@ -492,13 +498,16 @@
   }
 
   async function loadLayers() {
-    const look = { colormap: "gray", window: page.window };
     for (const [index, layer] of page.layers.entries()) {
+      const look = { colormap: "gray", window: layer.window };
       const buffer = await unpacked(index);
       layer.value = lookUp(buffer, layer.voxel);
       intoDisplay(buffer);
-      if (index === 0) panes.left.push(await sheetWith(byId("left"), buffer, "left", layer.staircase, look));
-      panes.right.push(await sheetWith(byId("right"), buffer, `right${index}`, layer.staircase, look));
+      const sides = index === 0 ? ["left", "right"] : ["right"];
+      for (const side of sides) {
+        const sheet = await sheetWith(byId(side), buffer, `${side}${index}`, layer.staircase, look);
+        panes[side].push(Object.assign(sheet, { layer }));
+      }
     }
   }
 
