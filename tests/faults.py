@@ -673,7 +673,7 @@ FAULTS = [
         "good answer is left alone",
         GUARD,
     ),
-    Fault("guard throws everything away", "upsample.py", "own, 0.0) * keep", "* 0.0", "only there", GUARD),
+    Fault("guard throws everything away", "upsample.py", "own, 0.0) * keep", "own, 0.0) * 0.0", "only there", GUARD),
     Fault(
         "guard forgets the neighbours",
         "upsample.py",
