@@ -810,7 +810,7 @@ FAULTS = [
     # files, models and names
     Fault(
         "the report is about the answer, not about the file",
-        "cli.py",
+        "api.py",
         "thin = as_stored(answer.volume, target)",
         "thin = answer.volume",
         "about what is in the file",
