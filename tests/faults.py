@@ -40,6 +40,7 @@ NO_TRUTH = ("test_no_ground_truth.py",)
 SERIES, PIXELS, DERIVED = ("test_dicom_series.py",), ("test_dicom_pixels.py",), ("test_dicom_derived.py",)
 NRRD, MGH = ("test_nrrd.py",), ("test_mgh.py",)
 STUDY = ("test_study.py",)
+API = ("test_api.py",)
 PAGE = ("test_page.py",)
 
 FAULTS = [
@@ -806,9 +807,66 @@ FAULTS = [
         ("test_formats.py",),
     ),
     # files, models and names
+    # from Python
+    Fault(
+        "the rescale of a nibabel image is forgotten",
+        "nifti.py",
+        'header["scl_slope"], header["scl_inter"] = proxy.slope, proxy.inter',
+        'header["scl_slope"], header["scl_inter"] = 1, 0',
+        "an image gives what its file gives",
+        API,
+    ),
+    Fault(
+        "floats are put on the steps of the header that they were given",
+        "nifti.py",
+        "        header.set_data_dtype(stored.dtype)\n",
+        "",
+        "an array is taken as it is",
+        API,
+    ),
+    Fault(
+        "the caller's own array is repaired",
+        "stored.py",
+        'voxels.copy(order="K") if ours else voxels',
+        "voxels",
+        "what goes in is not changed",
+        API,
+    ),
+    Fault(
+        "the first of several channels is taken",
+        "api.py",
+        "if voxels.ndim == 4 and voxels.shape[0] == 1:",
+        "if voxels.ndim == 4:",
+        "several channels are refused",
+        API,
+    ),
+    Fault(
+        "a report is saved that is about another format",
+        "api.py",
+        'if formats.same_format(ending(target) or "", formats.own_ending(self.acquired)):',
+        "if ending(target):",
+        "about what is in the file",
+        API,
+    ),
+    Fault(
+        "a model is loaded at every call",
+        "runtime.py",
+        "if key not in _kept.models:",
+        "if key:",
+        "loaded once",
+        API,
+    ),
+    Fault(
+        "a forked worker waits for its parent's lock",
+        "runtime.py",
+        "os.register_at_fork(after_in_child=_kept.forked)",
+        "pass",
+        "a forked worker answers",
+        API,
+    ),
     Fault(
         "the report is about the answer, not about the file",
-        "cli.py",
+        "api.py",
         "thin = as_stored(answer.volume, target)",
         "thin = answer.volume",
         "about what is in the file",

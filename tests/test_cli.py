@@ -14,7 +14,7 @@ import pytest
 
 from make_scans import save_scan
 from test_nifti import BAD_SCANS, DATA
-from thinslice import cli, nifti, upsample
+from thinslice import cli, nifti
 from thinslice.errors import InputRefused
 from thinslice.plan import GRIDS, Plan
 from thinslice.profile import PROFILES
@@ -251,7 +251,7 @@ def test_labels_never_replace_an_input(run, scan, tmp_path, target):
 
 
 def test_labels_that_do_not_fit_are_refused_before_any_work(run, scan, tmp_path, monkeypatch):
-    monkeypatch.setattr(upsample, "upsample", raising(AssertionError("too late")))
+    monkeypatch.setattr("thinslice.api.upsample", raising(AssertionError("too late")))
     wrong = make_scan(tmp_path / "seg.nii.gz", shape=(24, 20, 5))
     code, _, err = run("enhance", "-i", scan, "-o", tmp_path / "o" / "t.nii", "--model", "cubic", "--labels", wrong)
     assert code == 2
@@ -311,7 +311,7 @@ def test_a_failure_leaves_no_trace(run, scan, tmp_path, monkeypatch, error, code
         monkeypatch.setattr(os, "replace", second_fails)
     else:
         place = {
-            "upsample": "thinslice.upsample.upsample",
+            "upsample": "thinslice.api.upsample",
             "write": "thinslice.nifti.write",
             "report": "thinslice.report.Report.save",
         }[where]
@@ -339,7 +339,7 @@ def test_a_failed_overwrite_keeps_the_earlier_answer(run, scan, tmp_path, monkey
 
 
 def test_a_bug_is_not_hidden(scan, tmp_path, monkeypatch):
-    monkeypatch.setattr("thinslice.upsample.upsample", raising(ZeroDivisionError("a bug")))
+    monkeypatch.setattr("thinslice.api.upsample", raising(ZeroDivisionError("a bug")))
     with pytest.raises(ZeroDivisionError):
         cli.main(["enhance", "-i", str(scan), "-o", str(tmp_path / "thin.nii"), "--model", "cubic"])
     assert names(tmp_path) == ["in"]

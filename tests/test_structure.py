@@ -19,7 +19,7 @@ ORDER = [
     "errors", "files", "volume", "stored", "nifti", "mgh", "nrrd", "dicom.headers", "dicom.series", "dicom.decode",
     "dicom.pixels", "dicom.identity", "formats", "cases", "profile", "degrade", "plan", "dicom.derived", "guard",
     "interpolate", "slab", "tile", "runtime", "weights", "enlarge", "upsample", "labels", "reslice", "metrics",
-    "picture", "results", "bench", "report", "excerpt", "page", "uncertainty", "explain", "study", "preference",
+    "picture", "results", "bench", "report", "excerpt", "page", "uncertainty", "explain", "api", "study", "preference",
     "batch", "networks.contract", "networks.slab", "networks.planes", "networks.vae",
     "training.corpus", "training.manifest", "training.scans", "training.clips", "training.planes", "training.slices",
     "training.targets", "training.muon", "training.fit", "training.losses", "training.synthesis", "training.tasks",

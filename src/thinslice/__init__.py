@@ -1,1 +1,39 @@
-"""Thick-slice scans in, thin-slice scans out; see README.md."""
+"""Thick-slice scans in, thin-slice scans out; see README.md.
+
+import thinslice
+done = thinslice.enhance("scan.nii.gz")     # or an array, or an image of nibabel, TorchIO or MONAI; see docs/python.md
+done.save("thin.nii.gz")
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from thinslice.errors import InputRefused, ModelRefused, OutputRefused, PlanRefused, ThinsliceError
+
+if TYPE_CHECKING:  # numpy and nibabel take a fifth of a second to import
+    from thinslice.api import Enhanced, enhance
+    from thinslice.volume import Volume
+
+__all__ = [
+    "Enhanced",
+    "InputRefused",
+    "ModelRefused",
+    "OutputRefused",
+    "PlanRefused",
+    "ThinsliceError",
+    "Volume",
+    "enhance",
+]
+
+_LATER = {"Enhanced": "api", "enhance": "api", "Volume": "volume"}
+"""Name -> the module it is in, which is imported when the name is first used."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_LATER[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -209,6 +209,32 @@ def find_series_cases(
     return cases
 
 
+def find_place(source: Path, series: "Series | None", destination: Path | str, overwrite: bool = False) -> Case:
+    """Where the answer to a scan goes that has been read; nothing is created.
+
+    Args:
+        source: the file it came from, "" for none.
+        series: of DICOM; its answer may go to a file or to the folder of a new series.
+        destination: as it was typed.
+        overwrite: whether an answer that is there already may be replaced.
+
+    Raises:
+        OutputRefused: it would replace the input, exists already without `overwrite`, or cannot be put there.
+    """
+    if series is not None:
+        from thinslice.dicom.series import Study
+
+        return find_series_cases(Study((series,), (), ()), source, destination, overwrite)[0]
+    target = Path(destination)
+    if target.is_dir() or str(destination).endswith(("/", os.sep)):
+        raise OutputRefused(_say(target, "a folder as output", "a file's name", "add a name, such as thin.nii.gz"))
+    case = _pair(source, target)
+    _check_not_an_input([case])
+    _check_free(case, overwrite, sidecars=True)
+    check_writable(case.destination.parent)
+    return case
+
+
 def find_reslice_case(source: Path, destination: Path | str, overwrite: bool = False) -> Case:
     """Pair a thin scan with the file it goes to on the grid of a thick one: `find_cases` of one, or of a DICOM series.
 

@@ -9,20 +9,17 @@ import json
 import os
 import signal
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from shlex import quote
-from time import perf_counter
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from thinslice.errors import InputRefused, OutputRefused, ThinsliceError
+from thinslice.files import all_or_none
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from thinslice.cases import Case
     from thinslice.dicom.series import Study
     from thinslice.explain import Answer
@@ -150,6 +147,7 @@ def _add_demo(verbs: "argparse._SubParsersAction[_Parser]") -> None:
 
 def demo(arguments: argparse.Namespace) -> int:
     """Enhance the bundled scan; three lines: what was done, what was measured, where the files are."""
+    from thinslice.api import compute
     from thinslice.explain import Answer, write_explanation, write_figure
     from thinslice.formats import write
     from thinslice.plan import make_plan
@@ -160,9 +158,9 @@ def demo(arguments: argparse.Namespace) -> int:
     plan = make_plan(volume, model=model.name, model_sha256=model.sha256, envelope=model.envelope)
     folder: Path = arguments.output
     with _bar("demo", quiet=False) as show:
-        thin, report, fell_back = _compute(volume, plan, model, folder / DEMO_FILES[0], show)
-    answer = Answer(volume, thin, plan, model, report, fell_back)
-    with _all_or_none([folder / name for name in DEMO_FILES[:3]]) as (image, facts, picture):
+        thin, report, done = compute(volume, plan, model, folder / DEMO_FILES[0], show)
+    answer = Answer(volume, thin, plan, model, report, done.fell_back)
+    with all_or_none([folder / name for name in DEMO_FILES[:3]]) as (image, facts, picture):
         write(thin, image)
         report.save(facts)
         write_figure(picture, answer)
@@ -354,9 +352,10 @@ def _enhance_one(
 ) -> None:
     """Read, plan, compute, check, and put all files in their places, or none of them."""
     from dataclasses import replace
+    from functools import partial
 
-    from thinslice.formats import write
-    from thinslice.labels import check_labels, labels_to_thin
+    from thinslice.api import compute, write_answer
+    from thinslice.labels import check_labels
 
     volume = _read_case(case, arguments.anonymise)
     model = choose(volume)
@@ -366,15 +365,12 @@ def _enhance_one(
         check_labels(drawn, plan)
         drawn = replace(drawn, header=None) if arguments.anonymise else drawn  # a header may name the patient
     with _bar(case.name, arguments.quiet) as show:
-        thin, report, fell_back = _compute(volume, plan, model, case.destination, show)
+        thin, report, done = compute(volume, plan, model, case.destination, show)
     report = replace(report, source="" if arguments.anonymise else case.name)
-    slices = _slice_files(case, plan.n_thin)
-    with _all_or_none([case.sidecar, *([labels[1]] if labels else []), *slices]) as parts:
-        report.save(parts[0])
-        if drawn is not None:
-            write(labels_to_thin(drawn, plan), parts[1])
-        _write_thin(thin, volume, report, parts[-len(slices) :], case, arguments.anonymise)
-    _remove_stale(case, slices, labels)
+    beside: dict[Path, Callable[[Path], None]] = {}
+    if labels is not None and drawn is not None:
+        beside[labels[1]] = partial(_write_labels, drawn, plan)
+    write_answer(case, thin, volume, report, beside, arguments.anonymise)
     if not arguments.quiet:
         _say(f"{case.name}: {_what_was_done(plan)}, {report.seconds:.1f} s")
         _say(f"  {_agreement(report)}")
@@ -384,11 +380,18 @@ def _enhance_one(
     if arguments.report or arguments.figure:
         from thinslice.explain import Answer
 
-        _explain(case, Answer(volume, thin, plan, model, report, fell_back), arguments)
+        _explain(case, Answer(volume, thin, plan, model, report, done.fell_back), arguments)
 
 
 class _PageFailed(OutputRefused):
     """A page or a figure could not be written; the scan that it is about has been."""
+
+
+def _write_labels(drawn: "Volume", plan: "Plan", path: Path) -> None:
+    from thinslice.formats import write
+    from thinslice.labels import labels_to_thin
+
+    write(labels_to_thin(drawn, plan), path)
 
 
 def _explain(case: "Case", answer: "Answer", arguments: argparse.Namespace) -> None:
@@ -464,77 +467,6 @@ def _read_case(case: "Case", anonymise: bool) -> "Volume":
     if anonymise:
         check_can_hide(case.series)
     return read_series(case.series)
-
-
-def _slice_files(case: "Case", slices: int) -> list[Path]:
-    """The file of the answer, or one for each slice of a new series."""
-    if not case.into_series:
-        return [case.destination]
-    return [case.destination / f"IM{index:04d}.dcm" for index in range(1, slices + 1)]
-
-
-def _write_thin(
-    thin: "Volume", volume: "Volume", report: "Report", parts: Sequence[Path], case: "Case", anonymise: bool
-) -> None:
-    from thinslice.formats import write
-
-    if not case.into_series:
-        write(thin, parts[0])
-        return
-    from thinslice.dicom.derived import images, save
-
-    found = report.consistency
-    agreement = (
-        f"Made thick again they differ from the acquired ones by {found.rms_percent:.2g} % RMS, "
-        f"{found.worst_percent:.2g} % at worst, of the intensity range."
-    )
-    for image, part in zip(images(thin, volume, report.plan, agreement, anonymise), parts, strict=True):
-        save(image, part)
-
-
-def _remove_stale(case: "Case", slices: Sequence[Path], labels: "tuple[Path, Path] | None") -> None:
-    """An earlier series that was replaced may have had more slices, or labels."""
-    from thinslice.cases import LABELS_NAME
-
-    if case.into_series:
-        stale = set(case.destination.glob("IM*.dcm")) - set(slices)
-        for file in stale | ({case.destination / LABELS_NAME} - {labels[1] if labels else None}):
-            file.unlink(missing_ok=True)
-
-
-def _compute(
-    volume: "Volume", plan: "Plan", model: "Model", target: Path, show: Callable[[float], None]
-) -> "tuple[Volume, Report, np.ndarray | None]":
-    """The answer as ``target`` will hold it, in the scan's own kind of numbers, the report on it, and where the guard
-    took the network back.
-
-    Until it is written a large answer lives in the folder of ``target``.
-
-    Whole numbers stay whole numbers, but 8 bits become 16: between bright and dark slices an answer goes beyond
-    0 .. 255, and clipped there it would not give the scan back when it is made thick again.
-    """
-    from thinslice.formats import as_stored
-    from thinslice.nifti import allocate
-    from thinslice.report import make_report
-    from thinslice.upsample import upsample
-    from thinslice.volume import ending
-
-    kind = volume.voxels.dtype
-    shape = (*plan.shape_thin, *volume.voxels.shape[3:])
-    whole = "int16" if kind.itemsize == 1 else kind
-    real = "float64" if kind == "float64" else "float32"
-    out = allocate(shape, whole if kind.kind in "iu" else real, target.parent)
-    started = perf_counter()
-    answer = upsample(volume, plan, model, out, show)
-    seconds = perf_counter() - started
-    if ending(target):
-        thin = as_stored(answer.volume, target)
-    else:
-        from thinslice.dicom.derived import as_stored as as_stored_in_series
-
-        thin = as_stored_in_series(answer.volume)
-    report = make_report(volume, thin, plan, answer.guard, seconds, answer.clipped)
-    return thin, report, answer.fell_back
 
 
 # ---- info
@@ -691,7 +623,7 @@ def reslice(arguments: argparse.Namespace) -> int:
     labels = arguments.labels or (not arguments.image and looks_like_labels(thin))
     padding = plan.padding if plan is not None else None
     thick = to_thick(thin, like, thickness_mm=thickness_mm, profile=profile, labels=labels, padding=padding)
-    with _all_or_none([case.destination]) as (part,):
+    with all_or_none([case.destination]) as (part,):
         write(thick, part)
     how = "segmentation, majority" if labels else "image, mean"
     _say(f"{case.source.name}: {how} under a {profile} profile of {thick.thickness_mm:.4g} mm -> {case.destination}")
@@ -1056,7 +988,7 @@ def _make_study(arguments: argparse.Namespace) -> int:
     if sound:
         with _bar("study", arguments.quiet) as show:
             made = make_study(sound, models, plan, wish, show)
-        with _all_or_none(files) as parts:
+        with all_or_none(files) as parts:
             for part, text in zip(parts, (made.page, made.key), strict=True):
                 part.write_text(text, encoding="utf-8")
         if not arguments.quiet:
@@ -1279,51 +1211,6 @@ def _sources(path: Path) -> list[Path]:
     from thinslice.cases import find_sources
 
     return find_sources(path)
-
-
-@contextmanager
-def _all_or_none(targets: Sequence[Path]) -> Iterator[list[Path]]:
-    """Places to write the targets to, in hidden folders beside them; at the end all are moved into place, or none."""
-    with ExitStack() as stack:
-        stages = {folder: stack.enter_context(_stage(folder)) for folder in dict.fromkeys(t.parent for t in targets)}
-        parts = [stages[target.parent] / target.name for target in targets]
-        yield parts
-        _move_all(parts, targets)
-
-
-@contextmanager
-def _stage(folder: Path) -> Iterator[Path]:
-    """A hidden folder inside ``folder`` for a while; after a failure folders that had to be made for it vanish too."""
-    missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".thinslice-", dir=folder, ignore_cleanup_errors=True) as stage:
-            yield Path(stage)
-    except BaseException:  # KeyboardInterrupt too
-        for parent in missing:
-            with suppress(OSError):
-                parent.rmdir()
-        raise
-
-
-def _move_all(parts: Sequence[Path], targets: Sequence[Path]) -> None:
-    """Rename every part to its target; after a failure the targets are as they were."""
-    moved: list[Path] = []
-    replaced: dict[Path, Path] = {}
-    try:
-        for part, target in zip(parts, targets, strict=True):
-            if os.path.lexists(target):
-                earlier = part.with_name(f"earlier-{part.name}")
-                os.replace(target, earlier)
-                replaced[target] = earlier
-            os.replace(part, target)
-            moved.append(target)
-    except BaseException:
-        for target in moved:
-            target.unlink(missing_ok=True)
-        for target, earlier in replaced.items():
-            os.replace(earlier, target)
-        raise
 
 
 # ---- words

@@ -2,8 +2,9 @@
 
 import os
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
@@ -26,6 +27,51 @@ def whole_or_not(path: Path) -> Iterator[Path]:
         for folder in missing:
             with suppress(OSError):
                 folder.rmdir()
+        raise
+
+
+@contextmanager
+def all_or_none(targets: Sequence[Path]) -> Iterator[list[Path]]:
+    """Places to write the targets to, in hidden folders beside them; at the end all are moved into place, or none."""
+    with ExitStack() as stack:
+        stages = {folder: stack.enter_context(_stage(folder)) for folder in dict.fromkeys(t.parent for t in targets)}
+        parts = [stages[target.parent] / target.name for target in targets]
+        yield parts
+        _move_all(parts, targets)
+
+
+@contextmanager
+def _stage(folder: Path) -> Iterator[Path]:
+    """A hidden folder inside ``folder`` for a while; after a failure folders that had to be made for it vanish too."""
+    missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".thinslice-", dir=folder, ignore_cleanup_errors=True) as stage:
+            yield Path(stage)
+    except BaseException:  # KeyboardInterrupt too
+        for parent in missing:
+            with suppress(OSError):
+                parent.rmdir()
+        raise
+
+
+def _move_all(parts: Sequence[Path], targets: Sequence[Path]) -> None:
+    """Rename every part to its target; after a failure the targets are as they were."""
+    moved: list[Path] = []
+    replaced: dict[Path, Path] = {}
+    try:
+        for part, target in zip(parts, targets, strict=True):
+            if os.path.lexists(target):
+                earlier = part.with_name(f"earlier-{part.name}")
+                os.replace(target, earlier)
+                replaced[target] = earlier
+            os.replace(part, target)
+            moved.append(target)
+    except BaseException:
+        for target in moved:
+            target.unlink(missing_ok=True)
+        for target, earlier in replaced.items():
+            os.replace(earlier, target)
         raise
 
 

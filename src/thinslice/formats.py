@@ -78,6 +78,17 @@ def name_to_write(name: str) -> str:
     return f"{name[: -len('.nhdr')]}.nrrd" if ending(Path(name)) == ".nhdr" else name
 
 
+def own_ending(volume: Volume) -> str:
+    """How the name of a file ends that keeps the header of a scan: as that of its source, else as NIfTI's."""
+    known = ending(Path(name_to_write(volume.source.name))) if volume.source is not None else None
+    return known if known and volume.header is not None else ".nii.gz"
+
+
+def same_format(one: str, other: str) -> bool:
+    """Whether two of `WRITABLE` are one format: .nii and .nii.gz, .mgh and .mgz."""
+    return one == other or {one, other} in ({".nii", ".nii.gz"}, {".mgh", ".mgz"})
+
+
 def check_name(path: Path) -> None:
     """Refuse what no scan can be written as.
 

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, Literal, cast
 
 import numpy as np
 from nibabel import nifti1, nifti2
-from nibabel.spatialimages import HeaderDataError
+from nibabel.spatialimages import HeaderDataError, SpatialImage
 from numpy.typing import DTypeLike
 
 from thinslice.errors import InputRefused, OutputRefused
@@ -25,6 +25,7 @@ from thinslice.stored import (
     ON_DISK_BYTES,
     SHEAR_COSINE,
     WHOLE,
+    as_numbers,
     by,
     check_affine,
     check_affine_to_write,
@@ -33,6 +34,7 @@ from thinslice.stored import (
     directions,
     drain,
     encoded,
+    finite,
     in_place_of,
     kind_of,
     most_bytes,
@@ -275,7 +277,7 @@ def _read_extensions(stream: BinaryIO, header: Any, order: _Order, most_bytes: i
         else:
             dropped += 1
     if dropped:
-        return [f"{dropped} header extension(s) not carried over: written by other programs for the acquired grid"]
+        return [_told_dropped(dropped)]
     return []
 
 
@@ -309,6 +311,90 @@ def _rescale(stored: np.ndarray, slope: float, inter: float) -> np.ndarray:
         for at in slabs(stored.shape, 8):
             voxels[at] = stored[at].astype(np.float64) * slope + inter
     return voxels
+
+
+# ---- images of nibabel
+
+
+def is_image(thing: object) -> bool:
+    """Whether it is an image of nibabel, of whatever format."""
+    return isinstance(thing, SpatialImage)
+
+
+def from_image(image: Any) -> Volume:
+    """What `read` gives for the file that nibabel has read; the image, which may have been changed since, rules.
+
+    It is not changed. Of another format than NIfTI the header is kept for files of that format. An array that was put
+    into a header for other numbers is taken as it is. The JSON beside the file counts while the image lies where the
+    file says.
+
+    Raises:
+        InputRefused: no scan, or one whose geometry is unknown.
+    """
+    name = image.get_filename()
+    source = Path(name) if name else None
+    if not isinstance(image, nifti1.Nifti1Pair):
+        return _from_foreign(image, source)
+    kind: Any = nifti2.Nifti2Header if isinstance(image.header, nifti2.Nifti2Header) else nifti1.Nifti1Header
+    header = kind.from_header(image.header, check=False)
+    header = header.as_byteswapped("<" if struct.pack("=h", 1) == struct.pack("<h", 1) else ">")
+    proxy: Any = image.dataobj
+    if hasattr(proxy, "get_unscaled"):
+        stored = as_numbers(np.asanyarray(proxy.get_unscaled()))
+        header["scl_slope"], header["scl_inter"] = proxy.slope, proxy.inter
+    else:
+        stored = as_numbers(np.asarray(proxy))
+        header.set_data_dtype(stored.dtype)
+        header["scl_slope"], header["scl_inter"] = 1, 0
+    header.set_data_shape(stored.shape)
+    moved = image.affine is not None and not np.allclose(image.affine, header.get_best_affine())
+    if moved:  # as nibabel would write it
+        header.set_sform(image.affine, ALIGNED)
+        header.set_qform(image.affine, 0)
+    affine, notes = _geometry(header, stored.shape)
+    voxels, finite_notes = finite(_rescale(stored, *_slope_inter(header)))
+    thickness_mm, beside_notes = thickness_beside(source) if source is not None and not moved else (None, [])
+    notes += _drop_extensions(header) + finite_notes + beside_notes
+    return Volume(voxels, affine, thickness_mm, tuple(notes), source, header)
+
+
+def to_image(volume: Volume) -> Any:
+    """A scan as an image of nibabel that shares its voxels, with the header that `write` would give it.
+
+    Its voxels are those numbers, not what a rescale makes of others: the header's type is theirs.
+
+    Raises:
+        OutputRefused: the grid does not fit into a header.
+    """
+    header = _header_for(volume, None)
+    header.set_data_dtype(_fresh_header(volume.voxels.dtype).get_data_dtype())
+    header["scl_slope"], header["scl_inter"] = 1, 0
+    image: Any = nifti2.Nifti2Image if isinstance(header, nifti2.Nifti2Header) else nifti1.Nifti1Image
+    return image(volume.voxels, volume.affine, header)
+
+
+def _from_foreign(image: Any, source: Path | None) -> Volume:
+    stored = as_numbers(np.asanyarray(image.dataobj))
+    if image.affine is None:
+        raise refused("an image without an affine", "one that says where its voxels are", _CONVERT)
+    affine = np.array(image.affine, np.float64)
+    check_affine(affine, _CONVERT)
+    voxels, notes = finite(stored)
+    thickness_mm, beside_notes = thickness_beside(source) if source is not None else (None, [])
+    notes = shear_notes(affine) + notes + beside_notes
+    return Volume(voxels, affine, thickness_mm, tuple(notes), source, image.header.copy())
+
+
+def _drop_extensions(header: Any) -> list[str]:
+    """Comments stay, what other programs wrote for the acquired grid goes; a note on that."""
+    kept = [one for one in header.extensions if one.get_code() == COMMENT_EXTENSION]
+    dropped = len(header.extensions) - len(kept)
+    header.extensions[:] = kept
+    return [_told_dropped(dropped)] if dropped else []
+
+
+def _told_dropped(count: int) -> str:
+    return f"{count} header extension(s) not carried over: written by other programs for the acquired grid"
 
 
 # ---- geometry

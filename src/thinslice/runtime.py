@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -34,6 +35,9 @@ WORKERS = 2
 
 What is not the network's own work (turning, projecting, watching) is then done beside it.
 """
+
+MOST_KEPT = 8
+"""Models that `load_once` keeps."""
 
 Residual = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 """(slices [2 context + 1, h, w], geometry [3], positions [p, 7]) -> [p, h, w], all float32."""
@@ -137,13 +141,61 @@ def load_model(path: Path, name: str | None = None, threads: int | None = None) 
         ModelRefused: the file is missing, damaged, or not one of ours.
     """
     path = Path(path)
+    return _model_of(_content(path), path, name, threads)
+
+
+def load_once(path: Path, name: str | None = None, threads: int | None = None) -> Model:
+    """`load_model`, but a model that this process has already is not made again; safe in several Python threads.
+
+    A file is known by its content: one that was replaced is another model. The last `MOST_KEPT` are kept.
+
+    Raises:
+        ModelRefused: as `load_model`.
+    """
+    path = Path(path)
+    content = _content(path)
+    key = hashlib.sha256(content).hexdigest(), name, threads
+    with _kept.lock:
+        if key not in _kept.models:
+            _kept.models[key] = _model_of(content, path, name, threads)
+        _kept.models.move_to_end(key)
+        while len(_kept.models) > MOST_KEPT:
+            _kept.models.popitem(last=False)
+        return _kept.models[key]
+
+
+class _Kept:
+    """The models of `load_once`; a forked process starts anew, as the threads of the engine stay in its parent."""
+
+    def __init__(self) -> None:
+        self.inherited: list[object] = []
+        self.forget()
+
+    def forget(self) -> None:
+        self.lock = Lock()
+        self.models: OrderedDict[tuple[str, str | None, int | None], Model] = OrderedDict()
+
+    def forked(self) -> None:
+        self.inherited.append(self.models)  # closing a session without its threads crashes
+        self.forget()
+
+
+_kept = _Kept()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_kept.forked)
+
+
+def _content(path: Path) -> bytes:
     try:
-        content = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise ModelRefused(
             f"got {path}, which cannot be read ({error.strerror}); need a thinslice model file (.onnx); "
             "next: check the path"
         ) from None
+
+
+def _model_of(content: bytes, path: Path, name: str | None, threads: int | None) -> Model:
     options = _options(threads)
     try:
         session, card = _open(content, options)

@@ -302,6 +302,31 @@ def replace_non_finite(voxels: np.ndarray) -> tuple[np.ndarray, list[str]]:
     return voxels, [f"{bad:,} of {voxels.size:,} voxels were NaN or infinite and are read as {fill:g}"]
 
 
+def as_numbers(voxels: np.ndarray) -> np.ndarray:
+    """Voxels of an array from elsewhere: real numbers in this machine's byte order, 16-bit floats as 32; else as it is.
+
+    Raises:
+        InputRefused: no real numbers (truth values are labels), or not three or four axes with a voxel along each.
+    """
+    if voxels.dtype.kind not in "iuf":
+        raise refused(
+            f"{voxels.dtype} voxels", "one real number per voxel", "convert the scan, as by .astype('float32')"
+        )
+    while voxels.ndim > 3 and voxels.shape[-1] == 1:
+        voxels = voxels[..., 0]
+    if voxels.ndim not in (3, 4) or 0 in voxels.shape:
+        raise refused(f"voxels of shape {voxels.shape}", "[x, y, z] or [x, y, z, t]", "choose one scan of them")
+    kinds = {2: np.dtype(np.float32)} if voxels.dtype.kind == "f" else {}
+    wide = np.dtype(np.float64) if voxels.dtype.itemsize > 8 else voxels.dtype.newbyteorder("=")
+    return voxels.astype(kinds.get(voxels.dtype.itemsize, wide), copy=False)
+
+
+def finite(voxels: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    """`replace_non_finite`, but of an array that is not ours: one that has such voxels is copied."""
+    ours = voxels.dtype.kind == "f" and not all(np.isfinite(voxels[at]).all() for at in slabs(voxels.shape, 8))
+    return replace_non_finite(voxels.copy(order="K") if ours else voxels)
+
+
 def type_to_store(voxels: np.dtype[Any], source: np.dtype[Any] | None) -> np.dtype[Any]:
     """The type in the file of voxels of one type that were computed from a file of another (None: from none).
 

@@ -14,16 +14,20 @@ EMBEDDED = Path(__file__).parent / "embedded"
 """Model files that ship with the package, ``NAME.onnx`` beside its card ``NAME.json``."""
 
 
+Load = Callable[..., Model]
+"""(path, name, threads) -> the model of a file."""
+
+
 def embedded_names() -> list[str]:
     """The models that ship with the package."""
     return sorted({path.name.split(".")[0] for path in EMBEDDED.glob("*.onnx")})
 
 
-def find_model(wish: str, threads: int | None = None) -> Model:
+def find_model(wish: str, threads: int | None = None, load: Load = load_model) -> Model:
     """An interpolation by name, an embedded model by name, or a model file by path.
 
     A file may be named without its .onnx. The networks for planes lie in files NAME.PART-xFACTOR.onnx, and their model
-    is NAME, or its path.
+    is NAME, or its path. ``load`` reads one file: `thinslice.runtime.load_model`, or its `load_once`.
 
     Raises:
         ModelRefused: there is no such model.
@@ -31,25 +35,25 @@ def find_model(wish: str, threads: int | None = None) -> Model:
     if wish in INTERPOLATIONS:
         return interpolation(wish)
     if wish in embedded_names() and (EMBEDDED / f"{wish}.onnx").exists():
-        return load_model(EMBEDDED / f"{wish}.onnx", name=wish, threads=threads)
+        return load(EMBEDDED / f"{wish}.onnx", name=wish, threads=threads)
     if family := planes_files(EMBEDDED / wish if wish in embedded_names() else Path(wish)):
-        return together([load_model(path, threads=threads) for path in family], Path(wish).name)
+        return together([load(path, threads=threads) for path in family], Path(wish).name)
     if Path(wish).is_dir() and sorted(Path(wish).glob("*.onnx")):
         raise ModelRefused(
             f"got --model {wish}, which holds a model for each of several scans; need one of its files here; "
             f"next: choose one, such as {sorted(Path(wish).glob('*.onnx'))[0]}"
         )
     if not wish.endswith(".onnx") and Path(f"{wish}.onnx").is_file():
-        return load_model(Path(f"{wish}.onnx"), threads=threads)
+        return load(Path(f"{wish}.onnx"), threads=threads)
     if wish.endswith(".onnx") or Path(wish).exists():
-        return load_model(Path(wish), threads=threads)
+        return load(Path(wish), threads=threads)
     names = ", ".join([*embedded_names(), *INTERPOLATIONS])
     raise ModelRefused(
         f"got model {wish!r}; need one of {names}, or the path of a model file (.onnx); next: choose one"
     )
 
 
-def models_for(wish: str, threads: int | None = None) -> Callable[[Volume], Model]:
+def models_for(wish: str, threads: int | None = None, load: Load = load_model) -> Callable[[Volume], Model]:
     """What `find_model` finds, for every scan; or, in a folder of ``adapt --per-scan``, the scan's own model.
 
     A scan is known by its voxels and where they are, whatever its file is called now.
@@ -60,9 +64,9 @@ def models_for(wish: str, threads: int | None = None) -> Callable[[Volume], Mode
     folder = Path(wish)
     files = sorted(folder.glob("*.onnx")) if folder.is_dir() and wish not in embedded_names() else []
     if not files:
-        model = find_model(wish, threads)
+        model = find_model(wish, threads, load)
         return lambda volume: model
-    models = [load_model(path, threads=threads) for path in files]
+    models = [load(path, threads=threads) for path in files]
     own = {known: model for model in models for known in _adapted_to(model)}
 
     def choose(volume: Volume) -> Model:
