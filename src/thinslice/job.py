@@ -1,0 +1,476 @@
+"""One scan of a data set: done once, whole or not at all, and known again on the next run.
+
+The answer, its picture and its JSON are written into a hidden folder beside the answer, and renamed; the JSON comes
+last and says that all is there. It holds what the answer was made of: hashes of the scan and of the model, and the
+wish. A scan whose JSON says the same is not computed again; anything else is.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Literal
+
+from thinslice.errors import InputRefused, ModelRefused, OutputRefused, ThinsliceError
+from thinslice.explain import Answer, write_explanation
+from thinslice.formats import as_stored, read, write
+from thinslice.nifti import allocate
+from thinslice.picture import Picture, picture_centre, resliced_planes, save_picture, side_by_side
+from thinslice.plan import Grid, Plan, intensity_range, make_plan, through_plane_axis
+from thinslice.profile import Profile
+from thinslice.report import Report, make_report
+from thinslice.runtime import WORKERS, Model
+from thinslice.upsample import upsample
+from thinslice.volume import Volume, ending, fingerprint, sidecar_path, stem_of
+from thinslice.weights import embedded_names, find_model, models_for
+
+try:
+    import fcntl
+except ImportError:  # Windows, where two runs on one output are the user's care
+    fcntl = None  # type: ignore[assignment]
+
+State = Literal["done", "kept", "thin", "refused", "failed"]
+"""Computed now; computed earlier; thin already, left out; not to be made thinner as wished; anything else."""
+
+THICK_FROM = 1.4
+"""Slices this many times farther apart than pixels are thick; the embedded networks know factors from here on."""
+
+THUMBNAIL_SIDE = 180
+
+_CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is wanted of every scan, as `thinslice.plan.make_plan` takes it, and the model's name."""
+
+    model: str = "default"
+    spacing_mm: float | None = None
+    factor: float | None = None
+    thickness_mm: float | None = None
+    profile: Profile = "gaussian"
+    grid: Grid = "fov"
+    in_plane: int = 1
+    fuse: bool = False
+    projection: bool = True
+
+
+@dataclass(frozen=True)
+class Job:
+    """One scan to be done.
+
+    Attributes:
+        name: what to call it: its path within the data set.
+        source: the scan, or a folder with the files of one DICOM series.
+        destination: the answer; its JSON lies beside it.
+        wish: what is wanted.
+        model_sha256: of the model that is meant, see `hash_of_model`.
+        thumbnail: a small picture of acquired and computed planes, for the overview.
+        page: a page to look at as well, see `thinslice.explain.write_explanation`.
+        facts: what else the JSON shall say.
+        resolution: whether the JSON shall also tell the ``Resolution`` as BIDS does.
+        redo: compute even what was done already, and replace what something else has written.
+        threads: of the processor, for this job.
+        run: which run this is, so that a job that has to be repeated, since a worker died with its outcome, is known.
+    """
+
+    name: str
+    source: Path
+    destination: Path
+    wish: Wish
+    model_sha256: str | None
+    thumbnail: Path
+    page: Path | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+    resolution: bool = False
+    redo: bool = False
+    threads: int = 1
+    run: str = ""
+
+    @property
+    def sidecar(self) -> Path:
+        """The JSON beside the answer."""
+        found = sidecar_path(self.destination)
+        assert found is not None, "a job writes a scan"
+        return found
+
+    @property
+    def stage(self) -> Path:
+        """The hidden folder for what is unfinished."""
+        return self.destination.with_name(f".thinslice-{stem_of(self.destination)}.part")
+
+    @property
+    def lock(self) -> Path:
+        """The file that one process holds while it works on this."""
+        return self.destination.with_name(f".thinslice-{stem_of(self.destination)}.lock")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a job.
+
+    Attributes:
+        name, state: which, and how it ended.
+        reason: why it was left out, refused, or has failed.
+        seconds: reading and writing included; of a scan that was done earlier, what the network took then.
+        rms_percent, worst_percent: see `thinslice.report.Consistency`; None without an answer.
+        slices: before and after, as words.
+        pid: of the process that did it.
+    """
+
+    name: str
+    state: State
+    reason: str = ""
+    seconds: float = 0.0
+    rms_percent: float | None = None
+    worst_percent: float | None = None
+    slices: str = ""
+    pid: int = field(default_factory=os.getpid)
+
+
+def run_job(job: Job) -> Outcome:
+    """Do one job, unless it was done already; whatever goes wrong is told in the outcome, never raised."""
+    started = perf_counter()
+    try:
+        with _alone(job.lock):
+            made_of = _made_of(job)
+            kept = _done_earlier(job, made_of)
+            if kept is not None and not (job.redo and kept.state == "kept"):
+                _remove(job.stage)
+                return kept
+            done = _do(job, made_of)
+        return dataclasses.replace(done, seconds=perf_counter() - started)
+    except _ThinAlready as thin:
+        state: State = "thin"
+        reason = str(thin)
+    except (OutputRefused, InputRefused, OSError, MemoryError) as error:
+        state, reason = "failed", reason_of(error)
+    except ThinsliceError as error:
+        state, reason = "refused", reason_of(error)
+    except Exception as error:  # one scan must not end a run of a million
+        state, reason = "failed", f"got an unforeseen {type(error).__name__} ({reason_of(error)}); next: report it"
+    return Outcome(job.name, state, reason, perf_counter() - started)
+
+
+def clean_up(job: Job) -> None:
+    """Remove what a job that was killed has left behind; not while another process works on it."""
+    with suppress(OSError), _alone(job.lock, wait=False):
+        _remove(job.stage)
+
+
+def hash_of_model(wish: str) -> str | None:
+    """Which model a name means now: its hash; of a folder with a model for each scan that of all; else None.
+
+    Raises:
+        ModelRefused: there is no such model.
+    """
+    files = _own_models(wish)
+    if not files:
+        return find_model(wish).sha256
+    return hashlib.sha256(",".join(sorted(_sha256(file) for file in files)).encode()).hexdigest()
+
+
+def reason_of(error: BaseException) -> str:
+    """One line about an error: what was got, what is needed, what to do next."""
+    if isinstance(error, MemoryError):
+        return "got a scan larger than the free memory; need a smaller one, or a worker with more; next: --workers 1"
+    if isinstance(error, OSError) and error.strerror:
+        # the name is that of a temporary file
+        return f"got '{error.strerror}'; need room and permission in the output folder; next: see to it, and run again"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+# ---- what an answer is made of
+
+
+def _made_of(job: Job) -> dict[str, Any]:
+    """All that decides what the answer will be; a network is known by its hash, wherever its file lies now."""
+    wish = dataclasses.asdict(job.wish)
+    if job.model_sha256 is not None:
+        del wish["model"]
+    return {"input_sha256": _hash_of_scan(job.source), "model_sha256": job.model_sha256, "wish": wish}
+
+
+def _hash_of_scan(path: Path) -> str:
+    """Of the bytes of a scan, and of the JSON beside it, which tells the slice thickness.
+
+    Of an .nhdr, whose voxels are elsewhere, of these voxels.
+    """
+    if path.is_dir():
+        files = sorted(file for file in path.iterdir() if file.is_file())
+        return _joined(f"{file.name}:{_sha256(file)}" for file in files)
+    beside = sidecar_path(path)
+    facts = [_sha256(beside)] if beside is not None and beside.is_file() else []
+    if ending(path) == ".nhdr":
+        volume = read(path)
+        return _joined([fingerprint(volume), str(volume.thickness_mm), *facts])
+    return _joined([_sha256(path), *facts])
+
+
+def _joined(hashes: Any) -> str:
+    return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    found = hashlib.sha256()
+    with open(path, "rb") as stream:
+        while chunk := stream.read(_CHUNK_BYTES):
+            found.update(chunk)
+    return found.hexdigest()
+
+
+def _done_earlier(job: Job, made_of: dict[str, Any]) -> Outcome | None:
+    """What the JSON tells about an answer of the very same; None where there is none, or where a part is missing."""
+    content = _read_json(job.sidecar)
+    record = content.get("batch")
+    try:
+        if not isinstance(record, dict) or {key: record.get(key) for key in made_of} != made_of:
+            return None
+        if job.destination.stat().st_size != record["answer_bytes"]:
+            return None
+        if job.page is not None and not job.page.exists():
+            return None
+        found = content["consistency"]
+        return Outcome(
+            job.name,
+            "done" if job.run and record.get("run") == job.run else "kept",
+            seconds=float(content["seconds"]),
+            rms_percent=float(found["rms_percent"]),
+            worst_percent=float(found["worst_percent"]),
+            slices=_slices(Plan.from_json(json.dumps(content["plan"]))),
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content: Any = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _slices(plan: Plan) -> str:
+    before, after = plan.spacing_thick_mm[plan.axis], plan.spacing_thin_mm[plan.axis]
+    return f"{plan.n_thick} x {before:.4g} mm -> {plan.n_thin} x {after:.4g} mm"
+
+
+# ---- models, once per process
+
+
+def _own_models(wish: str) -> list[Path]:
+    folder = Path(wish)
+    return sorted(folder.glob("*.onnx")) if folder.is_dir() and wish not in embedded_names() else []
+
+
+@lru_cache(maxsize=2)
+def _models(wish: str, sha256: str | None, threads: int) -> Callable[[Volume], Model]:
+    """The model of a name, kept by a worker for all its scans; another hash is another model."""
+    found = hash_of_model(wish)
+    if found != sha256:
+        raise ModelRefused(
+            f"got model {wish} with sha256 {str(found)[:16]}... on this worker; need {str(sha256)[:16]}..., which the "
+            "run was started with; next: give all machines the same file, and restart workers that hold an older one"
+        )
+    return models_for(wish, max(1, threads // WORKERS))
+
+
+# ---- the work
+
+
+class _ThinAlready(Exception):
+    """The scan is as thin as it is fine: there is nothing to do."""
+
+
+def _do(job: Job, made_of: dict[str, Any]) -> Outcome:
+    with _stage(job) as (stage, unfinished):
+        volume = read(job.source)
+        _check_thick(volume, job.wish)
+        model = _models(job.wish.model, job.model_sha256, job.threads)(volume)
+        plan = _plan(volume, model, job.wish)
+        thin, report = _compute(volume, plan, model, job.destination)
+        report = dataclasses.replace(report, source=job.name)
+        parts = {job.destination: stage / job.destination.name, job.sidecar: stage / job.sidecar.name}
+        write(thin, parts[job.destination])
+        extras = {job.thumbnail: _put(job.thumbnail, stage / "thumbnail.png")}
+        _draw(volume, thin, plan, extras[job.thumbnail])
+        if job.page is not None:
+            extras[job.page] = _put(job.page, stage / "page.html")
+            write_explanation(extras[job.page], Answer(volume, thin, plan, model, report))
+        record = made_of | {"answer_bytes": parts[job.destination].stat().st_size, "run": job.run}
+        _save_json(parts[job.sidecar], job, plan, report, record)
+        for part in parts.values():
+            _to_disk(part)
+        unfinished()
+        job.sidecar.unlink(missing_ok=True)
+        for target, part in (extras | parts).items():  # the JSON comes last
+            os.replace(part, target)
+    found = report.consistency
+    return Outcome(job.name, "done", "", 0.0, found.rms_percent, found.worst_percent, _slices(plan))
+
+
+def _check_thick(volume: Volume, wish: Wish) -> None:
+    axis = through_plane_axis(volume)
+    fine = [mm for index, mm in enumerate(volume.spacing_mm) if index != axis]
+    thick_mm = volume.spacing_mm[axis]
+    if wish.spacing_mm is None and wish.factor is None and thick_mm / max(fine) < THICK_FROM:
+        raise _ThinAlready(f"slices {thick_mm:.3g} mm apart, {max(fine):.3g} mm in-plane")
+
+
+def _plan(volume: Volume, model: Model, wish: Wish) -> Plan:
+    return make_plan(
+        volume,
+        spacing_mm=wish.spacing_mm,
+        factor=wish.factor,
+        thickness_mm=wish.thickness_mm,
+        profile=wish.profile,
+        grid=wish.grid,
+        model=model.name,
+        model_sha256=model.sha256,
+        envelope=model.envelope,
+        projection=wish.projection,
+        in_plane=wish.in_plane,
+        fuse=wish.fuse,
+    )
+
+
+def _compute(volume: Volume, plan: Plan, model: Model, target: Path) -> tuple[Volume, Report]:
+    """The answer as the file will hold it, and the report on it; as ``enhance`` does."""
+    kind = volume.voxels.dtype
+    whole = "int16" if kind.itemsize == 1 else kind
+    real = "float64" if kind == "float64" else "float32"
+    shape = (*plan.shape_thin, *volume.voxels.shape[3:])
+    out = allocate(shape, whole if kind.kind in "iu" else real, target.parent)
+    started = perf_counter()
+    answer = upsample(volume, plan, model, out)
+    seconds = perf_counter() - started
+    thin = as_stored(answer.volume, target)
+    return thin, make_report(volume, thin, plan, answer.guard, seconds, answer.clipped)
+
+
+def _draw(volume: Volume, thin: Volume, plan: Plan, path: Path) -> None:
+    window, centre = intensity_range(volume.voxels), picture_centre(volume)
+    if plan.in_plane > 1:
+        x, y, z = (
+            index if axis == plan.axis else index * plan.in_plane + plan.in_plane // 2
+            for axis, index in enumerate(centre)
+        )
+        finer = (x, y, z)
+    else:
+        finer = centre
+    acquired = Picture("acquired", resliced_planes(volume, plan.axis, centre)[0], window, staircase=True)
+    computed = Picture("computed", resliced_planes(thin, plan.axis, finer)[0], window)
+    save_picture(side_by_side([[acquired, computed]], long_side=THUMBNAIL_SIDE), path)
+
+
+def _save_json(path: Path, job: Job, plan: Plan, report: Report, record: dict[str, Any]) -> None:
+    """What `thinslice.report.Report` tells, after the facts of the job and before the record of what it is made of."""
+    facts = dict(job.facts)
+    if job.resolution:
+        mm = " x ".join(f"{spacing:.4g}" for spacing in plan.spacing_thin_mm)
+        facts["Resolution"] = f"{mm} mm, computed from slices {plan.spacing_thick_mm[plan.axis]:.4g} mm apart"
+    content = facts | json.loads(report.to_json()) | {"batch": record}
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+# ---- files
+
+
+def _put(target: Path, part: Path) -> Path:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return part
+
+
+def _to_disk(path: Path) -> None:
+    """What is renamed before it is on the disk may be empty after a power cut."""
+    with open(path, "rb+") as stream:
+        os.fsync(stream.fileno())
+
+
+def _remove(folder: Path) -> None:
+    if folder.is_dir():
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _stage(job: Job) -> Iterator[tuple[Path, Callable[[], None]]]:
+    """The hidden folder for a while, empty; and what to call before the first answer is moved into its place.
+
+    While the folder is there an answer without its JSON is ours, left by a run that was killed; else it is not, and
+    stays what it is.
+
+    Raises:
+        OutputRefused: something else has written a file of that name.
+    """
+    stage = job.stage
+    torn = stage.is_dir()
+    record = _read_json(job.sidecar).get("batch")
+    if not (torn or job.redo or isinstance(record, dict)):
+        for path in (job.destination, job.sidecar):
+            if os.path.lexists(path):
+                raise OutputRefused(
+                    f"got {path.name} in the output folder, which no run of 'thinslice batch' wrote; need a free name; "
+                    "next: move it, choose another folder, or give --overwrite"
+                )
+    stage.mkdir(exist_ok=True)
+    for leftover in stage.iterdir():
+        leftover.unlink()
+
+    def unfinished() -> None:
+        nonlocal torn
+        torn = True
+
+    try:
+        yield stage, unfinished
+    except BaseException:
+        if torn:
+            for leftover in stage.iterdir():
+                leftover.unlink()
+        else:
+            _remove(stage)
+        raise
+    _remove(stage)
+
+
+@contextmanager
+def _alone(path: Path, wait: bool = True) -> Iterator[None]:
+    """While this process holds the file no other does; a process that dies holds it no longer.
+
+    Raises:
+        BlockingIOError: another does, and ``wait`` is False.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if fcntl is None:
+        yield
+        return
+    while True:
+        held = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            if _is_still(held, path):
+                break
+        except BaseException:
+            os.close(held)
+            raise
+        os.close(held)  # its holder has removed it meanwhile
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            path.unlink()
+        os.close(held)
+
+
+def _is_still(held: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(held), os.stat(path))
+    except OSError:
+        return False
