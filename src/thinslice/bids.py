@@ -1,0 +1,182 @@
+"""BIDS: which images of a data set are looked at, and what their derivatives are called and say.
+
+The Brain Imaging Data Structure, https://bids-specification.readthedocs.io: raw images are
+``sub-01/[ses-01/]anat/sub-01_[ses-01_][...]_T2w.nii.gz``; a derivative has ``res-iso_desc-sr`` before the suffix, and
+lies in a data set of its own, whose ``dataset_description.json`` says what generated it.
+"""
+
+import json
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from thinslice.errors import InputRefused, OutputRefused
+from thinslice.files import whole_or_not
+
+SUFFIXES = ("T1w", "T2w", "FLAIR", "PDw", "T2starw", "PDT2", "inplaneT1", "inplaneT2")
+"""Weighted anatomical images. Maps, masks and defaced copies are made otherwise, and not looked at."""
+
+BIDS_VERSION = "1.10.0"
+DESCRIPTION = "dataset_description.json"
+IGNORED = ("summary*", "thumbnails", "reports")
+"""What the output holds beside the derivatives: for .bidsignore."""
+
+_NAME = re.compile(r"(?P<entities>sub-[A-Za-z0-9]+(?:_[a-z]+-[A-Za-z0-9+]+)*)_(?P<suffix>[A-Za-z0-9]+)\.nii(?:\.gz)?")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which images of a data set are wanted; None for all.
+
+    Attributes:
+        participants, sessions: labels, with or without ``sub-`` and ``ses-``.
+        suffixes: as T2w.
+    """
+
+    participants: Sequence[str] | None = None
+    sessions: Sequence[str] | None = None
+    suffixes: Sequence[str] = SUFFIXES
+
+
+def find_images(dataset: Path, choice: Choice) -> list[Path]:
+    """The raw images of the chosen participants, by name.
+
+    Raises:
+        InputRefused: it is no BIDS data set, or a participant, or all that was chosen, is not there.
+    """
+    if not (dataset / DESCRIPTION).is_file():
+        raise InputRefused(
+            f"{dataset}: got a folder without {DESCRIPTION}; need a BIDS data set; next: check the name, or use "
+            "'thinslice batch -i FOLDER -o FOLDER' for a folder of scans"
+        )
+    subjects = sorted(folder for folder in dataset.glob("sub-*") if folder.is_dir())
+    wanted = _labels(choice.participants, "sub-")
+    missing = sorted((wanted or set()) - {folder.name for folder in subjects})
+    if missing:
+        raise InputRefused(
+            f"{dataset}: got participant {missing[0].removeprefix('sub-')}, who is not in it; need some of its "
+            f"{len(subjects)}; next: correct --participant-label"
+        )
+    sessions = _labels(choice.sessions, "ses-")
+    found = [
+        path
+        for folder in subjects
+        if wanted is None or folder.name in wanted
+        for path in _images_of(folder, sessions)
+        if (match := _NAME.fullmatch(path.name)) and match["suffix"] in choice.suffixes
+    ]
+    if not found:
+        raise InputRefused(
+            f"{dataset}: got no image in an anat folder for that choice; need {', '.join(choice.suffixes)}; "
+            "next: change --suffix, --session-label or --participant-label"
+        )
+    return found
+
+
+def derivative_path(raw: Path, dataset: Path, output: Path) -> Path:
+    """Where the answer goes: sub-01/anat/sub-01_T2w.nii -> sub-01/anat/sub-01_res-iso_desc-sr_T2w.nii.gz."""
+    match = _NAME.fullmatch(raw.name)
+    assert match is not None, "an image that find_images found"
+    name = f"{match['entities']}_res-iso_desc-sr_{match['suffix']}.nii.gz"
+    return output / raw.parent.relative_to(dataset) / name
+
+
+def derivative_facts(raw: Path, dataset: Path) -> dict[str, Any]:
+    """What BIDS wants to be told in the JSON of an answer, beside its ``Resolution``."""
+    return {
+        "Description": "Thin slices, computed from thick ones: between them nothing was acquired.",
+        "SkullStripped": False,
+        "SpatialReference": "orig",
+        "Sources": [f"bids:raw:{raw.relative_to(dataset).as_posix()}"],
+    }
+
+
+def check_output(dataset: Path, output: Path) -> None:
+    """Raw data is never written to: not into its folder, but for a folder of its derivatives.
+
+    Raises:
+        OutputRefused: it would be, or the output is the data set of another program.
+    """
+    raw, there = Path(os.path.realpath(dataset)), Path(os.path.realpath(output))
+    inside = there == raw or raw in there.parents
+    if inside and (there == raw or there.relative_to(raw).parts[0] != "derivatives" or there.parent == raw):
+        raise OutputRefused(
+            f"{output}: got an output inside the raw data; need a folder elsewhere; next: choose another, such as "
+            f"{dataset / 'derivatives' / 'thinslice'}"
+        )
+    if there in raw.parents:
+        raise OutputRefused(f"{output}: got an output that holds the raw data; need another; next: choose a new folder")
+    if (output / DESCRIPTION).exists() and not _is_ours(output / DESCRIPTION):
+        raise OutputRefused(
+            f"{output}: got a folder with another program's {DESCRIPTION}; need one for the derivatives of thinslice "
+            "alone; next: choose a new folder"
+        )
+
+
+def write_description(dataset: Path, output: Path, model: str, model_sha256: str | None) -> None:
+    """What the derivatives are, of what, and by what; and what the validator shall not look at.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    raw = _read_object(dataset / DESCRIPTION)
+    link = Path(os.path.relpath(os.path.realpath(dataset), os.path.realpath(output))).as_posix()
+    source = {"URL": f"doi:{doi}"} if (doi := str(raw.get("DatasetDOI", "")).removeprefix("doi:")) else {"URL": link}
+    made_by = f"model {model}" + (f", sha256 {model_sha256}" if model_sha256 else "")
+    content: dict[str, Any] = {
+        "Name": f"{raw.get('Name', dataset.name)}: thin slices",
+        "BIDSVersion": BIDS_VERSION,
+        "DatasetType": "derivative",
+        "GeneratedBy": [
+            {
+                "Name": "thinslice",
+                "Version": version("thinslice"),
+                "Description": f"Thin slices computed from thick ones by {made_by}; the JSON of each tells all.",
+            }
+        ],
+        "SourceDatasets": [source],
+        "DatasetLinks": {"raw": link},
+    }
+    content |= {name: raw[name] for name in ("License", "Authors") if name in raw}
+    _write_if_new(output / DESCRIPTION, json.dumps(content, indent=2) + "\n")
+    _write_if_new(output / ".bidsignore", "".join(f"{pattern}\n" for pattern in IGNORED))
+    if not (output / "README").exists():
+        _write_if_new(output / "README", "Thin slices computed from the thick ones of the source data set.\n")
+
+
+def _labels(wished: Iterable[str] | None, prefix: str) -> set[str] | None:
+    return None if wished is None else {prefix + label.removeprefix(prefix) for label in wished}
+
+
+def _images_of(folder: Path, sessions: set[str] | None) -> list[Path]:
+    found = [path for path in folder.glob("ses-*/anat/*.nii*") if sessions is None or path.parts[-3] in sessions]
+    return sorted([*(folder.glob("anat/*.nii*") if sessions is None else ()), *found])
+
+
+def _is_ours(path: Path) -> bool:
+    made_by = _read_object(path).get("GeneratedBy")
+    return isinstance(made_by, list) and any(
+        isinstance(one, dict) and one.get("Name") == "thinslice" for one in made_by
+    )
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        content: Any = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _write_if_new(path: Path, text: str) -> None:
+    try:
+        if path.read_text(encoding="utf-8") == text:
+            return
+    except (OSError, ValueError):
+        pass
+    with whole_or_not(path) as part:
+        part.write_text(text, encoding="utf-8")

@@ -1,0 +1,135 @@
+"""A data set: every scan below a folder, or every chosen image of a BIDS data set, and where its answer goes."""
+
+import os
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from thinslice.bids import Choice, check_output, derivative_facts, derivative_path, find_images
+from thinslice.cases import check_writable
+from thinslice.errors import InputRefused, OutputRefused
+from thinslice.files import looks_like_dicom
+from thinslice.formats import name_to_write
+from thinslice.job import Job, Outcome, Wish
+from thinslice.volume import ending, stem_of
+
+THUMBNAILS, PAGES = "thumbnails", "reports"
+"""Folders of the output with a small picture and, on request, a page of every scan."""
+
+
+@dataclass(frozen=True)
+class Orders:
+    """What holds for every scan of a run: see `thinslice.job.Job`."""
+
+    wish: Wish
+    model_sha256: str | None
+    pages: bool = False
+    redo: bool = False
+    threads: int = 1
+    run: str = field(default_factory=lambda: secrets.token_hex(8))
+
+
+@dataclass(frozen=True)
+class Found:
+    """The jobs of a run, by name, and the scans that cannot be one."""
+
+    jobs: list[Job]
+    failed: list[Outcome]
+
+
+def find_in_folder(source: Path, output: Path, orders: Orders) -> Found:
+    """Every scan below a folder; a folder of DICOM slices is one scan. The output keeps the paths.
+
+    Hidden files and folders are left alone, and so is the output where it lies inside.
+
+    Raises:
+        InputRefused: it is no folder, or holds no scan.
+        OutputRefused: the output is the folder itself, or cannot be written to.
+    """
+    if not source.is_dir():
+        raise InputRefused(
+            f"{source}: got no folder; need a folder of scans; next: check the name, or use 'thinslice enhance' for one"
+        )
+    if os.path.realpath(source) == os.path.realpath(output):
+        raise OutputRefused(f"{output}: got the folder of the scans as output; need another; next: choose a new folder")
+    check_writable(output)
+    scans = _scans_below(source, output)
+    if not scans:
+        raise InputRefused(f"{source}: got a folder without any scan; need one with scans; next: check the name")
+    return _apart([_job_in_folder(path, source, output, orders) for path in scans])
+
+
+def find_in_bids(dataset: Path, output: Path, choice: Choice, orders: Orders) -> Found:
+    """The chosen images of a BIDS data set.
+
+    Raises:
+        InputRefused, OutputRefused: see `thinslice.bids.find_images` and `thinslice.bids.check_output`.
+    """
+    check_output(dataset, output)
+    check_writable(output)
+    return _apart([_job_in_bids(path, dataset, output, orders) for path in find_images(dataset, choice)])
+
+
+def shard(found: Found, index: int, count: int) -> Found:
+    """Every ``count``-th scan, from the ``index``-th on, counted from 1: together the shards are the data set."""
+    first = [failed for failed in found.failed if index == 1]
+    return Found(found.jobs[index - 1 :: count], first)
+
+
+def _scans_below(source: Path, output: Path) -> list[Path]:
+    out = os.path.realpath(output)
+    scans = []
+    for place, folders, names in os.walk(source):
+        folder = Path(place)
+        folders[:] = sorted(
+            name for name in folders if not name.startswith(".") and os.path.realpath(folder / name) != out
+        )
+        files = sorted(folder / name for name in names if not name.startswith("."))
+        scans += [file for file in files if ending(file)]
+        if folder != source and any(not ending(file) and looks_like_dicom(file) for file in files):
+            scans.append(folder)
+    return sorted(scans)
+
+
+def _job_in_folder(path: Path, source: Path, output: Path, orders: Orders) -> Job:
+    relative = path.relative_to(source)
+    name = name_to_write(path.name) if ending(path) else f"{path.name}.nii.gz"
+    return _job(path, relative.as_posix(), output, (output / relative).with_name(name), orders)
+
+
+def _job_in_bids(path: Path, dataset: Path, output: Path, orders: Orders) -> Job:
+    target = derivative_path(path, dataset, output)
+    job = _job(path, path.relative_to(dataset).as_posix(), output, target, orders)
+    return replace(job, facts=derivative_facts(path, dataset), resolution=True)
+
+
+def _job(path: Path, name: str, output: Path, target: Path, orders: Orders) -> Job:
+    beside = target.relative_to(output).with_name(stem_of(target))
+    return Job(
+        name=name,
+        source=path,
+        destination=target,
+        wish=orders.wish,
+        model_sha256=orders.model_sha256,
+        thumbnail=output / THUMBNAILS / f"{beside}.png",
+        page=output / PAGES / f"{beside}.html" if orders.pages else None,
+        redo=orders.redo,
+        threads=orders.threads,
+        run=orders.run,
+    )
+
+
+def _apart(jobs: Sequence[Job]) -> Found:
+    """No two answers share a name: the first keeps it; letter case does not count, as on Windows and macOS."""
+    taken: dict[str, Job] = {}
+    failed = []
+    for job in jobs:
+        other = taken.setdefault(str(job.sidecar).casefold(), job)
+        if other is not job:
+            reason = (
+                f"got a scan whose answer would have the name of that of {other.name}; need two names; "
+                "next: rename or move one of them"
+            )
+            failed.append(Outcome(job.name, "failed", reason))
+    return Found(list(taken.values()), failed)
