@@ -74,11 +74,13 @@ def test_help_comes_without_anything_slow():
     )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert answer.returncode == 0, answer.stderr
-    for verb in ("demo", "enhance", "info", "reslice", "view", "adapt", "train", "evaluate", "study"):
+    for verb in ("demo", "enhance", "batch", "info", "reslice", "view", "adapt", "train", "evaluate", "study"):
         assert verb in answer.stdout
 
 
-@pytest.mark.parametrize("verb", ["demo", "enhance", "info", "reslice", "view", "adapt", "train", "evaluate", "study"])
+@pytest.mark.parametrize(
+    "verb", ["demo", "enhance", "batch", "info", "reslice", "view", "adapt", "train", "evaluate", "study"]
+)
 def test_every_verb_has_help(run, verb):
     code, out, err = run(verb, "--help")
     assert (code, err) == (0, [])

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from shlex import quote
+from time import perf_counter
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn, TextIO
 
@@ -20,10 +21,13 @@ from thinslice.errors import InputRefused, OutputRefused, ThinsliceError
 from thinslice.files import all_or_none
 
 if TYPE_CHECKING:
+    from thinslice.batch import Progress
     from thinslice.cases import Case
+    from thinslice.dataset import Found
     from thinslice.dicom.series import Study
     from thinslice.explain import Answer
     from thinslice.guard import GuardCount
+    from thinslice.job import Outcome
     from thinslice.plan import Plan
     from thinslice.report import Report
     from thinslice.runtime import Model
@@ -61,6 +65,7 @@ _WAYS_OUT = {
 """What is needed and what to do next, for errors of the operating system that are not about room."""
 
 _WHAT_STAYS = {
+    "batch": "what is done stays; next: the same command goes on from there",
     "adapt": "next: the same command goes on from the last checkpoint in NAME.adapting, if there was one",
     "train": "next: --resume goes on from the last checkpoint, if there was one",
     "evaluate": "results.jsonl holds what was scored until then",
@@ -126,6 +131,7 @@ def make_parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
     _add_demo(verbs)
     _add_enhance(verbs)
+    _add_batch(verbs)
     _add_info(verbs)
     _add_reslice(verbs)
     _add_view(verbs)
@@ -467,6 +473,162 @@ def _read_case(case: "Case", anonymise: bool) -> "Volume":
     if anonymise:
         check_can_hide(case.series)
     return read_series(case.series)
+
+
+# ---- batch
+
+
+def _add_batch(verbs: "argparse._SubParsersAction[_Parser]") -> None:
+    verb = _add_verb(
+        verbs, "batch", batch, "enhance a whole data set, on one machine or many; goes on where it stopped"
+    )
+    verb.add_argument("bids", nargs="*", metavar="BIDS_DIR OUT_DIR participant", help="a BIDS data set; as a BIDS App")
+    verb.add_argument("-i", "--input", type=Path, metavar="DIR", help="or any folder of scans, with all folders in it")
+    verb.add_argument("-o", "--output", type=Path, metavar="DIR", help="folder for the answers, which keep their paths")
+    for option, example in (("--participant-label", "01"), ("--session-label", "1"), ("--suffix", "T2w")):
+        names = [option, option.replace("-label", "_label")] if "-label" in option else [option]
+        verb.add_argument(*names, nargs="+", metavar=example, help="BIDS: only these; default: all")
+    _add_plan_options(verb)
+    where = verb.add_mutually_exclusive_group()
+    where.add_argument(
+        "--workers", type=_positive(int), metavar="N", help="processes; default: as many as cores and memory allow"
+    )
+    where.add_argument("--scheduler", metavar="tcp://HOST:PORT", help="use the workers of this Dask scheduler")
+    verb.add_argument(
+        "--shard",
+        metavar="I/N",
+        help="do the I-th of N parts, counted from 1; default: the place of this task in a Slurm array, else all",
+    )
+    verb.add_argument(
+        "--allowed-failures",
+        type=_whole,
+        default=1,
+        metavar="N",
+        help="deaths of a process that a scan may cause before it is set aside, to be tried alone (default: 1)",
+    )
+    verb.add_argument("--reports", action="store_true", help="also write a page for every scan; takes twice as long")
+    verb.add_argument("--overwrite", action="store_true", help="compute again what is done, replace other files")
+    verb.add_argument("-q", "--quiet", action="store_true", help="say nothing unless something is refused")
+
+
+def batch(arguments: argparse.Namespace) -> int:
+    """Enhance a data set; what was done earlier is kept, and what is refused or fails is named at the end."""
+    from thinslice import batch as engine
+    from thinslice.overview import make_table, write_overview
+
+    _check_form(arguments)
+    engine.check_installed()
+    cores, memory_bytes = engine.cores_and_bytes()
+    workers = arguments.workers or engine.choose_workers(cores, memory_bytes)
+    index, count = engine.read_shard(arguments.shard, os.environ)
+    found = _find_data_set(arguments, max(1, cores // workers), (index, count))
+    workers = min(workers, max(1, len(found.jobs)))
+    started = perf_counter()
+    with _progress_line(arguments.quiet) as tell:
+        where = engine.Engine(workers, arguments.scheduler, arguments.allowed_failures)
+        outcomes = found.failed + (engine.run(found.jobs, where, tell) if found.jobs else [])
+    seconds = perf_counter() - started
+    bad = [one for one in outcomes if one.state in ("refused", "failed")]
+    for one in bad:
+        _complain(_named(one.name, one.reason))
+    name = "summary" if count == 1 else f"summary-{index}-of-{count}"
+    page = write_overview(arguments.output, name, found.jobs, outcomes, seconds)
+    if not arguments.quiet:
+        for line in make_table(outcomes, seconds):
+            _say(line)
+        _say(f"wrote {page} (open it in a browser) and {name}.tsv beside it")
+    return REFUSED if bad else 0
+
+
+def _check_form(arguments: argparse.Namespace) -> None:
+    """BIDS_DIR OUT_DIR participant, or -i and -o; the former becomes the latter."""
+    of_bids = {
+        "--participant-label": arguments.participant_label,
+        "--session-label": arguments.session_label,
+        "--suffix": arguments.suffix,
+    }
+    if not arguments.bids:
+        if arguments.input is None or arguments.output is None:
+            raise InputRefused("got no data set; need -i DIR -o DIR, or BIDS_DIR OUT_DIR participant; next: name them")
+        for option, value in of_bids.items():
+            if value:
+                raise InputRefused(f"got {option} for a folder of scans; need a BIDS data set; next: leave it out")
+    elif len(arguments.bids) != 3 or arguments.bids[2] != "participant" or arguments.input or arguments.output:
+        got = " ".join(arguments.bids)
+        raise InputRefused(f"got {got}; need BIDS_DIR OUT_DIR participant, without -i and -o; next: correct it")
+    else:
+        arguments.input, arguments.output = Path(arguments.bids[0]), Path(arguments.bids[1])
+    arguments.input, arguments.output = arguments.input.absolute(), arguments.output.absolute()  # workers are elsewhere
+
+
+def _find_data_set(arguments: argparse.Namespace, threads: int, part: tuple[int, int]) -> "Found":
+    """The scans of this shard; of BIDS the output is described before the first of them."""
+    from thinslice.bids import SUFFIXES, Choice, write_description
+    from thinslice.dataset import Orders, find_in_bids, find_in_folder, shard
+    from thinslice.job import Wish, hash_of_model
+    from thinslice.weights import known_names
+
+    wish = Wish(
+        model=arguments.model if arguments.model in known_names() else str(Path(arguments.model).absolute()),
+        spacing_mm=arguments.spacing,
+        factor=arguments.factor,
+        thickness_mm=arguments.thickness,
+        profile=arguments.profile,
+        grid=arguments.grid,
+        in_plane=arguments.in_plane,
+        fuse=arguments.fuse,
+        projection=not arguments.no_projection,
+    )
+    orders = Orders(wish, hash_of_model(wish.model), arguments.reports, arguments.overwrite, threads)
+    if not arguments.bids:
+        return shard(find_in_folder(arguments.input, arguments.output, orders), *part)
+    choice = Choice(arguments.participant_label, arguments.session_label, arguments.suffix or SUFFIXES)
+    found = find_in_bids(arguments.input, arguments.output, choice, orders)
+    write_description(arguments.input, arguments.output, Path(wish.model).name, orders.model_sha256)
+    return shard(found, *part)
+
+
+@contextmanager
+def _progress_line(quiet: bool) -> "Iterator[Callable[[Progress], None]]":
+    """One line a scan; on a terminal also how far it is, on a last line that is wiped at the end."""
+    on_terminal = sys.stderr.isatty() and not quiet
+
+    def tell(progress: "Progress") -> None:
+        if on_terminal:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
+        if not quiet:
+            _say(f"{progress.done}/{progress.scans} {_outcome_line(progress.outcome)}")
+        if on_terminal:
+            share = progress.done / progress.scans
+            bar = "#" * round(share * BAR_CELLS)
+            left = "" if progress.seconds_left is None else f", about {_duration(progress.seconds_left)} left"
+            sys.stderr.write(f"[{bar.ljust(BAR_CELLS, '.')}] {progress.done} of {progress.scans}{left}")
+            sys.stderr.flush()
+
+    try:
+        yield tell
+    finally:
+        if on_terminal:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
+
+
+def _outcome_line(one: "Outcome") -> str:
+    from thinslice.overview import WORDS
+
+    if one.rms_percent is None:
+        return f"{one.name}: {WORDS[one.state]}" + (f" ({one.reason})" if one.state == "thin" else "")
+    seconds = f", {one.seconds:.1f} s" if one.state == "done" else ""
+    return f"{one.name}: {WORDS[one.state]}, {one.slices}{seconds}, agrees to {one.rms_percent:.2g} % RMS"
+
+
+def _duration(seconds: float) -> str:
+    """In the unit that a person would use."""
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 # ---- info
