@@ -5,6 +5,7 @@ happens in an audit hook that Python starts with there (`HOOK`); the program kno
 """
 
 import hashlib
+import importlib.util
 import json
 import os
 import shutil
@@ -427,7 +428,8 @@ def test_a_run_that_is_killed_goes_on(world, killer):
     scans = [f"slow{index}.nii.gz" for index in range(4)]
     for name in scans:
         make_scan(world / "in" / name)
-    process = start(world, "--workers", "1", start_new_session=True)
+    heard = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}  # a shell may have said otherwise
+    process = start(world, "--workers", "1", start_new_session=True, **heard)
     workers = set(wait_for_log(world, 3))  # hashing and reading open a scan twice: the first is done
     if killer == signal.SIGINT:  # Ctrl-C goes to all processes of the terminal
         os.killpg(process.pid, killer)
@@ -528,6 +530,22 @@ def test_the_engine_is_named_where_it_is_missing(world):
     assert "thinslice[batch]" in err
 
 
+def test_the_simulated_scheduler_does_what_can_be_reckoned(monkeypatch):
+    pytest.importorskip("onnx")
+    file = Path(__file__).parents[1] / "benchmarks" / "batch.py"
+    if not file.exists():
+        pytest.skip("the benchmarks are not here")
+    monkeypatch.syspath_prepend(file.parent)
+    spec = importlib.util.spec_from_file_location("batch_benchmark", file)
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    assert benchmark.simulate([2.0] * 12, 1, 0.0, 0.0) == 24
+    assert benchmark.simulate([2.0] * 12, 4, 0.0, 0.0) == 6
+    assert benchmark.simulate([9.0, 1.0, 1.0, 1.0], 2, 0.0, 0.0) == 9, "a slow scan holds up no other"
+    assert benchmark.simulate([1.0] * 8, 64, 0.5, 0.0) == 5, "the leading process hands out one after the other"
+    assert benchmark.simulate([1.0] * 8, 64, 0.0, 2.0) == 17, "the file server moves one after the other"
+
+
 # ---- BIDS
 
 
@@ -619,6 +637,29 @@ def test_a_bids_data_set(world, raw):
         ("sub-02/ses-a/anat/sub-02_ses-a_T2w.nii.gz", "sub-02/ses-b/anat/sub-02_ses-b_T1w.nii.gz"), "kept"
     )
     check_with_validator(world / "out")
+
+
+@pytest.mark.parametrize("file", ["batch.sbatch"])
+def test_the_example_for_slurm(world, raw, file):
+    """With srun and thinslice by other means: two tasks of an array do all images, and a last run sums up."""
+    needs_engine()
+    script = Path(__file__).parents[1] / "docs" / file
+    if not script.exists():
+        pytest.skip("the documentation is not here")
+    for name, line in (("srun", 'exec "$@"'), ("thinslice", f'exec "{sys.executable}" -m thinslice "$@"')):
+        (world / "hook" / name).write_text(f"#!/bin/sh\n{line}\n")
+        (world / "hook" / name).chmod(0o755)
+    path = {"PATH": f"{world / 'hook'}{os.pathsep}{os.environ['PATH']}"}
+    words = ["bash", script, raw, world / "out", "--model", "cubic", "--workers", "1"]
+    for array in (slurm(1, 1, 2), slurm(2, 1, 2), {}):
+        done = subprocess.run(words, env=os.environ | path | array, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+    assert sorted(path.name for path in (world / "out").glob("summary*.html")) == [
+        "summary-1-of-2.html",
+        "summary-2-of-2.html",
+        "summary.html",
+    ]
+    assert sorted(states(world).values()) == ["kept"] * 4 + ["thin"]
 
 
 def check_with_validator(folder):

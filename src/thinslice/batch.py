@@ -9,7 +9,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
@@ -266,8 +266,3 @@ def _size(job: Job) -> int:
             return sum(file.stat().st_size for file in os.scandir(job.source))
         return job.source.stat().st_size
     return 0
-
-
-def with_threads(jobs: Sequence[Job], cores: int, workers: int) -> list[Job]:
-    """The jobs with a worker's share of the cores."""
-    return [replace(job, threads=max(1, cores // workers)) for job in jobs]

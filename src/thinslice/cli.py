@@ -495,6 +495,12 @@ def _add_batch(verbs: "argparse._SubParsersAction[_Parser]") -> None:
     )
     where.add_argument("--scheduler", metavar="tcp://HOST:PORT", help="use the workers of this Dask scheduler")
     verb.add_argument(
+        "--threads",
+        type=_positive(int),
+        metavar="N",
+        help="of a worker; default: all cores, shared out; 1 of --scheduler",
+    )
+    verb.add_argument(
         "--shard",
         metavar="I/N",
         help="do the I-th of N parts, counted from 1; default: the place of this task in a Slurm array, else all",
@@ -521,7 +527,8 @@ def batch(arguments: argparse.Namespace) -> int:
     cores, memory_bytes = engine.cores_and_bytes()
     workers = arguments.workers or engine.choose_workers(cores, memory_bytes)
     index, count = engine.read_shard(arguments.shard, os.environ)
-    found = _find_data_set(arguments, max(1, cores // workers), (index, count))
+    threads = arguments.threads or (1 if arguments.scheduler else max(1, cores // workers))
+    found = _find_data_set(arguments, threads, (index, count))
     workers = min(workers, max(1, len(found.jobs)))
     started = perf_counter()
     with _progress_line(arguments.quiet) as tell:
