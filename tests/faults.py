@@ -42,6 +42,7 @@ NRRD, MGH = ("test_nrrd.py",), ("test_mgh.py",)
 STUDY = ("test_study.py",)
 API = ("test_api.py",)
 PAGE = ("test_page.py",)
+BATCH = ("test_batch.py",)
 
 FAULTS = [
     # grids and places
@@ -2116,6 +2117,127 @@ FAULTS = [
         "if page.is_dir():",
         "no data lost",
         ("test_explain.py",),
+    ),
+    # a data set
+    Fault(
+        "a scan of a data set known by its name",
+        "job.py",
+        "input_sha256 = _hash_of_scan(job.source)",
+        "input_sha256 = job.source.name",
+        "other voxels are another scan",
+        BATCH,
+    ),
+    Fault(
+        "JSON beside the scan not part of its hash",
+        "job.py",
+        "return _joined([_sha256(path), *facts])",
+        "return _joined([_sha256(path)])",
+        "another thickness is another scan",
+        BATCH,
+    ),
+    Fault(
+        "answers of another model kept",
+        "job.py",
+        '"model_sha256": job.model_sha256, "wish": wish}',
+        '"model_sha256": None, "wish": wish}',
+        "another model does it again",
+        BATCH,
+    ),
+    Fault(
+        "answers that were cut off kept",
+        "job.py",
+        'job.destination.stat().st_size != record["answer_bytes"]',
+        "not job.destination.exists()",
+        "what is kept is whole",
+        BATCH,
+    ),
+    Fault(
+        "JSON of an answer moved before it",
+        "job.py",
+        "(extras | parts).items()",
+        "(extras | dict(reversed(parts.items()))).items()",
+        "the JSON says that all is there",
+        BATCH,
+    ),
+    Fault(
+        "earlier JSON beside a new answer",
+        "job.py",
+        "        job.sidecar.unlink(missing_ok=True)\n",
+        "",
+        "the JSON says that all is there",
+        BATCH,
+    ),
+    Fault(
+        "files of other programs replaced",
+        "job.py",
+        "if not (torn or job.redo or isinstance(record, dict)):",
+        "if False:",
+        "what others wrote stays",
+        BATCH,
+    ),
+    Fault(
+        "two runs work on one scan at once",
+        "job.py",
+        "fcntl.LOCK_EX | (0",
+        "fcntl.LOCK_SH | (0",
+        "every scan is computed once",
+        BATCH,
+    ),
+    Fault(
+        "first scan of a shard left out",
+        "dataset.py",
+        "found.jobs[index - 1 :: count]",
+        "found.jobs[index::count]",
+        "the shards are the data set",
+        BATCH,
+    ),
+    Fault(
+        "answers of all folders in one",
+        "dataset.py",
+        "(output / relative).with_name(name)",
+        "output / name",
+        "paths are kept",
+        BATCH,
+    ),
+    Fault(
+        "output searched for scans",
+        "dataset.py",
+        "and os.path.realpath(folder / name) != out",
+        "",
+        "answers are no scans",
+        BATCH,
+    ),
+    Fault(
+        "raw data as output",
+        "bids.py",
+        "inside = there == raw or raw in there.parents",
+        "inside = there == raw",
+        "raw data is never written to",
+        BATCH,
+    ),
+    Fault(
+        "a dead process ends the run of its scan",
+        "batch.py",
+        "    if isinstance(error, KilledWorker):\n        return None\n",
+        "",
+        "a suspect is tried alone",
+        BATCH,
+    ),
+    Fault(
+        "Ctrl-C heard by the workers",
+        "batch.py",
+        "    signal.signal(signal.SIGINT, signal.SIG_IGN)\n",
+        "    pass\n",
+        "an interruption is told in one line",
+        BATCH,
+    ),
+    Fault(
+        "data set with failures ends well",
+        "cli.py",
+        "return REFUSED if bad else 0",
+        "return 0",
+        "the exit code tells",
+        BATCH,
     ),
 ]
 

@@ -260,6 +260,15 @@ def test_what_goes_wrong_is_told_and_leaves_nothing(tmp_path, scan, monkeypatch,
     assert os.listdir(tmp_path / "out") == []
 
 
+def test_a_scan_that_is_elsewhere(tmp_path):
+    """As the files of a DataLad data set whose contents have not been fetched."""
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "scan.nii.gz").symlink_to(tmp_path / "annex" / "key")
+    outcome = run_job(make_job(tmp_path))
+    assert outcome.state == "failed"
+    assert "check links" in outcome.reason
+
+
 def test_thin_scans_are_left_out_unless_more_is_wished(tmp_path):
     make_scan(tmp_path / "in" / "scan.nii.gz", spacing_mm=(1.0, 1.0, 1.2))
     assert run_job(make_job(tmp_path)).state == "thin"

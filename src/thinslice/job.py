@@ -195,7 +195,13 @@ def _made_of(job: Job) -> dict[str, Any]:
     wish = dataclasses.asdict(job.wish)
     if job.model_sha256 is not None:
         del wish["model"]
-    return {"input_sha256": _hash_of_scan(job.source), "model_sha256": job.model_sha256, "wish": wish}
+    try:
+        input_sha256 = _hash_of_scan(job.source)
+    except OSError as error:
+        raise InputRefused(
+            f"got '{error.strerror}' for {job.name}; need a scan that can be read; next: check links and permissions"
+        ) from None
+    return {"input_sha256": input_sha256, "model_sha256": job.model_sha256, "wish": wish}
 
 
 def _hash_of_scan(path: Path) -> str:
