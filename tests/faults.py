@@ -2218,7 +2218,7 @@ FAULTS = [
     Fault(
         "a dead process ends the run of its scan",
         "batch.py",
-        "    if isinstance(error, KilledWorker):\n        return None\n",
+        "    except KilledWorker:\n        return None\n",
         "",
         "a suspect is tried alone",
         BATCH,

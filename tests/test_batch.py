@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -522,11 +523,49 @@ def test_any_scheduler_will_do(world):
     assert states(world) == {"one.nii.gz": "done", "two.nii.gz": "done", "poison.nii.gz": "failed"}
 
 
-def test_where_there_is_no_scheduler(world, run, monkeypatch):
+def test_a_scheduler_that_dies_is_told(world):
     needs_engine()
+    scans = [f"slow{index}.nii.gz" for index in range(4)]
+    for name in scans:
+        make_scan(world / "in" / name)
+    os.environ["DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT"] = "2s"
+    address = f"tcp://127.0.0.1:{free_port()}"
+    dask = [sys.executable, "-m"]
+    commands = [
+        [*dask, "distributed.cli.dask_scheduler", "--host", address, "--no-dashboard"],
+        [*dask, "distributed.cli.dask_worker", address, "--nthreads", "1", "--no-dashboard", "--death-timeout", "5"],
+    ]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    scheduler, worker = (subprocess.Popen(command, **quiet) for command in commands)
+    try:
+        process = start(world, "--scheduler", address)
+        wait_for_log(world, 3)
+        scheduler.kill()
+        code, _, err = finish(process)
+    finally:
+        del os.environ["DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT"]
+        for one in (scheduler, worker):
+            one.terminate()
+            one.wait()
+    assert code == 2
+    assert states(world) == {"slow0.nii.gz": "done"} | dict.fromkeys(scans[1:], "failed")
+    assert all("run again" in line for line in err.splitlines()), err
+    assert len(err.splitlines()) == 3
+
+
+def free_port():
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+def test_where_there_is_no_scheduler(world, run):
+    needs_engine()
+    import dask
+
     make_scan(world / "in" / "one.nii.gz")
-    monkeypatch.setattr(batch, "CONNECT_SECONDS", 1)
-    code, out, err = run("batch", "-i", world / "in", "-o", world / "out", "--scheduler", "tcp://127.0.0.1:1")
+    with dask.config.set({"distributed.comm.timeouts.connect": "1s"}):
+        code, out, err = run("batch", "-i", world / "in", "-o", world / "out", "--scheduler", "tcp://127.0.0.1:1")
     assert (code, out, len(err)) == (2, [], 1)
     assert "dask scheduler" in err[0]
 

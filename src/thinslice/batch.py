@@ -5,6 +5,7 @@ and no other. The engine starts the process again and gives the scan to the next
 too often is tried once more while nothing else runs, since a scan may have died of its neighbour, and then named.
 """
 
+import logging
 import os
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,9 +18,10 @@ from thinslice.errors import InputRefused
 from thinslice.job import Job, Outcome, clean_up, reason_of, run_job
 
 WORKER_BYTES = 2 << 30
-"""Memory that a worker should have: a scan of 512 x 512 x 400 thin voxels and the network take about so much."""
+"""Memory that a worker should have: 512 x 512 x 60 voxels that become 343 slices take 1.3 GiB with the network."""
 
-CONNECT_SECONDS = 30
+_SILENT = 60
+"""Above all levels of `logging`."""
 
 _TOO_OFTEN = (
     "got {} deaths of the process that worked on it, the last ones with nothing beside it (too little memory, or a "
@@ -120,15 +122,27 @@ def run(jobs: Sequence[Job], engine: Engine, tell: Callable[[Progress], None]) -
         InputRefused: there is no scheduler at the address.
     """
     unfinished = {job.name: job for job in jobs}
+    clock = _Clock(jobs)
+    outcomes = []
+
+    def end(job: Job, outcome: Outcome) -> None:
+        del unfinished[job.name]
+        outcomes.append(outcome)
+        tell(clock.after(job, outcome))
+
     try:
         with _client(engine) as client:
-            return list(_outcomes(client, jobs, engine, tell, unfinished))
-    except BaseException:
+            _do_all(client, jobs, engine, end)
+    except _OutOfReach as error:
+        for job in list(unfinished.values()):
+            reason = f"got the end of the engine ({error}); need a scheduler that runs to the end; next: run again"
+            end(job, Outcome(job.name, "failed", reason))
+    finally:
         if engine.scheduler is None:  # the workers are gone by now
             for job in unfinished.values():
                 if job.stage.exists() or job.lock.exists():
                     clean_up(job)
-        raise
+    return outcomes
 
 
 def dask_setup(_worker: Any) -> None:
@@ -136,26 +150,22 @@ def dask_setup(_worker: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _outcomes(
-    client: Any, jobs: Sequence[Job], engine: Engine, tell: Callable[[Progress], None], unfinished: dict[str, Job]
-) -> Iterator[Outcome]:
-    clock = _Clock(jobs)
+class _OutOfReach(Exception):
+    """The engine no longer answers."""
+
+
+def _do_all(client: Any, jobs: Sequence[Job], engine: Engine, end: Callable[[Job, Outcome], None]) -> None:
     suspects: list[Job] = []
     for job, outcome in _each(client, jobs, lambda: _room(client, engine)):
         if outcome is None:
             suspects.append(job)
-            continue
-        del unfinished[job.name]
-        tell(clock.after(job, outcome))
-        yield outcome
-    for job, alone in _each(client, suspects, lambda: 1):
-        deaths = 2 * (engine.allowed_failures + 1) if engine.scheduler is None else "too many"
-        outcome = alone or Outcome(job.name, "failed", _TOO_OFTEN.format(deaths))
-        if alone is None:
+        else:
+            end(job, outcome)
+    deaths = 2 * (engine.allowed_failures + 1) if engine.scheduler is None else "too many"
+    for job, outcome in _each(client, suspects, lambda: 1):
+        if outcome is None:
             clean_up(job)
-        del unfinished[job.name]
-        tell(clock.after(job, outcome))
-        yield outcome
+        end(job, outcome or Outcome(job.name, "failed", _TOO_OFTEN.format(deaths)))
 
 
 def _each(client: Any, jobs: Sequence[Job], room: Callable[[], int]) -> Iterator[tuple[Job, Outcome | None]]:
@@ -163,6 +173,9 @@ def _each(client: Any, jobs: Sequence[Job], room: Callable[[], int]) -> Iterator
 
     The engine would take all at once, but it puts several into the hands of a process, and when that dies it holds all
     of them guilty.
+
+    Raises:
+        _OutOfReach: the engine no longer answers.
     """
     from distributed import as_completed
 
@@ -170,29 +183,33 @@ def _each(client: Any, jobs: Sequence[Job], room: Callable[[], int]) -> Iterator
     flying: dict[Any, Job] = {}
     landing = as_completed()
     while True:
-        while len(flying) < room() and (job := next(waiting, None)) is not None:
-            future = client.submit(run_job, job, pure=False)
-            flying[future] = job
-            landing.add(future)
-        if not flying:
-            return
-        future = next(landing)
-        job = flying.pop(future)
-        yield job, _outcome(job, future)
-        future.release()
+        try:
+            while len(flying) < room() and (job := next(waiting, None)) is not None:
+                future = client.submit(run_job, job, pure=False)
+                flying[future] = job
+                landing.add(future)
+            if not flying:
+                return
+            future = next(landing)
+            job = flying.pop(future)
+            outcome = _outcome(job, future)
+            future.release()
+        except Exception as error:  # it has many of its own
+            raise _OutOfReach(reason_of(error)) from error
+        yield job, outcome
 
 
 def _outcome(job: Job, future: Any) -> Outcome | None:
     from distributed.scheduler import KilledWorker
 
-    if future.status == "finished":
+    try:
         found: Outcome = future.result()
-        return found
-    error = future.exception() if future.status == "error" else None
-    if isinstance(error, KilledWorker):
+    except KilledWorker:
         return None
-    said = reason_of(error) if error is not None else "the scheduler has lost it"
-    return Outcome(job.name, "failed", f"got an unfinished scan ({said}); need workers that run; next: run again")
+    except Exception as error:
+        said = reason_of(error)
+        return Outcome(job.name, "failed", f"got an unfinished scan ({said}); need workers that run; next: run again")
+    return found
 
 
 def _room(client: Any, engine: Engine) -> int:
@@ -207,16 +224,21 @@ def _client(engine: Engine) -> Iterator[Any]:
     import dask
     from distributed import Client, LocalCluster
 
+    for name in [name for name in logging.root.manager.loggerDict if name.startswith("distributed")]:
+        logging.getLogger(name).setLevel(_SILENT)  # what happens to a worker is told by us
     if engine.scheduler is not None:
         try:
-            client = Client(engine.scheduler, timeout=CONNECT_SECONDS)
+            client = Client(engine.scheduler)
         except (OSError, ValueError) as error:
             raise InputRefused(
                 f"got no answer from a scheduler at {engine.scheduler} ({reason_of(error)}); need a running one; "
                 "next: start 'dask scheduler', or leave --scheduler out"
             ) from None
-        with client:
+        try:
             yield client
+        finally:
+            with suppress(Exception):  # it may be gone
+                client.close()
         return
     settings = {
         "distributed.scheduler.allowed-failures": engine.allowed_failures,
@@ -234,7 +256,7 @@ def _client(engine: Engine) -> Iterator[Any]:
             host="127.0.0.1",
             dashboard_address="127.0.0.1:0",
             preload=[__name__],
-            silence_logs=60,  # what happens to a worker is told by us
+            silence_logs=_SILENT,
         ) as cluster,
         Client(cluster) as client,
     ):
