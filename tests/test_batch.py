@@ -548,9 +548,11 @@ def test_a_scheduler_that_dies_is_told(world):
             one.terminate()
             one.wait()
     assert code == 2
-    assert states(world) == {"slow0.nii.gz": "done"} | dict.fromkeys(scans[1:], "failed")
+    failed = [name for name, state in states(world).items() if state == "failed"]
+    assert list(states(world)) == scans
+    assert set(scans[2:]) <= set(failed), "the first may have ended, with or without word of it"
+    assert len(err.splitlines()) == len(failed), err
     assert all("run again" in line for line in err.splitlines()), err
-    assert len(err.splitlines()) == 3
 
 
 def free_port():

@@ -18,16 +18,15 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal
 
+from thinslice.api import compute
 from thinslice.errors import InputRefused, ModelRefused, OutputRefused, ThinsliceError
 from thinslice.explain import Answer, write_explanation
-from thinslice.formats import as_stored, read, write
-from thinslice.nifti import allocate
+from thinslice.formats import read, write
 from thinslice.picture import Picture, picture_centre, resliced_planes, save_picture, side_by_side
 from thinslice.plan import Grid, Plan, intensity_range, make_plan, through_plane_axis
 from thinslice.profile import Profile
-from thinslice.report import Report, make_report
+from thinslice.report import Report
 from thinslice.runtime import WORKERS, Model
-from thinslice.upsample import upsample
 from thinslice.volume import Volume, ending, fingerprint, sidecar_path, stem_of
 from thinslice.weights import embedded_names, find_model, models_for
 
@@ -302,7 +301,7 @@ def _do(job: Job, made_of: dict[str, Any]) -> Outcome:
         _check_thick(volume, job.wish)
         model = _models(job.wish.model, job.model_sha256, job.threads)(volume)
         plan = _plan(volume, model, job.wish)
-        thin, report = _compute(volume, plan, model, job.destination)
+        thin, report, _ = compute(volume, plan, model, job.destination)
         report = dataclasses.replace(report, source=job.name)
         parts = {job.destination: stage / job.destination.name, job.sidecar: stage / job.sidecar.name}
         write(thin, parts[job.destination])
@@ -346,20 +345,6 @@ def _plan(volume: Volume, model: Model, wish: Wish) -> Plan:
         in_plane=wish.in_plane,
         fuse=wish.fuse,
     )
-
-
-def _compute(volume: Volume, plan: Plan, model: Model, target: Path) -> tuple[Volume, Report]:
-    """The answer as the file will hold it, and the report on it; as ``enhance`` does."""
-    kind = volume.voxels.dtype
-    whole = "int16" if kind.itemsize == 1 else kind
-    real = "float64" if kind == "float64" else "float32"
-    shape = (*plan.shape_thin, *volume.voxels.shape[3:])
-    out = allocate(shape, whole if kind.kind in "iu" else real, target.parent)
-    started = perf_counter()
-    answer = upsample(volume, plan, model, out)
-    seconds = perf_counter() - started
-    thin = as_stored(answer.volume, target)
-    return thin, make_report(volume, thin, plan, answer.guard, seconds, answer.clipped)
 
 
 def _draw(volume: Volume, thin: Volume, plan: Plan, path: Path) -> None:
