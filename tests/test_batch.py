@@ -352,6 +352,49 @@ def test_folders_that_cannot_be(tmp_path):
         dataset.find_in_folder(tmp_path / "empty", tmp_path / "out", orders())
 
 
+def test_an_output_that_holds_the_scans_is_refused(tmp_path):
+    """raw/raw/x.nii.gz would go to raw/x.nii.gz."""
+    for name in ("raw/x.nii.gz", "raw/raw/x.nii.gz"):
+        make_scan(tmp_path / name)
+    before = tree(tmp_path)
+    for output in (tmp_path, tmp_path.parent):
+        with pytest.raises(OutputRefused, match="holds the scans"):
+            dataset.find_in_folder(tmp_path / "raw", output, orders(redo=True))
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("out", ["out", "in/out"])
+def test_a_link_in_the_output_leads_no_answer_to_an_input(tmp_path, out):
+    for name in ("a/x.nii.gz", "a/b/x.nii.gz", "y.nii.gz"):
+        make_scan(tmp_path / "in" / name)
+    (tmp_path / out).mkdir()
+    (tmp_path / out / "a").symlink_to(tmp_path / "in" / "a")
+    found = dataset.find_in_folder(tmp_path / "in", tmp_path / out, orders(redo=True))
+    assert names_of(found) == ["y.nii.gz"]
+    assert [(one.name, one.state) for one in found.failed] == [("a/b/x.nii.gz", "failed"), ("a/x.nii.gz", "failed")]
+    assert "link" in found.failed[0].reason
+
+
+def test_a_link_in_the_input_leads_to_no_input_in_the_output(tmp_path):
+    """The scan is a link to where its answer, or the JSON of its answer, would go."""
+    for name in ("x.nii.gz", "y.nii"):
+        make_scan(tmp_path / "store" / name)
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "x.nii.gz").symlink_to(tmp_path / "store" / "x.nii.gz")
+    (tmp_path / "in" / "y.nii.gz").symlink_to(tmp_path / "store" / "y.nii")
+    found = dataset.find_in_folder(tmp_path / "in", tmp_path / "store", orders(redo=True))
+    assert names_of(found) == []
+    assert len(found.failed) == 2
+
+
+def test_folder_to_folder_does_not_write_into_raw_data(tmp_path, raw):
+    make_scan(tmp_path / "in" / "x.nii.gz")
+    for place in ("", "sub-01", "sub-01/anat", "out", "derivatives"):
+        with pytest.raises(OutputRefused, match="raw data"):
+            dataset.find_in_folder(tmp_path / "in", raw / place, orders())
+    assert names_of(dataset.find_in_folder(tmp_path / "in", raw / "derivatives" / "thin", orders())) == ["x.nii.gz"]
+
+
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
 def test_the_shards_are_the_data_set(tmp_path, count):
     for index in range(5):

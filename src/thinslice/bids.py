@@ -117,6 +117,26 @@ def check_output(dataset: Path, output: Path) -> None:
         )
 
 
+def check_not_raw(output: Path) -> None:
+    """A folder of answers does not lie in the raw data of BIDS, but for a folder of its derivatives.
+
+    Raises:
+        OutputRefused: it does.
+    """
+    there = Path(os.path.realpath(output))
+    for root in (there, *there.parents):
+        facts = _read_object(root / DESCRIPTION)
+        if not facts:
+            continue
+        inside = there.relative_to(root).parts
+        if facts.get("DatasetType", "raw") == "raw" and (len(inside) < 2 or inside[0] != "derivatives"):
+            raise OutputRefused(
+                f"{output}: got an output inside the raw data of {root}; need a folder elsewhere; next: choose "
+                f"another, such as {root / 'derivatives' / 'thinslice'}"
+            )
+        return
+
+
 def write_description(dataset: Path, output: Path, model: str, model_sha256: str | None) -> None:
     """What the derivatives are, of what, and by what; and what the validator shall not look at.
 

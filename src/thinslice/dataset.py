@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from thinslice.bids import Choice, check_output, derivative_facts, derivative_path, find_images
+from thinslice.bids import Choice, check_not_raw, check_output, derivative_facts, derivative_path, find_images
 from thinslice.cases import check_writable
 from thinslice.errors import InputRefused, OutputRefused
 from thinslice.files import looks_like_dicom
 from thinslice.formats import name_to_write
 from thinslice.job import Job, Outcome, Wish
-from thinslice.volume import ending, stem_of
+from thinslice.volume import ending, sidecar_path, stem_of
 
 THUMBNAILS, PAGES = "thumbnails", "reports"
 """Folders of the output with a small picture and, on request, a page of every scan."""
@@ -45,19 +45,23 @@ def find_in_folder(source: Path, output: Path, orders: Orders) -> Found:
 
     Raises:
         InputRefused: it is no folder, or holds no scan.
-        OutputRefused: the output is the folder itself, or cannot be written to.
+        OutputRefused: the output is the folder itself, holds it, lies in raw data of BIDS, or cannot be written to.
     """
     if not source.is_dir():
         raise InputRefused(
             f"{source}: got no folder; need a folder of scans; next: check the name, or use 'thinslice enhance' for one"
         )
-    if os.path.realpath(source) == os.path.realpath(output):
+    raw, out = os.path.realpath(source), os.path.realpath(output)
+    if raw == out:
         raise OutputRefused(f"{output}: got the folder of the scans as output; need another; next: choose a new folder")
+    if _is_inside(raw, out):
+        raise OutputRefused(f"{output}: got an output that holds the scans; need another; next: choose a new folder")
+    check_not_raw(output)
     check_writable(output)
     scans = _scans_below(source, output)
     if not scans:
         raise InputRefused(f"{source}: got a folder without any scan; need one with scans; next: check the name")
-    return _apart([_job_in_folder(path, source, output, orders) for path in scans])
+    return _apart(_harmless([_job_in_folder(path, source, output, orders) for path in scans], source, output))
 
 
 def find_in_bids(dataset: Path, output: Path, choice: Choice, orders: Orders) -> Found:
@@ -68,7 +72,8 @@ def find_in_bids(dataset: Path, output: Path, choice: Choice, orders: Orders) ->
     """
     check_output(dataset, output)
     check_writable(output)
-    return _apart([_job_in_bids(path, dataset, output, orders) for path in find_images(dataset, choice)])
+    jobs = [_job_in_bids(path, dataset, output, orders) for path in find_images(dataset, choice)]
+    return _apart(_harmless(jobs, dataset, output))
 
 
 def shard(found: Found, index: int, count: int) -> Found:
@@ -120,11 +125,38 @@ def _job(path: Path, name: str, output: Path, target: Path, orders: Orders) -> J
     )
 
 
-def _apart(jobs: Sequence[Job]) -> Found:
+def _harmless(jobs: Sequence[Job], source: Path, output: Path) -> Found:
+    """Nothing is written to the place of an input or its JSON, nor by way of a link into the folder of the inputs."""
+    raw, out = os.path.realpath(source), os.path.realpath(output)
+    inputs = set()
+    for job in jobs:
+        for scan in (job.source, Path(os.path.realpath(job.source))):
+            inputs |= {os.path.realpath(file) for file in (scan, sidecar_path(scan)) if file is not None}
+    harmless, failed = [], []
+    for job in jobs:
+        targets = [job.destination, job.sidecar, job.thumbnail, *([job.page] if job.page else [])]
+        places = [os.path.realpath(target) for target in targets]
+        bad = [place for place in places if place in inputs or (_is_inside(place, raw) and not _is_inside(place, out))]
+        if bad:
+            reason = (
+                f"got the input {bad[0]} as the place of an answer, by way of a link; need an output apart from the "
+                "scans; next: choose a new folder"
+            )
+            failed.append(Outcome(job.name, "failed", reason))
+        else:
+            harmless.append(job)
+    return Found(harmless, failed)
+
+
+def _is_inside(place: str, folder: str) -> bool:
+    return Path(folder) in (Path(place), *Path(place).parents)
+
+
+def _apart(found: Found) -> Found:
     """No two answers share a name: the first keeps it; letter case does not count, as on Windows and macOS."""
     taken: dict[str, Job] = {}
-    failed = []
-    for job in jobs:
+    failed = list(found.failed)
+    for job in found.jobs:
         other = taken.setdefault(str(job.sidecar).casefold(), job)
         if other is not job:
             reason = (
