@@ -433,6 +433,16 @@ def test_workers_fit_the_memory():
 # ---- the engine, with real processes
 
 
+def test_a_worker_may_use_all_the_memory_of_the_machine():
+    """Dask would end it at 95 % of its share, even where nothing runs beside it."""
+    needs_engine()
+    with batch._client(batch.Engine(2)) as client:
+        client.wait_for_workers(2)
+        watched = [nanny.memory_manager for nanny in client.cluster.workers.values()]
+        assert len(watched) == 2
+        assert not any(one.memory_limit and one.memory_terminate_fraction for one in watched)
+
+
 def test_what_fails_is_named_and_the_rest_is_done(world):
     needs_engine()
     for name in ("a/one.nii.gz", "b/two.nii.gz", "three.nii.gz", "four.nii.gz", "poison.nii.gz"):
@@ -786,6 +796,44 @@ def test_the_overview_names_all_and_links_what_is_there(tmp_path):
     assert not [word for word in ("http:", "https:", "//") if word in text]
     rows = (tmp_path / "out" / "summary.tsv").read_text().splitlines()
     assert [len(row.split("\t")) for row in rows] == [7, 7, 7]
+
+
+@pytest.fixture
+def latin(tmp_path):
+    """A folder with a scan whose name is Latin-1, and so is that of a folder with a DICOM series."""
+    folder = tmp_path / "in"
+    make_scan(folder / "x.nii.gz")
+    try:
+        os.rename(folder / "x.nii.gz", os.fsencode(folder) + b"/M\xfcller.nii.gz")
+        dicom_files.stack(folder / "series")
+        os.rename(folder / "series", os.fsencode(folder) + b"/S\xe9rie")
+    except OSError:
+        pytest.skip("this file system knows UTF-8 alone")
+    first = min((folder / os.fsdecode(b"S\xe9rie")).iterdir())
+    first.rename(first.with_name(os.fsdecode(b"\xe9.dcm")))
+    return folder
+
+
+def test_names_that_are_no_utf_8(tmp_path, latin):
+    from urllib.parse import unquote_to_bytes
+
+    found = dataset.find_in_folder(latin, tmp_path / "out", orders(pages=True))
+    outcomes = [run_job(one) for one in found.jobs]
+    assert [(one.state, one.reason) for one in outcomes] == [("done", "")] * 2
+    page = overview.write_overview(tmp_path / "out", "summary", found.jobs, outcomes, 1.0)
+    assert "M\\udcfcller.nii.gz" in page.with_suffix(".tsv").read_text(encoding="utf-8")
+    text = page.read_text(encoding="utf-8")
+    links = [unquote_to_bytes(part.split('"')[0]) for part in text.replace('src="', 'href="').split('href="')[1:]]
+    assert len(links) == 8
+    assert all(os.path.isfile(os.fsencode(tmp_path / "out") + b"/" + link) for link in links)
+
+
+def test_a_run_survives_names_that_are_no_utf_8(world, latin):
+    needs_engine()
+    code, out, err = finish(start(world, "--workers", "2"))
+    assert (code, err) == (0, "")
+    assert out.count(": computed, ") == 2
+    assert sorted(states(world)) == ["M\\udcfcller.nii.gz", "S\\udce9rie"]
 
 
 def test_the_page_stays_small(tmp_path):

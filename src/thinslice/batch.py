@@ -24,9 +24,9 @@ _SILENT = 60
 """Above all levels of `logging`."""
 
 _TOO_OFTEN = (
-    "got {} deaths of the process that worked on it, the last ones with nothing beside it (too little memory, or a "
-    "fault in a library); need a scan that can be computed; next: try it alone with 'thinslice enhance', or on a "
-    "machine with more memory"
+    "got {} deaths of the process that worked on it, the last ones with nothing beside it (more memory than there "
+    "is, or a fault in a library); need a scan that can be computed; next: try it alone with 'thinslice enhance', or on "
+    "a machine with more memory"
 )
 
 
@@ -243,15 +243,13 @@ def _client(engine: Engine) -> Iterator[Any]:
     settings = {
         "distributed.scheduler.allowed-failures": engine.allowed_failures,
         "distributed.scheduler.worker-saturation": 1.0,  # a process that dies takes no waiting scan along
-        "distributed.worker.memory.target": False,  # scans are never kept in a worker: nothing to put on disk
-        "distributed.worker.memory.spill": False,
-        "distributed.worker.memory.pause": False,
     }
     with (
         dask.config.set(settings),
         LocalCluster(
             n_workers=engine.workers,
             threads_per_worker=1,
+            memory_limit=0,  # else a worker would be ended at its share, even where nothing runs beside it
             processes=True,
             host="127.0.0.1",
             dashboard_address="127.0.0.1:0",

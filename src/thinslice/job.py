@@ -220,7 +220,7 @@ def _hash_of_scan(path: Path) -> str:
 
 
 def _joined(hashes: Any) -> str:
-    return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
+    return hashlib.sha256("\n".join(hashes).encode(errors="surrogateescape")).hexdigest()
 
 
 def _sha256(path: Path) -> str:

@@ -58,11 +58,16 @@ def write_overview(folder: Path, name: str, jobs: Sequence[Job], outcomes: Seque
     where = {job.name: job for job in jobs}
     bad_first = sorted(outcomes, key=lambda one: (one.state not in ("failed", "refused"), one.name))
     with whole_or_not(folder / f"{name}.tsv") as part:
-        part.write_text(_lines(sorted(outcomes, key=lambda one: one.name), where, folder), encoding="utf-8")
+        _write(part, _lines(sorted(outcomes, key=lambda one: one.name), where, folder))
     page = folder / f"{name}.html"
     with whole_or_not(page) as part:
-        part.write_text(_page(bad_first, where, folder, seconds), encoding="utf-8")
+        _write(part, _page(bad_first, where, folder, seconds))
     return page
+
+
+def _write(path: Path, text: str) -> None:
+    """Names of files that are no UTF-8 are shown with the codes of their bytes."""
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def _lines(outcomes: Sequence[Outcome], where: Mapping[str, Job], folder: Path) -> str:
@@ -120,4 +125,4 @@ def _links(one: Outcome, job: Job | None, folder: Path) -> str:
 
 
 def _link(path: Path, folder: Path) -> str:
-    return escape(quote(path.relative_to(folder).as_posix()))
+    return escape(quote(path.relative_to(folder).as_posix(), errors="surrogateescape"))
