@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -438,6 +438,9 @@ def test_a_worker_may_use_all_the_memory_of_the_machine():
     needs_engine()
     with batch._client(batch.Engine(2)) as client:
         client.wait_for_workers(2)
+        until = time.monotonic() + 20
+        while len(client.cluster.workers) < 2 and time.monotonic() < until:
+            time.sleep(0.05)
         watched = [nanny.memory_manager for nanny in client.cluster.workers.values()]
         assert len(watched) == 2
         assert not any(one.memory_limit and one.memory_terminate_fraction for one in watched)
@@ -483,6 +486,38 @@ def test_a_worker_that_is_killed_costs_nothing(world):
     assert (code, err) == (0, "")
     assert states(world) == dict.fromkeys(scans, "done")
     check_whole(world, scans)
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.2, 0.6])
+@pytest.mark.parametrize("killer", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_is_interrupted_while_workers_start(world, killer, seconds):
+    needs_engine()
+    if not Path("/proc/self/task").exists():
+        pytest.skip("processes are looked up in /proc")
+    make_scan(world / "in" / "slow.nii.gz")
+    heard = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    process = start(world, "--workers", "2", start_new_session=True, **heard)
+    until = time.monotonic() + 60
+    while not started_by(process.pid) and time.monotonic() < until:
+        time.sleep(0.01)
+    time.sleep(seconds)
+    if killer == signal.SIGINT:
+        os.killpg(process.pid, killer)
+    else:
+        process.send_signal(killer)
+    code, _, err = finish(process)
+    assert (code, len(err.splitlines())) == (130, 1), err
+    assert not list((world / "out").rglob(".thinslice-*"))
+
+
+def started_by(pid):
+    """The workers of a run, which may not have come far."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if b"spawn_main" in (place / "cmdline").read_bytes() and os.getpgid(int(place.name)) == pid:
+                found.append(int(place.name))
+    return found
 
 
 @pytest.mark.parametrize("killer", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])

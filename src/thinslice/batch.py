@@ -9,8 +9,9 @@ import logging
 import os
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from time import perf_counter
 from typing import Any
 
@@ -25,8 +26,8 @@ _SILENT = 60
 
 _TOO_OFTEN = (
     "got {} deaths of the process that worked on it, the last ones with nothing beside it (more memory than there "
-    "is, or a fault in a library); need a scan that can be computed; next: try it alone with 'thinslice enhance', or on "
-    "a machine with more memory"
+    "is, or a fault in a library); need a scan that can be computed; next: try it alone with 'thinslice enhance', or "
+    "on a machine with more memory"
 )
 
 
@@ -148,6 +149,9 @@ def run(jobs: Sequence[Job], engine: Engine, tell: Callable[[Progress], None]) -
 def dask_setup(_worker: Any) -> None:
     """Called by a worker that starts: Ctrl-C, which all processes of a terminal hear, is for the one that leads."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    logging.disable(_SILENT)
 
 
 class _OutOfReach(Exception):
@@ -224,7 +228,8 @@ def _client(engine: Engine) -> Iterator[Any]:
     import dask
     from distributed import Client, LocalCluster
 
-    for name in [name for name in logging.root.manager.loggerDict if name.startswith("distributed")]:
+    loggers = [name for name in logging.root.manager.loggerDict if name.startswith("distributed")]
+    for name in [*loggers, "asyncio", "tornado.application"]:
         logging.getLogger(name).setLevel(_SILENT)  # what happens to a worker is told by us
     if engine.scheduler is not None:
         try:
@@ -242,23 +247,40 @@ def _client(engine: Engine) -> Iterator[Any]:
         return
     settings = {
         "distributed.scheduler.allowed-failures": engine.allowed_failures,
+        "distributed.nanny.pre-spawn-environ.DASK_LOGGING__DISTRIBUTED": _SILENT,
         "distributed.scheduler.worker-saturation": 1.0,  # a process that dies takes no waiting scan along
     }
-    with (
-        dask.config.set(settings),
-        LocalCluster(
-            n_workers=engine.workers,
-            threads_per_worker=1,
-            memory_limit=0,  # else a worker would be ended at its share, even where nothing runs beside it
-            processes=True,
-            host="127.0.0.1",
-            dashboard_address="127.0.0.1:0",
-            preload=[__name__],
-            silence_logs=_SILENT,
-        ) as cluster,
-        Client(cluster) as client,
-    ):
+    with ExitStack() as stack:
+        stack.enter_context(dask.config.set(settings))
+        with _held_back():
+            cluster = LocalCluster(
+                n_workers=0,
+                threads_per_worker=1,
+                memory_limit=0,  # else a worker would be ended at its share, even where nothing runs beside it
+                processes=True,
+                host="127.0.0.1",
+                dashboard_address="127.0.0.1:0",
+                preload=[__name__],
+                silence_logs=_SILENT,
+            )
+            stack.enter_context(cluster)
+            client = stack.enter_context(Client(cluster))
+        cluster.scale(engine.workers)
         yield client
+
+
+@contextmanager
+def _held_back() -> Iterator[None]:
+    """Ctrl-C and SIGTERM wait for the end; the threads that start meanwhile, and their processes, do not hear them."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    resource_tracker.ensure_running()  # which would let them through again
+    earlier = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, earlier)
 
 
 class _Clock:
