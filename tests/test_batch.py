@@ -217,6 +217,17 @@ def test_what_another_program_wrote_is_not_replaced(tmp_path, scan):
     assert run_job(make_job(tmp_path, redo=True)).state == "done"
 
 
+def test_what_a_dead_run_left_gives_no_right_to_the_files_of_others(tmp_path, scan):
+    """Their file came after a run that was killed while it computed."""
+    one = make_job(tmp_path)
+    one.stage.mkdir(parents=True)
+    (one.stage / "scan.nii.gz").write_bytes(b"half")
+    theirs = make_scan(tmp_path / "out" / "scan.nii.gz")
+    before = theirs.read_bytes()
+    assert run_job(one).state == "failed"
+    assert theirs.read_bytes() == before
+
+
 @pytest.mark.parametrize("until", [0, 1, 2])
 def test_a_run_that_dies_between_the_renames_is_made_whole(tmp_path, scan, monkeypatch, until):
     """Died after so many of three: the picture, the answer, the JSON. What is there then is never taken for done."""
@@ -290,6 +301,32 @@ def test_a_page_for_every_scan_on_request(tmp_path, scan):
     assert run_job(make_job(tmp_path, page=page)).state == "done"
     assert "<html" in page.read_text()[:200]
     assert run_job(make_job(tmp_path, page=page)).state == "kept"
+
+
+def test_a_page_belongs_to_its_answer(tmp_path, scan):
+    page = tmp_path / "out" / "pages" / "scan.html"
+
+    def outcome(pages, **more):
+        return run_job(make_job(tmp_path, page=page if pages else None, earlier_page=page, **more)).state
+
+    assert outcome(True) == "done"
+    assert outcome(False) == "kept"
+    assert page.exists(), "it still shows this answer"
+    assert outcome(False, wish=replace(CUBIC, factor=2.0)) == "done"
+    assert not page.exists(), "it showed another answer"
+    page.write_text("a page of someone else")
+    assert outcome(False, wish=replace(CUBIC, factor=3.0)) == "done"
+    assert page.exists()
+    assert outcome(True, wish=replace(CUBIC, factor=3.0)) == "done"
+    page.write_text("cut off")
+    assert outcome(True, wish=replace(CUBIC, factor=3.0)) == "done"
+
+
+def test_a_picture_that_is_gone_is_made_again(tmp_path, scan):
+    assert run_job(make_job(tmp_path)).state == "done"
+    (tmp_path / "out" / "scan.png").unlink()
+    assert run_job(make_job(tmp_path)).state == "done"
+    assert (tmp_path / "out" / "scan.png").is_file()
 
 
 def test_a_job_that_is_repeated_within_a_run_counts_as_done(tmp_path, scan):

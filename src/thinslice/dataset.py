@@ -111,6 +111,7 @@ def _job_in_bids(path: Path, dataset: Path, output: Path, orders: Orders) -> Job
 
 def _job(path: Path, name: str, output: Path, target: Path, orders: Orders) -> Job:
     beside = target.relative_to(output).with_name(stem_of(target))
+    page = output / PAGES / f"{beside}.html"
     return Job(
         name=name,
         source=path,
@@ -118,7 +119,8 @@ def _job(path: Path, name: str, output: Path, target: Path, orders: Orders) -> J
         wish=orders.wish,
         model_sha256=orders.model_sha256,
         thumbnail=output / THUMBNAILS / f"{beside}.png",
-        page=output / PAGES / f"{beside}.html" if orders.pages else None,
+        page=page if orders.pages else None,
+        earlier_page=page,
         redo=orders.redo,
         threads=orders.threads,
         run=orders.run,

@@ -45,6 +45,9 @@ THUMBNAIL_SIDE = 180
 
 _CHUNK_BYTES = 1 << 20
 
+_MOVING = "moving"
+"""The file of the hidden folder that says that answers are being moved into their places."""
+
 
 @dataclass(frozen=True)
 class Wish:
@@ -73,6 +76,7 @@ class Job:
         model_sha256: of the model that is meant, see `hash_of_model`.
         thumbnail: a small picture of acquired and computed planes, for the overview.
         page: a page to look at as well, see `thinslice.explain.write_explanation`.
+        earlier_page: where an earlier run may have written a page; that of another answer is removed.
         facts: what else the JSON shall say.
         resolution: whether the JSON shall also tell the ``Resolution`` as BIDS does.
         redo: compute even what was done already, and replace what something else has written.
@@ -87,6 +91,7 @@ class Job:
     model_sha256: str | None
     thumbnail: Path
     page: Path | None = None
+    earlier_page: Path | None = None
     facts: dict[str, Any] = field(default_factory=dict)
     resolution: bool = False
     redo: bool = False
@@ -159,9 +164,13 @@ def run_job(job: Job) -> Outcome:
 
 
 def clean_up(job: Job) -> None:
-    """Remove what a job that was killed has left behind; not while another process works on it."""
+    """Remove what a job that was killed has left behind; not while another process works on it.
+
+    Where it was killed between the renames the hidden folder stays: it says that an answer without its JSON is ours.
+    """
     with suppress(OSError), _alone(job.lock, wait=False):
-        _remove(job.stage)
+        if not _is_torn(job.stage):
+            _remove(job.stage)
 
 
 def hash_of_model(wish: str) -> str | None:
@@ -240,7 +249,9 @@ def _done_earlier(job: Job, made_of: dict[str, Any]) -> Outcome | None:
             return None
         if job.destination.stat().st_size != record["answer_bytes"]:
             return None
-        if job.page is not None and not job.page.exists():
+        if not job.thumbnail.is_file():
+            return None
+        if job.page is not None and _sha256(job.page) != record.get("page_sha256"):
             return None
         found = content["consistency"]
         return Outcome(
@@ -296,6 +307,7 @@ class _ThinAlready(Exception):
 
 
 def _do(job: Job, made_of: dict[str, Any]) -> Outcome:
+    torn = _is_torn(job.stage)
     with _stage(job) as (stage, unfinished):
         volume = read(job.source)
         _check_thick(volume, job.wish)
@@ -311,11 +323,17 @@ def _do(job: Job, made_of: dict[str, Any]) -> Outcome:
             extras[job.page] = _put(job.page, stage / "page.html")
             write_explanation(extras[job.page], Answer(volume, thin, plan, model, report))
         record = made_of | {"answer_bytes": parts[job.destination].stat().st_size, "run": job.run}
+        if job.page is not None:
+            record["page_sha256"] = _sha256(extras[job.page])
         _save_json(parts[job.sidecar], job, plan, report, record)
         for part in parts.values():
             _to_disk(part)
+        earlier = _read_json(job.sidecar).get("batch")
+        stale = torn or (isinstance(earlier, dict) and "page_sha256" in earlier)
         unfinished()
         job.sidecar.unlink(missing_ok=True)
+        if job.page is None and job.earlier_page is not None and stale:
+            job.earlier_page.unlink(missing_ok=True)
         for target, part in (extras | parts).items():  # the JSON comes last
             os.replace(part, target)
     found = report.consistency
@@ -391,18 +409,28 @@ def _remove(folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def _is_torn(stage: Path) -> bool:
+    return (stage / _MOVING).exists()
+
+
+def _empty(stage: Path) -> None:
+    for leftover in stage.iterdir():
+        if leftover.name != _MOVING:
+            leftover.unlink()
+
+
 @contextmanager
 def _stage(job: Job) -> Iterator[tuple[Path, Callable[[], None]]]:
     """The hidden folder for a while, empty; and what to call before the first answer is moved into its place.
 
-    While the folder is there an answer without its JSON is ours, left by a run that was killed; else it is not, and
-    stays what it is.
+    Where the folder says that answers were being moved, an answer without its JSON is ours, left by a run that was
+    killed; else it is not, and stays what it is.
 
     Raises:
         OutputRefused: something else has written a file of that name.
     """
     stage = job.stage
-    torn = stage.is_dir()
+    torn = _is_torn(stage)
     record = _read_json(job.sidecar).get("batch")
     if not (torn or job.redo or isinstance(record, dict)):
         for path in (job.destination, job.sidecar):
@@ -412,19 +440,18 @@ def _stage(job: Job) -> Iterator[tuple[Path, Callable[[], None]]]:
                     "next: move it, choose another folder, or give --overwrite"
                 )
     stage.mkdir(exist_ok=True)
-    for leftover in stage.iterdir():
-        leftover.unlink()
+    _empty(stage)
 
     def unfinished() -> None:
         nonlocal torn
         torn = True
+        (stage / _MOVING).touch()
 
     try:
         yield stage, unfinished
     except BaseException:
         if torn:
-            for leftover in stage.iterdir():
-                leftover.unlink()
+            _empty(stage)
         else:
             _remove(stage)
         raise
