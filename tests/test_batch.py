@@ -370,6 +370,42 @@ def test_a_folder_of_dicom_slices_is_one_scan(tmp_path):
     assert run_job(again.jobs[0]).state == "kept"
 
 
+def test_slices_directly_in_the_folder_are_a_scan(tmp_path):
+    dicom_files.stack(tmp_path / "in")
+    found = dataset.find_in_folder(tmp_path / "in", tmp_path / "out", orders())
+    assert names_of(found) == ["in"]
+    assert run_job(found.jobs[0]).state == "done"
+    assert (tmp_path / "out" / "in.nii.gz").is_file()
+
+
+def test_links_to_folders_are_followed_once(tmp_path):
+    for name in ("in/a/x.nii.gz", "store/y.nii.gz", "in/out/z.nii.gz"):
+        make_scan(tmp_path / name)
+    for name, target in (("0", "in/a"), ("a/up", "in"), ("b", "store"), ("c", "store"), ("made", "in/out")):
+        (tmp_path / "in" / name).symlink_to(tmp_path / target)
+    (tmp_path / "store" / "round").symlink_to(tmp_path / "store")
+    found = dataset.find_in_folder(tmp_path / "in", tmp_path / "in" / "out", orders())
+    assert names_of(found) == ["a/x.nii.gz", "b/y.nii.gz"]
+    assert not found.failed
+
+
+def test_folders_that_cannot_be_read_are_named(tmp_path, monkeypatch):
+    for name in ("a/x.nii.gz", "closed/y.nii.gz"):
+        make_scan(tmp_path / "in" / name)
+    real = os.scandir
+
+    def scandir(path):
+        if Path(path).name == "closed":
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    found = dataset.find_in_folder(tmp_path / "in", tmp_path / "out", orders())
+    assert names_of(found) == ["a/x.nii.gz"]
+    assert [(one.name, one.state) for one in found.failed] == [("closed", "failed")]
+    assert "Permission denied" in found.failed[0].reason
+
+
 def test_two_answers_never_share_a_name(tmp_path):
     for name in ("a.nii.gz", "a.nii", "b.nii.gz"):
         make_scan(tmp_path / "in" / name)

@@ -39,7 +39,7 @@ class Found:
 
 
 def find_in_folder(source: Path, output: Path, orders: Orders) -> Found:
-    """Every scan below a folder; a folder of DICOM slices is one scan. The output keeps the paths.
+    """Every scan in a folder and below; a folder of DICOM slices is one scan. The output keeps the paths.
 
     Hidden files and folders are left alone, and so is the output where it lies inside.
 
@@ -58,10 +58,11 @@ def find_in_folder(source: Path, output: Path, orders: Orders) -> Found:
         raise OutputRefused(f"{output}: got an output that holds the scans; need another; next: choose a new folder")
     check_not_raw(output)
     check_writable(output)
-    scans = _scans_below(source, output)
-    if not scans:
+    scans, closed = _scans_below(source, output)
+    if not scans and not closed:
         raise InputRefused(f"{source}: got a folder without any scan; need one with scans; next: check the name")
-    return _apart(_harmless([_job_in_folder(path, source, output, orders) for path in scans], source, output))
+    found = _harmless([_job_in_folder(path, source, output, orders) for path in scans], source, output)
+    return _apart(replace(found, failed=closed + found.failed))
 
 
 def find_in_bids(dataset: Path, output: Path, choice: Choice, orders: Orders) -> Found:
@@ -82,23 +83,38 @@ def shard(found: Found, index: int, count: int) -> Found:
     return Found(found.jobs[index - 1 :: count], first)
 
 
-def _scans_below(source: Path, output: Path) -> list[Path]:
+def _scans_below(source: Path, output: Path) -> tuple[list[Path], list[Outcome]]:
+    """The scans, and the folders that cannot be read. Links are followed last, and each folder is searched once."""
     out = os.path.realpath(output)
-    scans = []
-    for place, folders, names in os.walk(source):
-        folder = Path(place)
-        folders[:] = sorted(
-            name for name in folders if not name.startswith(".") and os.path.realpath(folder / name) != out
-        )
-        files = sorted(folder / name for name in names if not name.startswith("."))
-        scans += [file for file in files if ending(file)]
-        if folder != source and any(not ending(file) and looks_like_dicom(file) for file in files):
-            scans.append(folder)
-    return sorted(scans)
+    scans: list[Path] = []
+    closed: list[OSError] = []
+    seen: set[str] = set()
+    tops = [source]
+    for top in tops:
+        for place, folders, names in os.walk(top, onerror=closed.append):
+            folder = Path(place)
+            if (real := os.path.realpath(folder)) in seen or _is_inside(real, out):
+                folders.clear()
+                continue
+            seen.add(real)
+            below = sorted(name for name in folders if not name.startswith("."))
+            folders[:] = [name for name in below if not (folder / name).is_symlink()]
+            tops += [folder / name for name in below if (folder / name).is_symlink()]
+            files = sorted(folder / name for name in names if not name.startswith("."))
+            scans += [file for file in files if ending(file)]
+            if any(not ending(file) and looks_like_dicom(file) for file in files):
+                scans.append(folder)
+    return sorted(scans), [_unreadable(error, source) for error in closed]
+
+
+def _unreadable(error: OSError, source: Path) -> Outcome:
+    name = os.path.relpath(error.filename, source)
+    reason = f"got '{error.strerror}' for a folder; need one that can be read; next: see to its permissions"
+    return Outcome(name, "failed", reason)
 
 
 def _job_in_folder(path: Path, source: Path, output: Path, orders: Orders) -> Job:
-    relative = path.relative_to(source)
+    relative = path.relative_to(source) if path != source else Path(path.name)
     name = name_to_write(path.name) if ending(path) else f"{path.name}.nii.gz"
     return _job(path, relative.as_posix(), output, (output / relative).with_name(name), orders)
 
