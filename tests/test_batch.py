@@ -97,8 +97,8 @@ def wait_for_log(folder, lines=1):
     raise AssertionError("no scan was ever opened")
 
 
-def states(folder):
-    rows = [line.split("\t") for line in (folder / "out" / "summary.tsv").read_text().splitlines()[1:]]
+def states(folder, name="summary"):
+    rows = [line.split("\t") for line in (folder / "out" / f"{name}.tsv").read_text().splitlines()[1:]]
     return {row[0]: row[1] for row in rows}
 
 
@@ -561,6 +561,24 @@ def test_a_worker_that_is_killed_costs_nothing(world):
     check_whole(world, scans)
 
 
+def test_an_interrupted_run_sums_up_what_was_done(world):
+    """And what fails is told when it fails, not at the end."""
+    needs_engine()
+    for name in ("slow0.nii.gz", "slow1.nii.gz", "slow2.nii.gz"):
+        make_scan(world / "in" / name)
+    (world / "in" / "a.nii.gz").write_bytes(b"torn")
+    process = start(world, "--workers", "1")
+    assert "in/a.nii.gz: got a text" in process.stderr.readline()
+    assert process.poll() is None
+    wait_for_log(world, 3)
+    process.send_signal(signal.SIGINT)
+    code, out, err = finish(process)
+    assert (code, len(err.splitlines())) == (130, 1), err
+    assert "summary.html" in out
+    assert {"a.nii.gz": "failed", "slow0.nii.gz": "done"}.items() <= states(world).items()
+    assert len(states(world)) < 4
+
+
 @pytest.mark.parametrize("seconds", [0.0, 0.2, 0.6])
 @pytest.mark.parametrize("killer", [signal.SIGINT, signal.SIGTERM])
 def test_a_run_is_interrupted_while_workers_start(world, killer, seconds):
@@ -844,7 +862,8 @@ def test_a_bids_data_set(world, raw):
         [*command, "--participant-label", "02", *options], capture_output=True, text=True, check=False, timeout=120
     )
     assert again.returncode == 0
-    assert states(world) == dict.fromkeys(
+    assert len(states(world)) == 5, "the summary of all stays"
+    assert states(world, "summary-sub-02") == dict.fromkeys(
         ("sub-02/ses-a/anat/sub-02_ses-a_T2w.nii.gz", "sub-02/ses-b/anat/sub-02_ses-b_T1w.nii.gz"), "kept"
     )
     check_with_validator(world / "out")

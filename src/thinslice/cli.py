@@ -11,6 +11,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from hashlib import sha256
 from pathlib import Path
 from shlex import quote
 from time import perf_counter
@@ -76,6 +77,12 @@ _EXTRAS = {"torch": "train", "onnx": "train", "scipy": "train", "av": "video"}
 """Which extra brings a package that is imported only where it is needed."""
 
 BAR_CELLS = 30
+_BAD = ("refused", "failed")
+"""How a scan of a data set may end so that the exit code says so."""
+
+LONGEST_WORDS = 60
+"""Of the name of a summary, from the labels it is of."""
+
 PATIENT_AXES = ("left-right", "front-back", "head-foot")
 
 
@@ -531,20 +538,45 @@ def batch(arguments: argparse.Namespace) -> int:
     found = _find_data_set(arguments, threads, (index, count))
     workers = min(workers, max(1, len(found.jobs)))
     started = perf_counter()
-    with _progress_line(arguments.quiet) as tell:
-        where = engine.Engine(workers, arguments.scheduler, arguments.allowed_failures)
-        outcomes = found.failed + (engine.run(found.jobs, where, tell) if found.jobs else [])
-    seconds = perf_counter() - started
-    bad = [one for one in outcomes if one.state in ("refused", "failed")]
-    for one in bad:
+    outcomes = list(found.failed)
+    for one in outcomes:
         _complain(_named(one.name, one.reason))
-    name = "summary" if count == 1 else f"summary-{index}-of-{count}"
-    page = write_overview(arguments.output, name, found.jobs, outcomes, seconds)
-    if not arguments.quiet:
-        for line in make_table(outcomes, seconds):
-            _say(line)
-        _say(f"wrote {page} (open it in a browser) and {name}.tsv beside it")
-    return REFUSED if bad else 0
+    page = arguments.output / f"{_summary_name(arguments, index, count)}.html"
+
+    def sum_up() -> None:
+        seconds = perf_counter() - started
+        write_overview(arguments.output, page.stem, found.jobs, outcomes, seconds)
+        if not arguments.quiet:
+            for line in make_table(outcomes, seconds):
+                _say(line)
+            _say(f"wrote {page} (open it in a browser) and {page.stem}.tsv beside it")
+
+    try:
+        with _progress_line(arguments.quiet) as tell:
+
+            def end(progress: "Progress") -> None:
+                outcomes.append(progress.outcome)
+                tell(progress)
+
+            if found.jobs:
+                engine.run(found.jobs, engine.Engine(workers, arguments.scheduler, arguments.allowed_failures), end)
+    except KeyboardInterrupt:
+        if outcomes:
+            sum_up()
+        raise
+    sum_up()
+    return REFUSED if any(one.state in _BAD for one in outcomes) else 0
+
+
+def _summary_name(arguments: argparse.Namespace, index: int, count: int) -> str:
+    """Runs of other participants, or of other parts of a data set, leave each other's summary alone."""
+    labels = [f"sub-{label.removeprefix('sub-')}" for label in sorted(arguments.participant_label or ())]
+    labels += [f"ses-{label.removeprefix('ses-')}" for label in sorted(arguments.session_label or ())]
+    words = "-".join([*labels, *sorted(arguments.suffix or ())])
+    if len(words) > LONGEST_WORDS:
+        words = f"{words[: LONGEST_WORDS - 9]}-{sha256(words.encode(errors='replace')).hexdigest()[:8]}"
+    part = f"{index}-of-{count}" if count > 1 else ""
+    return "-".join(word for word in ("summary", words, part) if word)
 
 
 def _check_form(arguments: argparse.Namespace) -> None:
@@ -606,6 +638,8 @@ def _progress_line(quiet: bool) -> "Iterator[Callable[[Progress], None]]":
             sys.stderr.flush()
         if not quiet:
             _say(f"{progress.done}/{progress.scans} {_outcome_line(progress.outcome)}")
+        if progress.outcome.state in _BAD:
+            _complain(_named(progress.outcome.name, progress.outcome.reason))
         if on_terminal:
             share = progress.done / progress.scans
             bar = "#" * round(share * BAR_CELLS)
