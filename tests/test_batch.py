@@ -819,6 +819,31 @@ def test_images_are_picked_by_place_suffix_and_label(raw):
         bids.find_images(raw.parent, bids.Choice())
 
 
+@pytest.mark.parametrize("place", ["", "sub-02/", "sub-02/ses-a/", "sub-02/ses-a/anat/"])
+def test_thickness_is_inherited(raw, tmp_path, place):
+    """From the root, the participant, the session or the folder; the nearest holds, and other images' do not."""
+
+    def outcome():
+        choice = bids.Choice(participants=["02"], sessions=["a"])
+        (one,) = dataset.find_in_bids(raw, tmp_path / "out", choice, orders()).jobs
+        state = run_job(one).state
+        return state, json.loads(one.sidecar.read_text())["plan"]["thickness_mm"]
+
+    own = raw / "sub-02/ses-a/anat/sub-02_ses-a_T2w.json"
+    own.write_text('{"EchoTime": 0.1}')
+    prefix = {"": "", "sub-02/": "sub-02_"}.get(place, "sub-02_ses-a_" if place.endswith("ses-a/") else "sub-02_")
+    (raw / "T2w.json").write_text('{"SliceThickness": 2.5}')
+    for foreign in ("T1w", "acq-ax_T2w"):
+        (raw / f"{place}{prefix}{foreign}.json").write_text('{"SliceThickness": 2}')
+    (raw / f"{place}{prefix}T2w.json").write_text('{"SliceThickness": 3.5}')
+    assert outcome() == ("done", 3.5)
+    assert outcome() == ("kept", 3.5)
+    (raw / f"{place}{prefix}T2w.json").write_text('{"SliceThickness": 3.0}')
+    assert outcome() == ("done", 3.0)
+    own.write_text('{"SliceThickness": 3.9}')
+    assert outcome() == ("done", 3.9), "its own comes first"
+
+
 @pytest.mark.parametrize("place", ["", "sub-01", "out", "derivatives", "../"])
 def test_raw_data_is_no_output(raw, place):
     with pytest.raises(OutputRefused):

@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,7 @@ def find_images(dataset: Path, choice: Choice) -> list[Path]:
             f"{dataset}: got a folder without {DESCRIPTION}; need a BIDS data set; next: check the name, or use "
             "'thinslice batch -i FOLDER -o FOLDER' for a folder of scans"
         )
+    _names_of_json.cache_clear()
     subjects = sorted(folder for folder in dataset.glob("sub-*") if folder.is_dir())
     wanted = _labels(choice.participants, "sub-")
     missing = sorted((wanted or set()) - {folder.name for folder in subjects})
@@ -93,6 +95,30 @@ def derivative_facts(raw: Path, dataset: Path) -> dict[str, Any]:
         "SpatialReference": "orig",
         "Sources": [f"bids:raw:{raw.relative_to(dataset).as_posix()}"],
     }
+
+
+def inherited_sidecars(raw: Path, dataset: Path) -> tuple[Path, ...]:
+    """The JSON that holds for an image but is not its own, the nearest and most particular last.
+
+    By the inheritance principle: in the folder of the image or one above it, with the same suffix, and with no entity
+    that the image has not.
+    """
+    *entities, suffix = raw.name.split(".")[0].split("_")
+    folders = [folder for folder in reversed(raw.parents) if folder == dataset or dataset in folder.parents]
+    found = []
+    for folder in folders:
+        level = []
+        for name in _names_of_json(folder):
+            *other, its_suffix = name.removesuffix(".json").split("_")
+            if its_suffix == suffix and set(other) <= set(entities):
+                level.append((len(other), name))
+        found += [folder / name for _, name in sorted(level)]
+    return tuple(file for file in found if file != raw.with_name("_".join([*entities, suffix]) + ".json"))
+
+
+@lru_cache(maxsize=64)
+def _names_of_json(folder: Path) -> tuple[str, ...]:
+    return tuple(sorted(file.name for file in folder.glob("*.json")))
 
 
 def check_output(dataset: Path, output: Path) -> None:

@@ -6,7 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from thinslice.bids import Choice, check_not_raw, check_output, derivative_facts, derivative_path, find_images
+from thinslice.bids import (
+    Choice,
+    check_not_raw,
+    check_output,
+    derivative_facts,
+    derivative_path,
+    find_images,
+    inherited_sidecars,
+)
 from thinslice.cases import check_writable
 from thinslice.errors import InputRefused, OutputRefused
 from thinslice.files import looks_like_dicom
@@ -122,7 +130,8 @@ def _job_in_folder(path: Path, source: Path, output: Path, orders: Orders) -> Jo
 def _job_in_bids(path: Path, dataset: Path, output: Path, orders: Orders) -> Job:
     target = derivative_path(path, dataset, output)
     job = _job(path, path.relative_to(dataset).as_posix(), output, target, orders)
-    return replace(job, facts=derivative_facts(path, dataset), resolution=True)
+    inherited = inherited_sidecars(path, dataset)
+    return replace(job, inherited=inherited, facts=derivative_facts(path, dataset), resolution=True)
 
 
 def _job(path: Path, name: str, output: Path, target: Path, orders: Orders) -> Job:

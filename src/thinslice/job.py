@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -27,6 +27,7 @@ from thinslice.plan import Grid, Plan, intensity_range, make_plan, through_plane
 from thinslice.profile import Profile
 from thinslice.report import Report
 from thinslice.runtime import WORKERS, Model
+from thinslice.stored import thickness_in
 from thinslice.volume import Volume, ending, fingerprint, sidecar_path, stem_of
 from thinslice.weights import embedded_names, find_model, models_for
 
@@ -77,6 +78,7 @@ class Job:
         thumbnail: a small picture of acquired and computed planes, for the overview.
         page: a page to look at as well, see `thinslice.explain.write_explanation`.
         earlier_page: where an earlier run may have written a page; that of another answer is removed.
+        inherited: JSON of BIDS that holds for the scan too, the nearest last; what lies beside it comes first.
         facts: what else the JSON shall say.
         resolution: whether the JSON shall also tell the ``Resolution`` as BIDS does.
         redo: compute even what was done already, and replace what something else has written.
@@ -92,6 +94,7 @@ class Job:
     thumbnail: Path
     page: Path | None = None
     earlier_page: Path | None = None
+    inherited: tuple[Path, ...] = ()
     facts: dict[str, Any] = field(default_factory=dict)
     resolution: bool = False
     redo: bool = False
@@ -205,6 +208,8 @@ def _made_of(job: Job) -> dict[str, Any]:
         del wish["model"]
     try:
         input_sha256 = _hash_of_scan(job.source)
+        if job.inherited:
+            input_sha256 = _joined([input_sha256, *map(_sha256, job.inherited)])
     except OSError as error:
         raise InputRefused(
             f"got '{error.strerror}' for {job.name}; need a scan that can be read; next: check links and permissions"
@@ -309,7 +314,7 @@ class _ThinAlready(Exception):
 def _do(job: Job, made_of: dict[str, Any]) -> Outcome:
     torn = _is_torn(job.stage)
     with _stage(job) as (stage, unfinished):
-        volume = read(job.source)
+        volume = _inherit(read(job.source), job.inherited)
         _check_thick(volume, job.wish)
         model = _models(job.wish.model, job.model_sha256, job.threads)(volume)
         plan = _plan(volume, model, job.wish)
@@ -338,6 +343,15 @@ def _do(job: Job, made_of: dict[str, Any]) -> Outcome:
             os.replace(part, target)
     found = report.consistency
     return Outcome(job.name, "done", "", 0.0, found.rms_percent, found.worst_percent, _slices(plan))
+
+
+def _inherit(volume: Volume, files: Sequence[Path]) -> Volume:
+    """With the slice thickness of the nearest file that tells it, where neither the scan nor its own JSON does."""
+    for file in reversed(files):
+        if volume.thickness_mm is None:
+            thickness_mm, notes = thickness_in(file)
+            volume = dataclasses.replace(volume, thickness_mm=thickness_mm, notes=(*volume.notes, *notes))
+    return volume
 
 
 def _check_thick(volume: Volume, wish: Wish) -> None:
