@@ -894,6 +894,24 @@ def test_a_bids_data_set(world, raw):
     check_with_validator(world / "out")
 
 
+def test_the_description_names_all_models_and_nothing_that_was_not_done(world, raw):
+    needs_engine()
+
+    def described(*words):
+        command = [sys.executable, "-m", "thinslice", "batch", raw, world / "out", "participant", "--workers", "1"]
+        options = ["--participant-label", "01", "--suffix", "T2w", *words]
+        done = subprocess.run([*map(str, command), *options], capture_output=True, text=True, check=False, timeout=120)
+        file = world / "out" / "dataset_description.json"
+        makers = json.loads(file.read_text())["GeneratedBy"] if file.exists() else []
+        return done.returncode, [one["Description"].split("model ")[1].split(";")[0] for one in makers]
+
+    assert described("--model", "cubic", "--spacing", "9") == (2, [])
+    assert described("--model", "cubic") == (0, ["cubic"])
+    assert described("--model", "linear", "--spacing", "9") == (2, ["cubic"])
+    assert described("--model", "linear") == (0, ["cubic", "linear"])
+    assert described("--model", "linear") == (0, ["cubic", "linear"])
+
+
 @pytest.mark.parametrize("file", ["batch.sbatch"])
 def test_the_example_for_slurm(world, raw, file):
     """With srun and thinslice by other means: two tasks of an array do all images, and a last run sums up."""

@@ -166,6 +166,8 @@ def check_not_raw(output: Path) -> None:
 def write_description(dataset: Path, output: Path, model: str, model_sha256: str | None) -> None:
     """What the derivatives are, of what, and by what; and what the validator shall not look at.
 
+    Models that earlier runs have named stay named.
+
     Raises:
         OSError: it cannot be written.
     """
@@ -173,17 +175,16 @@ def write_description(dataset: Path, output: Path, model: str, model_sha256: str
     link = Path(os.path.relpath(os.path.realpath(dataset), os.path.realpath(output))).as_posix()
     source = {"URL": f"doi:{doi}"} if (doi := str(raw.get("DatasetDOI", "")).removeprefix("doi:")) else {"URL": link}
     made_by = f"model {model}" + (f", sha256 {model_sha256}" if model_sha256 else "")
+    maker = {
+        "Name": "thinslice",
+        "Version": version("thinslice"),
+        "Description": f"Thin slices computed from thick ones by {made_by}; the JSON of each tells all.",
+    }
     content: dict[str, Any] = {
         "Name": f"{raw.get('Name', dataset.name)}: thin slices",
         "BIDSVersion": BIDS_VERSION,
         "DatasetType": "derivative",
-        "GeneratedBy": [
-            {
-                "Name": "thinslice",
-                "Version": version("thinslice"),
-                "Description": f"Thin slices computed from thick ones by {made_by}; the JSON of each tells all.",
-            }
-        ],
+        "GeneratedBy": [*_earlier_makers(output, maker), maker],
         "SourceDatasets": [source],
         "DatasetLinks": {"raw": link},
     }
@@ -208,6 +209,13 @@ def _is_ours(path: Path) -> bool:
     return isinstance(made_by, list) and any(
         isinstance(one, dict) and one.get("Name") == "thinslice" for one in made_by
     )
+
+
+def _earlier_makers(output: Path, maker: dict[str, str]) -> list[Any]:
+    if not _is_ours(output / DESCRIPTION):
+        return []
+    makers: list[Any] = _read_object(output / DESCRIPTION)["GeneratedBy"]
+    return [one for one in makers if not (isinstance(one, dict) and one.get("Description") == maker["Description"])]
 
 
 def _read_object(path: Path) -> dict[str, Any]:

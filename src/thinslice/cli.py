@@ -527,6 +527,7 @@ def _add_batch(verbs: "argparse._SubParsersAction[_Parser]") -> None:
 def batch(arguments: argparse.Namespace) -> int:
     """Enhance a data set; what was done earlier is kept, and what is refused or fails is named at the end."""
     from thinslice import batch as engine
+    from thinslice.bids import write_description
     from thinslice.overview import make_table, write_overview
 
     _check_form(arguments)
@@ -545,6 +546,9 @@ def batch(arguments: argparse.Namespace) -> int:
 
     def sum_up() -> None:
         seconds = perf_counter() - started
+        if arguments.bids and any(one.state in ("done", "kept") for one in outcomes):
+            model = found.jobs[0]
+            write_description(arguments.input, arguments.output, Path(model.wish.model).name, model.model_sha256)
         write_overview(arguments.output, page.stem, found.jobs, outcomes, seconds)
         if not arguments.quiet:
             for line in make_table(outcomes, seconds):
@@ -601,8 +605,8 @@ def _check_form(arguments: argparse.Namespace) -> None:
 
 
 def _find_data_set(arguments: argparse.Namespace, threads: int, part: tuple[int, int]) -> "Found":
-    """The scans of this shard; of BIDS the output is described before the first of them."""
-    from thinslice.bids import SUFFIXES, Choice, write_description
+    """The scans of this shard."""
+    from thinslice.bids import SUFFIXES, Choice
     from thinslice.dataset import Orders, find_in_bids, find_in_folder, shard
     from thinslice.job import Wish, hash_of_model
     from thinslice.weights import known_names
@@ -623,7 +627,6 @@ def _find_data_set(arguments: argparse.Namespace, threads: int, part: tuple[int,
         return shard(find_in_folder(arguments.input, arguments.output, orders), *part)
     choice = Choice(arguments.participant_label, arguments.session_label, arguments.suffix or SUFFIXES)
     found = find_in_bids(arguments.input, arguments.output, choice, orders)
-    write_description(arguments.input, arguments.output, Path(wish.model).name, orders.model_sha256)
     return shard(found, *part)
 
 
