@@ -1028,6 +1028,48 @@ def test_progress_on_a_terminal(monkeypatch, capsys):
     assert said.err.endswith("2 of 4\r\x1b[K")
 
 
+@pytest.mark.parametrize(
+    "words", [("--factor", "-1"), ("--factor", "1"), ("--spacing", "0"), ("--thickness", "nan"), ("--in-plane", "0")]
+)
+def test_what_is_wrong_for_all_scans_is_told_once(tmp_path, run, words):
+    needs_engine()
+    for name in ("a.nii.gz", "b.nii.gz"):
+        make_scan(tmp_path / "in" / name)
+    code, out, err = run("batch", "-i", tmp_path / "in", "-o", tmp_path / "out", "--workers", "1", *words)
+    assert (code, out, len(err)) == (2, [], 1)
+    assert words[0] in err[0]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_says_at_once_what_it_is_about_to_do(world):
+    needs_engine()
+    make_scan(world / "in" / "a.nii.gz")
+    code, out, _ = finish(start(world, "--workers", "1"))
+    assert (code, out.splitlines()[0]) == (0, "0 of 1, 1 worker")
+
+
+def test_waiting_for_workers_is_said(world):
+    needs_engine()
+    make_scan(world / "in" / "a.nii.gz")
+    from distributed import LocalCluster
+
+    with LocalCluster(n_workers=0, dashboard_address=None, silence_logs=60) as cluster:
+        process = start(world, "--scheduler", cluster.scheduler_address)
+        assert process.stdout.readline().startswith("0 of 1, waiting for workers of tcp://")
+        cluster.scale(1)
+        assert finish(process)[0] == 0
+
+
+def test_a_worker_without_thinslice_is_named(tmp_path):
+    class Failed:
+        def result(self):
+            raise RuntimeError("Error during deserialization") from ModuleNotFoundError("No module named 'thinslice'")
+
+    outcome = batch._outcome(make_job(tmp_path), Failed())
+    assert outcome.state == "failed"
+    assert "thinslice[batch] on all" in outcome.reason
+
+
 def test_lengths_of_time():
     assert [cli._duration(seconds) for seconds in (5, 119, 121, 7300, 2e5)] == ["5 s", "119 s", "2 min", "2 h", "2 d"]
 

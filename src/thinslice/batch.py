@@ -31,6 +31,12 @@ _TOO_OFTEN = (
 )
 
 
+_WITHOUT_US = (
+    "got a scheduler or a worker that lacks a package ({}); need thinslice[batch] on all of them; next: install it "
+    "there, the same version as here, and start them again"
+)
+
+
 @dataclass(frozen=True)
 class Engine:
     """Where the work is done.
@@ -114,8 +120,15 @@ def _shard_of_slurm(environment: Mapping[str, str]) -> tuple[int, int]:
     return index, count
 
 
-def run(jobs: Sequence[Job], engine: Engine, tell: Callable[[Progress], None]) -> list[Outcome]:
+def run(
+    jobs: Sequence[Job],
+    engine: Engine,
+    tell: Callable[[Progress], None],
+    begin: Callable[[int], None] = lambda workers: None,
+) -> list[Outcome]:
     """Do all jobs; every one gets an outcome, in the order in which they end.
+
+    ``begin`` is told how many workers there are, 0 where a scheduler waits for them.
 
     After an interruption what was unfinished is cleaned up, and what is done stays.
 
@@ -133,6 +146,7 @@ def run(jobs: Sequence[Job], engine: Engine, tell: Callable[[Progress], None]) -
 
     try:
         with _client(engine) as client:
+            begin(engine.workers if engine.scheduler is None else len(client.nthreads()))
             _do_all(client, jobs, engine, end)
     except _OutOfReach as error:
         for job in list(unfinished.values()):
@@ -212,6 +226,8 @@ def _outcome(job: Job, future: Any) -> Outcome | None:
         return None
     except Exception as error:
         said = reason_of(error)
+        if isinstance(error, ModuleNotFoundError) or isinstance(error.__cause__, ModuleNotFoundError):
+            return Outcome(job.name, "failed", _WITHOUT_US.format(said))
         return Outcome(job.name, "failed", f"got an unfinished scan ({said}); need workers that run; next: run again")
     return found
 

@@ -531,6 +531,7 @@ def batch(arguments: argparse.Namespace) -> int:
     from thinslice.overview import make_table, write_overview
 
     _check_form(arguments)
+    _check_numbers(arguments)
     engine.check_installed()
     cores, memory_bytes = engine.cores_and_bytes()
     workers = arguments.workers or engine.choose_workers(cores, memory_bytes)
@@ -555,6 +556,15 @@ def batch(arguments: argparse.Namespace) -> int:
                 _say(line)
             _say(f"wrote {page} (open it in a browser) and {page.stem}.tsv beside it")
 
+    def begin(there: int) -> None:
+        if not arguments.quiet:
+            hands = (
+                f"{there} worker{'s' if there > 1 else ''}"
+                if there
+                else f"waiting for workers of {arguments.scheduler}"
+            )
+            _say(f"0 of {len(found.jobs)}, {hands}")
+
     try:
         with _progress_line(arguments.quiet) as tell:
 
@@ -563,7 +573,8 @@ def batch(arguments: argparse.Namespace) -> int:
                 tell(progress)
 
             if found.jobs:
-                engine.run(found.jobs, engine.Engine(workers, arguments.scheduler, arguments.allowed_failures), end)
+                where = engine.Engine(workers, arguments.scheduler, arguments.allowed_failures)
+                engine.run(found.jobs, where, end, begin)
     except KeyboardInterrupt:
         if outcomes:
             sum_up()
@@ -602,6 +613,17 @@ def _check_form(arguments: argparse.Namespace) -> None:
     else:
         arguments.input, arguments.output = Path(arguments.bids[0]), Path(arguments.bids[1])
     arguments.input, arguments.output = arguments.input.absolute(), arguments.output.absolute()  # workers are elsewhere
+
+
+def _check_numbers(arguments: argparse.Namespace) -> None:
+    """What can be right for no scan is refused once, not for each."""
+    least = {"--spacing": 0.0, "--factor": 1.0, "--thickness": 0.0, "--in-plane": 0.0}
+    for option, limit in least.items():
+        value = getattr(arguments, option.removeprefix("--").replace("-", "_"))
+        if value is not None and not limit < value < float("inf"):
+            raise InputRefused(
+                f"got {option} {value:g}; need a number above {limit:g}; next: correct it or leave it out"
+            )
 
 
 def _find_data_set(arguments: argparse.Namespace, threads: int, part: tuple[int, int]) -> "Found":
