@@ -1070,6 +1070,15 @@ def test_a_worker_without_thinslice_is_named(tmp_path):
     assert "thinslice[batch] on all" in outcome.reason
 
 
+def test_workers_that_lack_thinslice_are_refused_at_once():
+    class Client:
+        def run(self, function):
+            return {"tcp://a:1": function(), "tcp://b:2": True}
+
+    with pytest.raises(InputRefused, match="tcp://b:2"):
+        batch._check_workers(Client())
+
+
 def test_lengths_of_time():
     assert [cli._duration(seconds) for seconds in (5, 119, 121, 7300, 2e5)] == ["5 s", "119 s", "2 min", "2 h", "2 d"]
 

@@ -147,6 +147,8 @@ def run(
     try:
         with _client(engine) as client:
             begin(engine.workers if engine.scheduler is None else len(client.nthreads()))
+            if engine.scheduler is not None:
+                _check_workers(client)
             _do_all(client, jobs, engine, end)
     except _OutOfReach as error:
         for job in list(unfinished.values()):
@@ -158,6 +160,26 @@ def run(
                 if job.stage.exists() or job.lock.exists():
                     clean_up(job)
     return outcomes
+
+
+def _check_workers(client: Any) -> None:
+    """A worker that lacks thinslice ends with the first scan, without a word to us.
+
+    Raises:
+        InputRefused: there is one now.
+    """
+
+    def lacks_us() -> bool:  # sent as it stands here: a function of the module would need the module there
+        from importlib.util import find_spec
+
+        try:
+            return find_spec("thinslice") is None
+        except ImportError:
+            return True
+
+    lacking = [address for address, lacks in client.run(lacks_us).items() if lacks is True]
+    if lacking:
+        raise InputRefused(_WITHOUT_US.format(f"thinslice, on {lacking[0]}"))
 
 
 def dask_setup(_worker: Any) -> None:
