@@ -219,6 +219,14 @@ def test_slices_in_different_encodings_say_the_same(tmp_path, other):
         assert (ds.EchoTime, ds.ScanningSequence, ds.InstitutionName) == (90, "SE", "Hospital")
 
 
+def test_the_same_bytes_in_another_order_are_another_number(tmp_path):
+    stack(tmp_path / "in", skip=(0, 2, 4, 6), AcquisitionMatrix=[256, 0, 0, 1])
+    big = {"syntax": PLAIN["big-endian"], "named": "B", "AcquisitionMatrix": [1, 0, 0, 256]}
+    stack(tmp_path / "in", skip=(1, 3, 5, 7), **big)
+    _, _, new = compute(tmp_path / "in", tmp_path / "out")
+    assert all("AcquisitionMatrix" not in ds for ds in new)
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [("PatientName", "Muster^Erika^"), ("SpecificCharacterSet", "ISO_IR 192"), ("PatientPosition", "FFS"),

@@ -404,6 +404,38 @@ def colours(browser):
     return np.asarray(Image.open(io.BytesIO(browser.screenshot("#right"))).convert("RGB"))[1:-1, 1:-1]
 
 
+def test_the_second_map_has_a_key_too(page):
+    page.key("e")
+    page.wait_until("document.querySelectorAll('#right .sheet').length === 4")
+    page.settle()
+    assert "Expected error" in page.evaluate("document.getElementById('values').textContent")
+    page.key("e")
+    assert "Expected error" not in page.evaluate("document.getElementById('values').textContent")
+
+
+def test_a_scan_on_another_scale_is_shown_in_a_window_of_its_own(browser, tmp_path):
+    """A thousandth of the intensities, the same picture; and black and white move both alike."""
+    thick, smooth, _ = textured()
+    faint = Volume((smooth.voxels / 1000).astype(np.float32), smooth.affine)
+    write_page(
+        tmp_path / "p.html",
+        title="t",
+        acquired=Layer("acquired", thick, True),
+        others=[Layer("same", smooth, False), Layer("faint", faint, False, (0.0, 1.0))],
+        window=(0.0, 1000.0),
+    )
+    browser.resize(1280, 720)
+    opened(browser, tmp_path / "p.html")
+    for white in (None, 600):
+        if white:
+            slide(browser, "#white", white)
+        browser.key("2")
+        same = pixels(browser, "right").astype(int)
+        browser.key("3")
+        assert np.abs(pixels(browser, "right").astype(int) - same).max() <= 3
+        assert np.ptp(same) > 100
+
+
 def test_the_worst_place_is_gone_to(page):
     press(page, "Go to the worst place")
     assert state(page)["at"] == pytest.approx([6, 8, 22.5], abs=1e-3)

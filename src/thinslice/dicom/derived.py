@@ -4,8 +4,6 @@ Classic MR or CT images, one a file, uncompressed. What all acquired slices say 
 is not; private elements are dropped. The same scan, plan and model give the same files, byte for byte.
 """
 
-import hashlib
-import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
@@ -24,7 +22,7 @@ from pydicom.tag import BaseTag
 from pydicom.valuerep import DSfloat
 
 from thinslice.dicom.headers import AMONG, ENHANCED, IMPLEMENTATION, MAKER, Image, quiet, read_dataset
-from thinslice.dicom.identity import hide, other_uid, say_hidden
+from thinslice.dicom.identity import hide, other_uid, say_hidden, uid_from
 from thinslice.dicom.series import Series
 from thinslice.errors import OutputRefused, ThinsliceError
 from thinslice.plan import Plan
@@ -297,8 +295,10 @@ def _add_if_readable(shared: Dataset, header: Dataset, tag: BaseTag) -> None:
 def _same(one: Dataset, other: Dataset, tag: BaseTag) -> bool:
     """Whether two headers say the same, each in its own encoding; what cannot be understood is never the same."""
     first, second = one.get_item(tag), other.get_item(tag)
-    if isinstance(first, RawDataElement) and isinstance(second, RawDataElement) and first[1:4] == second[1:4]:
-        return True
+    if isinstance(first, RawDataElement) and isinstance(second, RawDataElement):
+        same_order = first.is_little_endian == second.is_little_endian
+        if same_order and first[1:4] == second[1:4]:
+            return True
     with suppress(Exception):  # as above
         return bool(one[tag].value == other[tag].value)
     return False
@@ -345,12 +345,6 @@ def _key(thick: Volume, plan: Plan, hidden: bool) -> str:
     )
 
 
-def _uid(*parts: object) -> str:
-    """A UUID-derived UID (PS3.5, annex B.2): the same parts give the same one."""
-    digest = hashlib.sha256(repr(parts).encode()).digest()
-    return f"2.25.{uuid.UUID(bytes=digest[:16], version=5).int}"
-
-
 def _code(code: _Code) -> Dataset:
     item = Dataset()
     item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = code[0], "DCM", code[1]
@@ -394,7 +388,7 @@ def _describe(
     shared.SOPClassUID = uid.MRImageStorage if image.modality == "MR" else uid.CTImageStorage
     shared.Modality = image.modality
     shared.ImageType = _image_type(series)
-    shared.SeriesInstanceUID = _uid(key)
+    shared.SeriesInstanceUID = uid_from(repr((key,)).encode())
     shared.SeriesNumber = _series_number(image.number or 0, series.index)
     shared.SeriesDescription = _description(series, f"{spacing_mm:.3g} mm COMPUTED slices ({MAKER})", anonymise)
     shared.ImageComments = (
@@ -473,7 +467,7 @@ def _image(
     assert isinstance(stored, Stored)
     image = Dataset()
     image.update(shared)
-    image.SOPInstanceUID = _uid(key, index)
+    image.SOPInstanceUID = uid_from(repr((key, index)).encode())
     image.InstanceNumber = plan.n_thin - index if _counts_down(stored.series) else index + 1
     corner = thin.affine @ [0, thin.voxels.shape[1] - 1, index, 1]  # the first row is the last of the array
     position = corner[:3] * [-1, -1, 1]

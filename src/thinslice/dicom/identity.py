@@ -113,5 +113,10 @@ def _other_uids(dataset: Dataset, tag: tuple[int, int]) -> None:
 
 def other_uid(value: str) -> str:
     """The identifier that takes the place of one; always the same."""
-    digest = hashlib.sha256(b"thinslice, hidden: " + value.encode()).digest()
-    return f"2.25.{uuid.UUID(bytes=digest[:16], version=5).int}" if value else value
+    return uid_from(b"thinslice, hidden: " + value.encode()) if value else value
+
+
+def uid_from(content: bytes) -> str:
+    """A UUID-derived UID (PS3.5, annex B.2): the same content gives the same one."""
+    digest = hashlib.sha256(content).digest()
+    return f"2.25.{uuid.UUID(bytes=digest[:16], version=5).int}"

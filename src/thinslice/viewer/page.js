@@ -431,7 +431,7 @@
     const legend = made("canvas", { role: "img", ariaLabel: `colours from 0 to ${about.top} ${about.unit}` });
     const one = { about, index, toggle, opacity, made: null };
     const row = made("div", { className: "overlay" },
-      made("label", {}, toggle, about.name, ...(index === 0 ? [made("kbd", { textContent: "o" })] : [])),
+      made("label", {}, toggle, about.name, ...("oe"[index] ? [made("kbd", { textContent: "oe"[index] })] : [])),
       made("label", { className: "slide" }, "Opacity", opacity),
       made("span", { className: "legend" }, "0", legend, `${legendNumber(about.top)} ${about.unit}`.trim()));
     if (about.worst_mm) row.append(worstButton(one));
