@@ -5,15 +5,16 @@
 Every layout (workers x threads) enhances the same scans, in turns, so that a busy machine is busy for all. The share is
 the network's multiply-adds over the whole command's wall time, over the best rate of plain convolutions (`speed.py`).
 
-Then a scheduler is simulated with 1 to 64 workers. The seconds of every scan are those that were measured with one
-worker, drawn with replacement; the leading process needs as long for each as the real engine needs to hand out and take
-back one that does nothing; the file server moves as many bytes a second as `--server-mb-s` says, one scan at a time.
-Needs the `test` extra.
+Then a scheduler is simulated with 1 to 64 workers. The seconds of every scan are those that were measured with the
+fewest workers, drawn with replacement; the leading process and the scheduler need as long for each as processor time
+was measured while the real engine hands out and takes back scans that do nothing; the file server moves as many bytes a
+second as `--server-mb-s` says, one scan at a time. Needs the `test` extra.
 """
 
 import argparse
 import heapq
 import random
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -22,6 +23,8 @@ from pathlib import Path
 
 from speed import SHAPES, convolution_rate, make_scan, multiply_adds
 
+from thinslice.batch import Engine, Progress, run
+from thinslice.job import Job, Wish
 from thinslice.weights import find_model
 
 WORKERS = (1, 2, 4, 8, 16, 32, 64)
@@ -36,18 +39,20 @@ def main() -> int:
             make_scan(scans / f"{index}.nii.gz", arguments.shape, arguments.spacing)
         work = arguments.scans * multiply_adds(scans / "0.nii.gz", find_model(arguments.model), None)
         peak = max(convolution_rate(channels, side) for channels, side in SHAPES)
-        seconds: list[float] = []
+        seconds: dict[str, list[float]] = {layout: [] for layout in arguments.layouts}
         for turn in range(arguments.rounds):
             for layout in arguments.layouts:
                 out = Path(folder) / f"{layout}-{turn}"
                 wall, each = run_layout(scans, out, layout, arguments.model)
                 share = f", {100 * 2 * work / wall / peak:.0f} % of {peak / 1e9:.0f} GFLOP/s" if work else ""
                 print(f"{layout}: {3600 * arguments.scans / wall:6.0f} scans per hour{share}", flush=True)
-                seconds += each if layout.startswith("1x") else []
+                seconds[layout] += each
         moved = bytes_moved(scans, out) / arguments.scans
     lead = seconds_of_the_engine()
-    print(f"the engine takes {1000 * lead:.2f} ms for a scan; {moved / 1e6:.1f} MB are moved for one")
-    for line in table(seconds, lead, moved / (1e6 * arguments.server_mb_s)):
+    alone = seconds[min(arguments.layouts, key=lambda layout: int(layout.split("x")[0]))]
+    print(f"a scan takes {statistics.median(alone):.2f} s with fewest workers, {moved / 1e6:.1f} MB are moved for it")
+    print(f"the leading process and the scheduler take {1000 * lead:.2f} ms for a scan")
+    for line in table(alone, lead, moved / (1e6 * arguments.server_mb_s)):
         print(line)
     return 0
 
@@ -69,23 +74,23 @@ def bytes_moved(scans: Path, out: Path) -> int:
     return 2 * sum(path.stat().st_size for path in scans.iterdir()) + sum(path.stat().st_size for path in files)
 
 
-def seconds_of_the_engine(tasks: int = 300) -> float:
-    """What the leading process and the scheduler need for a task that does nothing, with workers that wait for it."""
-    from distributed import Client, LocalCluster, as_completed
+def seconds_of_the_engine(tasks: int = 500) -> float:
+    """Processor time of the leading process, in which the scheduler runs too, for a scan that costs no work."""
+    with tempfile.TemporaryDirectory() as folder:
+        gone = Path(folder) / "gone.nii.gz"  # is named as a failure at once, by a worker that has not computed
+        jobs = [
+            Job(f"{index}", gone, Path(folder) / f"{index}.nii.gz", Wish(model="cubic"), None, Path(folder) / "x.png")
+            for index in range(tasks)
+        ]
+        first: list[tuple[float, int]] = []
 
-    with (
-        LocalCluster(
-            n_workers=4, threads_per_worker=1, processes=False, dashboard_address="127.0.0.1:0", silence_logs=60
-        ) as cluster,
-        Client(cluster) as client,
-    ):
-        landing = as_completed([client.submit(int, index, pure=False) for index in range(4)])
-        started, waiting = time.perf_counter(), iter(range(tasks))
-        for future in landing:
-            future.result()
-            if next(waiting, None) is not None:
-                landing.add(client.submit(int, 0, pure=False))
-        return (time.perf_counter() - started) / (tasks + 4)
+        def tell(progress: Progress) -> None:
+            if not first:  # the workers have started
+                first.append((time.process_time(), progress.done))
+
+        run(jobs, Engine(workers=2), tell)
+        started, done = first[0]
+        return (time.process_time() - started) / (tasks - done)
 
 
 def simulate(seconds: list[float], workers: int, lead: float, server: float) -> float:

@@ -2226,7 +2226,7 @@ FAULTS = [
     Fault(
         "a dead process ends the run of its scan",
         "batch.py",
-        "    except KilledWorker:\n        return None\n",
+        "    if isinstance(error, KilledWorker):\n        return None\n",
         "",
         "a suspect is tried alone",
         BATCH,

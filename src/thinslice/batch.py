@@ -7,16 +7,18 @@ too often is tried once more while nothing else runs, since a scan may have died
 
 import logging
 import os
+import pickle
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from importlib.metadata import version
 from multiprocessing import resource_tracker
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import Any
 
 from thinslice.errors import InputRefused
-from thinslice.job import Job, Outcome, clean_up, reason_of, run_job
+from thinslice.job import Job, Outcome, clean_up, reason_of
 
 WORKER_BYTES = 2 << 30
 """Memory that a worker should have: 512 x 512 x 60 voxels that become 343 slices take 1.3 GiB with the network."""
@@ -32,9 +34,15 @@ _TOO_OFTEN = (
 
 
 _WITHOUT_US = (
-    "got a scheduler or a worker that lacks a package ({}); need thinslice[batch] on all of them; next: install it "
-    "there, the same version as here, and start them again"
+    "got a worker that cannot help ({}); need thinslice on all of them, the same version as here; next: install it "
+    "there, start the worker again, and run again: what is done stays"
 )
+
+_LOOK_S = 0.01
+"""How often we look for a scan that has landed."""
+
+_COUNT_S = 1.0
+"""How often we look for workers, while none lands."""
 
 
 @dataclass(frozen=True)
@@ -124,16 +132,16 @@ def run(
     jobs: Sequence[Job],
     engine: Engine,
     tell: Callable[[Progress], None],
-    begin: Callable[[int], None] = lambda workers: None,
+    tell_workers: Callable[[int], None] = lambda workers: None,
 ) -> list[Outcome]:
     """Do all jobs; every one gets an outcome, in the order in which they end.
 
-    ``begin`` is told how many workers there are, 0 where a scheduler waits for them.
+    ``tell_workers`` is told how many workers there are: at the start, and when the last has gone or the first come.
 
     After an interruption what was unfinished is cleaned up, and what is done stays.
 
     Raises:
-        InputRefused: there is no scheduler at the address.
+        InputRefused: there is no scheduler at the address, or a worker of it lacks thinslice.
     """
     unfinished = {job.name: job for job in jobs}
     clock = _Clock(jobs)
@@ -146,10 +154,7 @@ def run(
 
     try:
         with _client(engine) as client:
-            begin(engine.workers if engine.scheduler is None else len(client.nthreads()))
-            if engine.scheduler is not None:
-                _check_workers(client)
-            _do_all(client, jobs, engine, end)
+            _do_all(client, jobs, _Crew(client, engine, tell_workers), end)
     except _OutOfReach as error:
         for job in list(unfinished.values()):
             reason = f"got the end of the engine ({error}); need a scheduler that runs to the end; next: run again"
@@ -160,26 +165,6 @@ def run(
                 if job.stage.exists() or job.lock.exists():
                     clean_up(job)
     return outcomes
-
-
-def _check_workers(client: Any) -> None:
-    """A worker that lacks thinslice ends with the first scan, without a word to us.
-
-    Raises:
-        InputRefused: there is one now.
-    """
-
-    def lacks_us() -> bool:  # sent as it stands here: a function of the module would need the module there
-        from importlib.util import find_spec
-
-        try:
-            return find_spec("thinslice") is None
-        except ImportError:
-            return True
-
-    lacking = [address for address, lacks in client.run(lacks_us).items() if lacks is True]
-    if lacking:
-        raise InputRefused(_WITHOUT_US.format(f"thinslice, on {lacking[0]}"))
 
 
 def dask_setup(_worker: Any) -> None:
@@ -194,15 +179,36 @@ class _OutOfReach(Exception):
     """The engine no longer answers."""
 
 
-def _do_all(client: Any, jobs: Sequence[Job], engine: Engine, end: Callable[[Job, Outcome], None]) -> None:
+class _Crew:
+    """The workers that there are; a word when the last has gone or the first come."""
+
+    def __init__(self, client: Any, engine: Engine, tell: Callable[[int], None]) -> None:
+        self.client, self.engine, self.tell = client, engine, tell
+        self.told: bool | None = None
+
+    def room(self) -> int:
+        """How many scans at a time: as many as workers; where more may start when work waits, twice that."""
+        if self.engine.scheduler is None:
+            workers = threads = self.engine.workers
+        else:
+            there = self.client.nthreads()
+            workers, threads = len(there), 2 * max(1, sum(there.values()))
+        if self.told is not bool(workers):
+            self.told = bool(workers)
+            self.tell(workers)
+        return threads
+
+
+def _do_all(client: Any, jobs: Sequence[Job], crew: _Crew, end: Callable[[Job, Outcome], None]) -> None:
     suspects: list[Job] = []
-    for job, outcome in _each(client, jobs, lambda: _room(client, engine)):
+    for job, outcome in _each(client, jobs, crew.room):
         if outcome is None:
             suspects.append(job)
         else:
             end(job, outcome)
-    deaths = 2 * (engine.allowed_failures + 1) if engine.scheduler is None else "too many"
-    for job, outcome in _each(client, suspects, lambda: 1):
+    local = crew.engine.scheduler is None
+    deaths = 2 * (crew.engine.allowed_failures + 1) if local else "too many"
+    for job, outcome in _each(client, suspects, lambda: min(1, crew.room())):
         if outcome is None:
             clean_up(job)
         end(job, outcome or Outcome(job.name, "failed", _TOO_OFTEN.format(deaths)))
@@ -215,50 +221,84 @@ def _each(client: Any, jobs: Sequence[Job], room: Callable[[], int]) -> Iterator
     of them guilty.
 
     Raises:
+        InputRefused: a worker lacks thinslice.
         _OutOfReach: the engine no longer answers.
     """
     from distributed import as_completed
 
     waiting = iter(jobs)
     flying: dict[Any, Job] = {}
-    landing = as_completed()
+    landing = as_completed(with_results=True, raise_errors=False)
+    start, ours = _make_start(), version("thinslice")
     while True:
         try:
             while len(flying) < room() and (job := next(waiting, None)) is not None:
-                future = client.submit(run_job, job, pure=False)
+                future = client.submit(start, pickle.dumps(job), ours, pure=False)
                 flying[future] = job
                 landing.add(future)
             if not flying:
                 return
-            future = next(landing)
+            while not _has_landed(landing):
+                room()
+            future, result = next(landing)
             job = flying.pop(future)
-            outcome = _outcome(job, future)
+            outcome = _outcome(job, result)
             future.release()
+        except InputRefused:
+            raise
         except Exception as error:  # it has many of its own
             raise _OutOfReach(reason_of(error)) from error
         yield job, outcome
 
 
-def _outcome(job: Job, future: Any) -> Outcome | None:
+def _make_start() -> Callable[[bytes, str], bytes]:
+    """What a worker is asked to do, sent as it stands here.
+
+    A worker that lacks thinslice could not even read a function of ours; it would end, without a word to us.
+    """
+
+    def start(job: bytes, version: str) -> bytes:
+        import pickle
+        from importlib.metadata import version as version_of
+
+        from distributed import get_worker
+
+        try:
+            found = version_of("thinslice")
+            from thinslice.job import run_job
+        except ImportError as error:
+            raise ModuleNotFoundError(f"{get_worker().address}: {error}") from None
+        if found != version:
+            raise ModuleNotFoundError(f"{get_worker().address}: version {found}, here {version}")
+        return pickle.dumps(run_job(pickle.loads(job)))
+
+    return start
+
+
+def _has_landed(landing: Any) -> bool:
+    """Whether a scan has, within a while."""
+    until = perf_counter() + _COUNT_S
+    while perf_counter() < until:
+        if landing.has_ready():
+            return True
+        sleep(_LOOK_S)
+    return False
+
+
+def _outcome(job: Job, result: Any) -> Outcome | None:
+    """Of what the engine gives back: what a worker said, or an error, bare or as three parts."""
     from distributed.scheduler import KilledWorker
 
-    try:
-        found: Outcome = future.result()
-    except KilledWorker:
+    if isinstance(result, bytes):
+        found: Outcome = pickle.loads(result)
+        return found
+    error = result[1] if isinstance(result, tuple) else result
+    if isinstance(error, KilledWorker):
         return None
-    except Exception as error:
-        said = reason_of(error)
-        if isinstance(error, ModuleNotFoundError) or isinstance(error.__cause__, ModuleNotFoundError):
-            return Outcome(job.name, "failed", _WITHOUT_US.format(said))
-        return Outcome(job.name, "failed", f"got an unfinished scan ({said}); need workers that run; next: run again")
-    return found
-
-
-def _room(client: Any, engine: Engine) -> int:
-    """As many scans as workers; with a scheduler that may start more when work waits, twice that."""
-    if engine.scheduler is None:
-        return engine.workers
-    return 2 * max(1, sum(client.nthreads().values()))
+    if isinstance(error, ModuleNotFoundError):
+        raise InputRefused(_WITHOUT_US.format(reason_of(error)))
+    said = reason_of(error)
+    return Outcome(job.name, "failed", f"got an unfinished scan ({said}); need workers that run; next: run again")
 
 
 @contextmanager
@@ -288,7 +328,8 @@ def _client(engine: Engine) -> Iterator[Any]:
         "distributed.nanny.pre-spawn-environ.DASK_LOGGING__DISTRIBUTED": _SILENT,
         "distributed.scheduler.worker-saturation": 1.0,  # a process that dies takes no waiting scan along
     }
-    with ExitStack() as stack:
+    stack = ExitStack()
+    try:
         stack.enter_context(dask.config.set(settings))
         with _held_back():
             cluster = LocalCluster(
@@ -305,16 +346,20 @@ def _client(engine: Engine) -> Iterator[Any]:
             client = stack.enter_context(Client(cluster))
         cluster.scale(engine.workers)
         yield client
+    finally:
+        with _held_back():  # the workers end in a moment; a second Ctrl-C would leave that half done
+            stack.close()
 
 
 @contextmanager
 def _held_back() -> Iterator[None]:
-    """Ctrl-C and SIGTERM wait for the end; the threads that start meanwhile, and their processes, do not hear them."""
+    """Ctrl-C and a polite kill wait for the end; threads that start meanwhile, and their processes, hear neither."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    resource_tracker.ensure_running()  # which would let them through again
-    earlier = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    earlier = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})  # which would end the process started here:
+    resource_tracker.ensure_running()  # it does not hear the others, but lets them through to us again
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         yield
     finally:

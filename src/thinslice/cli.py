@@ -528,6 +528,7 @@ def batch(arguments: argparse.Namespace) -> int:
     """Enhance a data set; what was done earlier is kept, and what is refused or fails is named at the end."""
     from thinslice import batch as engine
     from thinslice.bids import write_description
+    from thinslice.job import Outcome
     from thinslice.overview import make_table, write_overview
 
     _check_form(arguments)
@@ -556,27 +557,27 @@ def batch(arguments: argparse.Namespace) -> int:
                 _say(line)
             _say(f"wrote {page} (open it in a browser) and {page.stem}.tsv beside it")
 
-    def begin(there: int) -> None:
-        if not arguments.quiet:
-            hands = (
-                f"{there} worker{'s' if there > 1 else ''}"
-                if there
-                else f"waiting for workers of {arguments.scheduler}"
-            )
-            _say(f"0 of {len(found.jobs)}, {hands}")
-
     try:
-        with _progress_line(arguments.quiet) as tell:
+        with _ProgressLines(arguments.quiet) as lines:
+
+            def tell_workers(there: int) -> None:
+                done = len(outcomes) - len(found.failed)
+                hands = f"{there} worker{'s' if there > 1 else ''}"
+                waiting = f"waiting for workers of {arguments.scheduler}"
+                lines.say(f"{done} of {len(found.jobs)}, {hands if there else waiting}")
 
             def end(progress: "Progress") -> None:
                 outcomes.append(progress.outcome)
-                tell(progress)
+                lines.after(progress)
 
             if found.jobs:
                 where = engine.Engine(workers, arguments.scheduler, arguments.allowed_failures)
-                engine.run(found.jobs, where, end, begin)
-    except KeyboardInterrupt:
+                engine.run(found.jobs, where, end, tell_workers)
+    except (KeyboardInterrupt, InputRefused):
         if outcomes:
+            reached = {one.name for one in outcomes}
+            rest = [one.name for one in found.jobs if one.name not in reached]
+            outcomes += [Outcome(name, "left", "the run ended before; next: run again") for name in rest]
             sum_up()
         raise
     sum_up()
@@ -652,31 +653,37 @@ def _find_data_set(arguments: argparse.Namespace, threads: int, part: tuple[int,
     return shard(found, *part)
 
 
-@contextmanager
-def _progress_line(quiet: bool) -> "Iterator[Callable[[Progress], None]]":
+class _ProgressLines:
     """One line a scan; on a terminal also how far it is, on a last line that is wiped at the end."""
-    on_terminal = sys.stderr.isatty() and not quiet
 
-    def tell(progress: "Progress") -> None:
-        if on_terminal:
-            sys.stderr.write("\r\x1b[K")
-            sys.stderr.flush()
-        if not quiet:
-            _say(f"{progress.done}/{progress.scans} {_outcome_line(progress.outcome)}")
+    def __init__(self, quiet: bool) -> None:
+        self.quiet, self.on_terminal = quiet, sys.stderr.isatty() and not quiet
+
+    def __enter__(self) -> "_ProgressLines":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._draw("")
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        self._draw("")
+        if not self.quiet:
+            _say(_in_one_line(text))
+
+    def after(self, progress: "Progress") -> None:
+        """What became of a scan, and how far it is."""
+        self.say(f"{progress.done}/{progress.scans} {_outcome_line(progress.outcome)}")
         if progress.outcome.state in _BAD:
             _complain(_named(progress.outcome.name, progress.outcome.reason))
-        if on_terminal:
-            share = progress.done / progress.scans
-            bar = "#" * round(share * BAR_CELLS)
-            left = "" if progress.seconds_left is None else f", about {_duration(progress.seconds_left)} left"
-            sys.stderr.write(f"[{bar.ljust(BAR_CELLS, '.')}] {progress.done} of {progress.scans}{left}")
-            sys.stderr.flush()
+        share = progress.done / progress.scans
+        bar = "#" * round(share * BAR_CELLS)
+        left = "" if progress.seconds_left is None else f", about {_duration(progress.seconds_left)} left"
+        self._draw(f"[{bar.ljust(BAR_CELLS, '.')}] {progress.done} of {progress.scans}{left}")
 
-    try:
-        yield tell
-    finally:
-        if on_terminal:
-            sys.stderr.write("\r\x1b[K")
+    def _draw(self, line: str) -> None:
+        if self.on_terminal:
+            sys.stderr.write(f"\r\x1b[K{line}")
             sys.stderr.flush()
 
 
@@ -1509,8 +1516,12 @@ def _say(text: str) -> None:
 
 
 def _complain(text: str) -> None:
-    line = "".join(character if character.isprintable() else "?" for character in " ".join(text.split()))
-    _print(f"thinslice: {line}", sys.stderr)
+    _print(f"thinslice: {_in_one_line(text)}", sys.stderr)
+
+
+def _in_one_line(text: str) -> str:
+    """Names of files may hold anything, orders to the terminal too."""
+    return "".join(character if character.isprintable() else "?" for character in " ".join(text.split()))
 
 
 def _print(text: str, stream: TextIO) -> None:
@@ -1521,12 +1532,14 @@ def _print(text: str, stream: TextIO) -> None:
 
 @contextmanager
 def _terminated_as_interrupted() -> Iterator[None]:
-    """A polite kill (SIGTERM, as job schedulers send it) cleans up like Ctrl-C."""
+    """A polite kill (SIGTERM, as job schedulers send it; SIGHUP of a terminal that closes) cleans up like Ctrl-C."""
 
     def interrupt(_signal: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    with _handled(interrupt, signal.SIGTERM):
+    polite = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+    heard = [number for number in polite if signal.getsignal(number) is not signal.SIG_IGN]  # as nohup asks for
+    with _handled(interrupt, *heard):
         yield
 
 

@@ -36,8 +36,9 @@ try:
 except ImportError:  # Windows, where two runs on one output are the user's care
     fcntl = None  # type: ignore[assignment]
 
-State = Literal["done", "kept", "thin", "refused", "failed"]
-"""Computed now; computed earlier; thin already, left out; not to be made thinner as wished; anything else."""
+State = Literal["done", "kept", "thin", "refused", "failed", "left"]
+"""Computed now; computed earlier; thin already, left out; not to be made thinner as wished; anything else that went
+wrong; not reached before the run ended."""
 
 THICK_FROM = 1.4
 """Slices this many times farther apart than pixels are thick; the embedded networks know factors from here on."""

@@ -20,13 +20,14 @@ WORDS: dict[State, str] = {
     "thin": "left out, thin already",
     "refused": "refused",
     "failed": "failed",
+    "left": "not done yet",
 }
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem; background: #111; color: #ddd; }
 table { border-collapse: collapse; } td, th { padding: .4rem .8rem; text-align: left; vertical-align: top; }
 tr { border-bottom: 1px solid #333; } td.number { text-align: right; } a { color: #8cf; }
-.failed, .refused { color: #f99; } .thin, .kept { color: #aaa; } img { max-height: 220px; }
+.failed, .refused { color: #f99; } .thin, .kept, .left { color: #aaa; } img { max-height: 220px; }
 """
 
 
