@@ -1,10 +1,9 @@
-"""A data set: what is done once is kept, what is changed is done again, and what dies takes nothing along.
+"""A data set is done by processes, and what dies takes nothing along.
 
 The faults are real: processes are killed, disks are full, two runs meet. What a test needs to happen inside a worker
 happens in an audit hook that Python starts with there (`HOOK`); the program knows nothing of it.
 """
 
-import hashlib
 import importlib.util
 import json
 import os
@@ -20,19 +19,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import dicom_files
 import thinslice
-from make_scans import save_scan
-from test_cli import make_scan, raising
-from thick_scans import save_start
-from thinslice import batch, bids, cli, dataset, job, nifti, overview
-from thinslice.dataset import Orders
-from thinslice.errors import InputRefused, ModelRefused, OutputRefused
-from thinslice.job import Job, Outcome, Wish, run_job
+from data_sets import make_job, make_latin, make_raw, tree
+from test_cli import make_scan
+from thinslice import batch, cli, nifti
+from thinslice.errors import InputRefused
+from thinslice.job import Outcome
 from thinslice.report import plan_beside
 from thinslice.volume import Volume
-
-CUBIC = Wish(model="cubic")
 
 HOOK = """
 import os, sys, time
@@ -73,6 +67,16 @@ def world(tmp_path):
     del os.environ["PYTHONPATH"]
     if earlier is not None:
         os.environ["PYTHONPATH"] = earlier
+
+
+@pytest.fixture
+def raw(tmp_path):
+    return make_raw(tmp_path / "raw")
+
+
+@pytest.fixture
+def latin(tmp_path):
+    return make_latin(tmp_path / "in")
 
 
 def start(folder, *words, **options):
@@ -118,363 +122,7 @@ def check_whole(folder, names):
         assert nifti.read(folder / "out" / f"{stem}.nii.gz").shape == plan.shape_thin
 
 
-def make_job(folder, name="scan.nii.gz", wish=CUBIC, **more):
-    stem = name.removesuffix(".nii.gz")
-    settings = {"model_sha256": job.hash_of_model(wish.model), "thumbnail": folder / "out" / f"{stem}.png"}
-    return Job(name, folder / "in" / name, folder / "out" / name, wish, **(settings | more))
-
-
-@pytest.fixture
-def scan(tmp_path):
-    return make_scan(tmp_path / "in" / "scan.nii.gz")
-
-
-# ---- one job
-
-
-def test_a_job_is_done_once(tmp_path, scan):
-    first = run_job(make_job(tmp_path))
-    assert (first.state, first.reason, first.slices) == ("done", "", "6 x 4 mm -> 24 x 1 mm")
-    before = (tmp_path / "out" / "scan.nii.gz").stat()
-    again = run_job(make_job(tmp_path))
-    after = (tmp_path / "out" / "scan.nii.gz").stat()
-    assert again.state == "kept"
-    assert (again.rms_percent, again.worst_percent) == (first.rms_percent, first.worst_percent)
-    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
-    assert sorted(os.listdir(tmp_path / "out")) == ["scan.json", "scan.nii.gz", "scan.png"]
-
-
-def test_the_answer_is_that_of_enhance(run, tmp_path, scan):
-    run_job(make_job(tmp_path))
-    run("enhance", "-i", scan, "-o", tmp_path / "alone.nii.gz", "--model", "cubic")
-    one, other = nifti.read(tmp_path / "out" / "scan.nii.gz"), nifti.read(tmp_path / "alone.nii.gz")
-    np.testing.assert_array_equal(one.voxels, other.voxels)
-    np.testing.assert_array_equal(one.affine, other.affine)
-
-
-def test_what_has_changed_is_done_again(tmp_path, scan):
-    def outcome(**more):
-        return run_job(make_job(tmp_path, **more)).state
-
-    assert outcome() == "done"
-    shutil.copy2(scan, scan.with_name("copy.nii.gz"))
-    scan.with_name("copy.nii.gz").replace(scan)
-    assert outcome() == "kept", "the same bytes in another file are the same scan"
-    scan.with_suffix("").with_suffix(".json").write_text('{"SliceThickness": 3}')
-    assert outcome() == "done", "the JSON beside the scan tells the thickness"
-    assert outcome(wish=replace(CUBIC, factor=2.0)) == "done"
-    assert outcome(wish=replace(CUBIC, factor=2.0)) == "kept"
-    assert outcome(wish=Wish(model="linear")) == "done"
-    size = scan.stat().st_size
-    volume = nifti.read(scan)
-    nifti.write(replace(volume, voxels=volume.voxels + np.int16(1)), scan)
-    assert abs(scan.stat().st_size - size) < 200
-    assert outcome(wish=Wish(model="linear")) == "done", "other voxels under the same name"
-    answer = tmp_path / "out" / "scan.nii.gz"
-    answer.write_bytes(answer.read_bytes()[:-9])
-    assert outcome(wish=Wish(model="linear")) == "done", "an answer that was cut off"
-    answer.unlink()
-    assert outcome(wish=Wish(model="linear")) == "done", "an answer that is gone"
-    assert outcome(wish=Wish(model="linear")) == "kept"
-    assert outcome(wish=Wish(model="linear"), redo=True) == "done"
-
-
-def test_another_model_of_the_same_name_does_it_again(tmp_path, scan):
-    pytest.importorskip("torch")
-    file = save_start(tmp_path / "model.onnx", seed=1, loud=1.0)
-    wish = Wish(model=str(file))
-    assert run_job(make_job(tmp_path, wish=wish)).state == "done"
-    assert run_job(make_job(tmp_path, wish=wish)).state == "kept"
-    old = job.hash_of_model(str(file))
-    save_start(file, seed=2, loud=1.0)
-    assert run_job(make_job(tmp_path, wish=wish)).state == "done"
-    stale = run_job(make_job(tmp_path, wish=replace(wish, factor=2.0), model_sha256=old, threads=3))
-    assert stale.state == "refused", "a worker that finds another file than the run was started with"
-    assert "sha256" in stale.reason
-
-
-def test_a_model_is_loaded_once_for_all_scans_of_a_process(tmp_path, monkeypatch):
-    loaded = []
-    monkeypatch.setattr(job, "models_for", lambda *words: loaded.append(words) or job_models(*words))
-    job_models = thinslice.weights.models_for
-    job._models.cache_clear()
-    for index in range(3):
-        make_scan(tmp_path / "in" / f"scan{index}.nii.gz")
-        assert run_job(make_job(tmp_path, f"scan{index}.nii.gz")).state == "done"
-    assert len(loaded) == 1
-
-
-def test_what_another_program_wrote_is_not_replaced(tmp_path, scan):
-    theirs = tmp_path / "out" / "scan.nii.gz"
-    make_scan(theirs)
-    before = theirs.read_bytes()
-    outcome = run_job(make_job(tmp_path))
-    assert outcome.state == "failed"
-    assert "--overwrite" in outcome.reason
-    assert theirs.read_bytes() == before
-    assert os.listdir(tmp_path / "out") == ["scan.nii.gz"]
-    assert run_job(make_job(tmp_path, redo=True)).state == "done"
-
-
-def test_what_a_dead_run_left_gives_no_right_to_the_files_of_others(tmp_path, scan):
-    """Their file came after a run that was killed while it computed."""
-    one = make_job(tmp_path)
-    one.stage.mkdir(parents=True)
-    (one.stage / "scan.nii.gz").write_bytes(b"half")
-    theirs = make_scan(tmp_path / "out" / "scan.nii.gz")
-    before = theirs.read_bytes()
-    assert run_job(one).state == "failed"
-    assert theirs.read_bytes() == before
-
-
-@pytest.mark.parametrize("until", [0, 1, 2])
-def test_a_run_that_dies_between_the_renames_is_made_whole(tmp_path, scan, monkeypatch, until):
-    """Died after so many of three: the picture, the answer, the JSON. What is there then is never taken for done."""
-    assert run_job(make_job(tmp_path, wish=replace(CUBIC, factor=2.0))).state == "done"
-
-    class Dead(BaseException):
-        pass
-
-    real, moved = os.replace, []
-
-    def move(part, target):
-        if Path(target).parent == tmp_path / "out":
-            if len(moved) == until:
-                raise Dead
-            moved.append(target)
-        real(part, target)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(job.os, "replace", move)
-        with pytest.raises(Dead):
-            run_job(make_job(tmp_path))
-    assert not (tmp_path / "out" / "scan.json").exists()
-    assert run_job(make_job(tmp_path)).state == "done"
-    assert sorted(os.listdir(tmp_path / "out")) == ["scan.json", "scan.nii.gz", "scan.png"]
-
-
-@pytest.mark.parametrize(
-    ("error", "state", "told"),
-    [
-        (OSError(28, "No space left on device"), "failed", "No space left"),
-        (MemoryError(), "failed", "memory"),
-        (InputRefused("got nonsense"), "failed", "got nonsense"),
-        (ModelRefused("got no model"), "refused", "got no model"),
-        (RuntimeError("boom"), "failed", "boom"),
-    ],
-)
-def test_what_goes_wrong_is_told_and_leaves_nothing(tmp_path, scan, monkeypatch, error, state, told):
-    monkeypatch.setattr(job, "write", raising(error))
-    outcome = run_job(make_job(tmp_path))
-    assert outcome.state == state
-    assert told in outcome.reason
-    assert os.listdir(tmp_path / "out") == []
-
-
-def test_a_scan_that_is_elsewhere(tmp_path):
-    """As the files of a DataLad data set whose contents have not been fetched."""
-    (tmp_path / "in").mkdir()
-    (tmp_path / "in" / "scan.nii.gz").symlink_to(tmp_path / "annex" / "key")
-    outcome = run_job(make_job(tmp_path))
-    assert outcome.state == "failed"
-    assert "check links" in outcome.reason
-
-
-def test_thin_scans_are_left_out_unless_more_is_wished(tmp_path):
-    make_scan(tmp_path / "in" / "scan.nii.gz", spacing_mm=(1.0, 1.0, 1.2))
-    assert run_job(make_job(tmp_path)).state == "thin"
-    assert run_job(make_job(tmp_path, wish=replace(CUBIC, spacing_mm=0.6))).state == "done"
-
-
-def test_every_kind_of_scan_has_a_picture(tmp_path):
-    voxels = np.random.default_rng(0).normal(100, 20, (16, 14, 5, 2)).astype(np.float32)
-    (tmp_path / "in").mkdir()
-    save_scan(tmp_path / "in" / "series.nii.gz", voxels)
-    assert run_job(make_job(tmp_path, "series.nii.gz")).state == "done"
-    assert (tmp_path / "out" / "series.png").read_bytes()[1:4] == b"PNG"
-
-
-def test_a_page_for_every_scan_on_request(tmp_path, scan):
-    page = tmp_path / "out" / "pages" / "scan.html"
-    assert run_job(make_job(tmp_path)).state == "done"
-    assert run_job(make_job(tmp_path, page=page)).state == "done"
-    assert "<html" in page.read_text()[:200]
-    assert run_job(make_job(tmp_path, page=page)).state == "kept"
-
-
-def test_a_page_belongs_to_its_answer(tmp_path, scan):
-    page = tmp_path / "out" / "pages" / "scan.html"
-
-    def outcome(pages, **more):
-        return run_job(make_job(tmp_path, page=page if pages else None, earlier_page=page, **more)).state
-
-    assert outcome(True) == "done"
-    assert outcome(False) == "kept"
-    assert page.exists(), "it still shows this answer"
-    assert outcome(False, wish=replace(CUBIC, factor=2.0)) == "done"
-    assert not page.exists(), "it showed another answer"
-    page.write_text("a page of someone else")
-    assert outcome(False, wish=replace(CUBIC, factor=3.0)) == "done"
-    assert page.exists()
-    assert outcome(True, wish=replace(CUBIC, factor=3.0)) == "done"
-    page.write_text("cut off")
-    assert outcome(True, wish=replace(CUBIC, factor=3.0)) == "done"
-
-
-def test_a_picture_that_is_gone_is_made_again(tmp_path, scan):
-    assert run_job(make_job(tmp_path)).state == "done"
-    (tmp_path / "out" / "scan.png").unlink()
-    assert run_job(make_job(tmp_path)).state == "done"
-    assert (tmp_path / "out" / "scan.png").is_file()
-
-
-def test_a_job_that_is_repeated_within_a_run_counts_as_done(tmp_path, scan):
-    """As when a worker dies with an outcome that the scheduler has not fetched; nothing is computed twice."""
-    assert run_job(make_job(tmp_path, run="this", redo=True)).state == "done"
-    before = (tmp_path / "out" / "scan.nii.gz").stat().st_ino
-    assert run_job(make_job(tmp_path, run="this", redo=True)).state == "done"
-    assert (tmp_path / "out" / "scan.nii.gz").stat().st_ino == before
-    assert run_job(make_job(tmp_path, run="next")).state == "kept"
-
-
-# ---- which scans
-
-
-def orders(**more):
-    return Orders(CUBIC, None, **more)
-
-
-def names_of(found):
-    return [one.name for one in found.jobs]
-
-
-def test_a_folder_is_searched_to_the_bottom(tmp_path):
-    for name in ("b.nii.gz", "a/x.nii", "a/deep/x.nii.gz", ".hidden/x.nii.gz", "out/x.nii.gz", "a/.y.nii.gz"):
-        make_scan(tmp_path / name)
-    (tmp_path / "a" / "notes.txt").write_text("not a scan")
-    found = dataset.find_in_folder(tmp_path, tmp_path / "out", orders())
-    assert names_of(found) == ["a/deep/x.nii.gz", "a/x.nii", "b.nii.gz"]
-    assert found.jobs[0].destination == tmp_path / "out" / "a" / "deep" / "x.nii.gz"
-    assert not found.failed
-
-
-def test_a_folder_of_dicom_slices_is_one_scan(tmp_path):
-    dicom_files.stack(tmp_path / "in" / "patient" / "t2")
-    found = dataset.find_in_folder(tmp_path / "in", tmp_path / "out", orders())
-    assert names_of(found) == ["patient/t2"]
-    outcome = run_job(found.jobs[0])
-    assert (outcome.state, outcome.reason) == ("done", "")
-    assert nifti.read(tmp_path / "out" / "patient" / "t2.nii.gz").shape[2] > 5
-    again = dataset.find_in_folder(tmp_path / "in", tmp_path / "out", orders())
-    assert run_job(again.jobs[0]).state == "kept"
-
-
-def test_slices_directly_in_the_folder_are_a_scan(tmp_path):
-    dicom_files.stack(tmp_path / "in")
-    found = dataset.find_in_folder(tmp_path / "in", tmp_path / "out", orders())
-    assert names_of(found) == ["in"]
-    assert run_job(found.jobs[0]).state == "done"
-    assert (tmp_path / "out" / "in.nii.gz").is_file()
-
-
-def test_links_to_folders_are_followed_once(tmp_path):
-    for name in ("in/a/x.nii.gz", "store/y.nii.gz", "in/out/z.nii.gz"):
-        make_scan(tmp_path / name)
-    for name, target in (("0", "in/a"), ("a/up", "in"), ("b", "store"), ("c", "store"), ("made", "in/out")):
-        (tmp_path / "in" / name).symlink_to(tmp_path / target)
-    (tmp_path / "store" / "round").symlink_to(tmp_path / "store")
-    found = dataset.find_in_folder(tmp_path / "in", tmp_path / "in" / "out", orders())
-    assert names_of(found) == ["a/x.nii.gz", "b/y.nii.gz"]
-    assert not found.failed
-
-
-def test_folders_that_cannot_be_read_are_named(tmp_path, monkeypatch):
-    for name in ("a/x.nii.gz", "closed/y.nii.gz"):
-        make_scan(tmp_path / "in" / name)
-    real = os.scandir
-
-    def scandir(path):
-        if Path(path).name == "closed":
-            raise PermissionError(13, "Permission denied", str(path))
-        return real(path)
-
-    monkeypatch.setattr(os, "scandir", scandir)
-    found = dataset.find_in_folder(tmp_path / "in", tmp_path / "out", orders())
-    assert names_of(found) == ["a/x.nii.gz"]
-    assert [(one.name, one.state) for one in found.failed] == [("closed", "failed")]
-    assert "Permission denied" in found.failed[0].reason
-
-
-def test_two_answers_never_share_a_name(tmp_path):
-    for name in ("a.nii.gz", "a.nii", "b.nii.gz"):
-        make_scan(tmp_path / "in" / name)
-    found = dataset.find_in_folder(tmp_path / "in", tmp_path / "out", orders())
-    assert names_of(found) == ["a.nii", "b.nii.gz"]
-    assert [(one.name, one.state) for one in found.failed] == [("a.nii.gz", "failed")]
-
-
-def test_folders_that_cannot_be(tmp_path):
-    scan = make_scan(tmp_path / "in" / "a.nii.gz")
-    with pytest.raises(OutputRefused):
-        dataset.find_in_folder(tmp_path / "in", tmp_path / "in" / ".." / "in", orders())
-    with pytest.raises(InputRefused, match="enhance"):
-        dataset.find_in_folder(scan, tmp_path / "out", orders())
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(InputRefused, match="without any scan"):
-        dataset.find_in_folder(tmp_path / "empty", tmp_path / "out", orders())
-
-
-def test_an_output_that_holds_the_scans_is_refused(tmp_path):
-    """raw/raw/x.nii.gz would go to raw/x.nii.gz."""
-    for name in ("raw/x.nii.gz", "raw/raw/x.nii.gz"):
-        make_scan(tmp_path / name)
-    before = tree(tmp_path)
-    for output in (tmp_path, tmp_path.parent):
-        with pytest.raises(OutputRefused, match="holds the scans"):
-            dataset.find_in_folder(tmp_path / "raw", output, orders(redo=True))
-    assert tree(tmp_path) == before
-
-
-@pytest.mark.parametrize("out", ["out", "in/out"])
-def test_a_link_in_the_output_leads_no_answer_to_an_input(tmp_path, out):
-    for name in ("a/x.nii.gz", "a/b/x.nii.gz", "y.nii.gz"):
-        make_scan(tmp_path / "in" / name)
-    (tmp_path / out).mkdir()
-    (tmp_path / out / "a").symlink_to(tmp_path / "in" / "a")
-    found = dataset.find_in_folder(tmp_path / "in", tmp_path / out, orders(redo=True))
-    assert names_of(found) == ["y.nii.gz"]
-    assert [(one.name, one.state) for one in found.failed] == [("a/b/x.nii.gz", "failed"), ("a/x.nii.gz", "failed")]
-    assert "link" in found.failed[0].reason
-
-
-def test_a_link_in_the_input_leads_to_no_input_in_the_output(tmp_path):
-    """The scan is a link to where its answer, or the JSON of its answer, would go."""
-    for name in ("x.nii.gz", "y.nii"):
-        make_scan(tmp_path / "store" / name)
-    (tmp_path / "in").mkdir()
-    (tmp_path / "in" / "x.nii.gz").symlink_to(tmp_path / "store" / "x.nii.gz")
-    (tmp_path / "in" / "y.nii.gz").symlink_to(tmp_path / "store" / "y.nii")
-    found = dataset.find_in_folder(tmp_path / "in", tmp_path / "store", orders(redo=True))
-    assert names_of(found) == []
-    assert len(found.failed) == 2
-
-
-def test_folder_to_folder_does_not_write_into_raw_data(tmp_path, raw):
-    make_scan(tmp_path / "in" / "x.nii.gz")
-    for place in ("", "sub-01", "sub-01/anat", "out", "derivatives"):
-        with pytest.raises(OutputRefused, match="raw data"):
-            dataset.find_in_folder(tmp_path / "in", raw / place, orders())
-    assert names_of(dataset.find_in_folder(tmp_path / "in", raw / "derivatives" / "thin", orders())) == ["x.nii.gz"]
-
-
-@pytest.mark.parametrize("count", [1, 2, 3, 7])
-def test_the_shards_are_the_data_set(tmp_path, count):
-    for index in range(5):
-        make_scan(tmp_path / "in" / f"{index}.nii.gz")
-    found = dataset.find_in_folder(tmp_path / "in", tmp_path / "out", orders())
-    shards = [names_of(dataset.shard(found, index + 1, count)) for index in range(count)]
-    assert sorted(name for shard in shards for name in shard) == names_of(found)
-    assert max(map(len, shards)) - min(map(len, shards)) <= 1
+# ---- in parts
 
 
 def slurm(task, least, count, step=1):
@@ -743,9 +391,10 @@ class Scheduler:
             time.sleep(0.05)
         self.address = json.loads(self.file.read_text())["address"]
 
-    def worker(self, environment=None):
-        limits = ("--nthreads", "1", "--no-nanny", "--death-timeout", "20")
-        return self._start("worker", self.address, *limits, env=os.environ | (environment or {}))
+    def worker(self, *words, environment=None):
+        words = words or ("--nthreads", "1", "--no-nanny")
+        limits = ("--death-timeout", "20")
+        return self._start("worker", self.address, *words, *limits, env=os.environ | (environment or {}))
 
     def _start(self, what, *words, **options):
         command = [sys.executable, "-m", f"distributed.cli.dask_{what}", *map(str, words), "--no-dashboard"]
@@ -755,14 +404,26 @@ class Scheduler:
 
 
 @pytest.fixture
-def scheduler(world, monkeypatch):
+def scheduler(world, monkeypatch, request):
     needs_engine()
     monkeypatch.setenv("DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT", "2s")
+    monkeypatch.setenv("DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES", getattr(request, "param", "3"))
     one = Scheduler(world)
     yield one
-    for process in reversed(one.processes):
-        process.kill()
+    for process in reversed(one.processes):  # the workers take their leave of a scheduler that is there
+        process.terminate()
         process.wait()
+
+
+@pytest.mark.parametrize("scheduler", ["0"], indirect=True)
+def test_a_scan_that_dies_of_its_neighbour_is_done_alone(world, scheduler):
+    """Both are in one process; it dies, and both are set aside at once."""
+    for name in ("poison.nii.gz", "slow.nii.gz"):
+        make_scan(world / "in" / name)
+    scheduler.worker("--nthreads", "2", "--nworkers", "1", "--nanny")
+    code, _, err = finish(start(world, "--scheduler", scheduler.address))
+    assert code == 2, err
+    assert states(world) == {"poison.nii.gz": "failed", "slow.nii.gz": "done"}
 
 
 def test_a_scheduler_that_dies_is_told(world, scheduler):
@@ -818,86 +479,6 @@ def test_the_simulated_scheduler_does_what_can_be_reckoned(monkeypatch):
 
 
 # ---- BIDS
-
-
-@pytest.fixture
-def raw(tmp_path):
-    """Two participants, one with sessions; thick, thin and foreign images; a derivative that is not to be looked at."""
-    root = tmp_path / "raw"
-    for name in (
-        "sub-01/anat/sub-01_T2w",
-        "sub-01/anat/sub-01_acq-ax_run-2_FLAIR",
-        "sub-02/ses-a/anat/sub-02_ses-a_T2w",
-        "sub-02/ses-b/anat/sub-02_ses-b_T1w",
-    ):
-        make_scan(root / f"{name}.nii.gz")
-        (root / f"{name}.json").write_text('{"SliceThickness": 4, "MagneticFieldStrength": 3}')
-    make_scan(root / "sub-01/anat/sub-01_T1w.nii.gz", spacing_mm=(1.0, 1.0, 1.0))
-    make_scan(root / "derivatives/other/sub-01/anat/sub-01_desc-x_T2w.nii.gz")
-    description = {"Name": "Two heads", "BIDSVersion": "1.9.0", "License": "CC0", "DatasetType": "raw"}
-    (root / "dataset_description.json").write_text(json.dumps(description))
-    (root / "README").write_text("Two heads that were made up.\n")
-    return root
-
-
-def tree(root):
-    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in root.rglob("*") if path.is_file()}
-
-
-def test_images_are_picked_by_place_suffix_and_label(raw):
-    def found(**choice):
-        return [path.name.removesuffix(".nii.gz") for path in bids.find_images(raw, bids.Choice(**choice))]
-
-    one = ["sub-01_T1w", "sub-01_T2w", "sub-01_acq-ax_run-2_FLAIR"]
-    assert found() == [*one, "sub-02_ses-a_T2w", "sub-02_ses-b_T1w"]
-    assert found(participants=["01"]) == found(participants=["sub-01"]) == one
-    assert found(sessions=["b"]) == ["sub-02_ses-b_T1w"]
-    assert found(suffixes=["FLAIR"]) == ["sub-01_acq-ax_run-2_FLAIR"]
-    with pytest.raises(InputRefused, match="participant 3"):
-        found(participants=["01", "3"])
-    with pytest.raises(InputRefused, match="no image"):
-        found(suffixes=["PDw"])
-    with pytest.raises(InputRefused, match="dataset_description"):
-        bids.find_images(raw.parent, bids.Choice())
-
-
-@pytest.mark.parametrize("place", ["", "sub-02/", "sub-02/ses-a/", "sub-02/ses-a/anat/"])
-def test_thickness_is_inherited(raw, tmp_path, place):
-    """From the root, the participant, the session or the folder; the nearest holds, and other images' do not."""
-
-    def outcome():
-        choice = bids.Choice(participants=["02"], sessions=["a"])
-        (one,) = dataset.find_in_bids(raw, tmp_path / "out", choice, orders()).jobs
-        state = run_job(one).state
-        return state, json.loads(one.sidecar.read_text())["plan"]["thickness_mm"]
-
-    own = raw / "sub-02/ses-a/anat/sub-02_ses-a_T2w.json"
-    own.write_text('{"EchoTime": 0.1}')
-    prefix = {"": "", "sub-02/": "sub-02_"}.get(place, "sub-02_ses-a_" if place.endswith("ses-a/") else "sub-02_")
-    (raw / "T2w.json").write_text('{"SliceThickness": 2.5}')
-    for foreign in ("T1w", "acq-ax_T2w"):
-        (raw / f"{place}{prefix}{foreign}.json").write_text('{"SliceThickness": 2}')
-    (raw / f"{place}{prefix}T2w.json").write_text('{"SliceThickness": 3.5}')
-    assert outcome() == ("done", 3.5)
-    assert outcome() == ("kept", 3.5)
-    (raw / f"{place}{prefix}T2w.json").write_text('{"SliceThickness": 3.0}')
-    assert outcome() == ("done", 3.0)
-    own.write_text('{"SliceThickness": 3.9}')
-    assert outcome() == ("done", 3.9), "its own comes first"
-
-
-@pytest.mark.parametrize("place", ["", "sub-01", "out", "derivatives", "../"])
-def test_raw_data_is_no_output(raw, place):
-    with pytest.raises(OutputRefused):
-        bids.check_output(raw, raw / place)
-
-
-def test_outputs_of_other_programs_are_left_alone(raw):
-    bids.check_output(raw, raw / "derivatives" / "thinslice")
-    other = raw / "derivatives" / "other"
-    (other / "dataset_description.json").write_text('{"Name": "x", "GeneratedBy": [{"Name": "fmriprep"}]}')
-    with pytest.raises(OutputRefused, match="another program"):
-        bids.check_output(raw, other)
 
 
 def test_a_bids_data_set(world, raw):
@@ -991,68 +572,12 @@ def check_with_validator(folder):
 # ---- what people see
 
 
-def test_the_overview_names_all_and_links_what_is_there(tmp_path):
-    make_scan(tmp_path / "in" / "a <b>" / "ä scan.nii.gz")
-    found = dataset.find_in_folder(tmp_path / "in", tmp_path / "out", orders(pages=True))
-    bad = Outcome("bad & torn.nii.gz", "failed", "got <nothing>\tat all; need a scan")
-    page = overview.write_overview(tmp_path / "out", "summary", found.jobs, [run_job(found.jobs[0]), bad], 2.0)
-    text = page.read_text()
-    assert "<b>" not in text
-    assert "bad &amp; torn.nii.gz" in text
-    assert text.index("bad &amp; torn") < text.index("a &lt;b&gt;"), "what failed comes first"
-    from urllib.parse import unquote
-
-    links = [unquote(part.split('"')[0]) for part in text.replace('src="', 'href="').split('href="')[1:]]
-    assert len(links) == 4
-    assert all((tmp_path / "out" / link).is_file() for link in links)
-    assert not [word for word in ("http:", "https:", "//") if word in text]
-    rows = (tmp_path / "out" / "summary.tsv").read_text().splitlines()
-    assert [len(row.split("\t")) for row in rows] == [7, 7, 7]
-
-
-@pytest.fixture
-def latin(tmp_path):
-    """A folder with a scan whose name is Latin-1, and so is that of a folder with a DICOM series."""
-    folder = tmp_path / "in"
-    make_scan(folder / "x.nii.gz")
-    try:
-        os.rename(folder / "x.nii.gz", os.fsencode(folder) + b"/M\xfcller.nii.gz")
-        dicom_files.stack(folder / "series")
-        os.rename(folder / "series", os.fsencode(folder) + b"/S\xe9rie")
-    except OSError:
-        pytest.skip("this file system knows UTF-8 alone")
-    first = min((folder / os.fsdecode(b"S\xe9rie")).iterdir())
-    first.rename(first.with_name(os.fsdecode(b"\xe9.dcm")))
-    return folder
-
-
-def test_names_that_are_no_utf_8(tmp_path, latin):
-    from urllib.parse import unquote_to_bytes
-
-    found = dataset.find_in_folder(latin, tmp_path / "out", orders(pages=True))
-    outcomes = [run_job(one) for one in found.jobs]
-    assert [(one.state, one.reason) for one in outcomes] == [("done", "")] * 2
-    page = overview.write_overview(tmp_path / "out", "summary", found.jobs, outcomes, 1.0)
-    assert "M\\udcfcller.nii.gz" in page.with_suffix(".tsv").read_text(encoding="utf-8")
-    text = page.read_text(encoding="utf-8")
-    links = [unquote_to_bytes(part.split('"')[0]) for part in text.replace('src="', 'href="').split('href="')[1:]]
-    assert len(links) == 8
-    assert all(os.path.isfile(os.fsencode(tmp_path / "out") + b"/" + link) for link in links)
-
-
 def test_a_run_survives_names_that_are_no_utf_8(world, latin):
     needs_engine()
     code, out, err = finish(start(world, "--workers", "2"))
     assert (code, err) == (0, "")
     assert out.count(": computed, ") == 2
     assert sorted(states(world)) == ["M\\udcfcller.nii.gz", "S\\udce9rie"]
-
-
-def test_the_page_stays_small(tmp_path):
-    many = [Outcome(f"{index}.nii.gz", "failed", "got nothing") for index in range(overview.MOST_ROWS + 5)]
-    text = overview.write_overview(tmp_path, "summary", [], many, 1.0).read_text()
-    assert "and 5 more" in text
-    assert len((tmp_path / "summary.tsv").read_text().splitlines()) == len(many) + 1
 
 
 def test_progress_on_a_terminal(monkeypatch, capsys):
@@ -1114,7 +639,7 @@ def test_a_worker_that_cannot_help_is_named(world, scheduler, found):
     wait_for_log(world, 3)
     ours.kill()
     time.sleep(2)
-    scheduler.worker({"PYTHONPATH": str(world / "other")})
+    scheduler.worker(environment={"PYTHONPATH": str(world / "other")})
     code, out, err = finish(process)
     assert code == 2
     assert err.startswith("thinslice: got a worker that cannot help (tcp://"), err
