@@ -4,6 +4,7 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import dicom_files
@@ -12,6 +13,7 @@ from test_cli import make_scan
 from thinslice import bids, dataset, nifti, overview
 from thinslice.errors import InputRefused, OutputRefused
 from thinslice.job import Outcome, run_job
+from thinslice.report import plan_beside
 
 
 @pytest.fixture
@@ -46,6 +48,54 @@ def test_a_folder_of_dicom_slices_is_one_scan(tmp_path):
     assert nifti.read(tmp_path / "out" / "patient" / "t2.nii.gz").shape[2] > 5
     again = dataset.find_in_folder(tmp_path / "in", tmp_path / "out", orders())
     assert run_job(again.jobs[0]).state == "kept"
+
+
+def all_series(tmp_path):
+    return dataset.apart_by_series(
+        dataset.find_in_folder(tmp_path / "in", tmp_path / "out", orders(pages=True)), tmp_path / "out"
+    )
+
+
+def test_every_series_of_a_folder_is_a_scan(tmp_path):
+    """As when a disc is copied into one folder: two series, a scout, a damaged file, and one more series below."""
+    values = dicom_files.stack(tmp_path / "in" / "cd", series=3, description="T2 TSE", named="A")
+    dicom_files.stack(tmp_path / "in" / "cd", series=4, description="T1/SE", named="B", count=5)
+    dicom_files.stack(tmp_path / "in" / "cd", series=1, description="scout", named="C", count=1)
+    (tmp_path / "in" / "cd" / "D").write_bytes(bytes(128) + b"DICM" + b"torn")
+    dicom_files.stack(tmp_path / "in" / "cd" / "more", series=5)
+    make_scan(tmp_path / "in" / "x.nii.gz")
+    found = all_series(tmp_path)
+    assert names_of(found) == ["cd/003_T2_TSE", "cd/004_T1_SE", "cd/more", "x.nii.gz"]
+    assert [(one.name.split(" ")[0], one.state) for one in found.failed] == [("cd/1", "refused"), ("cd/D", "refused")]
+    assert [run_job(one).state for one in found.jobs] == ["done"] * 4
+    assert plan_beside(tmp_path / "out" / "cd" / "003_T2_TSE.nii.gz").n_thick == len(values)
+    assert (tmp_path / "out" / "cd" / "004_T1_SE.nii.gz").is_file()
+    assert (tmp_path / "out" / "reports" / "cd" / "004_T1_SE.html").is_file()
+    assert (tmp_path / "out" / "cd" / "more.nii.gz").is_file()
+
+
+def test_a_series_is_done_again_when_its_own_files_change(tmp_path):
+    for number, description in ((3, "T2"), (4, "T1")):
+        dicom_files.stack(tmp_path / "in", series=number, description=description, named=f"{description}-")
+    assert [run_job(one).state for one in all_series(tmp_path).jobs] == ["done", "done"]
+    assert [run_job(one).state for one in all_series(tmp_path).jobs] == ["kept", "kept"]
+    dicom_files.stack(tmp_path / "in", series=4, description="T1", named="T1-", values=np.full((8, 20, 24), 7))
+    assert [run_job(one).state for one in all_series(tmp_path).jobs] == ["kept", "done"]
+    jobs = all_series(tmp_path).jobs
+    for file in (tmp_path / "in").glob("T1-*"):
+        file.unlink()
+    gone = run_job(jobs[1])
+    assert gone.state == "failed"
+    assert "run again" in gone.reason
+
+
+def test_what_holds_no_image_is_no_scan(tmp_path):
+    dicom_files.stack(tmp_path / "in" / "t2")
+    text = dicom_files.header()
+    text.SOPClassUID, text.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.88.11", "1.2.3"
+    dicom_files.save(text, tmp_path / "in" / "report")
+    found = all_series(tmp_path)
+    assert (names_of(found), found.failed) == (["t2"], [])
 
 
 def test_slices_directly_in_the_folder_are_a_scan(tmp_path):

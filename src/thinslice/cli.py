@@ -630,7 +630,7 @@ def _check_numbers(arguments: argparse.Namespace) -> None:
 def _find_data_set(arguments: argparse.Namespace, threads: int, part: tuple[int, int]) -> "Found":
     """The scans of this shard."""
     from thinslice.bids import SUFFIXES, Choice
-    from thinslice.dataset import Orders, find_in_bids, find_in_folder, shard
+    from thinslice.dataset import Orders, apart_by_series, find_in_bids, find_in_folder, shard
     from thinslice.job import Wish, hash_of_model
     from thinslice.weights import known_names
 
@@ -647,7 +647,9 @@ def _find_data_set(arguments: argparse.Namespace, threads: int, part: tuple[int,
     )
     orders = Orders(wish, hash_of_model(wish.model), arguments.reports, arguments.overwrite, threads)
     if not arguments.bids:
-        return shard(find_in_folder(arguments.input, arguments.output, orders), *part)
+        return apart_by_series(
+            shard(find_in_folder(arguments.input, arguments.output, orders), *part), arguments.output
+        )
     choice = Choice(arguments.participant_label, arguments.session_label, arguments.suffix or SUFFIXES)
     found = find_in_bids(arguments.input, arguments.output, choice, orders)
     return shard(found, *part)

@@ -5,6 +5,7 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from thinslice.bids import (
     Choice,
@@ -15,11 +16,11 @@ from thinslice.bids import (
     find_images,
     inherited_sidecars,
 )
-from thinslice.cases import check_writable
+from thinslice.cases import check_writable, names_of_series
 from thinslice.errors import InputRefused, OutputRefused
 from thinslice.files import looks_like_dicom
 from thinslice.formats import name_to_write
-from thinslice.job import Job, Outcome, Wish
+from thinslice.job import Job, Outcome, Wish, key_of_series
 from thinslice.volume import ending, sidecar_path, stem_of
 
 THUMBNAILS, PAGES = "thumbnails", "reports"
@@ -47,7 +48,7 @@ class Found:
 
 
 def find_in_folder(source: Path, output: Path, orders: Orders) -> Found:
-    """Every scan in a folder and below; a folder of DICOM slices is one scan. The output keeps the paths.
+    """Every scan in a folder and below; a folder of DICOM slices is one, see `apart_by_series`. The output keeps paths.
 
     Hidden files and folders are left alone, and so is the output where it lies inside.
 
@@ -91,6 +92,38 @@ def shard(found: Found, index: int, count: int) -> Found:
     return Found(found.jobs[index - 1 :: count], first)
 
 
+def apart_by_series(found: Found, output: Path) -> Found:
+    """Where a folder holds several DICOM series, each is a scan; what is no scan is named. Their headers are read."""
+    jobs, failed = [], list(found.failed)
+    for job in found.jobs:
+        if job.source.is_dir():
+            of_folder, others = _jobs_of_study(job, output)
+            jobs += of_folder
+            failed += others
+        else:
+            jobs.append(job)
+    return _apart(Found(jobs, failed))
+
+
+def _jobs_of_study(job: Job, output: Path) -> tuple[list[Job], list[Outcome]]:
+    from thinslice.dicom.series import find_study
+
+    try:
+        study = find_study(job.source, below=False)
+    except OSError as error:
+        return [], [_unreadable(error, job.name)]
+    others = [Outcome(f"{job.name}/{one.label}", "refused", one.reason) for one in study.unusable]
+    if len(study.series) == 1:
+        return [job], others
+    folder = job.destination.with_name(stem_of(job.destination))
+    jobs = []
+    for series, name in zip(study.series, names_of_series(study), strict=True):
+        target = folder / f"{name}.nii.gz"
+        there = _places(target, output, pages=job.page is not None)
+        jobs.append(replace(job, name=f"{job.name}/{name}", destination=target, series=key_of_series(series), **there))
+    return jobs, others
+
+
 def _scans_below(source: Path, output: Path) -> tuple[list[Path], list[Outcome]]:
     """The scans, and the folders that cannot be read. Links are followed last, and each folder is searched once."""
     out = os.path.realpath(output)
@@ -112,11 +145,10 @@ def _scans_below(source: Path, output: Path) -> tuple[list[Path], list[Outcome]]
             scans += [file for file in files if ending(file)]
             if any(not ending(file) and looks_like_dicom(file) for file in files):
                 scans.append(folder)
-    return sorted(scans), [_unreadable(error, source) for error in closed]
+    return sorted(scans), [_unreadable(error, os.path.relpath(error.filename, source)) for error in closed]
 
 
-def _unreadable(error: OSError, source: Path) -> Outcome:
-    name = os.path.relpath(error.filename, source)
+def _unreadable(error: OSError, name: str) -> Outcome:
     reason = f"got '{error.strerror}' for a folder; need one that can be read; next: see to its permissions"
     return Outcome(name, "failed", reason)
 
@@ -135,21 +167,25 @@ def _job_in_bids(path: Path, dataset: Path, output: Path, orders: Orders) -> Job
 
 
 def _job(path: Path, name: str, output: Path, target: Path, orders: Orders) -> Job:
-    beside = target.relative_to(output).with_name(stem_of(target))
-    page = output / PAGES / f"{beside}.html"
     return Job(
         name=name,
         source=path,
         destination=target,
         wish=orders.wish,
         model_sha256=orders.model_sha256,
-        thumbnail=output / THUMBNAILS / f"{beside}.png",
-        page=page if orders.pages else None,
-        earlier_page=page,
         redo=orders.redo,
         threads=orders.threads,
         run=orders.run,
+        **_places(target, output, orders.pages),
     )
+
+
+def _places(target: Path, output: Path, pages: bool) -> dict[str, Any]:
+    """Of a job, what lies elsewhere than its answer."""
+    beside = target.relative_to(output).with_name(stem_of(target))
+    page = output / PAGES / f"{beside}.html"
+    thumbnail = output / THUMBNAILS / f"{beside}.png"
+    return {"thumbnail": thumbnail, "page": page if pages else None, "earlier_page": page}
 
 
 def _harmless(jobs: Sequence[Job], source: Path, output: Path) -> Found:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from thinslice.api import compute
 from thinslice.errors import InputRefused, ModelRefused, OutputRefused, ThinsliceError
@@ -30,6 +30,9 @@ from thinslice.runtime import WORKERS, Model
 from thinslice.stored import thickness_in
 from thinslice.volume import Volume, ending, fingerprint, sidecar_path, stem_of
 from thinslice.weights import embedded_names, find_model, models_for
+
+if TYPE_CHECKING:  # pydicom takes a third of a second to import
+    from thinslice.dicom.series import Series
 
 try:
     import fcntl
@@ -72,7 +75,7 @@ class Job:
 
     Attributes:
         name: what to call it: its path within the data set.
-        source: the scan, or a folder with the files of one DICOM series.
+        source: the scan, or a folder with the files of a DICOM series.
         destination: the answer; its JSON lies beside it.
         wish: what is wanted.
         model_sha256: of the model that is meant, see `hash_of_model`.
@@ -85,6 +88,7 @@ class Job:
         redo: compute even what was done already, and replace what something else has written.
         threads: of the processor, for this job.
         run: which run this is, so that a job that has to be repeated, since a worker died with its outcome, is known.
+        series: which of several in the folder, see `key_of_series`.
     """
 
     name: str
@@ -101,6 +105,7 @@ class Job:
     redo: bool = False
     threads: int = 1
     run: str = ""
+    series: tuple[str, int] | None = None
 
     @property
     def sidecar(self) -> Path:
@@ -148,12 +153,13 @@ def run_job(job: Job) -> Outcome:
     started = perf_counter()
     try:
         with _alone(job.lock):
-            made_of = _made_of(job)
+            series = _series(job)
+            made_of = _made_of(job, series)
             kept = _done_earlier(job, made_of)
             if kept is not None and not (job.redo and kept.state == "kept"):
                 _remove(job.stage)
                 return kept
-            done = _do(job, made_of)
+            done = _do(job, series, made_of)
         return dataclasses.replace(done, seconds=perf_counter() - started)
     except _ThinAlready as thin:
         state: State = "thin"
@@ -165,6 +171,11 @@ def run_job(job: Job) -> Outcome:
     except Exception as error:  # one scan must not end a run of a million
         state, reason = "failed", f"got an unforeseen {type(error).__name__} ({reason_of(error)}); next: report it"
     return Outcome(job.name, state, reason, perf_counter() - started)
+
+
+def key_of_series(series: "Series") -> tuple[str, int]:
+    """What tells a DICOM series, or a stack of one, from all others of its folder."""
+    return series.images[0].series_uid, series.index
 
 
 def clean_up(job: Job) -> None:
@@ -202,13 +213,13 @@ def reason_of(error: BaseException) -> str:
 # ---- what an answer is made of
 
 
-def _made_of(job: Job) -> dict[str, Any]:
+def _made_of(job: Job, series: "Series | None") -> dict[str, Any]:
     """All that decides what the answer will be; a network is known by its hash, wherever its file lies now."""
     wish = dataclasses.asdict(job.wish)
     if job.model_sha256 is not None:
         del wish["model"]
     try:
-        input_sha256 = _hash_of_scan(job.source)
+        input_sha256 = _hash_of_scan(job.source) if series is None else _hash_of_series(series)
         if job.inherited:
             input_sha256 = _joined([input_sha256, *map(_sha256, job.inherited)])
     except OSError as error:
@@ -223,15 +234,17 @@ def _hash_of_scan(path: Path) -> str:
 
     Of an .nhdr, whose voxels are elsewhere, of these voxels.
     """
-    if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.is_file())
-        return _joined(f"{file.name}:{_sha256(file)}" for file in files)
     beside = sidecar_path(path)
     facts = [_sha256(beside)] if beside is not None and beside.is_file() else []
     if ending(path) == ".nhdr":
         volume = read(path)
         return _joined([fingerprint(volume), str(volume.thickness_mm), *facts])
     return _joined([_sha256(path), *facts])
+
+
+def _hash_of_series(series: "Series") -> str:
+    files = sorted({image.path for image in series.images})
+    return _joined([str(series.index), *(f"{file.name}:{_sha256(file)}" for file in files)])
 
 
 def _joined(hashes: Any) -> str:
@@ -312,10 +325,10 @@ class _ThinAlready(Exception):
     """The scan is as thin as it is fine: there is nothing to do."""
 
 
-def _do(job: Job, made_of: dict[str, Any]) -> Outcome:
+def _do(job: Job, series: "Series | None", made_of: dict[str, Any]) -> Outcome:
     torn = _is_torn(job.stage)
     with _stage(job) as (stage, unfinished):
-        volume = _inherit(read(job.source), job.inherited)
+        volume = _read(job, series)
         _check_thick(volume, job.wish)
         model = _models(job.wish.model, job.model_sha256, job.threads)(volume)
         plan = _plan(volume, model, job.wish)
@@ -344,6 +357,28 @@ def _do(job: Job, made_of: dict[str, Any]) -> Outcome:
             os.replace(part, target)
     found = report.consistency
     return Outcome(job.name, "done", "", 0.0, found.rms_percent, found.worst_percent, _slices(plan))
+
+
+def _series(job: Job) -> "Series | None":
+    """That of a folder with DICOM slices; None of a file."""
+    if not job.source.is_dir():
+        return None
+    from thinslice.dicom.series import find_study
+
+    study = find_study(job.source, below=False)
+    chosen = [one for one in study.series if job.series in (None, key_of_series(one))]
+    if len(chosen) == 1:
+        return chosen[0]
+    found = f"{len(study.series)} DICOM series and {len(study.unusable)} that cannot be used"
+    raise InputRefused(f"{job.name}: got {found}; need the one that was found at first; next: run again")
+
+
+def _read(job: Job, series: "Series | None") -> Volume:
+    if series is None:
+        return _inherit(read(job.source), job.inherited)
+    from thinslice.dicom.pixels import read_series
+
+    return read_series(series)
 
 
 def _inherit(volume: Volume, files: Sequence[Path]) -> Volume:
