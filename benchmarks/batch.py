@@ -5,7 +5,7 @@
 Every layout (workers x threads) enhances the same scans, in turns, so that a busy machine is busy for all. The share is
 the network's multiply-adds over the whole command's wall time, over the best rate of plain convolutions (`speed.py`).
 
-Then a scheduler is simulated with 1 to 64 workers. The seconds of every scan are those that were measured with the
+Then a scheduler is simulated with 1 to 256 workers. The seconds of every scan are those that were measured with the
 fewest workers, drawn with replacement; the leading process and the scheduler need as long for each as processor time
 was measured while the real engine hands out and takes back scans that do nothing; the file server moves as many bytes a
 second as `--server-mb-s` says, one scan at a time. Needs the `test` extra.
@@ -27,7 +27,7 @@ from thinslice.batch import Engine, Progress, run
 from thinslice.job import Job, Wish
 from thinslice.weights import find_model
 
-WORKERS = (1, 2, 4, 8, 16, 32, 64)
+WORKERS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
 def main() -> int:

@@ -1,5 +1,6 @@
 """One scan of a data set: what is done once is kept, what is changed is done again, and nothing is half there."""
 
+import errno
 import os
 import shutil
 from dataclasses import replace
@@ -160,6 +161,13 @@ def test_what_goes_wrong_is_told_and_leaves_nothing(tmp_path, scan, monkeypatch,
     assert outcome.state == state
     assert told in outcome.reason
     assert os.listdir(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks(tmp_path, scan, monkeypatch, number):
+    monkeypatch.setattr(job.fcntl, "flock", raising(OSError(number, os.strerror(number))))
+    assert run_job(make_job(tmp_path)).state == "done"
+    assert sorted(os.listdir(tmp_path / "out")) == ["scan.json", "scan.nii.gz", "scan.png"]
 
 
 def test_a_scan_that_is_elsewhere(tmp_path):

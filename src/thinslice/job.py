@@ -6,6 +6,7 @@ wish. A scan whose JSON says the same is not computed again; anything else is.
 """
 
 import dataclasses
+import errno
 import hashlib
 import json
 import os
@@ -36,7 +37,7 @@ if TYPE_CHECKING:  # pydicom takes a third of a second to import
 
 try:
     import fcntl
-except ImportError:  # Windows, where two runs on one output are the user's care
+except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 State = Literal["done", "kept", "thin", "refused", "failed", "left"]
@@ -49,6 +50,9 @@ THICK_FROM = 1.4
 THUMBNAIL_SIDE = 180
 
 _CHUNK_BYTES = 1 << 20
+
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+"""What file systems say that have none, such as Lustre without its option for that."""
 
 _MOVING = "moving"
 """The file of the hidden folder that says that answers are being moved into their places."""
@@ -512,6 +516,8 @@ def _stage(job: Job) -> Iterator[tuple[Path, Callable[[], None]]]:
 def _alone(path: Path, wait: bool = True) -> Iterator[None]:
     """While this process holds the file no other does; a process that dies holds it no longer.
 
+    Where the system or the file system has no locks, two runs on one output are the user's care.
+
     Raises:
         BlockingIOError: another does, and ``wait`` is False.
     """
@@ -525,6 +531,11 @@ def _alone(path: Path, wait: bool = True) -> Iterator[None]:
             fcntl.flock(held, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             if _is_still(held, path):
                 break
+        except OSError as error:
+            if error.errno in _NO_LOCKS:
+                break
+            os.close(held)
+            raise
         except BaseException:
             os.close(held)
             raise
