@@ -51,9 +51,8 @@ def test_a_folder_of_dicom_slices_is_one_scan(tmp_path):
 
 
 def all_series(tmp_path):
-    return dataset.apart_by_series(
-        dataset.find_in_folder(tmp_path / "in", tmp_path / "out", orders(pages=True)), tmp_path / "out"
-    )
+    found = dataset.find_in_folder(tmp_path / "in", tmp_path / "out", orders(pages=True))
+    return dataset.apart_by_series(found, tmp_path / "in", tmp_path / "out")
 
 
 def test_every_series_of_a_folder_is_a_scan(tmp_path):
@@ -72,6 +71,16 @@ def test_every_series_of_a_folder_is_a_scan(tmp_path):
     assert (tmp_path / "out" / "cd" / "004_T1_SE.nii.gz").is_file()
     assert (tmp_path / "out" / "reports" / "cd" / "004_T1_SE.html").is_file()
     assert (tmp_path / "out" / "cd" / "more.nii.gz").is_file()
+
+
+def test_a_link_leads_the_answer_of_no_series_to_an_input(tmp_path):
+    for number in (3, 4):
+        dicom_files.stack(tmp_path / "in" / "cd", series=number, named=f"{number}-")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "cd").symlink_to(tmp_path / "in" / "cd")
+    found = all_series(tmp_path)
+    assert (names_of(found), len(found.failed)) == ([], 2)
+    assert "link" in found.failed[0].reason
 
 
 def test_a_series_is_done_again_when_its_own_files_change(tmp_path):

@@ -647,9 +647,8 @@ def _find_data_set(arguments: argparse.Namespace, threads: int, part: tuple[int,
     )
     orders = Orders(wish, hash_of_model(wish.model), arguments.reports, arguments.overwrite, threads)
     if not arguments.bids:
-        return apart_by_series(
-            shard(find_in_folder(arguments.input, arguments.output, orders), *part), arguments.output
-        )
+        found = shard(find_in_folder(arguments.input, arguments.output, orders), *part)
+        return apart_by_series(found, arguments.input, arguments.output)
     choice = Choice(arguments.participant_label, arguments.session_label, arguments.suffix or SUFFIXES)
     found = find_in_bids(arguments.input, arguments.output, choice, orders)
     return shard(found, *part)

@@ -92,7 +92,7 @@ def shard(found: Found, index: int, count: int) -> Found:
     return Found(found.jobs[index - 1 :: count], first)
 
 
-def apart_by_series(found: Found, output: Path) -> Found:
+def apart_by_series(found: Found, source: Path, output: Path) -> Found:
     """Where a folder holds several DICOM series, each is a scan; what is no scan is named. Their headers are read."""
     jobs, failed = [], list(found.failed)
     for job in found.jobs:
@@ -102,7 +102,8 @@ def apart_by_series(found: Found, output: Path) -> Found:
             failed += others
         else:
             jobs.append(job)
-    return _apart(Found(jobs, failed))
+    harmless = _harmless(jobs, source, output)
+    return _apart(replace(harmless, failed=failed + harmless.failed))
 
 
 def _jobs_of_study(job: Job, output: Path) -> tuple[list[Job], list[Outcome]]:
@@ -191,14 +192,15 @@ def _places(target: Path, output: Path, pages: bool) -> dict[str, Any]:
 def _harmless(jobs: Sequence[Job], source: Path, output: Path) -> Found:
     """Nothing is written to the place of an input or its JSON, nor by way of a link into the folder of the inputs."""
     raw, out = os.path.realpath(source), os.path.realpath(output)
+    real = _Real()
     inputs = set()
     for job in jobs:
-        for scan in (job.source, Path(os.path.realpath(job.source))):
-            inputs |= {os.path.realpath(file) for file in (scan, sidecar_path(scan)) if file is not None}
+        for scan in (job.source, Path(real(job.source))):
+            inputs |= {real(file) for file in (scan, sidecar_path(scan)) if file is not None}
     harmless, failed = [], []
     for job in jobs:
-        targets = [job.destination, job.sidecar, job.thumbnail, *([job.page] if job.page else [])]
-        places = [os.path.realpath(target) for target in targets]
+        targets = [job.destination, job.sidecar, job.thumbnail, *([job.earlier_page] if job.earlier_page else [])]
+        places = [real(target) for target in targets]
         bad = [place for place in places if place in inputs or (_is_inside(place, raw) and not _is_inside(place, out))]
         if bad:
             reason = (
@@ -211,8 +213,23 @@ def _harmless(jobs: Sequence[Job], source: Path, output: Path) -> Found:
     return Found(harmless, failed)
 
 
+class _Real:
+    """As `os.path.realpath`, but each folder is looked up once."""
+
+    def __init__(self) -> None:
+        self.folders: dict[str, str] = {}
+
+    def __call__(self, path: Path) -> str:
+        folder, name = os.path.split(path)
+        if folder not in self.folders:
+            self.folders[folder] = os.path.realpath(folder)
+        place = os.path.join(self.folders[folder], name)
+        return os.path.realpath(place) if os.path.islink(place) else place
+
+
 def _is_inside(place: str, folder: str) -> bool:
-    return Path(folder) in (Path(place), *Path(place).parents)
+    """Of real paths."""
+    return place == folder or place.startswith(os.path.join(folder, ""))
 
 
 def _apart(found: Found) -> Found:
