@@ -875,7 +875,7 @@ FAULTS = [
     ),
     Fault(
         "an answer may replace the segmentation",
-        "cli.py",
+        "cli/enhance.py",
         "for path in (case.source, source)}",
         "for path in (case.source,)}",
         "never replaces the segmentation",
@@ -883,7 +883,7 @@ FAULTS = [
     ),
     Fault(
         "labels may replace another scan's answer",
-        "cli.py",
+        "cli/enhance.py",
         "if target is not None and os.path.realpath(target[1]) in taken:",
         "if False:",
         "never replace the answer to another",
@@ -2120,7 +2120,7 @@ FAULTS = [
     ),
     Fault(
         "a page takes the place of what is there",
-        "cli.py",
+        "cli/enhance.py",
         "if page.is_dir() or (os.path.lexists(page) and not arguments.overwrite):",
         "if page.is_dir():",
         "no data lost",
@@ -2241,7 +2241,7 @@ FAULTS = [
     ),
     Fault(
         "data set with failures ends well",
-        "cli.py",
+        "cli/batch.py",
         "return REFUSED if any(one.state in _BAD for one in outcomes) else 0",
         "return 0",
         "the exit code tells",
@@ -2401,7 +2401,7 @@ FAULTS = [
     ),
     Fault(
         "a closed terminal leaves unfinished files",
-        "cli.py",
+        "cli/terminal.py",
         '*([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])',
         "",
         "an interruption leaves nothing unfinished",
@@ -2409,7 +2409,7 @@ FAULTS = [
     ),
     Fault(
         "a summary is silent about what was not reached",
-        "cli.py",
+        "cli/batch.py",
         '            outcomes += [Outcome(name, "left", "the run ended before; next: run again") for name in rest]\n',
         "",
         "every scan is told of",

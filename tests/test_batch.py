@@ -22,7 +22,8 @@ import pytest
 import thinslice
 from data_sets import make_job, make_latin, make_raw, tree
 from test_cli import make_scan
-from thinslice import batch, cli, nifti
+from thinslice import batch, nifti
+from thinslice.cli.batch import _duration, _ProgressLines
 from thinslice.errors import InputRefused
 from thinslice.job import Outcome
 from thinslice.report import plan_beside
@@ -583,7 +584,7 @@ def test_a_run_survives_names_that_are_no_utf_8(world, latin):
 def test_progress_on_a_terminal(monkeypatch, capsys):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     outcome = Outcome("a.nii.gz", "done", "", 2.0, 0.5, 1.0, "6 x 4 mm -> 24 x 1 mm")
-    with cli._ProgressLines(quiet=False) as lines:
+    with _ProgressLines(quiet=False) as lines:
         lines.after(batch.Progress(1, 4, outcome, 200.0))
         lines.after(batch.Progress(2, 4, replace(outcome, state="kept"), None))
     said = capsys.readouterr()
@@ -668,7 +669,7 @@ importlib.metadata.version = version
 
 
 def test_lengths_of_time():
-    assert [cli._duration(seconds) for seconds in (5, 119, 121, 7300, 2e5)] == ["5 s", "119 s", "2 min", "2 h", "2 d"]
+    assert [_duration(seconds) for seconds in (5, 119, 121, 7300, 2e5)] == ["5 s", "119 s", "2 min", "2 h", "2 d"]
 
 
 def test_the_time_left_counts_what_has_to_be_computed(monkeypatch, tmp_path):
