@@ -581,6 +581,16 @@ def test_a_run_survives_names_that_are_no_utf_8(world, latin):
     assert sorted(states(world)) == ["M\\udcfcller.nii.gz", "S\\udce9rie"]
 
 
+def test_progress_in_a_log(capsys):
+    outcome = Outcome("a.nii.gz", "done", "", 2.0, 0.5, 1.0, "6 x 4 mm -> 24 x 1 mm")
+    with _ProgressLines(quiet=False) as lines:
+        lines.after(batch.Progress(1, 2, outcome, 200.0))
+        lines.after(batch.Progress(2, 2, outcome, 0.0))
+    said = capsys.readouterr()
+    assert [line.partition("RMS")[2] for line in said.out.splitlines()] == [", about 3 min left", ""]
+    assert said.err == ""
+
+
 def test_progress_on_a_terminal(monkeypatch, capsys):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     outcome = Outcome("a.nii.gz", "done", "", 2.0, 0.5, 1.0, "6 x 4 mm -> 24 x 1 mm")

@@ -59,7 +59,9 @@ def add_batch(verbs: "argparse._SubParsersAction[Parser]") -> None:
         help="deaths of a process that a scan may cause before it is set aside, to be tried alone (default: 1)",
     )
     verb.add_argument("--reports", action="store_true", help="also write a page for every scan; takes twice as long")
-    verb.add_argument("--overwrite", action="store_true", help="compute again what is done, replace other files")
+    again = verb.add_mutually_exclusive_group()
+    again.add_argument("--resume", action="store_true", help="keep what an earlier run has done: so it is without, too")
+    again.add_argument("--overwrite", action="store_true", help="compute again what is done, replace other files")
     verb.add_argument("-q", "--quiet", action="store_true", help="say nothing unless something is refused")
 
 
@@ -194,7 +196,7 @@ def _summary_name(arguments: argparse.Namespace, index: int, count: int) -> str:
 
 
 class _ProgressLines:
-    """One line a scan; on a terminal also how far it is, on a last line that is wiped at the end."""
+    """One line a scan, and how far it is: on a terminal on a last line, which is wiped at the end."""
 
     def __init__(self, quiet: bool) -> None:
         self.quiet, self.on_terminal = quiet, sys.stderr.isatty() and not quiet
@@ -213,12 +215,13 @@ class _ProgressLines:
 
     def after(self, progress: "Progress") -> None:
         """What became of a scan, and how far it is."""
-        self.say(f"{progress.done}/{progress.scans} {_outcome_line(progress.outcome)}")
+        left = "" if progress.seconds_left is None else f", about {_duration(progress.seconds_left)} left"
+        in_log = "" if self.on_terminal or progress.done == progress.scans else left
+        self.say(f"{progress.done}/{progress.scans} {_outcome_line(progress.outcome)}{in_log}")
         if progress.outcome.state in _BAD:
             complain(named(progress.outcome.name, progress.outcome.reason))
         share = progress.done / progress.scans
         bar = "#" * round(share * BAR_CELLS)
-        left = "" if progress.seconds_left is None else f", about {_duration(progress.seconds_left)} left"
         self._draw(f"[{bar.ljust(BAR_CELLS, '.')}] {progress.done} of {progress.scans}{left}")
 
     def _draw(self, line: str) -> None:
