@@ -195,7 +195,7 @@ def test_kinds_of_numbers(dtype, found):
 def test_the_options_are_those_of_the_command_line():
     verb = cli.make_parser().parse_args(["enhance", "-i", "a", "-o", "b"])
     renamed = {"spacing_mm": "spacing", "thickness_mm": "thickness", "projection": "no_projection"}
-    own = {"image", "affine", "threads", "progress"}
+    own = {"image", "affine", "threads", "scratch", "progress"}
     for name, option in inspect.signature(thinslice.enhance).parameters.items():
         if name not in own:
             default = getattr(verb, renamed.get(name, name))

@@ -22,7 +22,7 @@ import pytest
 import thinslice
 from data_sets import make_job, make_latin, make_raw, tree
 from test_cli import make_scan
-from thinslice import batch, nifti
+from thinslice import batch, bids, nifti
 from thinslice.cli.batch import _duration, _ProgressLines
 from thinslice.errors import InputRefused
 from thinslice.job import Outcome
@@ -367,6 +367,42 @@ def test_a_full_disk_is_told_and_what_fits_is_done(world):
         check_whole(world, ["small1.nii.gz", "small2.nii.gz"])
 
 
+def test_a_disk_that_is_full_to_the_end_is_told(world):
+    """No room for any answer, nor for the summary, nor for a log: the run goes on to the end, and says what it can."""
+    needs_engine()
+    for name in ("one.nii.gz", "two.nii.gz"):
+        make_scan(world / "in" / name)
+    with small_disk(world / "out", "64k"):
+        (world / "out" / "other").write_bytes(bytes(48 << 10))
+        with suppress(OSError):
+            (world / "out" / "rest").write_bytes(bytes(64 << 10))
+        code, out, err = finish(start(world, "--workers", "1"))
+        assert code == 2
+        assert [line for line in out.splitlines() if line.split()[0] in ("failed", "scans")] == [
+            "failed  2",
+            "scans   2",
+        ]
+        assert err.count("No space left") == 4, "two scans, the table and the page"
+        assert sorted(os.listdir(world / "out")) == ["other", "rest"]
+
+
+def test_nobody_listens(world):
+    """As with | head -1, or a log on a full disk."""
+    needs_engine()
+    scans = [f"{index}.nii.gz" for index in range(3)]
+    for name in scans:
+        make_scan(world / "in" / name)
+    with open("/dev/full", "w") as full:
+        process = start(world, "--workers", "1", stdout=full)
+        assert finish(process)[::2] == (0, "")
+    assert states(world) == dict.fromkeys(scans, "done")
+    process = start(world, "--workers", "1", "--overwrite")
+    process.stdout.close()
+    process.stdout = None
+    assert finish(process)[::2] == (0, "")
+    check_whole(world, scans)
+
+
 def test_any_scheduler_will_do(world):
     needs_engine()
     for name in ("one.nii.gz", "two.nii.gz", "poison.nii.gz"):
@@ -518,22 +554,20 @@ def test_a_bids_data_set(world, raw):
     check_with_validator(world / "out")
 
 
-def test_the_description_names_all_models_and_nothing_that_was_not_done(world, raw):
+def test_what_was_left_unfinished_is_a_data_set_too(world, raw):
+    """Nothing was computed, or the run was killed; what others wrote into the output stays."""
     needs_engine()
-
-    def described(*words):
-        command = [sys.executable, "-m", "thinslice", "batch", raw, world / "out", "participant", "--workers", "1"]
-        options = ["--participant-label", "01", "--suffix", "T2w", *words]
-        done = subprocess.run([*map(str, command), *options], capture_output=True, text=True, check=False, timeout=120)
-        file = world / "out" / "dataset_description.json"
-        makers = json.loads(file.read_text())["GeneratedBy"] if file.exists() else []
-        return done.returncode, [one["Description"].split("model ")[1].split(";")[0] for one in makers]
-
-    assert described("--model", "cubic", "--spacing", "9") == (2, [])
-    assert described("--model", "cubic") == (0, ["cubic"])
-    assert described("--model", "linear", "--spacing", "9") == (2, ["cubic"])
-    assert described("--model", "linear") == (0, ["cubic", "linear"])
-    assert described("--model", "linear") == (0, ["cubic", "linear"])
+    words = [sys.executable, "-m", "thinslice", "batch", raw, world / "out", "participant", "--workers", "1"]
+    (world / "out").mkdir()
+    (world / "out" / "README.md").write_text("Mine.")
+    (world / "out" / ".bidsignore").write_text("mine\n")
+    options = ["--model", "cubic", "--spacing", "9", "--reports"]
+    done = subprocess.run([*map(str, words), *options], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 2
+    assert not list((world / "out").rglob("*.nii.gz"))
+    assert not (world / "out" / "README").exists()
+    assert (world / "out" / ".bidsignore").read_text().splitlines() == ["mine", *bids.IGNORED]
+    check_with_validator(world / "out")
 
 
 @pytest.mark.parametrize("file", ["batch.sbatch"])
@@ -647,7 +681,8 @@ def test_a_worker_that_cannot_help_is_named(world, scheduler, found):
     (world / "other" / "sitecustomize.py").write_text(FOREIGN.format(found=found))
     ours = scheduler.worker()
     process = start(world, "--scheduler", scheduler.address)
-    wait_for_log(world, 3)
+    while not process.stdout.readline().startswith("1/4"):
+        assert process.poll() is None
     ours.kill()
     time.sleep(2)
     scheduler.worker(environment={"PYTHONPATH": str(world / "other")})
@@ -682,17 +717,38 @@ def test_lengths_of_time():
     assert [_duration(seconds) for seconds in (5, 119, 121, 7300, 2e5)] == ["5 s", "119 s", "2 min", "2 h", "2 d"]
 
 
-def test_the_time_left_counts_what_has_to_be_computed(monkeypatch, tmp_path):
-    for name, size in (("a", 100), ("b", 300), ("c", 600)):
-        (tmp_path / "in").mkdir(exist_ok=True)
-        (tmp_path / "in" / f"{name}.nii.gz").write_bytes(bytes(size))
-    now = [0.0]
-    monkeypatch.setattr(batch, "perf_counter", lambda: now[0])
-    jobs = [make_job(tmp_path, f"{name}.nii.gz") for name in "abc"]
-    clock = batch._Clock(jobs)
-    assert clock.after(jobs[0], Outcome("a.nii.gz", "kept")).seconds_left is None
-    now[0] = 30.0
-    assert clock.after(jobs[1], Outcome("b.nii.gz", "done")).seconds_left == pytest.approx(60)
+class Clock:
+    """A hundred scans, a tenth of which have an answer already."""
+
+    def __init__(self, folder, hands=1):
+        (folder / "in").mkdir()
+        (folder / "out").mkdir()
+        self.jobs = [make_job(folder, f"{index}.nii.gz") for index in range(100)]
+        for one in self.jobs:
+            one.source.write_bytes(bytes(100))
+        for one in self.jobs[:10]:
+            one.sidecar.write_text("{}")
+        self.clock = batch._Clock(self.jobs)
+        self.clock.hands = hands
+
+    def after(self, indices, state, seconds=0.0):
+        """What it says after the last of them."""
+        return [self.clock.after(self.jobs[i], Outcome("", state, "", seconds)) for i in indices][-1].seconds_left
+
+
+def test_the_time_left_is_that_of_what_has_to_be_computed(tmp_path):
+    clock = Clock(tmp_path, hands=2)
+    assert clock.after(range(10), "kept", 0.05) is None
+    assert clock.after([10], "done", 20.0) == pytest.approx(89 * 20 / 2)
+    assert clock.after(range(11, 30), "done", 20.0) == pytest.approx(70 * 20 / 2)
+
+
+def test_the_time_left_learns_from_what_became_of_others(tmp_path):
+    """Half of the scans are thin; and answers that are there are not kept, since the model is another one."""
+    clock = Clock(tmp_path)
+    assert clock.after([0], "done", 20.0) == pytest.approx(99 * 20)
+    clock.after(range(10, 30), "done", 20.0)
+    assert clock.after(range(30, 50), "thin") == pytest.approx((9 + 50 / 2) * 20)
 
 
 @pytest.mark.parametrize(

@@ -220,7 +220,7 @@ def test_the_shards_are_the_data_set(tmp_path, count):
 
 def test_images_are_picked_by_place_suffix_and_label(raw):
     def found(**choice):
-        return [path.name.removesuffix(".nii.gz") for path in bids.find_images(raw, bids.Choice(**choice))]
+        return [path.name.removesuffix(".nii.gz") for path in bids.find_images(raw, bids.Choice(**choice))[0]]
 
     one = ["sub-01_T1w", "sub-01_T2w", "sub-01_acq-ax_run-2_FLAIR"]
     assert found() == [*one, "sub-02_ses-a_T2w", "sub-02_ses-b_T1w"]
@@ -231,6 +231,12 @@ def test_images_are_picked_by_place_suffix_and_label(raw):
         found(participants=["01", "3"])
     with pytest.raises(InputRefused, match="no image"):
         found(suffixes=["PDw"])
+    with pytest.raises(InputRefused, match="session c"):
+        found(sessions=["b", "c"])
+    for part in ("phase", "real", "imag"):
+        make_scan(raw / f"sub-01/anat/sub-01_part-{part}_T2starw.nii.gz")
+    make_scan(raw / "sub-01/anat/sub-01_part-mag_T2starw.nii.gz")
+    assert found(suffixes=["T2starw"]) == ["sub-01_part-mag_T2starw"]
     with pytest.raises(InputRefused, match="dataset_description"):
         bids.find_images(raw.parent, bids.Choice())
 
@@ -266,6 +272,38 @@ def test_raw_data_is_no_output(raw, place):
         bids.check_output(raw, raw / place)
 
 
+@pytest.mark.parametrize("described", ['{"Name": "Other", "BIDSVersion": "1.9.0"}', "{torn"])
+def test_other_raw_data_is_no_output_either(raw, tmp_path, described):
+    (tmp_path / "other" / "sub-09").mkdir(parents=True)
+    (tmp_path / "other" / "dataset_description.json").write_text(described)
+    for place in ("other/sub-09", "other/new"):
+        with pytest.raises(OutputRefused, match="raw data"):
+            dataset.find_in_bids(raw, tmp_path / place, bids.Choice(), orders())
+    assert dataset.find_in_bids(raw, tmp_path / "other/derivatives/thin", bids.Choice(), orders()).jobs
+
+
+@pytest.mark.parametrize("closed", ["sub-01/anat", "sub-02", "sub-02/ses-a"])
+def test_folders_of_participants_that_cannot_be_read_are_named(raw, tmp_path, monkeypatch, closed):
+    real = os.listdir
+
+    def listdir(path):
+        if str(path).startswith(str(raw / closed)):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "listdir", listdir)
+    found = dataset.find_in_bids(raw, tmp_path / "out", bids.Choice(participants=["01", "02"]), orders())
+    assert [(one.name.startswith(closed), one.state) for one in found.failed] == [(True, "failed")]
+    assert not [one for one in found.jobs if one.name.startswith(closed)]
+    assert found.jobs
+
+
+@pytest.mark.parametrize("choice", [{"sessions": ["a/b"]}, {"participants": ["../01"]}, {"suffixes": ["T2w", "x y"]}])
+def test_labels_are_letters_and_digits(raw, tmp_path, choice):
+    with pytest.raises(InputRefused, match="letters and digits"):
+        dataset.find_in_bids(raw, tmp_path / "out", bids.Choice(**choice), orders())
+
+
 def test_outputs_of_other_programs_are_left_alone(raw):
     bids.check_output(raw, raw / "derivatives" / "thinslice")
     other = raw / "derivatives" / "other"
@@ -277,11 +315,35 @@ def test_outputs_of_other_programs_are_left_alone(raw):
 # ---- what people see
 
 
+def write_overview(folder, jobs, outcomes):
+    overview.write_table(folder / "summary.tsv", jobs, outcomes)
+    overview.write_page(folder / "summary.html", jobs, outcomes, 2.0)
+    return folder / "summary.html"
+
+
+def test_a_table_gives_names_as_they_are(tmp_path):
+    make_scan(tmp_path / "in" / "a  b\tc.nii.gz")
+    found = dataset.find_in_folder(tmp_path / "in", tmp_path / "out", orders())
+    write_overview(tmp_path / "out", found.jobs, [run_job(found.jobs[0])])
+    (row,) = (tmp_path / "out" / "summary.tsv").read_text().splitlines()[1:]
+    assert row.split("\t")[0] == "a  b c.nii.gz"
+
+
+def test_a_page_of_an_earlier_run_is_linked(tmp_path):
+    make_scan(tmp_path / "in" / "x.nii.gz")
+    for pages in (True, False):
+        found = dataset.find_in_folder(tmp_path / "in", tmp_path / "out", orders(pages=pages))
+        outcome = run_job(found.jobs[0])
+        assert "reports/x.html" in write_overview(tmp_path / "out", found.jobs, [outcome]).read_text()
+    (tmp_path / "out" / "reports" / "x.html").unlink()
+    assert "reports/x.html" not in write_overview(tmp_path / "out", found.jobs, [outcome]).read_text()
+
+
 def test_the_overview_names_all_and_links_what_is_there(tmp_path):
     make_scan(tmp_path / "in" / "a <b>" / "ä scan.nii.gz")
     found = dataset.find_in_folder(tmp_path / "in", tmp_path / "out", orders(pages=True))
     bad = Outcome("bad & torn.nii.gz", "failed", "got <nothing>\tat all; need a scan")
-    page = overview.write_overview(tmp_path / "out", "summary", found.jobs, [run_job(found.jobs[0]), bad], 2.0)
+    page = write_overview(tmp_path / "out", found.jobs, [run_job(found.jobs[0]), bad])
     text = page.read_text()
     assert "<b>" not in text
     assert "bad &amp; torn.nii.gz" in text
@@ -302,7 +364,7 @@ def test_names_that_are_no_utf_8(tmp_path, latin):
     found = dataset.find_in_folder(latin, tmp_path / "out", orders(pages=True))
     outcomes = [run_job(one) for one in found.jobs]
     assert [(one.state, one.reason) for one in outcomes] == [("done", "")] * 2
-    page = overview.write_overview(tmp_path / "out", "summary", found.jobs, outcomes, 1.0)
+    page = write_overview(tmp_path / "out", found.jobs, outcomes)
     assert "M\\udcfcller.nii.gz" in page.with_suffix(".tsv").read_text(encoding="utf-8")
     text = page.read_text(encoding="utf-8")
     links = [unquote_to_bytes(part.split('"')[0]) for part in text.replace('src="', 'href="').split('href="')[1:]]
@@ -312,6 +374,6 @@ def test_names_that_are_no_utf_8(tmp_path, latin):
 
 def test_the_page_stays_small(tmp_path):
     many = [Outcome(f"{index}.nii.gz", "failed", "got nothing") for index in range(overview.MOST_ROWS + 5)]
-    text = overview.write_overview(tmp_path, "summary", [], many, 1.0).read_text()
+    text = write_overview(tmp_path, [], many).read_text()
     assert "and 5 more" in text
     assert len((tmp_path / "summary.tsv").read_text().splitlines()) == len(many) + 1

@@ -179,6 +179,46 @@ def test_a_scan_that_is_elsewhere(tmp_path):
     assert "check links" in outcome.reason
 
 
+def test_what_is_no_file_is_named(tmp_path):
+    """To open it would wait for ever."""
+    (tmp_path / "in").mkdir()
+    os.mkfifo(tmp_path / "in" / "scan.nii.gz")
+    outcome = run_job(make_job(tmp_path))
+    assert (outcome.state, outcome.reason.split(";")[0]) == ("failed", "got scan.nii.gz, which is no file")
+
+
+@pytest.mark.parametrize(("spacing", "state"), [(1.35, "thin"), (1.45, "done")])
+def test_where_thick_begins(tmp_path, spacing, state):
+    """1.4 times the coarser side of a pixel."""
+    make_scan(tmp_path / "in" / "scan.nii.gz", spacing_mm=(0.5, 1.0, spacing))
+    assert run_job(make_job(tmp_path)).state == state
+
+
+def test_parts_are_made_where_they_will_lie(tmp_path, scan, monkeypatch):
+    """Pictures and pages may be on another disk, by way of a link, to which nothing can be renamed."""
+    one = make_job(tmp_path, thumbnail=tmp_path / "far" / "scan.png", page=tmp_path / "far" / "scan.html")
+    real = os.replace
+
+    def replaced(part, target):
+        assert tmp_path / "far" in Path(part).parents or Path(target).parent != tmp_path / "far", "another disk"
+        real(part, target)
+
+    monkeypatch.setattr(job.os, "replace", replaced)
+    assert run_job(one).state == "done"
+    assert sorted(os.listdir(tmp_path / "far")) == ["scan.html", "scan.png"]
+
+
+def test_what_is_half_made_elsewhere_is_removed(tmp_path, scan, monkeypatch):
+    one = make_job(tmp_path, thumbnail=tmp_path / "far" / "scan.png")
+    monkeypatch.setattr(job, "_save_json", raising(OSError(28, "No space left on device")))
+    assert run_job(one).state == "failed"
+    assert os.listdir(tmp_path / "far") == []
+    job._part(one, one.thumbnail).write_bytes(b"half")
+    one.stage.mkdir()
+    job.clean_up(one)
+    assert (os.listdir(tmp_path / "far"), os.listdir(tmp_path / "out")) == ([], [])
+
+
 def test_thin_scans_are_left_out_unless_more_is_wished(tmp_path):
     make_scan(tmp_path / "in" / "scan.nii.gz", spacing_mm=(1.0, 1.0, 1.2))
     assert run_job(make_job(tmp_path)).state == "thin"
@@ -223,6 +263,8 @@ def test_a_page_belongs_to_its_answer(tmp_path, scan):
 def test_a_picture_that_is_gone_is_made_again(tmp_path, scan):
     assert run_job(make_job(tmp_path)).state == "done"
     (tmp_path / "out" / "scan.png").unlink()
+    assert run_job(make_job(tmp_path)).state == "done"
+    (tmp_path / "out" / "scan.png").write_bytes(b"")
     assert run_job(make_job(tmp_path)).state == "done"
     assert (tmp_path / "out" / "scan.png").is_file()
 

@@ -70,7 +70,9 @@ def test_what_is_imported_is_what_is_installed():
         declared = named[name_of(path).split(".")[0] in ("networks", "training")]
         known = {re.split(r"\W", wanted)[0] for wanted in declared} | {"thinslice", "PIL", "nrrd"}
         known |= sys.stdlib_module_names
-        known |= {"dask", "distributed"} if name_of(path) == "batch" else set()  # an extra, named where it is missed
+        known |= (
+            {"cryptography", "dask", "distributed"} if name_of(path) == "batch" else set()
+        )  # an extra, named where it is missed
         known |= {"dicomanonymizer"} if name_of(path) == "dicom.identity" else set()  # an extra, named where missed
         assert {name.split(".")[0] for name in imports_of(path)} <= known, path
 

@@ -81,6 +81,7 @@ def check_installed() -> None:
         InputRefused: it is.
     """
     try:
+        import cryptography  # noqa: F401
         import distributed  # noqa: F401
     except ModuleNotFoundError as error:
         raise InputRefused(
@@ -158,7 +159,7 @@ def run(
 
     try:
         with _client(engine) as client:
-            _do_all(client, jobs, _Crew(client, engine, tell_workers), end)
+            _do_all(client, jobs, _Crew(client, engine, clock, tell_workers), end)
     except _OutOfReach as error:
         for job in list(unfinished.values()):
             reason = f"got the end of the engine ({error}); need a scheduler that runs to the end; next: run again"
@@ -186,21 +187,22 @@ class _OutOfReach(Exception):
 class _Crew:
     """The workers that there are; a word when the last has gone or the first come."""
 
-    def __init__(self, client: Any, engine: Engine, tell: Callable[[int], None]) -> None:
-        self.client, self.engine, self.tell = client, engine, tell
+    def __init__(self, client: Any, engine: Engine, clock: "_Clock", tell: Callable[[int], None]) -> None:
+        self.client, self.engine, self.clock, self.tell = client, engine, clock, tell
         self.told: bool | None = None
 
     def room(self) -> int:
         """How many scans at a time: as many as workers; where more may start when work waits, twice that."""
         if self.engine.scheduler is None:
-            workers = threads = self.engine.workers
+            workers = self.clock.hands = room = self.engine.workers
         else:
             there = self.client.nthreads()
-            workers, threads = len(there), 2 * max(1, sum(there.values()))
+            workers, self.clock.hands = len(there), max(1, sum(there.values()))
+            room = 2 * self.clock.hands
         if self.told is not bool(workers):
             self.told = bool(workers)
             self.tell(workers)
-        return threads
+        return room
 
 
 def _do_all(client: Any, jobs: Sequence[Job], crew: _Crew, end: Callable[[Job, Outcome], None]) -> None:
@@ -332,6 +334,8 @@ def _client(engine: Engine) -> Iterator[Any]:
         "distributed.nanny.pre-spawn-environ.DASK_LOGGING__DISTRIBUTED": _SILENT,
         "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": _KEPT_BYTES,
         "distributed.nanny.pre-spawn-environ.MALLOC_MMAP_THRESHOLD_": _KEPT_BYTES,
+        "distributed.scheduler.http.routes": [],  # nothing is served
+        "distributed.worker.http.routes": [],
         "distributed.scheduler.worker-saturation": 1.0,  # a process that dies takes no waiting scan along
     }
     stack = ExitStack()
@@ -345,6 +349,7 @@ def _client(engine: Engine) -> Iterator[Any]:
                 processes=True,
                 host="127.0.0.1",
                 dashboard_address="127.0.0.1:0",
+                security=True,  # else whoever has an account on this machine could give the workers orders
                 preload=[__name__],
                 silence_logs=_SILENT,
             )
@@ -373,21 +378,31 @@ def _held_back() -> Iterator[None]:
 
 
 class _Clock:
-    """How long the rest will take: as long for a byte of it as for a byte of what was computed."""
+    """How long the rest will take: as long for a byte that has to be computed as for those that were.
+
+    A scan whose answer is there is thought to be kept, others to be computed, until it is seen what becomes of such.
+    """
 
     def __init__(self, jobs: Sequence[Job]) -> None:
-        self.started = perf_counter()
         self.sizes = {job.name: _size(job) for job in jobs}
-        self.left = sum(self.sizes.values())
-        self.computed, self.done = 0, 0
+        self.there = {job.name: job.sidecar.exists() and not job.redo for job in jobs}
+        self.left, self.seen, self.computed = ([0, 0] for _ in range(3))  # bytes of those without, and with, an answer
+        for name, size in self.sizes.items():
+            self.left[self.there[name]] += size
+        self.seconds, self.done, self.hands = 0.0, 0, 1
 
     def after(self, job: Job, outcome: Outcome) -> Progress:
-        size = self.sizes[job.name]
-        self.left -= size
+        size, kind = self.sizes[job.name], self.there[job.name]
+        self.left[kind] -= size
+        self.seen[kind] += size
         self.done += 1
-        self.computed += size if outcome.state == "done" else 0
-        passed = perf_counter() - self.started
-        seconds = passed * self.left / self.computed if self.computed else None
+        if outcome.state == "done":
+            self.computed[kind] += size
+            self.seconds += outcome.seconds
+        shares = [self.computed[k] / self.seen[k] if self.seen[k] else float(not k) for k in (False, True)]
+        to_compute = sum(left * share for left, share in zip(self.left, shares, strict=True))
+        computed = sum(self.computed)
+        seconds = self.seconds / computed * to_compute / self.hands if computed else None
         return Progress(self.done, len(self.sizes), outcome, seconds)
 
 

@@ -26,6 +26,10 @@ DESCRIPTION = "dataset_description.json"
 IGNORED = ("summary*", "thumbnails", "reports")
 """What the output holds beside the derivatives: for .bidsignore."""
 
+NO_MAGNITUDE = ("part-phase", "part-real", "part-imag")
+"""Images that are not looked at: between two wrapped phases lies no mean."""
+
+_LABEL = re.compile("[A-Za-z0-9]+")
 _NAME = re.compile(r"(?P<entities>sub-[A-Za-z0-9]+(?:_[a-z]+-[A-Za-z0-9+]+)*)_(?P<suffix>[A-Za-z0-9]+)\.nii(?:\.gz)?")
 
 
@@ -43,11 +47,11 @@ class Choice:
     suffixes: Sequence[str] = SUFFIXES
 
 
-def find_images(dataset: Path, choice: Choice) -> list[Path]:
-    """The raw images of the chosen participants, by name.
+def find_images(dataset: Path, choice: Choice) -> tuple[list[Path], list[OSError]]:
+    """The raw images of the chosen participants, by name, and what was said of folders that cannot be read.
 
     Raises:
-        InputRefused: it is no BIDS data set, or a participant, or all that was chosen, is not there.
+        InputRefused: it is no BIDS data set, or a participant, a session, or all that was chosen, is not there.
     """
     if not (dataset / DESCRIPTION).is_file():
         raise InputRefused(
@@ -55,28 +59,43 @@ def find_images(dataset: Path, choice: Choice) -> list[Path]:
             "'thinslice batch -i FOLDER -o FOLDER' for a folder of scans"
         )
     _names_of_json.cache_clear()
-    subjects = sorted(folder for folder in dataset.glob("sub-*") if folder.is_dir())
-    wanted = _labels(choice.participants, "sub-")
+    closed: list[OSError] = []
+    subjects = _folders(dataset, "sub-", closed)
+    wanted, sessions = _labels(choice.participants, "sub-"), _labels(choice.sessions, "ses-")
     missing = sorted((wanted or set()) - {folder.name for folder in subjects})
     if missing:
         raise InputRefused(
             f"{dataset}: got participant {missing[0].removeprefix('sub-')}, who is not in it; need some of its "
             f"{len(subjects)}; next: correct --participant-label"
         )
-    sessions = _labels(choice.sessions, "ses-")
+    chosen = [folder for folder in subjects if wanted is None or folder.name in wanted]
+    visits = {folder: _folders(folder, "ses-", closed) for folder in chosen}
+    there = {visit.name for folder in visits.values() for visit in folder}
+    if missing := sorted((sessions or set()) - there):
+        raise InputRefused(
+            f"{dataset}: got session {missing[0].removeprefix('ses-')}, which no participant chosen has; need some of "
+            f"{', '.join(sorted(there)) or 'none'}; next: correct --session-label"
+        )
+    places = [
+        place
+        for folder in chosen
+        for place in (folder, *visits[folder])
+        if (sessions is None or place.name in sessions) and str(place) not in {str(one.filename) for one in closed}
+    ]
     found = [
         path
-        for folder in subjects
-        if wanted is None or folder.name in wanted
-        for path in _images_of(folder, sessions)
-        if (match := _NAME.fullmatch(path.name)) and match["suffix"] in choice.suffixes
+        for place in places
+        for path in _files(place / "anat", closed)
+        if (match := _NAME.fullmatch(path.name))
+        and match["suffix"] in choice.suffixes
+        and not set(NO_MAGNITUDE) & set(match["entities"].split("_"))
     ]
-    if not found:
+    if not found and not closed:
         raise InputRefused(
             f"{dataset}: got no image in an anat folder for that choice; need {', '.join(choice.suffixes)}; "
             "next: change --suffix, --session-label or --participant-label"
         )
-    return found
+    return found, closed
 
 
 def derivative_path(raw: Path, dataset: Path, output: Path) -> Path:
@@ -151,9 +170,9 @@ def check_not_raw(output: Path) -> None:
     """
     there = Path(os.path.realpath(output))
     for root in (there, *there.parents):
-        facts = _read_object(root / DESCRIPTION)
-        if not facts:
+        if not (root / DESCRIPTION).exists():
             continue
+        facts = _read_object(root / DESCRIPTION)  # one that cannot be read may be that of raw data
         inside = there.relative_to(root).parts
         if facts.get("DatasetType", "raw") == "raw" and (len(inside) < 2 or inside[0] != "derivatives"):
             raise OutputRefused(
@@ -163,10 +182,8 @@ def check_not_raw(output: Path) -> None:
         return
 
 
-def write_description(dataset: Path, output: Path, model: str, model_sha256: str | None) -> None:
+def write_description(dataset: Path, output: Path) -> None:
     """What the derivatives are, of what, and by what; and what the validator shall not look at.
-
-    Models that earlier runs have named stay named.
 
     Raises:
         OSError: it cannot be written.
@@ -174,34 +191,57 @@ def write_description(dataset: Path, output: Path, model: str, model_sha256: str
     raw = _read_object(dataset / DESCRIPTION)
     link = Path(os.path.relpath(os.path.realpath(dataset), os.path.realpath(output))).as_posix()
     source = {"URL": f"doi:{doi}"} if (doi := str(raw.get("DatasetDOI", "")).removeprefix("doi:")) else {"URL": link}
-    made_by = f"model {model}" + (f", sha256 {model_sha256}" if model_sha256 else "")
-    maker = {
-        "Name": "thinslice",
-        "Version": version("thinslice"),
-        "Description": f"Thin slices computed from thick ones by {made_by}; the JSON of each tells all.",
-    }
+    told = "Thin slices computed from thick ones; the JSON of each tells by which model, and how well they agree."
     content: dict[str, Any] = {
         "Name": f"{raw.get('Name', dataset.name)}: thin slices",
         "BIDSVersion": BIDS_VERSION,
         "DatasetType": "derivative",
-        "GeneratedBy": [*_earlier_makers(output, maker), maker],
+        "GeneratedBy": [{"Name": "thinslice", "Version": version("thinslice"), "Description": told}],
         "SourceDatasets": [source],
         "DatasetLinks": {"raw": link},
     }
     content |= {name: raw[name] for name in ("License", "Authors") if name in raw}
     _write_if_new(output / DESCRIPTION, json.dumps(content, indent=2) + "\n")
-    _write_if_new(output / ".bidsignore", "".join(f"{pattern}\n" for pattern in IGNORED))
-    if not (output / "README").exists():
+    patterns = _lines(output / ".bidsignore")
+    missing = [pattern for pattern in IGNORED if pattern not in patterns]
+    if missing:
+        _write_if_new(output / ".bidsignore", "".join(f"{pattern}\n" for pattern in [*patterns, *missing]))
+    if not any(output.glob("README*")):
         _write_if_new(output / "README", "Thin slices computed from the thick ones of the source data set.\n")
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8", errors="surrogateescape").splitlines() if path.exists() else []
+
+
+def check_labels(choice: Choice) -> None:
+    """Labels become parts of file names.
+
+    Raises:
+        InputRefused: one is not made of letters and digits.
+    """
+    for word in (*(choice.participants or ()), *(choice.sessions or ()), *choice.suffixes):
+        if not _LABEL.fullmatch(word.removeprefix("sub-").removeprefix("ses-")):
+            raise InputRefused(f"got label {word!r}; need letters and digits, such as 01 or T2w; next: correct it")
 
 
 def _labels(wished: Iterable[str] | None, prefix: str) -> set[str] | None:
     return None if wished is None else {prefix + label.removeprefix(prefix) for label in wished}
 
 
-def _images_of(folder: Path, sessions: set[str] | None) -> list[Path]:
-    found = [path for path in folder.glob("ses-*/anat/*.nii*") if sessions is None or path.parts[-3] in sessions]
-    return sorted([*(folder.glob("anat/*.nii*") if sessions is None else ()), *found])
+def _folders(folder: Path, prefix: str, closed: list[OSError]) -> list[Path]:
+    return [path for path in _files(folder, closed) if path.name.startswith(prefix) and path.is_dir()]
+
+
+def _files(folder: Path, closed: list[OSError]) -> list[Path]:
+    """What lies in a folder, by name; nothing where there is none. One that cannot be read is added to ``closed``."""
+    try:
+        return sorted(folder / name for name in os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        closed.append(error)
+        return []
 
 
 def _is_ours(path: Path) -> bool:
@@ -209,13 +249,6 @@ def _is_ours(path: Path) -> bool:
     return isinstance(made_by, list) and any(
         isinstance(one, dict) and one.get("Name") == "thinslice" for one in made_by
     )
-
-
-def _earlier_makers(output: Path, maker: dict[str, str]) -> list[Any]:
-    if not _is_ours(output / DESCRIPTION):
-        return []
-    makers: list[Any] = _read_object(output / DESCRIPTION)["GeneratedBy"]
-    return [one for one in makers if not (isinstance(one, dict) and one.get("Description") == maker["Description"])]
 
 
 def _read_object(path: Path) -> dict[str, Any]:

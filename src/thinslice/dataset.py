@@ -9,6 +9,7 @@ from typing import Any
 
 from thinslice.bids import (
     Choice,
+    check_labels,
     check_not_raw,
     check_output,
     derivative_facts,
@@ -80,10 +81,13 @@ def find_in_bids(dataset: Path, output: Path, choice: Choice, orders: Orders) ->
     Raises:
         InputRefused, OutputRefused: see `thinslice.bids.find_images` and `thinslice.bids.check_output`.
     """
+    check_labels(choice)
     check_output(dataset, output)
+    check_not_raw(output)
     check_writable(output)
-    jobs = [_job_in_bids(path, dataset, output, orders) for path in find_images(dataset, choice)]
-    return _apart(_harmless(jobs, dataset, output))
+    images, closed = find_images(dataset, choice)
+    found = _harmless([_job_in_bids(path, dataset, output, orders) for path in images], dataset, output)
+    return _apart(replace(found, failed=[*_unreadable(closed, dataset), *found.failed]))
 
 
 def shard(found: Found, index: int, count: int) -> Found:
@@ -112,7 +116,7 @@ def _jobs_of_study(job: Job, output: Path) -> tuple[list[Job], list[Outcome]]:
     try:
         study = find_study(job.source, below=False)
     except OSError as error:
-        return [], [_unreadable(error, job.name)]
+        return [], [replace(one, name=job.name) for one in _unreadable([error], job.source)]
     others = [Outcome(f"{job.name}/{one.label}", "refused", one.reason) for one in study.unusable]
     if len(study.series) == 1:
         return [job], others
@@ -146,12 +150,15 @@ def _scans_below(source: Path, output: Path) -> tuple[list[Path], list[Outcome]]
             scans += [file for file in files if ending(file)]
             if any(not ending(file) and looks_like_dicom(file) for file in files):
                 scans.append(folder)
-    return sorted(scans), [_unreadable(error, os.path.relpath(error.filename, source)) for error in closed]
+    return sorted(scans), _unreadable(closed, source)
 
 
-def _unreadable(error: OSError, name: str) -> Outcome:
-    reason = f"got '{error.strerror}' for a folder; need one that can be read; next: see to its permissions"
-    return Outcome(name, "failed", reason)
+def _unreadable(closed: Sequence[OSError], source: Path) -> list[Outcome]:
+    way_out = "need one that can be read; next: see to its permissions"
+    return [
+        Outcome(os.path.relpath(error.filename, source), "failed", f"got '{error.strerror}' for a folder; {way_out}")
+        for error in closed
+    ]
 
 
 def _job_in_folder(path: Path, source: Path, output: Path, orders: Orders) -> Job:

@@ -19,12 +19,12 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal
 
-from thinslice.api import compute
+from thinslice.api import enhance
 from thinslice.errors import InputRefused, ModelRefused, OutputRefused, ThinsliceError
 from thinslice.explain import Answer, write_explanation
 from thinslice.formats import read, write
 from thinslice.picture import Picture, picture_centre, resliced_planes, save_picture, side_by_side
-from thinslice.plan import Grid, Plan, intensity_range, make_plan, through_plane_axis
+from thinslice.plan import Grid, Plan, intensity_range, through_plane_axis
 from thinslice.profile import Profile
 from thinslice.report import Report
 from thinslice.runtime import WORKERS, Model
@@ -60,7 +60,7 @@ _MOVING = "moving"
 
 @dataclass(frozen=True)
 class Wish:
-    """What is wanted of every scan, as `thinslice.plan.make_plan` takes it, and the model's name."""
+    """What is wanted of every scan, as `thinslice.enhance` takes it; the model by name."""
 
     model: str = "default"
     spacing_mm: float | None = None
@@ -188,6 +188,7 @@ def clean_up(job: Job) -> None:
     Where it was killed between the renames the hidden folder stays: it says that an answer without its JSON is ours.
     """
     with suppress(OSError), _alone(job.lock, wait=False):
+        _sweep(job)
         if not _is_torn(job.stage):
             _remove(job.stage)
 
@@ -222,6 +223,8 @@ def _made_of(job: Job, series: "Series | None") -> dict[str, Any]:
     wish = dataclasses.asdict(job.wish)
     if job.model_sha256 is not None:
         del wish["model"]
+    if series is None and job.source.exists() and not job.source.is_file():  # a pipe would never end
+        raise InputRefused(f"got {job.name}, which is no file; need a scan; next: take it out of the data set")
     try:
         input_sha256 = _hash_of_scan(job.source) if series is None else _hash_of_series(series)
         if job.inherited:
@@ -272,7 +275,7 @@ def _done_earlier(job: Job, made_of: dict[str, Any]) -> Outcome | None:
             return None
         if job.destination.stat().st_size != record["answer_bytes"]:
             return None
-        if not job.thumbnail.is_file():
+        if not job.thumbnail.stat().st_size:
             return None
         if job.page is not None and _sha256(job.page) != record.get("page_sha256"):
             return None
@@ -319,7 +322,8 @@ def _models(wish: str, sha256: str | None, threads: int) -> Callable[[Volume], M
             f"got model {wish} with sha256 {str(found)[:16]}... on this worker; need {str(sha256)[:16]}..., which the "
             "run was started with; next: give all machines the same file, and restart workers that hold an older one"
         )
-    return models_for(wish, max(1, threads // WORKERS))
+    choose = models_for(wish, max(1, threads // WORKERS))
+    return lambda volume: choose(volume).on(threads)
 
 
 # ---- the work
@@ -331,19 +335,20 @@ class _ThinAlready(Exception):
 
 def _do(job: Job, series: "Series | None", made_of: dict[str, Any]) -> Outcome:
     torn = _is_torn(job.stage)
-    with _stage(job) as (stage, unfinished):
+    with _stage(job) as unfinished:
         volume = _read(job, series)
         _check_thick(volume, job.wish)
         model = _models(job.wish.model, job.model_sha256, job.threads)(volume)
-        plan = _plan(volume, model, job.wish)
-        thin, report, _ = compute(volume, plan, model, job.destination)
+        done = enhance(volume, model=model, scratch=job.destination.parent, **_options(job.wish))
+        plan, (thin, report) = done.plan, done.stored_in(job.destination)
         report = dataclasses.replace(report, source=job.name)
-        parts = {job.destination: stage / job.destination.name, job.sidecar: stage / job.sidecar.name}
+        parts = {target: _part(job, target) for target in (job.destination, job.sidecar)}
         write(thin, parts[job.destination])
-        extras = {job.thumbnail: _put(job.thumbnail, stage / "thumbnail.png")}
+        extras = {target: _part(job, target) for target in (job.thumbnail, job.page) if target is not None}
+        for part in extras.values():
+            part.parent.mkdir(parents=True, exist_ok=True)
         _draw(volume, thin, plan, extras[job.thumbnail])
         if job.page is not None:
-            extras[job.page] = _put(job.page, stage / "page.html")
             write_explanation(extras[job.page], Answer(volume, thin, plan, model, report))
         record = made_of | {"answer_bytes": parts[job.destination].stat().st_size, "run": job.run}
         if job.page is not None:
@@ -402,21 +407,10 @@ def _check_thick(volume: Volume, wish: Wish) -> None:
         raise _ThinAlready(f"slices {thick_mm:.3g} mm apart, {max(fine):.3g} mm in-plane")
 
 
-def _plan(volume: Volume, model: Model, wish: Wish) -> Plan:
-    return make_plan(
-        volume,
-        spacing_mm=wish.spacing_mm,
-        factor=wish.factor,
-        thickness_mm=wish.thickness_mm,
-        profile=wish.profile,
-        grid=wish.grid,
-        model=model.name,
-        model_sha256=model.sha256,
-        envelope=model.envelope,
-        projection=wish.projection,
-        in_plane=wish.in_plane,
-        fuse=wish.fuse,
-    )
+def _options(wish: Wish) -> dict[str, Any]:
+    options = dataclasses.asdict(wish)
+    del options["model"]  # it is loaded
+    return options
 
 
 def _draw(volume: Volume, thin: Volume, plan: Plan, path: Path) -> None:
@@ -447,9 +441,19 @@ def _save_json(path: Path, job: Job, plan: Plan, report: Report, record: dict[st
 # ---- files
 
 
-def _put(target: Path, part: Path) -> Path:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    return part
+def _part(job: Job, target: Path) -> Path:
+    """Where a file is made before it is moved: in its target's folder, or one in that, so that a rename can do it."""
+    if target.parent == job.destination.parent:
+        return job.stage / target.name
+    return target.with_name(f".thinslice-{target.name}.part")
+
+
+def _sweep(job: Job) -> None:
+    """Remove parts that lie elsewhere than in the hidden folder beside the answer."""
+    for target in (job.thumbnail, job.page or job.earlier_page):
+        if target is not None and (part := _part(job, target)).parent != job.stage:
+            with suppress(OSError):
+                part.unlink()
 
 
 def _to_disk(path: Path) -> None:
@@ -474,8 +478,8 @@ def _empty(stage: Path) -> None:
 
 
 @contextmanager
-def _stage(job: Job) -> Iterator[tuple[Path, Callable[[], None]]]:
-    """The hidden folder for a while, empty; and what to call before the first answer is moved into its place.
+def _stage(job: Job) -> Iterator[Callable[[], None]]:
+    """The hidden folder is there for a while, empty; what to call before the first answer is moved into its place.
 
     Where the folder says that answers were being moved, an answer without its JSON is ours, left by a run that was
     killed; else it is not, and stays what it is.
@@ -490,8 +494,8 @@ def _stage(job: Job) -> Iterator[tuple[Path, Callable[[], None]]]:
         for path in (job.destination, job.sidecar):
             if os.path.lexists(path):
                 raise OutputRefused(
-                    f"got {path.name} in the output folder, which no run of 'thinslice batch' wrote; need a free name; "
-                    "next: move it, choose another folder, or give --overwrite"
+                    f"got {path.name} in the output folder, without the JSON of a run of 'thinslice batch' beside it; "
+                    "need a free name; next: move it, choose another folder, or give --overwrite"
                 )
     stage.mkdir(exist_ok=True)
     _empty(stage)
@@ -502,8 +506,9 @@ def _stage(job: Job) -> Iterator[tuple[Path, Callable[[], None]]]:
         (stage / _MOVING).touch()
 
     try:
-        yield stage, unfinished
+        yield unfinished
     except BaseException:
+        _sweep(job)
         if torn:
             _empty(stage)
         else:

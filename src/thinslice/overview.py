@@ -23,6 +23,8 @@ WORDS: dict[State, str] = {
     "left": "not done yet",
 }
 
+_NO_LINES = str.maketrans("\t\n\r", "   ")
+
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem; background: #111; color: #ddd; }
 table { border-collapse: collapse; } td, th { padding: .4rem .8rem; text-align: left; vertical-align: top; }
@@ -50,20 +52,27 @@ def make_table(outcomes: Sequence[Outcome], seconds: float) -> list[str]:
     return [f"{name.ljust(width)}  {value}" for name, value in rows]
 
 
-def write_overview(folder: Path, name: str, jobs: Sequence[Job], outcomes: Sequence[Outcome], seconds: float) -> Path:
-    """Write NAME.html and NAME.tsv into the output folder; returns the page.
+def write_table(path: Path, jobs: Sequence[Job], outcomes: Sequence[Outcome]) -> None:
+    """All scans, by name, tab by tab; its folder is the output.
 
     Raises:
-        OSError: they cannot be written.
+        OSError: it cannot be written.
+    """
+    where = {job.name: job for job in jobs}
+    with whole_or_not(path) as part:
+        _write(part, _lines(sorted(outcomes, key=lambda one: one.name), where, path.parent))
+
+
+def write_page(path: Path, jobs: Sequence[Job], outcomes: Sequence[Outcome], seconds: float) -> None:
+    """A page to open in a browser; its folder is the output.
+
+    Raises:
+        OSError: it cannot be written.
     """
     where = {job.name: job for job in jobs}
     bad_first = sorted(outcomes, key=lambda one: (one.state not in ("failed", "refused"), one.name))
-    with whole_or_not(folder / f"{name}.tsv") as part:
-        _write(part, _lines(sorted(outcomes, key=lambda one: one.name), where, folder))
-    page = folder / f"{name}.html"
-    with whole_or_not(page) as part:
-        _write(part, _page(bad_first, where, folder, seconds))
-    return page
+    with whole_or_not(path) as part:
+        _write(part, _page(bad_first, where, path.parent, seconds))
 
 
 def _write(path: Path, text: str) -> None:
@@ -85,7 +94,7 @@ def _lines(outcomes: Sequence[Outcome], where: Mapping[str, Job], folder: Path) 
         )
         for one in outcomes
     ]
-    return "".join("\t".join(" ".join(cell.split()) for cell in row) + "\n" for row in (head, *rows))
+    return "".join("\t".join(cell.translate(_NO_LINES) for cell in row) + "\n" for row in (head, *rows))
 
 
 def _percent(value: float | None) -> str:
@@ -120,7 +129,10 @@ def _row(one: Outcome, job: Job | None, folder: Path) -> str:
 def _links(one: Outcome, job: Job | None, folder: Path) -> str:
     if job is None or one.state not in ("done", "kept"):
         return ""
-    files = {"scan": job.destination, "report": job.sidecar} | ({"page": job.page} if job.page else {})
+    files = {"scan": job.destination, "report": job.sidecar}
+    page = job.page or job.earlier_page  # the latter belongs to the answer, as long as it is there
+    if page is not None and page.exists():
+        files["page"] = page
     links = (f'<a href="{_link(path, folder)}">{name}</a>' for name, path in files.items())
     return f"<br>{' '.join(links)}"
 

@@ -6,14 +6,16 @@ import sys
 from hashlib import sha256
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from thinslice.cli.options import Parser, add_plan_options, add_verb, positive, whole
 from thinslice.cli.terminal import BAR_CELLS, REFUSED, complain, in_one_line, redraw, say
-from thinslice.cli.words import named
+from thinslice.cli.words import named, reason_of
 from thinslice.errors import InputRefused
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from thinslice.batch import Progress
     from thinslice.dataset import Found
     from thinslice.job import Outcome
@@ -70,7 +72,7 @@ def batch(arguments: argparse.Namespace) -> int:
     from thinslice import batch as engine
     from thinslice.bids import write_description
     from thinslice.job import Outcome
-    from thinslice.overview import make_table, write_overview
+    from thinslice.overview import make_table, write_page, write_table
 
     _check_form(arguments)
     _check_numbers(arguments)
@@ -80,49 +82,52 @@ def batch(arguments: argparse.Namespace) -> int:
     index, count = engine.read_shard(arguments.shard, os.environ)
     threads = arguments.threads or (1 if arguments.scheduler else max(1, cores // workers))
     found = _find_data_set(arguments, threads, (index, count))
+    if count == 1 and not found.jobs and not found.failed:
+        raise InputRefused(
+            f"{arguments.input}: got a folder without any scan; need one with scans; next: check the name"
+        )
     workers = min(workers, max(1, len(found.jobs)))
-    started = perf_counter()
-    outcomes = list(found.failed)
-    for one in outcomes:
-        complain(named(one.name, one.reason))
     page = arguments.output / f"{_summary_name(arguments, index, count)}.html"
+    started, outcomes = perf_counter(), list(found.failed)
+    with _ProgressLines(arguments.quiet) as lines:
+        for one in outcomes:
+            lines.complain(named(one.name, one.reason))
 
-    def sum_up() -> None:
-        seconds = perf_counter() - started
-        if arguments.bids and any(one.state in ("done", "kept") for one in outcomes):
-            model = found.jobs[0]
-            write_description(arguments.input, arguments.output, Path(model.wish.model).name, model.model_sha256)
-        write_overview(arguments.output, page.stem, found.jobs, outcomes, seconds)
-        if not arguments.quiet:
-            for line in make_table(outcomes, seconds):
-                say(line)
-            say(f"wrote {page} (open it in a browser) and {page.stem}.tsv beside it")
+        def tell_workers(there: int) -> None:
+            done = len(outcomes) - len(found.failed)
+            if arguments.bids and not done:
+                lines.in_spite_of_errors(lambda: write_description(arguments.input, arguments.output))
+            hands = f"{there} worker{'s' if there > 1 else ''}"
+            waiting = f"waiting for workers of {arguments.scheduler}"
+            lines.say(f"{done} of {len(found.jobs)}, {hands if there else waiting}")
 
-    try:
-        with _ProgressLines(arguments.quiet) as lines:
+        def end(progress: "Progress") -> None:
+            outcomes.append(progress.outcome)
+            lines.after(progress)
 
-            def tell_workers(there: int) -> None:
-                done = len(outcomes) - len(found.failed)
-                hands = f"{there} worker{'s' if there > 1 else ''}"
-                waiting = f"waiting for workers of {arguments.scheduler}"
-                lines.say(f"{done} of {len(found.jobs)}, {hands if there else waiting}")
+        def sum_up() -> bool:
+            lines.table(make_table(outcomes, perf_counter() - started))
+            written = [
+                lines.in_spite_of_errors(lambda: write_table(page.with_suffix(".tsv"), found.jobs, outcomes)),
+                lines.in_spite_of_errors(lambda: write_page(page, found.jobs, outcomes, perf_counter() - started)),
+            ]
+            if all(written):
+                lines.table([f"wrote {page} (open it in a browser) and {page.stem}.tsv beside it"])
+            return all(written)
 
-            def end(progress: "Progress") -> None:
-                outcomes.append(progress.outcome)
-                lines.after(progress)
-
+        try:
             if found.jobs:
                 where = engine.Engine(workers, arguments.scheduler, arguments.allowed_failures)
                 engine.run(found.jobs, where, end, tell_workers)
-    except (KeyboardInterrupt, InputRefused):
-        if outcomes:
-            reached = {one.name for one in outcomes}
-            rest = [one.name for one in found.jobs if one.name not in reached]
-            outcomes += [Outcome(name, "left", "the run ended before; next: run again") for name in rest]
-            sum_up()
-        raise
-    sum_up()
-    return REFUSED if any(one.state in _BAD for one in outcomes) else 0
+        except (KeyboardInterrupt, InputRefused):
+            if outcomes:
+                reached = {one.name for one in outcomes}
+                rest = [one.name for one in found.jobs if one.name not in reached]
+                outcomes += [Outcome(name, "left", "the run ended before; next: run again") for name in rest]
+                sum_up()
+            raise
+        told = sum_up()
+    return 0 if told and not any(one.state in _BAD for one in outcomes) else REFUSED
 
 
 def _check_form(arguments: argparse.Namespace) -> None:
@@ -209,9 +214,27 @@ class _ProgressLines:
 
     def say(self, text: str) -> None:
         """A line that stays."""
+        self.table([in_one_line(text)])
+
+    def table(self, rows: "Sequence[str]") -> None:
+        """Lines that stay, as they are."""
         self._draw("")
-        if not self.quiet:
-            say(in_one_line(text))
+        for row in [] if self.quiet else rows:
+            _if_heard(say, row, sys.stdout)
+
+    def complain(self, text: str) -> None:
+        """A line about what went wrong."""
+        self._draw("")
+        _if_heard(complain, text, sys.stderr)
+
+    def in_spite_of_errors(self, write: "Callable[[], object]") -> bool:
+        """Whether something beside the answers could be written; if not, that is told, and no more."""
+        try:
+            write()
+        except OSError as error:
+            self.complain(reason_of(error))
+            return False
+        return True
 
     def after(self, progress: "Progress") -> None:
         """What became of a scan, and how far it is."""
@@ -219,7 +242,7 @@ class _ProgressLines:
         in_log = "" if self.on_terminal or progress.done == progress.scans else left
         self.say(f"{progress.done}/{progress.scans} {_outcome_line(progress.outcome)}{in_log}")
         if progress.outcome.state in _BAD:
-            complain(named(progress.outcome.name, progress.outcome.reason))
+            self.complain(named(progress.outcome.name, progress.outcome.reason))
         share = progress.done / progress.scans
         bar = "#" * round(share * BAR_CELLS)
         self._draw(f"[{bar.ljust(BAR_CELLS, '.')}] {progress.done} of {progress.scans}{left}")
@@ -227,6 +250,14 @@ class _ProgressLines:
     def _draw(self, line: str) -> None:
         if self.on_terminal:
             redraw(line)
+
+
+def _if_heard(tell: "Callable[[str], None]", text: str, stream: TextIO) -> None:
+    """A log whose disk is full, or a reader who has gone, ends no run of a data set; the rest goes nowhere."""
+    try:
+        tell(text)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _outcome_line(one: "Outcome") -> str:
