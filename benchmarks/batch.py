@@ -14,6 +14,7 @@ second as `--server-mb-s` says, one scan at a time. Needs the `test` extra.
 import argparse
 import heapq
 import random
+import resource
 import statistics
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from pathlib import Path
 from speed import SHAPES, convolution_rate, make_scan, multiply_adds
 
 from thinslice.batch import Engine, Progress, run
+from thinslice.dataset import Orders, find_in_folder
 from thinslice.job import Job, Wish
 from thinslice.weights import find_model
 
@@ -52,6 +54,9 @@ def main() -> int:
     alone = seconds[min(arguments.layouts, key=lambda layout: int(layout.split("x")[0]))]
     print(f"a scan takes {statistics.median(alone):.2f} s with fewest workers, {moved / 1e6:.1f} MB are moved for it")
     print(f"the leading process and the scheduler take {1000 * lead:.2f} ms for a scan")
+    listed = seconds_of_listing(arguments.listed)
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+    print(f"{arguments.listed} scans are listed in {listed:.1f} s, with {most} MiB")
     for line in table(alone, lead, moved / (1e6 * arguments.server_mb_s)):
         print(line)
     return 0
@@ -93,6 +98,19 @@ def seconds_of_the_engine(tasks: int = 500) -> float:
         return (time.process_time() - started) / (tasks - done)
 
 
+def seconds_of_listing(scans: int) -> float:
+    """Until a folder of so many empty scans, a hundred in each of its folders, is a list of jobs."""
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "in"
+        for index in range(scans):
+            path = source / f"{index // 100:05d}" / f"{index % 100:02d}.nii.gz"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        started = time.perf_counter()
+        find_in_folder(source, Path(folder) / "out", Orders(Wish(), None))
+        return time.perf_counter() - started
+
+
 def simulate(seconds: list[float], workers: int, lead: float, server: float) -> float:
     """Wall seconds until all scans are done: each is handed out, waits for a worker, computes, and is moved.
 
@@ -132,6 +150,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--layouts", nargs="+", default=["1x2", "2x1"], metavar="WORKERSxTHREADS")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--model", default="default")
+    parser.add_argument("--listed", type=int, default=100_000, help="scans of a folder to be listed")
     parser.add_argument("--server-mb-s", type=float, default=500.0, help="of the file server, for all workers together")
     return parser.parse_args()
 

@@ -83,7 +83,13 @@ def latin(tmp_path):
 def start(folder, *words, **options):
     command = [sys.executable, "-m", "thinslice", "batch", "-i", "in", "-o", "out", "--model", "cubic", *words]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, cwd=folder, **(pipes | options))
+    return subprocess.Popen(command, cwd=folder, preexec_fn=_hears, **(pipes | options))
+
+
+def _hears():
+    """Ctrl-C and the end of a terminal, whatever a shell or nohup has said to us."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def finish(process):
@@ -167,6 +173,18 @@ def test_a_worker_may_use_all_the_memory_of_the_machine():
         assert not any(one.memory_limit and one.memory_terminate_fraction for one in watched)
 
 
+def test_nobody_else_gives_the_workers_orders():
+    needs_engine()
+    from distributed import Client
+
+    with batch._client(batch.Engine(1)) as client:
+        address = client.scheduler.address
+        assert address.startswith("tls://")
+        for other in (address, address.replace("tls", "tcp")):
+            with pytest.raises((OSError, TypeError, ValueError)):
+                Client(other, timeout="2s")
+
+
 def test_what_fails_is_named_and_the_rest_is_done(world):
     needs_engine()
     for name in ("a/one.nii.gz", "b/two.nii.gz", "three.nii.gz", "four.nii.gz", "poison.nii.gz"):
@@ -234,8 +252,7 @@ def test_ctrl_c_twice(world, seconds):
     needs_engine()
     for index in range(3):
         make_scan(world / "in" / f"slow{index}.nii.gz")
-    heard = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
-    process = start(world, "--workers", "2", start_new_session=True, **heard)
+    process = start(world, "--workers", "2", start_new_session=True)
     wait_for_log(world, 2)
     os.killpg(process.pid, signal.SIGINT)
     time.sleep(seconds)
@@ -265,8 +282,7 @@ def test_a_run_is_interrupted_while_workers_start(world, killer, seconds):
     if not Path("/proc/self/task").exists():
         pytest.skip("processes are looked up in /proc")
     make_scan(world / "in" / "slow.nii.gz")
-    heard = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
-    process = start(world, "--workers", "2", start_new_session=True, **heard)
+    process = start(world, "--workers", "2", start_new_session=True)
     until = time.monotonic() + 60
     while not started_by(process.pid) and time.monotonic() < until:
         time.sleep(0.01)
@@ -296,8 +312,7 @@ def test_a_run_that_is_killed_goes_on(world, killer):
     scans = [f"slow{index}.nii.gz" for index in range(4)]
     for name in scans:
         make_scan(world / "in" / name)
-    heard = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}  # a shell may have said otherwise
-    process = start(world, "--workers", "1", start_new_session=True, **heard)
+    process = start(world, "--workers", "1", start_new_session=True)
     workers = set(wait_for_log(world, 3))  # hashing and reading open a scan twice: the first is done
     if killer in (signal.SIGINT, signal.SIGHUP):  # Ctrl-C, and the end of a terminal, go to all its processes
         os.killpg(process.pid, killer)
@@ -577,13 +592,17 @@ def test_the_example_for_slurm(world, raw, file):
     script = Path(__file__).parents[1] / "docs" / file
     if not script.exists():
         pytest.skip("the documentation is not here")
-    for name, line in (("srun", 'exec "$@"'), ("thinslice", f'exec "{sys.executable}" -m thinslice "$@"')):
+    for name, line in (
+        ("srun", 'test "$1" = --cpus-per-task=4 && shift && exec "$@"'),
+        ("thinslice", f'exec "{sys.executable}" -m thinslice "$@"'),
+    ):
         (world / "hook" / name).write_text(f"#!/bin/sh\n{line}\n")
         (world / "hook" / name).chmod(0o755)
     path = {"PATH": f"{world / 'hook'}{os.pathsep}{os.environ['PATH']}"}
     words = ["bash", script, raw, world / "out", "--model", "cubic", "--workers", "1"]
+    cores = {"SLURM_CPUS_PER_TASK": "4"}
     for array in (slurm(1, 1, 2), slurm(2, 1, 2), {}):
-        done = subprocess.run(words, env=os.environ | path | array, capture_output=True, text=True, check=False)
+        done = subprocess.run(words, env=os.environ | path | cores | array, capture_output=True, text=True, check=False)
         assert (done.returncode, done.stderr) == (0, "")
     assert sorted(path.name for path in (world / "out").glob("summary*.html")) == [
         "summary-1-of-2.html",

@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral, Real
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol
@@ -172,8 +173,12 @@ def enhance(
     """
     if profile not in PROFILES:
         raise PlanRefused(f"got profile {profile!r}; need {' or '.join(PROFILES)}; next: choose one of them")
-    if threads is not None and threads < 1:
-        raise PlanRefused(f"got {threads} threads; need 1 or more; next: correct it or leave it out")
+    numbers = {"spacing_mm": spacing_mm, "factor": factor, "thickness_mm": thickness_mm}
+    for name, value in numbers.items():
+        if value is not None and not isinstance(value, Real):
+            raise PlanRefused(f"got {name} {value!r}; need a number; next: correct it or leave it out")
+    if threads is not None and not (isinstance(threads, Integral) and threads >= 1):
+        raise PlanRefused(f"got threads {threads!r}; need 1, 2 ...; next: correct it or leave it out")
     volume = to_volume(image, affine)
     chosen = model if isinstance(model, Model) else _model(model, threads)(volume)
     plan = make_plan(
@@ -375,6 +380,8 @@ def _file_of(image: Any) -> Path | None:
 
 def _array(data: Any) -> np.ndarray:
     """Of a tensor too, on whatever device, with or without gradients."""
+    if isinstance(data, np.ma.MaskedArray):
+        raise InputRefused("got a masked array; need a value in every voxel; next: array.filled(value)")
     try:
         for step in ("detach", "cpu"):
             data = getattr(data, step)() if hasattr(data, step) else data
