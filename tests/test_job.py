@@ -160,7 +160,7 @@ def test_what_goes_wrong_is_told_and_leaves_nothing(tmp_path, scan, monkeypatch,
     outcome = run_job(make_job(tmp_path))
     assert outcome.state == state
     assert told in outcome.reason
-    assert os.listdir(tmp_path / "out") == []
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
@@ -191,7 +191,9 @@ def test_what_is_no_file_is_named(tmp_path):
 def test_where_thick_begins(tmp_path, spacing, state):
     """1.4 times the coarser side of a pixel."""
     make_scan(tmp_path / "in" / "scan.nii.gz", spacing_mm=(0.5, 1.0, spacing))
-    assert run_job(make_job(tmp_path)).state == state
+    outcome = run_job(make_job(tmp_path))
+    assert outcome.state == state
+    assert (tmp_path / "out").exists() == (state == "done"), "nothing is left where nothing came of it"
 
 
 def test_parts_are_made_where_they_will_lie(tmp_path, scan, monkeypatch):
@@ -214,9 +216,10 @@ def test_what_is_half_made_elsewhere_is_removed(tmp_path, scan, monkeypatch):
     assert run_job(one).state == "failed"
     assert os.listdir(tmp_path / "far") == []
     job._part(one, one.thumbnail).write_bytes(b"half")
-    one.stage.mkdir()
+    one.stage.mkdir(parents=True)
     job.clean_up(one)
-    assert (os.listdir(tmp_path / "far"), os.listdir(tmp_path / "out")) == ([], [])
+    assert os.listdir(tmp_path / "far") == []
+    assert not list((tmp_path / "out").rglob("*"))
 
 
 def test_thin_scans_are_left_out_unless_more_is_wished(tmp_path):

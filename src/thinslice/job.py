@@ -169,9 +169,9 @@ def run_job(job: Job) -> Outcome:
         state: State = "thin"
         reason = str(thin)
     except (OutputRefused, InputRefused, OSError, MemoryError) as error:
-        state, reason = "failed", reason_of(error)
+        state, reason = "failed", reason_of(error).removeprefix(f"{job.source}: ")
     except ThinsliceError as error:
-        state, reason = "refused", reason_of(error)
+        state, reason = "refused", reason_of(error).removeprefix(f"{job.source}: ")
     except Exception as error:  # one scan must not end a run of a million
         state, reason = "failed", f"got an unforeseen {type(error).__name__} ({reason_of(error)}); next: report it"
     return Outcome(job.name, state, reason, perf_counter() - started)
@@ -521,17 +521,23 @@ def _stage(job: Job) -> Iterator[Callable[[], None]]:
 def _alone(path: Path, wait: bool = True) -> Iterator[None]:
     """While this process holds the file no other does; a process that dies holds it no longer.
 
+    Folders that were made for it and are empty at the end are removed.
+
     Where the system or the file system has no locks, two runs on one output are the user's care.
 
     Raises:
         BlockingIOError: another does, and ``wait`` is False.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if fcntl is None:
-        yield
-        return
+    made = [folder for folder in path.parents if not folder.exists()]
     while True:
-        held = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if fcntl is None:
+            yield
+            return
+        try:
+            held = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except FileNotFoundError:  # another process, which needs the folder no longer, has removed it
+            continue
         try:
             fcntl.flock(held, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             if _is_still(held, path):
@@ -551,6 +557,9 @@ def _alone(path: Path, wait: bool = True) -> Iterator[None]:
         with suppress(OSError):
             path.unlink()
         os.close(held)
+        for folder in made:  # nothing came of it
+            with suppress(OSError):
+                folder.rmdir()
 
 
 def _is_still(held: int, path: Path) -> bool:

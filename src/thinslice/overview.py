@@ -28,7 +28,8 @@ _NO_LINES = str.maketrans("\t\n\r", "   ")
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem; background: #111; color: #ddd; }
 table { border-collapse: collapse; } td, th { padding: .4rem .8rem; text-align: left; vertical-align: top; }
-tr { border-bottom: 1px solid #333; } td.number { text-align: right; } a { color: #8cf; }
+tr { border-bottom: 1px solid #333; } td { overflow-wrap: anywhere; }
+td.number { text-align: right; } a { color: #8cf; }
 .failed, .refused { color: #f99; } .thin, .kept, .left { color: #aaa; } img { max-height: 220px; }
 """
 
