@@ -2384,6 +2384,22 @@ FAULTS = [
         JOB,
     ),
     Fault(
+        "one thread computes two slabs at once",
+        "runtime.py",
+        "workers = min(WORKERS, threads)",
+        "workers = WORKERS",
+        "threads are those that were asked for",
+        UP,
+    ),
+    Fault(
+        "workers of a data set use all cores",
+        "dataset.py",
+        "threads=orders.threads,",
+        "threads=2,",
+        "threads are those that were asked for",
+        JOB,
+    ),
+    Fault(
         "a pipe is waited for",
         "job.py",
         "    if series is None and job.source.exists() and not job.source.is_file():",

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 import thinslice
-from data_sets import CUBIC, make_job
+from data_sets import CUBIC, make_job, orders
 from make_scans import save_scan
 from test_cli import make_scan, raising
 from thick_scans import save_start
-from thinslice import job, nifti
+from thinslice import dataset, job, nifti
 from thinslice.errors import InputRefused, ModelRefused
 from thinslice.job import Wish, run_job
 
@@ -94,6 +94,20 @@ def test_a_model_is_loaded_once_for_all_scans_of_a_process(tmp_path, monkeypatch
         make_scan(tmp_path / "in" / f"scan{index}.nii.gz")
         assert run_job(make_job(tmp_path, f"scan{index}.nii.gz")).state == "done"
     assert len(loaded) == 1
+
+
+@pytest.mark.parametrize(("threads", "each", "at_once"), [(1, 1, 1), (2, 1, 2), (8, 4, 2)])
+def test_the_threads_of_a_worker_are_shared_out(tmp_path, scan, monkeypatch, threads, each, at_once):
+    asked = []
+    real, job_models = job.enhance, thinslice.weights.models_for
+    monkeypatch.setattr(job, "models_for", lambda *words: asked.append(words[1]) or job_models(*words))
+    monkeypatch.setattr(
+        job, "enhance", lambda *words, **more: asked.append(more["model"].workers) or real(*words, **more)
+    )
+    job._models.cache_clear()
+    (one,) = dataset.find_in_folder(tmp_path / "in", tmp_path / "out", orders(threads=threads)).jobs
+    assert run_job(one).state == "done"
+    assert asked == [each, at_once]
 
 
 def test_what_another_program_wrote_is_not_replaced(tmp_path, scan):
