@@ -12,8 +12,9 @@ from time import monotonic
 import numpy as np
 import pytest
 
+import thinslice
 from thick_scans import make_quick, save_start, save_thick, small_network, thick_volume
-from thinslice import cli, nifti
+from thinslice import nifti
 from thinslice.errors import ModelRefused, OutputRefused
 from thinslice.plan import make_plan
 from thinslice.upsample import upsample
@@ -549,7 +550,7 @@ def test_a_place_that_cannot_be_written_to_is_refused_before_any_work(run, start
 
 @pytest.mark.parametrize("model", ["planes-mr", "cubic", "none.onnx", "planes-mr.depth-x4.onnx"])
 def test_a_start_that_is_not_the_default_network_is_refused_in_one_line(run, scan, tmp_path, model):
-    embedded = Path(cli.__file__).parent / "embedded" / model
+    embedded = Path(thinslice.__file__).parent / "embedded" / model
     code, out, err = run("adapt", "-i", scan, "-o", tmp_path / "m", "--model", embedded if embedded.exists() else model)
     assert (code, out, len(err)) == (2, [], 1)
     assert all(word in err[0] for word in ("got ", "need ", "next: "))
@@ -663,7 +664,7 @@ def ctrl_c():
 def test_interrupted_and_continued_equals_undisturbed(run, undisturbed, scan, start, tmp_path, monkeypatch, how):
     words = ["adapt", "-i", scan, "-o", tmp_path / "mine", "--model", start]
     with monkeypatch.context() as patch:
-        patch.setattr(cli, "_say", Interrupting("step 4:", how))
+        patch.setattr("thinslice.cli.training.say", Interrupting("step 4:", how))
         code, _, err = run(*words)
     assert (code, len(err)) == (130, 1)
     assert "the same command goes on" in err[0]
@@ -772,7 +773,7 @@ def test_per_scan_the_same_command_goes_on_with_the_scan_it_was_at(run, two, sta
         shutil.copytree(folder / "models", tmp_path / "models")
     earlier = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "models").glob("*.onnx")}
     with monkeypatch.context() as patch:
-        patch.setattr(cli, "_say", Interrupting(f"{scans[1]}:", ctrl_c))
+        patch.setattr("thinslice.cli.training.say", Interrupting(f"{scans[1]}:", ctrl_c))
         assert run(*words)[0] == 130
     if not overwrite:
         assert files_in(tmp_path / "models") == ["scan-1.json", "scan-1.onnx"]
@@ -867,22 +868,22 @@ KILLED = """
 import sys, time
 import pytest, torch
 from thick_scans import make_quick
-from thinslice import cli
+from thinslice.cli import main
 from thinslice.training import export
 
 def wait_for_death(*_):
     print("now", flush=True)
     time.sleep(60)
 
-say = cli._say
 torch.set_num_threads(1)
 patch = pytest.MonkeyPatch()
 make_quick(patch, 6)
 if sys.argv[1] == "learning":
-    patch.setattr(cli, "_say", lambda line: wait_for_death() if line.strip().startswith("step 4:") else None)
+    die_at_step_4 = lambda line: wait_for_death() if line.strip().startswith("step 4:") else None
+    patch.setattr("thinslice.cli.training.say", die_at_step_4)
 else:
     patch.setattr(export, "_compare", wait_for_death)
-cli.main(sys.argv[2:])
+main(sys.argv[2:])
 """
 
 

@@ -195,7 +195,7 @@ def test_kinds_of_numbers(dtype, found):
 def test_the_options_are_those_of_the_command_line():
     verb = cli.make_parser().parse_args(["enhance", "-i", "a", "-o", "b"])
     renamed = {"spacing_mm": "spacing", "thickness_mm": "thickness", "projection": "no_projection"}
-    own = {"image", "affine", "threads", "progress"}
+    own = {"image", "affine", "threads", "scratch", "progress"}
     for name, option in inspect.signature(thinslice.enhance).parameters.items():
         if name not in own:
             default = getattr(verb, renamed.get(name, name))
@@ -343,6 +343,10 @@ def test_monai():
         (np.zeros(SHAPE, bool), {"affine": AFFINE}, InputRefused, "bool voxels"),
         (np.zeros(SHAPE, complex), {"affine": AFFINE}, InputRefused, "complex128 voxels"),
         ([[1, 2], [3]], {"affine": AFFINE}, InputRefused, "list, which is no array"),
+        (np.ma.zeros(SHAPE), {"affine": AFFINE}, InputRefused, "masked array"),
+        (np.zeros(SHAPE), {"affine": AFFINE, "factor": "2"}, PlanRefused, "factor '2'"),
+        (np.zeros(SHAPE), {"affine": AFFINE, "spacing_mm": [1]}, PlanRefused, "spacing_mm"),
+        (np.zeros(SHAPE), {"affine": AFFINE, "threads": 1.5}, PlanRefused, "threads 1.5"),
         (np.zeros((4, 5)), {"affine": AFFINE}, InputRefused, r"shape \(4, 5\)"),
         (np.zeros((4, 5, 6, 2, 2)), {"affine": AFFINE}, InputRefused, "need .x, y, z"),
         (np.zeros((4, 5, 0)), {"affine": AFFINE}, InputRefused, r"shape \(4, 5, 0\)"),
@@ -353,7 +357,7 @@ def test_monai():
         (np.zeros(SHAPE), {"affine": AFFINE, "grid": "round"}, PlanRefused, "round"),
         (np.zeros(SHAPE), {"affine": AFFINE, "factor": 2, "spacing_mm": 1}, PlanRefused, "leave one out"),
         (np.zeros(SHAPE), {"affine": AFFINE, "factor": 30}, PlanRefused, "factor of 30"),
-        (np.zeros(SHAPE), {"affine": AFFINE, "threads": 0}, PlanRefused, "0 threads"),
+        (np.zeros(SHAPE), {"affine": AFFINE, "threads": 0}, PlanRefused, "threads 0"),
         (np.zeros(SHAPE), {"affine": AFFINE, "model": "magic"}, ModelRefused, "'magic'"),
         (np.zeros(SHAPE), {"affine": AFFINE, "model": Path("no.onnx")}, ModelRefused, "no.onnx"),
         (nibabel.Nifti1Image(np.zeros((4, 5, 6), np.complex64), AFFINE), {}, InputRefused, "complex64 voxels"),

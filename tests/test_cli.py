@@ -15,6 +15,8 @@ import pytest
 from make_scans import save_scan
 from test_nifti import BAD_SCANS, DATA
 from thinslice import cli, nifti
+from thinslice.cli import options
+from thinslice.cli.terminal import uninterrupted
 from thinslice.errors import InputRefused
 from thinslice.plan import GRIDS, Plan
 from thinslice.profile import PROFILES
@@ -74,11 +76,13 @@ def test_help_comes_without_anything_slow():
     )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert answer.returncode == 0, answer.stderr
-    for verb in ("demo", "enhance", "info", "reslice", "view", "adapt", "train", "evaluate", "study"):
+    for verb in ("demo", "enhance", "batch", "info", "reslice", "view", "adapt", "train", "evaluate", "study"):
         assert verb in answer.stdout
 
 
-@pytest.mark.parametrize("verb", ["demo", "enhance", "info", "reslice", "view", "adapt", "train", "evaluate", "study"])
+@pytest.mark.parametrize(
+    "verb", ["demo", "enhance", "batch", "info", "reslice", "view", "adapt", "train", "evaluate", "study"]
+)
 def test_every_verb_has_help(run, verb):
     code, out, err = run(verb, "--help")
     assert (code, err) == (0, [])
@@ -92,8 +96,8 @@ def test_version(run):
 
 
 def test_choices_are_those_of_the_library():
-    assert cli.PROFILES == PROFILES
-    assert cli.GRIDS == GRIDS
+    assert options.PROFILES == PROFILES
+    assert options.GRIDS == GRIDS
 
 
 @pytest.mark.parametrize(
@@ -366,11 +370,13 @@ def test_a_signal_ends_it_cleanly(scan, tmp_path, kind):
     assert names(tmp_path) == ["in"]
 
 
-@pytest.mark.parametrize(("verb", "what"), [("train", "--resume"), ("evaluate", "results.jsonl")])
-def test_what_stays_after_an_interruption_is_said(run, monkeypatch, verb, what):
+@pytest.mark.parametrize(
+    ("module", "verb", "what"), [("training", "train", "--resume"), ("evaluate", "evaluate", "results.jsonl")]
+)
+def test_what_stays_after_an_interruption_is_said(run, monkeypatch, module, verb, what):
     interrupted = raising(KeyboardInterrupt())
     interrupted.__name__ = verb
-    monkeypatch.setattr(cli, verb, interrupted)
+    monkeypatch.setattr(f"thinslice.cli.{module}.{verb}", interrupted)
     words = {"train": ["default", "--data", "a"], "evaluate": ["-i", "a"]}[verb]
     code, _, err = run(verb, *words, "-o", "b")
     assert (code, len(err)) == (130, 1)
@@ -617,7 +623,7 @@ def test_an_import_is_not_cut_off_half_way(number):
     before = signal.getsignal(number)
 
     def interrupted():
-        with cli._uninterrupted():
+        with uninterrupted():
             os.kill(os.getpid(), number)
             reached.append(True)
 

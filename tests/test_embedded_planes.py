@@ -9,7 +9,7 @@ import pytest
 
 from make_scans import save_scan
 from test_cli import names
-from thinslice.cli import SAMPLE
+from thinslice.cli.enhance import SAMPLE
 from thinslice.enlarge import enlarge_depth, enlarge_slices, enlarging_matrix
 from thinslice.nifti import read
 from thinslice.plan import Plan, make_plan, through_plane_axis

@@ -910,8 +910,8 @@ def test_options_of_another_recipe_are_refused(run, tmp_path, words, said):
 
 
 def test_the_command_line_names_every_recipe():
-    from thinslice import cli
+    from thinslice.cli import training
     from thinslice.training.recipes import RECIPES
 
-    assert (*RECIPES, cli.NO_GROUND_TRUTH) == cli.RECIPES
-    assert cli.NO_GROUND_TRUTH == NAME
+    assert (*RECIPES, training.NO_GROUND_TRUTH) == training.RECIPES
+    assert training.NO_GROUND_TRUTH == NAME

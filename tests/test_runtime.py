@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 from test_upsample import flipped, same, turned
 from thinslice import runtime
 from thinslice.bench import simulate
-from thinslice.cli import SAMPLE
+from thinslice.cli.enhance import SAMPLE
 from thinslice.errors import ModelRefused
 from thinslice.metrics import data_range, foreground, psnr
 from thinslice.nifti import read

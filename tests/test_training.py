@@ -15,7 +15,6 @@ pytest.importorskip("torch", reason="training needs torch, which comes with thin
 
 import torch
 
-from thinslice import upsample as engine
 from thinslice.degrade import project
 from thinslice.networks.slab import SlabNet
 from thinslice.plan import intensity_range, make_plan
@@ -325,9 +324,7 @@ def test_training_and_inference_show_the_network_the_same():
         shown.append((slices, about, position))
         return np.zeros((len(position), *slices.shape[1:]), np.float32)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "WORKERS", 1)
-        upsample(volume, make_plan(volume), Model("spy", "cubic", run, CONTEXT))
+    upsample(volume, make_plan(volume), Model("spy", "cubic", run, CONTEXT).on(1))
     low, high = intensity_range(scan)
     for slab in range(SLABS + 2):
         slices, about, position = shown[1 + CONTEXT + slab]  # the first one shown is the slice before the stack

@@ -1,5 +1,7 @@
 """Laws of the answer as a whole: voxels and where they are."""
 
+import threading
+import time
 import tracemalloc
 from dataclasses import replace
 
@@ -437,10 +439,28 @@ def test_the_answer_is_written_where_it_is_wished(tmp_path):
 def test_how_many_slabs_are_computed_at_once_does_not_matter(case, workers):
     volume, wish = case
     wanted, _ = thinned(volume, lopsided(), **wish)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "WORKERS", workers)
-        answer, _ = thinned(volume, lopsided(), **wish)
+    answer, _ = thinned(volume, replace(lopsided(), workers=workers), **wish)
     np.testing.assert_array_equal(answer.voxels, wanted.voxels)
+
+
+def test_with_one_thread_the_network_is_asked_once_at_a_time():
+    lock, now, most = threading.Lock(), [0], []
+
+    def run(slices, geometry, position):
+        with lock:
+            now[0] += 1
+            most.append(now[0])
+        time.sleep(0.02)
+        with lock:
+            now[0] -= 1
+        return np.zeros((len(position), *slices.shape[1:]), np.float32)
+
+    volume = Volume(np.random.default_rng(0).normal(size=(8, 8, 6)).astype(np.float32), np.diag([1.0, 1.0, 4.0, 1.0]))
+    model = Model("spy", "cubic", run, 1)
+    for threads, expected in ((1, 1), (2, 2), (8, 2)):
+        most.clear()
+        thinned(volume, model.on(threads))
+        assert max(most) == expected
 
 
 def test_a_network_that_fails_is_heard_of_and_nothing_goes_on_without_it():
@@ -483,9 +503,7 @@ def test_a_network_is_shown_each_slice_once_with_its_neighbours_and_asked_up_to_
         shown.append((slices, position))
         return np.zeros((len(position), *slices.shape[1:]), np.float32)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "WORKERS", 1)
-        _, plan = thinned(volume, Model("spy", "cubic", run, context), **wish)
+    _, plan = thinned(volume, Model("spy", "cubic", run, context).on(1), **wish)
     low, high = intensity_range(volume.voxels)
     stack = (np.moveaxis(volume.voxels, 2, 0).astype(float) - low) / (high - low)
     positions = plan.positions()

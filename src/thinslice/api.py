@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral, Real
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol
@@ -102,7 +103,7 @@ class Enhanced:
         """
         case = find_place(self.acquired.source or Path(), _series(self.acquired), os.fspath(path), overwrite)
         try:
-            thin, report = self._stored_in(case.destination)
+            thin, report = self.stored_in(case.destination)
             write_answer(case, thin, self.acquired, report)
         except OSError as error:
             raise OutputRefused(
@@ -110,8 +111,8 @@ class Enhanced:
                 "room, or choose another place"
             ) from error
 
-    def _stored_in(self, target: Path) -> tuple[Volume, Report]:
-        """As a file of another format than the scan's own holds it."""
+    def stored_in(self, target: Path) -> tuple[Volume, Report]:
+        """As a file of that name, perhaps of another format than the scan's own, holds it; and the report on that."""
         if formats.same_format(ending(target) or "", formats.own_ending(self.acquired)):
             return self.volume, self.report
         voxels = nifti.allocate(self.array.shape, self.array.dtype, target.parent)
@@ -135,6 +136,7 @@ def enhance(
     fuse: bool = False,
     projection: bool = True,
     threads: int | None = None,
+    scratch: str | os.PathLike[str] | None = None,
     progress: Callable[[float], None] = untold,
 ) -> Enhanced:
     """Compute the thin slices of a scan, as ``thinslice enhance`` does.
@@ -159,7 +161,8 @@ def enhance(
         in_plane: enlarge the slices themselves first, so many times along both sides.
         fuse: ask a network in several orientations and join its answers: slower, a little better.
         projection: make the answer agree with the acquired slices.
-        threads: CPU threads for the network, two at least; default: all cores this process may use.
+        threads: CPU threads for the network; default: all cores this process may use.
+        scratch: folder for an answer that is too large for the memory; default: the system's for temporary files.
         progress: called with the share done, 0 .. 1.
 
     Raises:
@@ -170,8 +173,12 @@ def enhance(
     """
     if profile not in PROFILES:
         raise PlanRefused(f"got profile {profile!r}; need {' or '.join(PROFILES)}; next: choose one of them")
-    if threads is not None and threads < 1:
-        raise PlanRefused(f"got {threads} threads; need 1 or more; next: correct it or leave it out")
+    numbers = {"spacing_mm": spacing_mm, "factor": factor, "thickness_mm": thickness_mm}
+    for name, value in numbers.items():
+        if value is not None and not isinstance(value, Real):
+            raise PlanRefused(f"got {name} {value!r}; need a number; next: correct it or leave it out")
+    if threads is not None and not (isinstance(threads, Integral) and threads >= 1):
+        raise PlanRefused(f"got threads {threads!r}; need 1, 2 ...; next: correct it or leave it out")
     volume = to_volume(image, affine)
     chosen = model if isinstance(model, Model) else _model(model, threads)(volume)
     plan = make_plan(
@@ -188,7 +195,7 @@ def enhance(
         in_plane=in_plane,
         fuse=fuse,
     )
-    target = Path(tempfile.gettempdir()) / f"thin{formats.own_ending(volume)}"
+    target = Path(scratch or tempfile.gettempdir()) / f"thin{formats.own_ending(volume)}"
     thin, report, done = compute(volume, plan, chosen, target, progress)
     series = _series(volume)
     if series is not None:
@@ -373,6 +380,8 @@ def _file_of(image: Any) -> Path | None:
 
 def _array(data: Any) -> np.ndarray:
     """Of a tensor too, on whatever device, with or without gradients."""
+    if isinstance(data, np.ma.MaskedArray):
+        raise InputRefused("got a masked array; need a value in every voxel; next: array.filled(value)")
     try:
         for step in ("detach", "cpu"):
             data = getattr(data, step)() if hasattr(data, step) else data
@@ -403,5 +412,7 @@ def _checked(volume: Volume) -> Volume:
 
 
 def _model(wish: str | os.PathLike[str], threads: int | None) -> Callable[[Volume], Model]:
-    each = max(1, threads // WORKERS) if threads is not None else None
-    return models_for(os.fspath(wish), each, load_once)
+    if threads is None:
+        return models_for(os.fspath(wish), None, load_once)
+    choose = models_for(os.fspath(wish), max(1, threads // WORKERS), load_once)
+    return lambda volume: choose(volume).on(threads)

@@ -199,7 +199,7 @@ def find_series_cases(
         return [_into_file(study, source, target, overwrite)] if study.series else []
     if (target.exists() and not target.is_dir()) or target.suffix.lower() == ".dcm":
         raise OutputRefused(_say(target, "a file as output", "a folder for slices", "name a folder"))
-    folders = [target] if len(study.series) == 1 else [target / name for name in _folder_names(study, nameless)]
+    folders = [target] if len(study.series) == 1 else [target / name for name in names_of_series(study, nameless)]
     cases = [
         Case(one.folder, folder, folder / REPORT_NAME, one) for one, folder in zip(study.series, folders, strict=True)
     ]
@@ -265,8 +265,8 @@ def _into_file(study: "Study", source: Path, target: Path, overwrite: bool) -> C
     return case
 
 
-def _folder_names(study: "Study", nameless: bool) -> list[str]:
-    """Of each series its number and description, as they can stand in a path; each once."""
+def names_of_series(study: "Study", nameless: bool = False) -> list[str]:
+    """Of each series its number and, unless ``nameless``, description, as they can stand in a path; each once."""
     names: list[str] = []
     for one in study.series:
         number = f"{one.images[0].number or 0:03d}"

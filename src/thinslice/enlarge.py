@@ -77,7 +77,7 @@ def enlarge_slices(
         keep = keep_map(suspect, (height, width)).repeat(factor, axis=0).repeat(factor, axis=1)
         answer[index] += keep * (whole - answer[index])
 
-    _at_once(fill, range(count), progress)
+    _at_once(fill, range(count), progress, network.workers if network is not None else WORKERS)
     return answer, sum((GuardCount().with_slab(c) for c in cells), GuardCount())
 
 
@@ -120,7 +120,7 @@ def enlarge_depth(
             said = network(planes, np.matmul(matrix, planes))[:, wanted, margin : planes.shape[2] - margin]
             out[lines] += said[:, :, backwards] / np.float32(len(ways))
 
-        _at_once(add, range(0, len(seen), at_once), told)
+        _at_once(add, range(0, len(seen), at_once), told, network.workers)
 
     for way, (along, mirrored) in enumerate(ways):
         look(along, mirrored, part_of(progress, way / len(ways), (way + 1) / len(ways)))
@@ -144,16 +144,16 @@ def part_of(progress: Callable[[float], None], begin: float, end: float) -> Call
     return lambda share: progress(begin + share * (end - begin))
 
 
-def _at_once(work: Callable[[int], None], items: range, progress: Callable[[float], None]) -> None:
+def _at_once(work: Callable[[int], None], items: range, progress: Callable[[float], None], workers: int) -> None:
     """Some items beside each other; the first failure is raised, and nothing new is begun after it."""
-    with ThreadPoolExecutor(WORKERS) as workers:
-        jobs = [workers.submit(work, item) for item in items]
+    with ThreadPoolExecutor(workers) as pool:
+        jobs = [pool.submit(work, item) for item in items]
         try:
             for done, job in enumerate(jobs, 1):
                 job.result()
                 progress(done / len(jobs))
         finally:
-            workers.shutdown(cancel_futures=True)
+            pool.shutdown(cancel_futures=True)
 
 
 def _as_it_is(planes: np.ndarray) -> np.ndarray:

@@ -125,7 +125,7 @@ def write_page(
         title, warning, facts, told, data, [*(_packed(one, window) for one in scans), *map(_packed_map, maps)]
     )
     with whole_or_not(Path(path)) as part:
-        part.write_bytes(text.encode())
+        part.write_bytes(text.encode(errors="backslashreplace"))
 
 
 def find_page(wish: Path | None, acquired: Path, other: Path, overwrite: bool) -> Path:
@@ -380,4 +380,4 @@ def _policy(programs: Sequence[str], style: str) -> str:
 
 
 def _hash_of(text: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode(errors='backslashreplace')).digest()).decode()}'"

@@ -77,7 +77,7 @@ def resliced_planes(volume: Volume, axis: int, centre: tuple[int, int, int] | No
     voxels = volume.voxels[..., 0] if volume.voxels.ndim == 4 else volume.voxels
     at = centre or picture_centre(volume)
     first, second = (
-        _plane(np.take(voxels, at[across], axis=across), volume.affine, across, axis)
+        _plane(voxels[(slice(None),) * across + (at[across],)], volume.affine, across, axis)
         for across in range(3)
         if across != axis
     )

@@ -53,10 +53,12 @@ class Enlarger:
     Attributes:
         run: (planes [n, h, w], their interpolation [n, a h, b w]) -> enlarged planes [n, a h, b w], all float32.
         reach: pixels of a plane, before it is enlarged, that the answer may depend on, along both axes.
+        workers: pieces that are computed at the same time.
     """
 
     run: Callable[[np.ndarray, np.ndarray], np.ndarray]
     reach: tuple[int, int]
+    workers: int = WORKERS
 
     def __call__(self, planes: np.ndarray, base: np.ndarray) -> np.ndarray:
         """The same as ``run``."""
@@ -76,6 +78,7 @@ class Model:
         envelope: the inputs it is valid for, None for any.
         sha256: of the model file; of several, of their own ones, sorted and joined by commas.
         card: where it came from.
+        workers: slabs that are computed at the same time.
     """
 
     name: str
@@ -86,6 +89,13 @@ class Model:
     envelope: Envelope | None = None
     sha256: str | None = None
     card: dict[str, object] | None = None
+    workers: int = WORKERS
+
+    def on(self, threads: int) -> "Model":
+        """The same for so many threads: with a single one nothing is computed at the same time."""
+        workers = min(WORKERS, threads)
+        planes = {part: replace(enlarger, workers=workers) for part, enlarger in self.planes.items()}
+        return replace(self, workers=workers, planes=planes)
 
     @property
     def adds(self) -> bool:

@@ -396,6 +396,11 @@ def thickness_beside(path: Path) -> tuple[float | None, list[str]]:
     sidecar = sidecar_path(path)
     if sidecar is None or not sidecar.is_file():
         return None, []
+    return thickness_in(sidecar)
+
+
+def thickness_in(sidecar: Path) -> tuple[float | None, list[str]]:
+    """SliceThickness, in mm, of such a JSON, and notes; None where it does not say."""
     try:
         facts = json.loads(sidecar.read_text(encoding="utf-8"))
         thickness_mm = facts.get("SliceThickness")

@@ -18,7 +18,7 @@ from thinslice.enlarge import enlarge_depth, enlarge_slices, part_of, untold
 from thinslice.guard import GuardCount, keep_map, suspect_cells
 from thinslice.interpolate import INTERPOLATIONS
 from thinslice.plan import Plan, intensity_range
-from thinslice.runtime import WORKERS, Model, one_blas_thread
+from thinslice.runtime import Model, one_blas_thread
 from thinslice.slab import geometry_of, position_code
 from thinslice.volume import Volume, patient_axes
 
@@ -94,7 +94,7 @@ def upsample(
     total, clipped = GuardCount(), 0
     lines = _Lines(plan, model.base)
     fell_back = np.zeros(series.shape[:3], bool) if model.adds else None
-    workers = ThreadPoolExecutor(WORKERS)
+    workers = ThreadPoolExecutor(model.workers)
     try:
         with one_blas_thread if model.adds else nullcontext():
             for t in range(series.shape[3]):
@@ -328,7 +328,7 @@ class _Stack:
 
         The slabs that come next are begun meanwhile. Those before the first and after the last slice repeat it.
         """
-        for coming in range(slab, min(slab + WORKERS, self.plan.n_thick) + 1):
+        for coming in range(slab, min(slab + self.model.workers, self.plan.n_thick) + 1):
             if coming not in self.said:
                 self.said[coming] = self.workers.submit(self.ask, coming)
         return self.said[slab].result()

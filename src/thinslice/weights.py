@@ -23,6 +23,11 @@ def embedded_names() -> list[str]:
     return sorted({path.name.split(".")[0] for path in EMBEDDED.glob("*.onnx")})
 
 
+def known_names() -> list[str]:
+    """What a model is called that is no file of the user's."""
+    return [*embedded_names(), *INTERPOLATIONS]
+
+
 def find_model(wish: str, threads: int | None = None, load: Load = load_model) -> Model:
     """An interpolation by name, an embedded model by name, or a model file by path.
 
@@ -47,7 +52,7 @@ def find_model(wish: str, threads: int | None = None, load: Load = load_model) -
         return load(Path(f"{wish}.onnx"), threads=threads)
     if wish.endswith(".onnx") or Path(wish).exists():
         return load(Path(wish), threads=threads)
-    names = ", ".join([*embedded_names(), *INTERPOLATIONS])
+    names = ", ".join(known_names())
     raise ModelRefused(
         f"got model {wish!r}; need one of {names}, or the path of a model file (.onnx); next: choose one"
     )

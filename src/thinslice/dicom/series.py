@@ -107,8 +107,8 @@ class Study:
     notes: tuple[str, ...]
 
 
-def find_study(path: Path, computed_too: bool = False) -> Study:
-    """The series at a path: of one file, or of all DICOM files in a folder and the folders in it.
+def find_study(path: Path, computed_too: bool = False, below: bool = True) -> Study:
+    """The series at a path: of one file, or of all DICOM files in a folder and, with ``below``, in the folders in it.
 
     Slices that thinslice computed are nothing to compute from: they are found unusable but for ``computed_too``. Hidden
     files and what is no DICOM are left alone; headers are read, voxels are not.
@@ -119,7 +119,7 @@ def find_study(path: Path, computed_too: bool = False) -> Study:
     images: list[Image] = []
     broken: list[Unusable] = []
     others = 0
-    for file in _files(path, broken):
+    for file in _files(path, broken, below):
         try:
             found = read_images(file) if looks_like_dicom(file) else []
         except (InputRefused, OSError) as error:
@@ -142,8 +142,8 @@ def find_study(path: Path, computed_too: bool = False) -> Study:
     return Study(tuple(series), (*unusable, *broken), tuple(notes))
 
 
-def _files(path: Path, broken: list[Unusable]) -> Iterable[Path]:
-    """Every file at or below a path, links followed; folders without permission are added to ``broken``."""
+def _files(path: Path, broken: list[Unusable], below: bool) -> Iterable[Path]:
+    """Every file at, or also below, a path, links followed; folders without permission are added to ``broken``."""
     if not path.is_dir():
         yield path
         return
@@ -160,6 +160,8 @@ def _files(path: Path, broken: list[Unusable]) -> Iterable[Path]:
         if real not in been:
             yield from (Path(folder) / name for name in sorted(files) if not name.startswith("."))
         been.add(real)
+        if not below:
+            return
 
 
 def _acquired(image: Image) -> Image:

@@ -1,0 +1,84 @@
+"""The command line: one module per verb or family of verbs; only `thinslice.cli.terminal` prints.
+
+Whatever is slow to import is imported by the verb that needs it, so that ``thinslice --help`` answers at once. Answers
+go to standard output, refusals and the progress bar to standard error. Exit codes: 0 done, 2 refused, 130 interrupted.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from thinslice.cli.batch import add_batch
+from thinslice.cli.enhance import add_demo, add_enhance
+from thinslice.cli.evaluate import add_evaluate
+from thinslice.cli.options import Parser
+from thinslice.cli.scans import add_info, add_reslice, add_view
+from thinslice.cli.study import add_study
+from thinslice.cli.terminal import INTERRUPTED, REFUSED, complain, say, terminated_as_interrupted
+from thinslice.cli.training import add_adapt, add_train
+from thinslice.cli.words import reason_of
+from thinslice.errors import ThinsliceError
+
+_WHAT_STAYS = {
+    "batch": "what is done stays; next: the same command goes on from there",
+    "adapt": "next: the same command goes on from the last checkpoint in NAME.adapting, if there was one",
+    "train": "next: --resume goes on from the last checkpoint, if there was one",
+    "evaluate": "results.jsonl holds what was scored until then",
+}
+"""After an interruption, where it is not nothing."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code.
+
+    Args:
+        argv: the words after ``thinslice``; default: those this process was started with.
+    """
+    arguments = make_parser().parse_args(argv)
+    verb: Callable[[argparse.Namespace], int] = arguments.verb
+    try:
+        with terminated_as_interrupted():
+            return verb(arguments)
+    except KeyboardInterrupt:
+        complain(f"interrupted; {_WHAT_STAYS.get(verb.__name__, 'no unfinished file was left behind')}")
+        return INTERRUPTED
+    except BrokenPipeError:  # as in: thinslice info ... | head -1
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return REFUSED
+    except (ThinsliceError, OSError, MemoryError) as error:
+        complain(reason_of(error))
+        return REFUSED
+
+
+class _Version(argparse.Action):
+    """Looks the version up only when asked for it."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib.metadata import version
+
+        say(f"thinslice {version('thinslice')}")
+        parser.exit()
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    parser = Parser(
+        prog="thinslice",
+        description="Turn thick-slice MR and CT scans into thin-slice ones, and check the answer.",
+        epilog="Start with: thinslice demo",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+    add_demo(verbs)
+    add_enhance(verbs)
+    add_batch(verbs)
+    add_info(verbs)
+    add_reslice(verbs)
+    add_view(verbs)
+    add_adapt(verbs)
+    add_train(verbs)
+    add_evaluate(verbs)
+    add_study(verbs)
+    return parser

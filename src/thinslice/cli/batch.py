@@ -1,0 +1,277 @@
+"""The verb batch: a whole data set, on one machine or many."""
+
+import argparse
+import os
+import sys
+from hashlib import sha256
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, TextIO
+
+from thinslice.cli.options import Parser, add_plan_options, add_verb, positive, whole
+from thinslice.cli.terminal import BAR_CELLS, REFUSED, complain, in_one_line, redraw, say
+from thinslice.cli.words import named, reason_of
+from thinslice.errors import InputRefused
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from thinslice.batch import Progress
+    from thinslice.dataset import Found
+    from thinslice.job import Outcome
+
+_BAD = ("refused", "failed")
+"""How a scan of a data set may end so that the exit code says so."""
+
+LONGEST_WORDS = 60
+"""Of the name of a summary, from the labels it is of."""
+
+
+def add_batch(verbs: "argparse._SubParsersAction[Parser]") -> None:
+    """``thinslice batch`` and its options."""
+    verb = add_verb(verbs, "batch", batch, "enhance a whole data set, on one machine or many; goes on where it stopped")
+    verb.add_argument("bids", nargs="*", metavar="BIDS_DIR OUT_DIR participant", help="a BIDS data set; as a BIDS App")
+    verb.add_argument("-i", "--input", type=Path, metavar="DIR", help="or any folder of scans, with all folders in it")
+    verb.add_argument("-o", "--output", type=Path, metavar="DIR", help="folder for the answers, which keep their paths")
+    for option, example in (("--participant-label", "01"), ("--session-label", "1"), ("--suffix", "T2w")):
+        names = [option, option.replace("-label", "_label")] if "-label" in option else [option]
+        verb.add_argument(*names, nargs="+", metavar=example, help="BIDS: only these; default: all")
+    add_plan_options(verb)
+    where = verb.add_mutually_exclusive_group()
+    where.add_argument(
+        "--workers", type=positive(int), metavar="N", help="processes; default: as many as cores and memory allow"
+    )
+    where.add_argument("--scheduler", metavar="tcp://HOST:PORT", help="use the workers of this Dask scheduler")
+    verb.add_argument(
+        "--threads",
+        type=positive(int),
+        metavar="N",
+        help="of a worker; default: all cores, shared out; 1 of --scheduler",
+    )
+    verb.add_argument(
+        "--shard",
+        metavar="I/N",
+        help="do the I-th of N parts, counted from 1; default: the place of this task in a Slurm array, else all",
+    )
+    verb.add_argument(
+        "--allowed-failures",
+        type=whole,
+        default=1,
+        metavar="N",
+        help="deaths of a process that a scan may cause before it is set aside, to be tried alone (default: 1)",
+    )
+    verb.add_argument("--reports", action="store_true", help="also write a page for every scan; takes twice as long")
+    again = verb.add_mutually_exclusive_group()
+    again.add_argument("--resume", action="store_true", help="keep what an earlier run has done: so it is without, too")
+    again.add_argument("--overwrite", action="store_true", help="compute again what is done, replace other files")
+    verb.add_argument("-q", "--quiet", action="store_true", help="say nothing unless something is refused")
+
+
+def batch(arguments: argparse.Namespace) -> int:
+    """Enhance a data set; what was done earlier is kept, and what is refused or fails is named at the end."""
+    from thinslice import batch as engine
+    from thinslice.bids import write_description
+    from thinslice.job import Outcome
+    from thinslice.overview import make_table, write_page, write_table
+
+    _check_form(arguments)
+    _check_numbers(arguments)
+    engine.check_installed()
+    cores, memory_bytes = engine.cores_and_bytes()
+    workers = arguments.workers or engine.choose_workers(cores, memory_bytes)
+    index, count = engine.read_shard(arguments.shard, os.environ)
+    threads = arguments.threads or (1 if arguments.scheduler else max(1, cores // workers))
+    found = _find_data_set(arguments, threads, (index, count))
+    if count == 1 and not found.jobs and not found.failed:
+        raise InputRefused(
+            f"{arguments.input}: got a folder without any scan; need one with scans; next: check the name"
+        )
+    workers = min(workers, max(1, len(found.jobs)))
+    page = arguments.output / f"{_summary_name(arguments, index, count)}.html"
+    started, outcomes = perf_counter(), list(found.failed)
+    with _ProgressLines(arguments.quiet) as lines:
+        for one in outcomes:
+            lines.complain(named(one.name, one.reason))
+
+        def tell_workers(there: int) -> None:
+            done = len(outcomes) - len(found.failed)
+            if arguments.bids and not done:
+                lines.in_spite_of_errors(lambda: write_description(arguments.input, arguments.output))
+            hands = f"{there} worker{'s' if there > 1 else ''}"
+            waiting = f"waiting for workers of {arguments.scheduler}"
+            lines.say(f"{done} of {len(found.jobs)}, {hands if there else waiting}")
+
+        def end(progress: "Progress") -> None:
+            outcomes.append(progress.outcome)
+            lines.after(progress)
+
+        def sum_up() -> bool:
+            lines.table(make_table(outcomes, perf_counter() - started))
+            written = [
+                lines.in_spite_of_errors(lambda: write_table(page.with_suffix(".tsv"), found.jobs, outcomes)),
+                lines.in_spite_of_errors(lambda: write_page(page, found.jobs, outcomes, perf_counter() - started)),
+            ]
+            if all(written):
+                lines.table([f"wrote {page} (open it in a browser) and {page.stem}.tsv beside it"])
+            return all(written)
+
+        try:
+            if found.jobs:
+                where = engine.Engine(workers, arguments.scheduler, arguments.allowed_failures)
+                engine.run(found.jobs, where, end, tell_workers)
+        except (KeyboardInterrupt, InputRefused):
+            if outcomes:
+                reached = {one.name for one in outcomes}
+                rest = [one.name for one in found.jobs if one.name not in reached]
+                outcomes += [Outcome(name, "left", "the run ended before; next: run again") for name in rest]
+                sum_up()
+            raise
+        told = sum_up()
+    return 0 if told and not any(one.state in _BAD for one in outcomes) else REFUSED
+
+
+def _check_form(arguments: argparse.Namespace) -> None:
+    """BIDS_DIR OUT_DIR participant, or -i and -o; the former becomes the latter."""
+    of_bids = {
+        "--participant-label": arguments.participant_label,
+        "--session-label": arguments.session_label,
+        "--suffix": arguments.suffix,
+    }
+    if not arguments.bids:
+        if arguments.input is None or arguments.output is None:
+            raise InputRefused("got no data set; need -i DIR -o DIR, or BIDS_DIR OUT_DIR participant; next: name them")
+        for option, value in of_bids.items():
+            if value:
+                raise InputRefused(f"got {option} for a folder of scans; need a BIDS data set; next: leave it out")
+    elif len(arguments.bids) != 3 or arguments.bids[2] != "participant" or arguments.input or arguments.output:
+        got = " ".join(arguments.bids)
+        raise InputRefused(f"got {got}; need BIDS_DIR OUT_DIR participant, without -i and -o; next: correct it")
+    else:
+        arguments.input, arguments.output = Path(arguments.bids[0]), Path(arguments.bids[1])
+    arguments.input, arguments.output = arguments.input.absolute(), arguments.output.absolute()  # workers are elsewhere
+
+
+def _check_numbers(arguments: argparse.Namespace) -> None:
+    """What can be right for no scan is refused once, not for each."""
+    least = {"--spacing": 0.0, "--factor": 1.0, "--thickness": 0.0, "--in-plane": 0.0}
+    for option, limit in least.items():
+        value = getattr(arguments, option.removeprefix("--").replace("-", "_"))
+        if value is not None and not limit < value < float("inf"):
+            raise InputRefused(
+                f"got {option} {value:g}; need a number above {limit:g}; next: correct it or leave it out"
+            )
+
+
+def _find_data_set(arguments: argparse.Namespace, threads: int, part: tuple[int, int]) -> "Found":
+    """The scans of this shard."""
+    from thinslice.bids import SUFFIXES, Choice
+    from thinslice.dataset import Orders, apart_by_series, find_in_bids, find_in_folder, shard
+    from thinslice.job import Wish, hash_of_model
+    from thinslice.weights import known_names
+
+    wish = Wish(
+        model=arguments.model if arguments.model in known_names() else str(Path(arguments.model).absolute()),
+        spacing_mm=arguments.spacing,
+        factor=arguments.factor,
+        thickness_mm=arguments.thickness,
+        profile=arguments.profile,
+        grid=arguments.grid,
+        in_plane=arguments.in_plane,
+        fuse=arguments.fuse,
+        projection=not arguments.no_projection,
+    )
+    orders = Orders(wish, hash_of_model(wish.model), arguments.reports, arguments.overwrite, threads)
+    if not arguments.bids:
+        found = shard(find_in_folder(arguments.input, arguments.output, orders), *part)
+        return apart_by_series(found, arguments.input, arguments.output)
+    choice = Choice(arguments.participant_label, arguments.session_label, arguments.suffix or SUFFIXES)
+    found = find_in_bids(arguments.input, arguments.output, choice, orders)
+    return shard(found, *part)
+
+
+def _summary_name(arguments: argparse.Namespace, index: int, count: int) -> str:
+    """Runs of other participants, or of other parts of a data set, leave each other's summary alone."""
+    labels = [f"sub-{label.removeprefix('sub-')}" for label in sorted(arguments.participant_label or ())]
+    labels += [f"ses-{label.removeprefix('ses-')}" for label in sorted(arguments.session_label or ())]
+    words = "-".join([*labels, *sorted(arguments.suffix or ())])
+    if len(words) > LONGEST_WORDS:
+        words = f"{words[: LONGEST_WORDS - 9]}-{sha256(words.encode(errors='replace')).hexdigest()[:8]}"
+    part = f"{index}-of-{count}" if count > 1 else ""
+    return "-".join(word for word in ("summary", words, part) if word)
+
+
+class _ProgressLines:
+    """One line a scan, and how far it is: on a terminal on a last line, which is wiped at the end."""
+
+    def __init__(self, quiet: bool) -> None:
+        self.quiet, self.on_terminal = quiet, sys.stderr.isatty() and not quiet
+
+    def __enter__(self) -> "_ProgressLines":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._draw("")
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        self.table([in_one_line(text)])
+
+    def table(self, rows: "Sequence[str]") -> None:
+        """Lines that stay, as they are."""
+        self._draw("")
+        for row in [] if self.quiet else rows:
+            _if_heard(say, row, sys.stdout)
+
+    def complain(self, text: str) -> None:
+        """A line about what went wrong."""
+        self._draw("")
+        _if_heard(complain, text, sys.stderr)
+
+    def in_spite_of_errors(self, write: "Callable[[], object]") -> bool:
+        """Whether something beside the answers could be written; if not, that is told, and no more."""
+        try:
+            write()
+        except OSError as error:
+            self.complain(reason_of(error))
+            return False
+        return True
+
+    def after(self, progress: "Progress") -> None:
+        """What became of a scan, and how far it is."""
+        left = "" if progress.seconds_left is None else f", about {_duration(progress.seconds_left)} left"
+        in_log = "" if self.on_terminal or progress.done == progress.scans else left
+        self.say(f"{progress.done}/{progress.scans} {_outcome_line(progress.outcome)}{in_log}")
+        if progress.outcome.state in _BAD:
+            self.complain(named(progress.outcome.name, progress.outcome.reason))
+        share = progress.done / progress.scans
+        bar = "#" * round(share * BAR_CELLS)
+        self._draw(f"[{bar.ljust(BAR_CELLS, '.')}] {progress.done} of {progress.scans}{left}")
+
+    def _draw(self, line: str) -> None:
+        if self.on_terminal:
+            redraw(line)
+
+
+def _if_heard(tell: "Callable[[str], None]", text: str, stream: TextIO) -> None:
+    """A log whose disk is full, or a reader who has gone, ends no run of a data set; the rest goes nowhere."""
+    try:
+        tell(text)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _outcome_line(one: "Outcome") -> str:
+    from thinslice.overview import WORDS
+
+    if one.rms_percent is None:
+        return f"{one.name}: {WORDS[one.state]}" + (f" ({one.reason})" if one.state == "thin" else "")
+    seconds = f", {one.seconds:.1f} s" if one.state == "done" else ""
+    return f"{one.name}: {WORDS[one.state]}, {one.slices}{seconds}, agrees to {one.rms_percent:.2g} % RMS"
+
+
+def _duration(seconds: float) -> str:
+    """In the unit that a person would use."""
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"

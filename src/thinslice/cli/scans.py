@@ -1,0 +1,221 @@
+"""The verbs info, reslice and view: what a scan is, back onto the acquired slices, two scans on one page."""
+
+import argparse
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from thinslice.cli.options import (
+    DICOM,
+    PROFILES,
+    SCAN,
+    Parser,
+    add_plan_options,
+    add_verb,
+    plan_for,
+    read_scan,
+    sources,
+)
+from thinslice.cli.terminal import REFUSED, complain, say
+from thinslice.cli.words import named, reason_of, what_was_done
+from thinslice.errors import OutputRefused, ThinsliceError
+from thinslice.files import all_or_none
+
+if TYPE_CHECKING:
+    from thinslice.dicom.series import Study
+    from thinslice.runtime import Model
+    from thinslice.volume import Volume
+
+PATIENT_AXES = ("left-right", "front-back", "head-foot")
+
+
+# ---- info
+
+
+def add_info(verbs: "argparse._SubParsersAction[Parser]") -> None:
+    """``thinslice info`` and its options."""
+    verb = add_verb(verbs, "info", info, "say what a scan is and what enhance would do, or why it would refuse")
+    verb.add_argument("-i", "--input", required=True, type=Path, metavar="IN", help=f"{SCAN}, or a folder of them")
+    add_plan_options(verb)
+    verb.add_argument("--json", action="store_true", help="as JSON: an object, or a list of them for a folder")
+
+
+def info(arguments: argparse.Namespace) -> int:
+    """What a scan is and what would be done to it; exit code 2 where it would be refused."""
+    from functools import partial
+
+    from thinslice.cases import find_study
+    from thinslice.weights import models_for
+
+    choose = models_for(arguments.model)
+    study = find_study(arguments.input)
+    if study is None:
+        facts = [_facts(str(path), partial(read_scan, path), choose, arguments) for path in sources(arguments.input)]
+    else:
+        facts = _facts_of_study(study, choose, arguments)
+        for note in () if arguments.json else study.notes:
+            say(f"note: {note}")
+    if arguments.json:
+        say(json.dumps(facts if arguments.input.is_dir() or len(facts) != 1 else facts[0], indent=2))
+    for fact in facts:
+        if not arguments.json:
+            _describe(fact)
+        if fact["refused"] is not None:
+            name = str(fact["source"]) if "folder" in fact else Path(str(fact["source"])).name
+            complain(named(name, str(fact["refused"])))
+    return REFUSED if any(fact["refused"] is not None for fact in facts) else 0
+
+
+def _facts_of_study(
+    study: "Study", choose: "Callable[[Volume], Model]", arguments: argparse.Namespace
+) -> list[dict[str, object]]:
+    """`_facts` of every series, and of what cannot be read as one."""
+    from functools import partial
+
+    from thinslice.dicom.pixels import read_series
+
+    facts = [
+        _facts(one.label, partial(read_series, one), choose, arguments) | {"folder": str(one.folder)}
+        for one in study.series
+    ]
+    return facts + [
+        {"source": one.label, "sees": None, "plan": None, "refused": one.reason, "folder": str(one.folder)}
+        for one in study.unusable
+    ]
+
+
+def _facts(
+    name: str, read: "Callable[[], Volume]", choose: "Callable[[Volume], Model]", arguments: argparse.Namespace
+) -> dict[str, object]:
+    """What is seen in a scan (None where it cannot be read), the plan (None where refused), and the refusal."""
+    import dataclasses
+
+    seen: dict[str, object] | None = None
+    try:
+        volume = read()
+        seen = _seen(volume)
+        plan = dataclasses.asdict(plan_for(volume, choose(volume), arguments))
+    except (ThinsliceError, OSError, MemoryError) as error:
+        return {"source": name, "sees": seen, "plan": None, "refused": reason_of(error)}
+    return {"source": name, "sees": seen, "plan": plan, "refused": None}
+
+
+def _seen(volume: "Volume") -> dict[str, object]:
+    import numpy as np
+
+    from thinslice.plan import through_plane_axis
+
+    axis = through_plane_axis(volume)
+    direction = np.abs(volume.affine[:3, axis]).argmax()
+    return {
+        "shape": list(volume.voxels.shape),
+        "spacing_mm": list(volume.spacing_mm),
+        "dtype": str(volume.voxels.dtype),
+        "axis": axis,
+        "direction": PATIENT_AXES[int(direction)],
+        "thickness_mm": volume.thickness_mm,
+        "notes": list(volume.notes),
+    }
+
+
+def _describe(fact: dict[str, object]) -> None:
+    """The facts about one file as a few aligned lines."""
+    from thinslice.plan import Plan
+
+    say(f"scan   {fact['source']}" + (f"  ({fact['folder']})" if "folder" in fact else ""))
+    seen = fact["sees"]
+    if isinstance(seen, dict):
+        spacing = " x ".join(f"{mm:.4g}" for mm in seen["spacing_mm"])
+        say(f"sees   {' x '.join(map(str, seen['shape']))} voxels of {spacing} mm, {seen['dtype']}")
+        thickness = "not stated" if seen["thickness_mm"] is None else f"{seen['thickness_mm']:g} mm"
+        say(f"       slices along axis {seen['axis']} ({seen['direction']}); slice thickness: {thickness}")
+    if isinstance(fact["plan"], dict):
+        plan = Plan(**fact["plan"])
+        slab = f"{plan.profile} profile of {plan.thickness_mm:.4g} mm"
+        kept = "field of view" if plan.grid == "fov" else "outer slice centres"
+        say(f"would  {what_was_done(plan)}")
+        say(f"       factor {plan.factor:.4g}, {slab}, same {kept}, {'' if plan.projection else 'not '}projected")
+    notes = fact["plan"]["notes"] if isinstance(fact["plan"], dict) else seen["notes"] if isinstance(seen, dict) else ()
+    for note in notes:
+        say(f"note: {note}")
+    if fact["refused"] is not None:
+        say("would  refuse")
+
+
+# ---- reslice
+
+
+def add_reslice(verbs: "argparse._SubParsersAction[Parser]") -> None:
+    """``thinslice reslice`` and its options."""
+    verb = add_verb(verbs, "reslice", reslice, "bring a thin scan or segmentation back onto the acquired slices")
+    verb.add_argument("-i", "--input", required=True, type=Path, metavar="THIN", help="scan or segmentation")
+    verb.add_argument("--like", required=True, type=Path, metavar="THICK", help="the scan whose grid is wanted")
+    verb.add_argument("-o", "--output", required=True, metavar="OUT", help="file or folder")
+    kind = verb.add_mutually_exclusive_group()
+    kind.add_argument("--labels", action="store_true", help="THIN is a segmentation: majority instead of mean")
+    kind.add_argument("--image", action="store_true", help="THIN is an image; default: seen from its voxels")
+    verb.add_argument(
+        "--thickness",
+        type=float,
+        metavar="MM",
+        help="slice thickness; default: that of the plan beside THIN, else SliceThickness of the JSON beside THICK, "
+        "else its slice spacing",
+    )
+    verb.add_argument(
+        "--profile", choices=PROFILES, help="slice profile; default: that of the plan beside THIN, else gaussian"
+    )
+    verb.add_argument("--overwrite", action="store_true", help="replace OUT if it exists already")
+
+
+def reslice(arguments: argparse.Namespace) -> int:
+    """Bring a thin image or segmentation onto the grid of a thick scan."""
+    from thinslice.cases import find_reslice_case
+    from thinslice.formats import write
+    from thinslice.report import plan_beside
+    from thinslice.reslice import looks_like_labels
+    from thinslice.reslice import reslice as to_thick
+
+    thin, like = read_scan(arguments.input), read_scan(arguments.like)
+    case = find_reslice_case(arguments.input, arguments.output, arguments.overwrite)
+    if os.path.realpath(case.destination) == os.path.realpath(arguments.like):
+        raise OutputRefused(f"{case.destination}: got an output that is an input; next: choose another")
+    plan = plan_beside(arguments.input)
+    thickness_mm = arguments.thickness if arguments.thickness is not None or plan is None else plan.thickness_mm
+    profile = arguments.profile or (plan.profile if plan is not None else "gaussian")
+    labels = arguments.labels or (not arguments.image and looks_like_labels(thin))
+    padding = plan.padding if plan is not None else None
+    thick = to_thick(thin, like, thickness_mm=thickness_mm, profile=profile, labels=labels, padding=padding)
+    with all_or_none([case.destination]) as (part,):
+        write(thick, part)
+    how = "segmentation, majority" if labels else "image, mean"
+    say(f"{case.source.name}: {how} under a {profile} profile of {thick.thickness_mm:.4g} mm -> {case.destination}")
+    if labels and not arguments.labels:
+        say("  note: taken for a segmentation, its voxels form regions of equal numbers; --image if it is an image")
+    return 0
+
+
+# ---- view
+
+
+def add_view(verbs: "argparse._SubParsersAction[Parser]") -> None:
+    """``thinslice view`` and its options."""
+    verb = add_verb(verbs, "view", view, "write a page on which two scans are compared in a browser, offline")
+    verb.add_argument("acquired", type=Path, metavar="A", help=f"{SCAN}, {DICOM}; shown as it was acquired")
+    verb.add_argument("other", type=Path, metavar="B", help="another scan of the same patient space, on any grid")
+    verb.add_argument("-o", "--output", type=Path, metavar="OUT", help="the page; default: A-B.html, here")
+    verb.add_argument("--overwrite", action="store_true", help="replace OUT if it exists already")
+
+
+def view(arguments: argparse.Namespace) -> int:
+    """Put two scans onto one page."""
+    from thinslice.cases import told_apart
+    from thinslice.page import find_page, view_page
+
+    acquired, other = arguments.acquired, arguments.other
+    target = find_page(arguments.output, acquired, other, arguments.overwrite)
+    names = told_apart([acquired, other])
+    view_page(target, [(names[path], read_scan(path)) for path in (acquired, other)])
+    say(f"{names[acquired]} and {names[other]} -> {target} (open it in a browser)")
+    return 0

@@ -1,0 +1,179 @@
+"""The verb study: a blinded comparison of methods by readers, made and scored."""
+
+import argparse
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from thinslice.cli.options import (
+    DICOM,
+    SCAN,
+    Parser,
+    add_plan_options,
+    add_verb,
+    names,
+    plan_for,
+    read_scan,
+    sources,
+    whole,
+)
+from thinslice.cli.terminal import bar, complain, how_many, say
+from thinslice.cli.words import named, reason_of
+from thinslice.errors import InputRefused, OutputRefused, ThinsliceError
+from thinslice.files import all_or_none
+
+if TYPE_CHECKING:
+    from thinslice.plan import Plan
+    from thinslice.runtime import Model
+    from thinslice.study import Scan, Study
+    from thinslice.volume import Volume
+
+
+def add_study(verbs: "argparse._SubParsersAction[Parser]") -> None:
+    """``thinslice study`` and its options."""
+    verb = add_verb(verbs, "study", study, "make a blinded reader study of some methods, one offline page; or score it")
+    verb.add_argument(
+        "-i", "--input", type=Path, metavar="CASES", help=f"thick scans: {SCAN}, a folder of them, or {DICOM}"
+    )
+    verb.add_argument("-o", "--output", type=Path, metavar="PAGE", help="the page, .html; its key goes beside it")
+    verb.add_argument(
+        "--methods", type=names, metavar="NAMES", help="two or more, as --model of enhance: lanczos,default"
+    )
+    add_plan_options(verb, model=False)
+    verb.add_argument("--pairs", type=whole, metavar="N", help="comparisons, of all pairs of methods (default: 40)")
+    verb.add_argument("--repeats", type=whole, metavar="N", help="of them shown once more (default: a fifth)")
+    verb.add_argument("--seed", type=whole, default=0, metavar="S", help="of places, order and sides (default: 0)")
+    verb.add_argument(
+        "--window",
+        type=float,
+        nargs=2,
+        metavar=("BLACK", "WHITE"),
+        help="values shown black and white; default: the 0.5 and 99.5 percentiles of each scan",
+    )
+    verb.add_argument("--overwrite", action="store_true", help="replace a page and its key")
+    verb.add_argument("-q", "--quiet", action="store_true", help="say nothing unless something is refused")
+    verb.add_argument("--score", type=Path, nargs="+", metavar="RESULTS", help="instead: score what readers saved")
+    verb.add_argument("--key", type=Path, metavar="KEY", help="the study's key; default: beside the results, or here")
+    verb.add_argument("--json", action="store_true", help="the score as JSON")
+
+
+def study(arguments: argparse.Namespace) -> int:
+    """Make a page that readers compare methods on, or score what they saved."""
+    making = {"-i": arguments.input, "-o": arguments.output, "--methods": arguments.methods}
+    drawing = {"--pairs": arguments.pairs, "--repeats": arguments.repeats, "--seed": arguments.seed}
+    scoring = {"--key": arguments.key, "--json": arguments.json}
+    other = making | drawing if arguments.score else scoring
+    for option, value in other.items():
+        if value:
+            to = "score a study" if arguments.score else "make one"
+            raise InputRefused(f"got {option} to {to}; need it without; next: leave {option} out")
+    if arguments.score:
+        return _score_study(arguments)
+    for option, value in making.items():
+        if not value:
+            raise InputRefused(f"got no {option}; need -i, -o and --methods, or --score; next: add {option}")
+    return _make_study(arguments)
+
+
+def _make_study(arguments: argparse.Namespace) -> int:
+    """The page and its key; scans that a method refuses are named and left out."""
+    from thinslice.study import PAIRS, Wish, make_study
+    from thinslice.weights import find_model
+
+    files = _study_files(arguments)
+    pairs = PAIRS if arguments.pairs is None else arguments.pairs
+    wish = Wish(pairs, arguments.repeats, arguments.seed, _window(arguments.window))
+    repeated = [name for name in arguments.methods if arguments.methods.count(name) > 1]
+    if repeated:
+        raise InputRefused(f"got method {repeated[0]} twice; need different ones; next: leave one out")
+    models = {name: find_model(name) for name in arguments.methods}
+
+    def plan(volume: "Volume", model: "Model") -> "Plan":
+        """Networks as `enhance` uses them, interpolations as other programs do: not projected, nothing to fuse."""
+        bare = arguments.no_projection or not model.adds
+        wish = {"fuse": arguments.fuse and model.adds, "no_projection": bare}
+        return plan_for(volume, model, argparse.Namespace(**(vars(arguments) | wish)))
+
+    scans = _scans_of_study(arguments.input)
+    sound = [scan for scan in scans if _can_be_shown(scan, models, plan)]
+    if sound:
+        with bar("study", arguments.quiet) as show:
+            made = make_study(sound, models, plan, wish, show)
+        with all_or_none(files) as parts:
+            for part, text in zip(parts, (made.page, made.key), strict=True):
+                part.write_text(text, encoding="utf-8")
+        if not arguments.quiet:
+            _describe_study(made, files, len(sound))
+    return how_many(len(scans) - len(sound), len(scans), len(scans) > 1, "shown")
+
+
+def _study_files(arguments: argparse.Namespace) -> tuple[Path, Path]:
+    """The page and the key beside it, if they may be written."""
+    from thinslice.cases import check_writable
+
+    page: Path = arguments.output
+    if page.suffix.lower() not in (".html", ".htm"):
+        raise OutputRefused(f"{page}: got another kind of name; need .html; next: change the output's name")
+    files = page, page.with_suffix(".key.json")
+    for file in files:
+        if os.path.realpath(file) == os.path.realpath(arguments.input):
+            raise OutputRefused(f"{file}: got an output that is an input; need another place; next: choose another")
+        if file.is_dir() or (os.path.lexists(file) and not arguments.overwrite):
+            raise OutputRefused(f"{file}: got an output that exists already; next: choose another, or add --overwrite")
+    check_writable(page.parent)
+    return files
+
+
+def _window(ends: Sequence[float] | None) -> tuple[float, float] | None:
+    if ends is not None and not (ends[0] < ends[1] and abs(ends[0]) + abs(ends[1]) < float("inf")):
+        raise InputRefused(
+            f"got --window {ends[0]:g} {ends[1]:g}; need black below white; next: swap them, or leave it out"
+        )
+    return None if ends is None else (ends[0], ends[1])
+
+
+def _scans_of_study(path: Path) -> "list[Scan]":
+    from functools import partial
+
+    from thinslice.cases import find_study
+    from thinslice.study import Scan
+
+    found = find_study(path)
+    if found is None:
+        return [Scan(file.name, partial(read_scan, file)) for file in sources(path)]
+    from thinslice.dicom.pixels import read_series
+
+    def refuse(reason: str) -> NoReturn:
+        raise InputRefused(reason)
+
+    usable = [Scan(one.label, partial(read_series, one)) for one in found.series]
+    return usable + [Scan(one.label, partial(refuse, one.reason)) for one in found.unusable]
+
+
+def _can_be_shown(scan: "Scan", models: "dict[str, Model]", plan: "Callable[[Volume, Model], Plan]") -> bool:
+    """False where a method refuses the scan, after saying why."""
+    from thinslice.study import check_scan
+
+    try:
+        check_scan(scan, models, plan)
+    except (ThinsliceError, OSError, MemoryError) as error:
+        complain(named(scan.name, reason_of(error)))
+        return False
+    return True
+
+
+def _describe_study(made: "Study", files: tuple[Path, Path], scans: int) -> None:
+    say(f"made   {made.comparisons} comparisons of {scans} scan(s), {made.repeats} of them shown twice")
+    for note in made.notes:
+        say(f"  note: {note}")
+    say(f"wrote  {files[0]} ({len(made.page) / 1e6:.1f} MB; give readers this file alone)")
+    say(f"       {files[1]} (which picture is whose: keep it, it is needed to score)")
+
+
+def _score_study(arguments: argparse.Namespace) -> int:
+    from thinslice.preference import make_table, score
+
+    found = score(arguments.score, arguments.key)
+    say(found.to_json() if arguments.json else make_table(found))
+    return 0

@@ -1,0 +1,379 @@
+"""Which scans a data set has, where each answer goes, and what people see of it."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import dicom_files
+from data_sets import make_latin, make_raw, names_of, orders, tree
+from test_cli import make_scan
+from thinslice import bids, dataset, nifti, overview
+from thinslice.errors import InputRefused, OutputRefused
+from thinslice.job import Outcome, run_job
+from thinslice.report import plan_beside
+
+
+@pytest.fixture
+def raw(tmp_path):
+    return make_raw(tmp_path / "raw")
+
+
+@pytest.fixture
+def latin(tmp_path):
+    return make_latin(tmp_path / "in")
+
+
+# ---- a folder of scans
+
+
+def test_a_folder_is_searched_to_the_bottom(tmp_path):
+    for name in ("b.nii.gz", "a/x.nii", "a/deep/x.nii.gz", ".hidden/x.nii.gz", "out/x.nii.gz", "a/.y.nii.gz"):
+        make_scan(tmp_path / name)
+    (tmp_path / "a" / "notes.txt").write_text("not a scan")
+    found = dataset.find_in_folder(tmp_path, tmp_path / "out", orders())
+    assert names_of(found) == ["a/deep/x.nii.gz", "a/x.nii", "b.nii.gz"]
+    assert found.jobs[0].destination == tmp_path / "out" / "a" / "deep" / "x.nii.gz"
+    assert not found.failed
+
+
+def test_a_folder_of_dicom_slices_is_one_scan(tmp_path):
+    dicom_files.stack(tmp_path / "in" / "patient" / "t2")
+    found = dataset.find_in_folder(tmp_path / "in", tmp_path / "out", orders())
+    assert names_of(found) == ["patient/t2"]
+    outcome = run_job(found.jobs[0])
+    assert (outcome.state, outcome.reason) == ("done", "")
+    assert nifti.read(tmp_path / "out" / "patient" / "t2.nii.gz").shape[2] > 5
+    again = dataset.find_in_folder(tmp_path / "in", tmp_path / "out", orders())
+    assert run_job(again.jobs[0]).state == "kept"
+
+
+def all_series(tmp_path):
+    found = dataset.find_in_folder(tmp_path / "in", tmp_path / "out", orders(pages=True))
+    return dataset.apart_by_series(found, tmp_path / "in", tmp_path / "out")
+
+
+def test_every_series_of_a_folder_is_a_scan(tmp_path):
+    """As when a disc is copied into one folder: two series, a scout, a damaged file, and one more series below."""
+    values = dicom_files.stack(tmp_path / "in" / "cd", series=3, description="T2 TSE", named="A")
+    dicom_files.stack(tmp_path / "in" / "cd", series=4, description="T1/SE", named="B", count=5)
+    dicom_files.stack(tmp_path / "in" / "cd", series=1, description="scout", named="C", count=1)
+    (tmp_path / "in" / "cd" / "D").write_bytes(bytes(128) + b"DICM" + b"torn")
+    dicom_files.stack(tmp_path / "in" / "cd" / "more", series=5)
+    make_scan(tmp_path / "in" / "x.nii.gz")
+    found = all_series(tmp_path)
+    assert names_of(found) == ["cd/003_T2_TSE", "cd/004_T1_SE", "cd/more", "x.nii.gz"]
+    assert [(one.name.split(" ")[0], one.state) for one in found.failed] == [("cd/1", "refused"), ("cd/D", "refused")]
+    assert [run_job(one).state for one in found.jobs] == ["done"] * 4
+    assert plan_beside(tmp_path / "out" / "cd" / "003_T2_TSE.nii.gz").n_thick == len(values)
+    assert (tmp_path / "out" / "cd" / "004_T1_SE.nii.gz").is_file()
+    assert (tmp_path / "out" / "reports" / "cd" / "004_T1_SE.html").is_file()
+    assert (tmp_path / "out" / "cd" / "more.nii.gz").is_file()
+
+
+def test_a_link_leads_the_answer_of_no_series_to_an_input(tmp_path):
+    for number in (3, 4):
+        dicom_files.stack(tmp_path / "in" / "cd", series=number, named=f"{number}-")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "cd").symlink_to(tmp_path / "in" / "cd")
+    found = all_series(tmp_path)
+    assert (names_of(found), len(found.failed)) == ([], 2)
+    assert "link" in found.failed[0].reason
+
+
+def test_a_series_is_done_again_when_its_own_files_change(tmp_path):
+    for number, description in ((3, "T2"), (4, "T1")):
+        dicom_files.stack(tmp_path / "in", series=number, description=description, named=f"{description}-")
+    assert [run_job(one).state for one in all_series(tmp_path).jobs] == ["done", "done"]
+    assert [run_job(one).state for one in all_series(tmp_path).jobs] == ["kept", "kept"]
+    dicom_files.stack(tmp_path / "in", series=4, description="T1", named="T1-", values=np.full((8, 20, 24), 7))
+    assert [run_job(one).state for one in all_series(tmp_path).jobs] == ["kept", "done"]
+    jobs = all_series(tmp_path).jobs
+    for file in (tmp_path / "in").glob("T1-*"):
+        file.unlink()
+    gone = run_job(jobs[1])
+    assert gone.state == "failed"
+    assert "run again" in gone.reason
+
+
+def test_what_holds_no_image_is_no_scan(tmp_path):
+    dicom_files.stack(tmp_path / "in" / "t2")
+    text = dicom_files.header()
+    text.SOPClassUID, text.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.88.11", "1.2.3"
+    dicom_files.save(text, tmp_path / "in" / "report")
+    found = all_series(tmp_path)
+    assert (names_of(found), found.failed) == (["t2"], [])
+
+
+def test_slices_directly_in_the_folder_are_a_scan(tmp_path):
+    dicom_files.stack(tmp_path / "in")
+    found = dataset.find_in_folder(tmp_path / "in", tmp_path / "out", orders())
+    assert names_of(found) == ["in"]
+    assert run_job(found.jobs[0]).state == "done"
+    assert (tmp_path / "out" / "in.nii.gz").is_file()
+
+
+def test_links_to_folders_are_followed_once(tmp_path):
+    for name in ("in/a/x.nii.gz", "store/y.nii.gz", "in/out/z.nii.gz"):
+        make_scan(tmp_path / name)
+    for name, target in (("0", "in/a"), ("a/up", "in"), ("b", "store"), ("c", "store"), ("made", "in/out")):
+        (tmp_path / "in" / name).symlink_to(tmp_path / target)
+    (tmp_path / "store" / "round").symlink_to(tmp_path / "store")
+    found = dataset.find_in_folder(tmp_path / "in", tmp_path / "in" / "out", orders())
+    assert names_of(found) == ["a/x.nii.gz", "b/y.nii.gz"]
+    assert not found.failed
+
+
+def test_folders_that_cannot_be_read_are_named(tmp_path, monkeypatch):
+    for name in ("a/x.nii.gz", "closed/y.nii.gz"):
+        make_scan(tmp_path / "in" / name)
+    real = os.scandir
+
+    def scandir(path):
+        if Path(path).name == "closed":
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    found = dataset.find_in_folder(tmp_path / "in", tmp_path / "out", orders())
+    assert names_of(found) == ["a/x.nii.gz"]
+    assert [(one.name, one.state) for one in found.failed] == [("closed", "failed")]
+    assert "Permission denied" in found.failed[0].reason
+
+
+def test_two_answers_never_share_a_name(tmp_path):
+    for name in ("a.nii.gz", "a.nii", "b.nii.gz"):
+        make_scan(tmp_path / "in" / name)
+    found = dataset.find_in_folder(tmp_path / "in", tmp_path / "out", orders())
+    assert names_of(found) == ["a.nii", "b.nii.gz"]
+    assert [(one.name, one.state) for one in found.failed] == [("a.nii.gz", "failed")]
+
+
+def test_folders_that_cannot_be(tmp_path):
+    scan = make_scan(tmp_path / "in" / "a.nii.gz")
+    with pytest.raises(OutputRefused):
+        dataset.find_in_folder(tmp_path / "in", tmp_path / "in" / ".." / "in", orders())
+    with pytest.raises(InputRefused, match="enhance"):
+        dataset.find_in_folder(scan, tmp_path / "out", orders())
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputRefused, match="without any scan"):
+        dataset.find_in_folder(tmp_path / "empty", tmp_path / "out", orders())
+
+
+def test_an_output_that_holds_the_scans_is_refused(tmp_path):
+    """raw/raw/x.nii.gz would go to raw/x.nii.gz."""
+    for name in ("raw/x.nii.gz", "raw/raw/x.nii.gz"):
+        make_scan(tmp_path / name)
+    before = tree(tmp_path)
+    for output in (tmp_path, tmp_path.parent):
+        with pytest.raises(OutputRefused, match="holds the scans"):
+            dataset.find_in_folder(tmp_path / "raw", output, orders(redo=True))
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("out", ["out", "in/out"])
+def test_a_link_in_the_output_leads_no_answer_to_an_input(tmp_path, out):
+    for name in ("a/x.nii.gz", "a/b/x.nii.gz", "y.nii.gz"):
+        make_scan(tmp_path / "in" / name)
+    (tmp_path / out).mkdir()
+    (tmp_path / out / "a").symlink_to(tmp_path / "in" / "a")
+    found = dataset.find_in_folder(tmp_path / "in", tmp_path / out, orders(redo=True))
+    assert names_of(found) == ["y.nii.gz"]
+    assert [(one.name, one.state) for one in found.failed] == [("a/b/x.nii.gz", "failed"), ("a/x.nii.gz", "failed")]
+    assert "link" in found.failed[0].reason
+
+
+def test_a_link_in_the_input_leads_to_no_input_in_the_output(tmp_path):
+    """The scan is a link to where its answer, or the JSON of its answer, would go."""
+    for name in ("x.nii.gz", "y.nii"):
+        make_scan(tmp_path / "store" / name)
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "x.nii.gz").symlink_to(tmp_path / "store" / "x.nii.gz")
+    (tmp_path / "in" / "y.nii.gz").symlink_to(tmp_path / "store" / "y.nii")
+    found = dataset.find_in_folder(tmp_path / "in", tmp_path / "store", orders(redo=True))
+    assert names_of(found) == []
+    assert len(found.failed) == 2
+
+
+def test_folder_to_folder_does_not_write_into_raw_data(tmp_path, raw):
+    make_scan(tmp_path / "in" / "x.nii.gz")
+    for place in ("", "sub-01", "sub-01/anat", "out", "derivatives"):
+        with pytest.raises(OutputRefused, match="raw data"):
+            dataset.find_in_folder(tmp_path / "in", raw / place, orders())
+    assert names_of(dataset.find_in_folder(tmp_path / "in", raw / "derivatives" / "thin", orders())) == ["x.nii.gz"]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+def test_the_shards_are_the_data_set(tmp_path, count):
+    for index in range(5):
+        make_scan(tmp_path / "in" / f"{index}.nii.gz")
+    found = dataset.find_in_folder(tmp_path / "in", tmp_path / "out", orders())
+    shards = [names_of(dataset.shard(found, index + 1, count)) for index in range(count)]
+    assert sorted(name for shard in shards for name in shard) == names_of(found)
+    assert max(map(len, shards)) - min(map(len, shards)) <= 1
+
+
+# ---- BIDS
+
+
+def test_images_are_picked_by_place_suffix_and_label(raw):
+    def found(**choice):
+        return [path.name.removesuffix(".nii.gz") for path in bids.find_images(raw, bids.Choice(**choice))[0]]
+
+    one = ["sub-01_T1w", "sub-01_T2w", "sub-01_acq-ax_run-2_FLAIR"]
+    assert found() == [*one, "sub-02_ses-a_T2w", "sub-02_ses-b_T1w"]
+    assert found(participants=["01"]) == found(participants=["sub-01"]) == one
+    assert found(sessions=["b"]) == ["sub-02_ses-b_T1w"]
+    assert found(suffixes=["FLAIR"]) == ["sub-01_acq-ax_run-2_FLAIR"]
+    with pytest.raises(InputRefused, match="participant 3"):
+        found(participants=["01", "3"])
+    with pytest.raises(InputRefused, match="no image"):
+        found(suffixes=["PDw"])
+    with pytest.raises(InputRefused, match="session c"):
+        found(sessions=["b", "c"])
+    for part in ("phase", "real", "imag"):
+        make_scan(raw / f"sub-01/anat/sub-01_part-{part}_T2starw.nii.gz")
+    make_scan(raw / "sub-01/anat/sub-01_part-mag_T2starw.nii.gz")
+    assert found(suffixes=["T2starw"]) == ["sub-01_part-mag_T2starw"]
+    with pytest.raises(InputRefused, match="dataset_description"):
+        bids.find_images(raw.parent, bids.Choice())
+
+
+@pytest.mark.parametrize("place", ["", "sub-02/", "sub-02/ses-a/", "sub-02/ses-a/anat/"])
+def test_thickness_is_inherited(raw, tmp_path, place):
+    """From the root, the participant, the session or the folder; the nearest holds, and other images' do not."""
+
+    def outcome():
+        choice = bids.Choice(participants=["02"], sessions=["a"])
+        (one,) = dataset.find_in_bids(raw, tmp_path / "out", choice, orders()).jobs
+        state = run_job(one).state
+        return state, json.loads(one.sidecar.read_text())["plan"]["thickness_mm"]
+
+    own = raw / "sub-02/ses-a/anat/sub-02_ses-a_T2w.json"
+    own.write_text('{"EchoTime": 0.1}')
+    prefix = {"": "", "sub-02/": "sub-02_"}.get(place, "sub-02_ses-a_" if place.endswith("ses-a/") else "sub-02_")
+    (raw / "T2w.json").write_text('{"SliceThickness": 2.5}')
+    for foreign in ("T1w", "acq-ax_T2w"):
+        (raw / f"{place}{prefix}{foreign}.json").write_text('{"SliceThickness": 2}')
+    (raw / f"{place}{prefix}T2w.json").write_text('{"SliceThickness": 3.5}')
+    assert outcome() == ("done", 3.5)
+    assert outcome() == ("kept", 3.5)
+    (raw / f"{place}{prefix}T2w.json").write_text('{"SliceThickness": 3.0}')
+    assert outcome() == ("done", 3.0)
+    own.write_text('{"SliceThickness": 3.9}')
+    assert outcome() == ("done", 3.9), "its own comes first"
+
+
+@pytest.mark.parametrize("place", ["", "sub-01", "out", "derivatives", "../"])
+def test_raw_data_is_no_output(raw, place):
+    with pytest.raises(OutputRefused):
+        bids.check_output(raw, raw / place)
+
+
+@pytest.mark.parametrize("described", ['{"Name": "Other", "BIDSVersion": "1.9.0"}', "{torn"])
+def test_other_raw_data_is_no_output_either(raw, tmp_path, described):
+    (tmp_path / "other" / "sub-09").mkdir(parents=True)
+    (tmp_path / "other" / "dataset_description.json").write_text(described)
+    for place in ("other/sub-09", "other/new"):
+        with pytest.raises(OutputRefused, match="raw data"):
+            dataset.find_in_bids(raw, tmp_path / place, bids.Choice(), orders())
+    assert dataset.find_in_bids(raw, tmp_path / "other/derivatives/thin", bids.Choice(), orders()).jobs
+
+
+@pytest.mark.parametrize("closed", ["sub-01/anat", "sub-02", "sub-02/ses-a"])
+def test_folders_of_participants_that_cannot_be_read_are_named(raw, tmp_path, monkeypatch, closed):
+    real = os.listdir
+
+    def listdir(path):
+        if str(path).startswith(str(raw / closed)):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "listdir", listdir)
+    found = dataset.find_in_bids(raw, tmp_path / "out", bids.Choice(participants=["01", "02"]), orders())
+    assert [(one.name.startswith(closed), one.state) for one in found.failed] == [(True, "failed")]
+    assert not [one for one in found.jobs if one.name.startswith(closed)]
+    assert found.jobs
+
+
+@pytest.mark.parametrize("choice", [{"sessions": ["a/b"]}, {"participants": ["../01"]}, {"suffixes": ["T2w", "x y"]}])
+def test_labels_are_letters_and_digits(raw, tmp_path, choice):
+    with pytest.raises(InputRefused, match="letters and digits"):
+        dataset.find_in_bids(raw, tmp_path / "out", bids.Choice(**choice), orders())
+
+
+def test_outputs_of_other_programs_are_left_alone(raw):
+    bids.check_output(raw, raw / "derivatives" / "thinslice")
+    other = raw / "derivatives" / "other"
+    (other / "dataset_description.json").write_text('{"Name": "x", "GeneratedBy": [{"Name": "fmriprep"}]}')
+    with pytest.raises(OutputRefused, match="another program"):
+        bids.check_output(raw, other)
+
+
+# ---- what people see
+
+
+def write_overview(folder, jobs, outcomes):
+    overview.write_table(folder / "summary.tsv", jobs, outcomes)
+    overview.write_page(folder / "summary.html", jobs, outcomes, 2.0)
+    return folder / "summary.html"
+
+
+def test_a_table_gives_names_as_they_are(tmp_path):
+    make_scan(tmp_path / "in" / "a  b\tc.nii.gz")
+    found = dataset.find_in_folder(tmp_path / "in", tmp_path / "out", orders())
+    write_overview(tmp_path / "out", found.jobs, [run_job(found.jobs[0])])
+    (row,) = (tmp_path / "out" / "summary.tsv").read_text().splitlines()[1:]
+    assert row.split("\t")[0] == "a  b c.nii.gz"
+
+
+def test_a_page_of_an_earlier_run_is_linked(tmp_path):
+    make_scan(tmp_path / "in" / "x.nii.gz")
+    for pages in (True, False):
+        found = dataset.find_in_folder(tmp_path / "in", tmp_path / "out", orders(pages=pages))
+        outcome = run_job(found.jobs[0])
+        assert "reports/x.html" in write_overview(tmp_path / "out", found.jobs, [outcome]).read_text()
+    (tmp_path / "out" / "reports" / "x.html").unlink()
+    assert "reports/x.html" not in write_overview(tmp_path / "out", found.jobs, [outcome]).read_text()
+
+
+def test_the_overview_names_all_and_links_what_is_there(tmp_path):
+    make_scan(tmp_path / "in" / "a <b>" / "ä scan.nii.gz")
+    found = dataset.find_in_folder(tmp_path / "in", tmp_path / "out", orders(pages=True))
+    bad = Outcome("bad & torn.nii.gz", "failed", "got <nothing>\tat all; need a scan")
+    page = write_overview(tmp_path / "out", found.jobs, [run_job(found.jobs[0]), bad])
+    text = page.read_text()
+    assert "<b>" not in text
+    assert "bad &amp; torn.nii.gz" in text
+    assert text.index("bad &amp; torn") < text.index("a &lt;b&gt;"), "what failed comes first"
+    from urllib.parse import unquote
+
+    links = [unquote(part.split('"')[0]) for part in text.replace('src="', 'href="').split('href="')[1:]]
+    assert len(links) == 4
+    assert all((tmp_path / "out" / link).is_file() for link in links)
+    assert not [word for word in ("http:", "https:", "//") if word in text]
+    rows = (tmp_path / "out" / "summary.tsv").read_text().splitlines()
+    assert [len(row.split("\t")) for row in rows] == [7, 7, 7]
+
+
+def test_names_that_are_no_utf_8(tmp_path, latin):
+    from urllib.parse import unquote_to_bytes
+
+    found = dataset.find_in_folder(latin, tmp_path / "out", orders(pages=True))
+    outcomes = [run_job(one) for one in found.jobs]
+    assert [(one.state, one.reason) for one in outcomes] == [("done", "")] * 2
+    page = write_overview(tmp_path / "out", found.jobs, outcomes)
+    assert "M\\udcfcller.nii.gz" in page.with_suffix(".tsv").read_text(encoding="utf-8")
+    text = page.read_text(encoding="utf-8")
+    links = [unquote_to_bytes(part.split('"')[0]) for part in text.replace('src="', 'href="').split('href="')[1:]]
+    assert len(links) == 8
+    assert all(os.path.isfile(os.fsencode(tmp_path / "out") + b"/" + link) for link in links)
+
+
+def test_the_page_stays_small(tmp_path):
+    many = [Outcome(f"{index}.nii.gz", "failed", "got nothing") for index in range(overview.MOST_ROWS + 5)]
+    text = write_overview(tmp_path, [], many).read_text()
+    assert "and 5 more" in text
+    assert len((tmp_path / "summary.tsv").read_text().splitlines()) == len(many) + 1

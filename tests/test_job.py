@@ -1,0 +1,295 @@
+"""One scan of a data set: what is done once is kept, what is changed is done again, and nothing is half there."""
+
+import errno
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import thinslice
+from data_sets import CUBIC, make_job, orders
+from make_scans import save_scan
+from test_cli import make_scan, raising
+from thick_scans import save_start
+from thinslice import dataset, job, nifti
+from thinslice.errors import InputRefused, ModelRefused
+from thinslice.job import Wish, run_job
+
+
+@pytest.fixture
+def scan(tmp_path):
+    return make_scan(tmp_path / "in" / "scan.nii.gz")
+
+
+def test_a_job_is_done_once(tmp_path, scan):
+    first = run_job(make_job(tmp_path))
+    assert (first.state, first.reason, first.slices) == ("done", "", "6 x 4 mm -> 24 x 1 mm")
+    before = (tmp_path / "out" / "scan.nii.gz").stat()
+    again = run_job(make_job(tmp_path))
+    after = (tmp_path / "out" / "scan.nii.gz").stat()
+    assert again.state == "kept"
+    assert (again.rms_percent, again.worst_percent) == (first.rms_percent, first.worst_percent)
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    assert sorted(os.listdir(tmp_path / "out")) == ["scan.json", "scan.nii.gz", "scan.png"]
+
+
+def test_the_answer_is_that_of_enhance(run, tmp_path, scan):
+    run_job(make_job(tmp_path))
+    run("enhance", "-i", scan, "-o", tmp_path / "alone.nii.gz", "--model", "cubic")
+    one, other = nifti.read(tmp_path / "out" / "scan.nii.gz"), nifti.read(tmp_path / "alone.nii.gz")
+    np.testing.assert_array_equal(one.voxels, other.voxels)
+    np.testing.assert_array_equal(one.affine, other.affine)
+
+
+def test_what_has_changed_is_done_again(tmp_path, scan):
+    def outcome(**more):
+        return run_job(make_job(tmp_path, **more)).state
+
+    assert outcome() == "done"
+    shutil.copy2(scan, scan.with_name("copy.nii.gz"))
+    scan.with_name("copy.nii.gz").replace(scan)
+    assert outcome() == "kept", "the same bytes in another file are the same scan"
+    scan.with_suffix("").with_suffix(".json").write_text('{"SliceThickness": 3}')
+    assert outcome() == "done", "the JSON beside the scan tells the thickness"
+    assert outcome(wish=replace(CUBIC, factor=2.0)) == "done"
+    assert outcome(wish=replace(CUBIC, factor=2.0)) == "kept"
+    assert outcome(wish=Wish(model="linear")) == "done"
+    size = scan.stat().st_size
+    volume = nifti.read(scan)
+    nifti.write(replace(volume, voxels=volume.voxels + np.int16(1)), scan)
+    assert abs(scan.stat().st_size - size) < 200
+    assert outcome(wish=Wish(model="linear")) == "done", "other voxels under the same name"
+    answer = tmp_path / "out" / "scan.nii.gz"
+    answer.write_bytes(answer.read_bytes()[:-9])
+    assert outcome(wish=Wish(model="linear")) == "done", "an answer that was cut off"
+    answer.unlink()
+    assert outcome(wish=Wish(model="linear")) == "done", "an answer that is gone"
+    assert outcome(wish=Wish(model="linear")) == "kept"
+    assert outcome(wish=Wish(model="linear"), redo=True) == "done"
+
+
+def test_another_model_of_the_same_name_does_it_again(tmp_path, scan):
+    pytest.importorskip("torch")
+    file = save_start(tmp_path / "model.onnx", seed=1, loud=1.0)
+    wish = Wish(model=str(file))
+    assert run_job(make_job(tmp_path, wish=wish)).state == "done"
+    assert run_job(make_job(tmp_path, wish=wish)).state == "kept"
+    old = job.hash_of_model(str(file))
+    save_start(file, seed=2, loud=1.0)
+    assert run_job(make_job(tmp_path, wish=wish)).state == "done"
+    stale = run_job(make_job(tmp_path, wish=replace(wish, factor=2.0), model_sha256=old, threads=3))
+    assert stale.state == "refused", "a worker that finds another file than the run was started with"
+    assert "sha256" in stale.reason
+
+
+def test_a_model_is_loaded_once_for_all_scans_of_a_process(tmp_path, monkeypatch):
+    loaded = []
+    monkeypatch.setattr(job, "models_for", lambda *words: loaded.append(words) or job_models(*words))
+    job_models = thinslice.weights.models_for
+    job._models.cache_clear()
+    for index in range(3):
+        make_scan(tmp_path / "in" / f"scan{index}.nii.gz")
+        assert run_job(make_job(tmp_path, f"scan{index}.nii.gz")).state == "done"
+    assert len(loaded) == 1
+
+
+@pytest.mark.parametrize(("threads", "each", "at_once"), [(1, 1, 1), (2, 1, 2), (8, 4, 2)])
+def test_the_threads_of_a_worker_are_shared_out(tmp_path, scan, monkeypatch, threads, each, at_once):
+    asked = []
+    real, job_models = job.enhance, thinslice.weights.models_for
+    monkeypatch.setattr(job, "models_for", lambda *words: asked.append(words[1]) or job_models(*words))
+    monkeypatch.setattr(
+        job, "enhance", lambda *words, **more: asked.append(more["model"].workers) or real(*words, **more)
+    )
+    job._models.cache_clear()
+    (one,) = dataset.find_in_folder(tmp_path / "in", tmp_path / "out", orders(threads=threads)).jobs
+    assert run_job(one).state == "done"
+    assert asked == [each, at_once]
+
+
+def test_what_another_program_wrote_is_not_replaced(tmp_path, scan):
+    theirs = tmp_path / "out" / "scan.nii.gz"
+    make_scan(theirs)
+    before = theirs.read_bytes()
+    outcome = run_job(make_job(tmp_path))
+    assert outcome.state == "failed"
+    assert "--overwrite" in outcome.reason
+    assert theirs.read_bytes() == before
+    assert os.listdir(tmp_path / "out") == ["scan.nii.gz"]
+    assert run_job(make_job(tmp_path, redo=True)).state == "done"
+
+
+def test_what_a_dead_run_left_gives_no_right_to_the_files_of_others(tmp_path, scan):
+    """Their file came after a run that was killed while it computed."""
+    one = make_job(tmp_path)
+    one.stage.mkdir(parents=True)
+    (one.stage / "scan.nii.gz").write_bytes(b"half")
+    theirs = make_scan(tmp_path / "out" / "scan.nii.gz")
+    before = theirs.read_bytes()
+    assert run_job(one).state == "failed"
+    assert theirs.read_bytes() == before
+
+
+@pytest.mark.parametrize("until", [0, 1, 2])
+def test_a_run_that_dies_between_the_renames_is_made_whole(tmp_path, scan, monkeypatch, until):
+    """Died after so many of three: the picture, the answer, the JSON. What is there then is never taken for done."""
+    assert run_job(make_job(tmp_path, wish=replace(CUBIC, factor=2.0))).state == "done"
+
+    class Dead(BaseException):
+        pass
+
+    real, moved = os.replace, []
+
+    def move(part, target):
+        if Path(target).parent == tmp_path / "out":
+            if len(moved) == until:
+                raise Dead
+            moved.append(target)
+        real(part, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(job.os, "replace", move)
+        with pytest.raises(Dead):
+            run_job(make_job(tmp_path))
+    assert not (tmp_path / "out" / "scan.json").exists()
+    assert run_job(make_job(tmp_path)).state == "done"
+    assert sorted(os.listdir(tmp_path / "out")) == ["scan.json", "scan.nii.gz", "scan.png"]
+
+
+@pytest.mark.parametrize(
+    ("error", "state", "told"),
+    [
+        (OSError(28, "No space left on device"), "failed", "No space left"),
+        (MemoryError(), "failed", "memory"),
+        (InputRefused("got nonsense"), "failed", "got nonsense"),
+        (ModelRefused("got no model"), "refused", "got no model"),
+        (RuntimeError("boom"), "failed", "boom"),
+    ],
+)
+def test_what_goes_wrong_is_told_and_leaves_nothing(tmp_path, scan, monkeypatch, error, state, told):
+    monkeypatch.setattr(job, "write", raising(error))
+    outcome = run_job(make_job(tmp_path))
+    assert outcome.state == state
+    assert told in outcome.reason
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks(tmp_path, scan, monkeypatch, number):
+    monkeypatch.setattr(job.fcntl, "flock", raising(OSError(number, os.strerror(number))))
+    assert run_job(make_job(tmp_path)).state == "done"
+    assert sorted(os.listdir(tmp_path / "out")) == ["scan.json", "scan.nii.gz", "scan.png"]
+
+
+def test_a_scan_that_is_elsewhere(tmp_path):
+    """As the files of a DataLad data set whose contents have not been fetched."""
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "scan.nii.gz").symlink_to(tmp_path / "annex" / "key")
+    outcome = run_job(make_job(tmp_path))
+    assert outcome.state == "failed"
+    assert "check links" in outcome.reason
+
+
+def test_what_is_no_file_is_named(tmp_path):
+    """To open it would wait for ever."""
+    (tmp_path / "in").mkdir()
+    os.mkfifo(tmp_path / "in" / "scan.nii.gz")
+    outcome = run_job(make_job(tmp_path))
+    assert (outcome.state, outcome.reason.split(";")[0]) == ("failed", "got scan.nii.gz, which is no file")
+
+
+@pytest.mark.parametrize(("spacing", "state"), [(1.35, "thin"), (1.45, "done")])
+def test_where_thick_begins(tmp_path, spacing, state):
+    """1.4 times the coarser side of a pixel."""
+    make_scan(tmp_path / "in" / "scan.nii.gz", spacing_mm=(0.5, 1.0, spacing))
+    outcome = run_job(make_job(tmp_path))
+    assert outcome.state == state
+    assert (tmp_path / "out").exists() == (state == "done"), "nothing is left where nothing came of it"
+
+
+def test_parts_are_made_where_they_will_lie(tmp_path, scan, monkeypatch):
+    """Pictures and pages may be on another disk, by way of a link, to which nothing can be renamed."""
+    one = make_job(tmp_path, thumbnail=tmp_path / "far" / "scan.png", page=tmp_path / "far" / "scan.html")
+    real = os.replace
+
+    def replaced(part, target):
+        assert tmp_path / "far" in Path(part).parents or Path(target).parent != tmp_path / "far", "another disk"
+        real(part, target)
+
+    monkeypatch.setattr(job.os, "replace", replaced)
+    assert run_job(one).state == "done"
+    assert sorted(os.listdir(tmp_path / "far")) == ["scan.html", "scan.png"]
+
+
+def test_what_is_half_made_elsewhere_is_removed(tmp_path, scan, monkeypatch):
+    one = make_job(tmp_path, thumbnail=tmp_path / "far" / "scan.png")
+    monkeypatch.setattr(job, "_save_json", raising(OSError(28, "No space left on device")))
+    assert run_job(one).state == "failed"
+    assert os.listdir(tmp_path / "far") == []
+    job._part(one, one.thumbnail).write_bytes(b"half")
+    one.stage.mkdir(parents=True)
+    job.clean_up(one)
+    assert os.listdir(tmp_path / "far") == []
+    assert not list((tmp_path / "out").rglob("*"))
+
+
+def test_thin_scans_are_left_out_unless_more_is_wished(tmp_path):
+    make_scan(tmp_path / "in" / "scan.nii.gz", spacing_mm=(1.0, 1.0, 1.2))
+    assert run_job(make_job(tmp_path)).state == "thin"
+    assert run_job(make_job(tmp_path, wish=replace(CUBIC, spacing_mm=0.6))).state == "done"
+
+
+def test_every_kind_of_scan_has_a_picture(tmp_path):
+    voxels = np.random.default_rng(0).normal(100, 20, (16, 14, 5, 2)).astype(np.float32)
+    (tmp_path / "in").mkdir()
+    save_scan(tmp_path / "in" / "series.nii.gz", voxels)
+    assert run_job(make_job(tmp_path, "series.nii.gz")).state == "done"
+    assert (tmp_path / "out" / "series.png").read_bytes()[1:4] == b"PNG"
+
+
+def test_a_page_for_every_scan_on_request(tmp_path, scan):
+    page = tmp_path / "out" / "pages" / "scan.html"
+    assert run_job(make_job(tmp_path)).state == "done"
+    assert run_job(make_job(tmp_path, page=page)).state == "done"
+    assert "<html" in page.read_text()[:200]
+    assert run_job(make_job(tmp_path, page=page)).state == "kept"
+
+
+def test_a_page_belongs_to_its_answer(tmp_path, scan):
+    page = tmp_path / "out" / "pages" / "scan.html"
+
+    def outcome(pages, **more):
+        return run_job(make_job(tmp_path, page=page if pages else None, earlier_page=page, **more)).state
+
+    assert outcome(True) == "done"
+    assert outcome(False) == "kept"
+    assert page.exists(), "it still shows this answer"
+    assert outcome(False, wish=replace(CUBIC, factor=2.0)) == "done"
+    assert not page.exists(), "it showed another answer"
+    page.write_text("a page of someone else")
+    assert outcome(False, wish=replace(CUBIC, factor=3.0)) == "done"
+    assert page.exists()
+    assert outcome(True, wish=replace(CUBIC, factor=3.0)) == "done"
+    page.write_text("cut off")
+    assert outcome(True, wish=replace(CUBIC, factor=3.0)) == "done"
+
+
+def test_a_picture_that_is_gone_is_made_again(tmp_path, scan):
+    assert run_job(make_job(tmp_path)).state == "done"
+    (tmp_path / "out" / "scan.png").unlink()
+    assert run_job(make_job(tmp_path)).state == "done"
+    (tmp_path / "out" / "scan.png").write_bytes(b"")
+    assert run_job(make_job(tmp_path)).state == "done"
+    assert (tmp_path / "out" / "scan.png").is_file()
+
+
+def test_a_job_that_is_repeated_within_a_run_counts_as_done(tmp_path, scan):
+    """As when a worker dies with an outcome that the scheduler has not fetched; nothing is computed twice."""
+    assert run_job(make_job(tmp_path, run="this", redo=True)).state == "done"
+    before = (tmp_path / "out" / "scan.nii.gz").stat().st_ino
+    assert run_job(make_job(tmp_path, run="this", redo=True)).state == "done"
+    assert (tmp_path / "out" / "scan.nii.gz").stat().st_ino == before
+    assert run_job(make_job(tmp_path, run="next")).state == "kept"
