@@ -2232,10 +2232,10 @@ FAULTS = [
         BATCH,
     ),
     Fault(
-        "Ctrl-C heard by the workers",
+        "Ctrl-C heard while workers start",
         "batch.py",
-        "    signal.signal(signal.SIGINT, signal.SIG_IGN)\n",
-        "    pass\n",
+        "signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM}",
+        "signal.SIG_BLOCK, {signal.SIGTERM}",
         "an interruption is told in one line",
         BATCH,
     ),
