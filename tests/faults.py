@@ -2419,7 +2419,7 @@ FAULTS = [
         "others give the workers orders",
         "batch.py",
         "security=True,",
-        "security=False,",
+        "security=None,",
         "the run alone gives orders",
         BATCH,
     ),
