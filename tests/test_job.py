@@ -5,6 +5,7 @@ import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -194,9 +195,11 @@ def test_a_scan_that_is_elsewhere(tmp_path):
 
 
 def test_what_is_no_file_is_named(tmp_path):
-    """To open it would wait for ever."""
+    """To open a pipe waits until somebody writes, here at once, else for ever."""
     (tmp_path / "in").mkdir()
-    os.mkfifo(tmp_path / "in" / "scan.nii.gz")
+    pipe = tmp_path / "in" / "scan.nii.gz"
+    os.mkfifo(pipe)
+    Thread(target=lambda: pipe.open("wb").close(), daemon=True).start()
     outcome = run_job(make_job(tmp_path))
     assert (outcome.state, outcome.reason.split(";")[0]) == ("failed", "got scan.nii.gz, which is no file")
 
