@@ -80,16 +80,16 @@ def latin(tmp_path):
     return make_latin(tmp_path / "in")
 
 
-def start(folder, *words, **options):
+def start(folder, *words, deaf=False, **options):
     command = [sys.executable, "-m", "thinslice", "batch", "-i", "in", "-o", "out", "--model", "cubic", *words]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, cwd=folder, preexec_fn=_hears, **(pipes | options))
+    return subprocess.Popen(command, cwd=folder, preexec_fn=lambda: _hears(deaf), **(pipes | options))
 
 
-def _hears():
-    """Ctrl-C and the end of a terminal, whatever a shell or nohup has said to us."""
-    for number in (signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_DFL)
+def _hears(deaf):
+    """Ctrl-C and, unless it is deaf to that, the end of a terminal, whatever a shell or nohup has said to us."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN if deaf else signal.SIG_DFL)
 
 
 def finish(process):
@@ -399,6 +399,56 @@ def test_a_disk_that_is_full_to_the_end_is_told(world):
         ]
         assert err.count("No space left") == 4, "two scans, the table and the page"
         assert sorted(os.listdir(world / "out")) == ["other", "rest"]
+
+
+def test_a_terminal_that_is_closed(world):
+    """The end of a window, and one that ignores the hang-up, as after disown: the latter goes on to the end."""
+    needs_engine()
+    pty = pytest.importorskip("pty")
+    scans = [f"slow{index}.nii.gz" for index in range(4)]
+    for name in scans:
+        make_scan(world / "in" / name)
+    for ignored in (True, False):
+        ours, theirs = pty.openpty()
+        words = ("--overwrite", "--workers", "1")
+        process = start(world, *words, start_new_session=True, stdout=theirs, stderr=theirs, deaf=ignored)
+        os.close(theirs)
+        wait_for_log(world, 3)
+        os.close(ours)
+        if not ignored:
+            os.killpg(process.pid, signal.SIGHUP)
+        assert process.wait(120) == (0 if ignored else 130)
+        assert set(states(world)) == set(scans)
+        assert set(states(world).values()) == ({"done"} if ignored else {"done", "left"})
+        (world / "log").unlink()
+
+
+def test_workers_that_come_late_get_scans_at_once(monkeypatch, tmp_path):
+    """Before any has ended."""
+    needs_engine()
+    import distributed
+
+    rooms, flying = iter([2, 2, 2]), []
+    monkeypatch.setattr(distributed, "as_completed", lambda **settings: Landing())
+    monkeypatch.setattr(batch, "_COUNT_S", 0.01)
+
+    class Landing:
+        def add(self, future):
+            flying.append(future)
+
+        def has_ready(self):
+            return len(flying) == 5
+
+        def __next__(self):
+            raise OSError("enough")
+
+    class Client:
+        def submit(self, *words, **more):
+            return object()
+
+    jobs = [make_job(tmp_path, f"{index}.nii.gz") for index in range(9)]
+    with pytest.raises(batch._OutOfReach, match="enough"):
+        list(batch._each(Client(), jobs, lambda: next(rooms, 5)))
 
 
 def test_nobody_listens(world):

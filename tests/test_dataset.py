@@ -11,6 +11,7 @@ import dicom_files
 from data_sets import make_latin, make_raw, names_of, orders, tree
 from test_cli import make_scan
 from thinslice import bids, dataset, nifti, overview
+from thinslice.dicom import series
 from thinslice.errors import InputRefused, OutputRefused
 from thinslice.job import Outcome, run_job
 from thinslice.report import plan_beside
@@ -98,6 +99,25 @@ def test_a_series_is_done_again_when_its_own_files_change(tmp_path):
     assert "run again" in gone.reason
 
 
+def test_names_of_slices_do_not_count(tmp_path):
+    for number in (3, 4):
+        dicom_files.stack(tmp_path / "in", series=number, named=f"{number}-", description=str(number))
+    assert [run_job(one).state for one in all_series(tmp_path).jobs] == ["done", "done"]
+    (tmp_path / "in" / "3-000").rename(tmp_path / "in" / "renamed")
+    assert [run_job(one).state for one in all_series(tmp_path).jobs] == ["kept", "kept"]
+
+
+def test_only_the_files_of_a_series_are_looked_at(tmp_path, monkeypatch):
+    for number in (3, 4):
+        dicom_files.stack(tmp_path / "in", series=number, named=f"{number}-", description=str(number))
+    jobs = all_series(tmp_path).jobs
+    assert [len(one.files) for one in jobs] == [8, 8]
+    looked, real = [], series.read_images
+    monkeypatch.setattr(series, "read_images", lambda file: looked.append(file.name) or real(file))
+    assert run_job(jobs[0]).state == "done"
+    assert {name[:2] for name in looked} == {"3-"}
+
+
 def test_what_holds_no_image_is_no_scan(tmp_path):
     dicom_files.stack(tmp_path / "in" / "t2")
     text = dicom_files.header()
@@ -141,6 +161,16 @@ def test_folders_that_cannot_be_read_are_named(tmp_path, monkeypatch):
     assert names_of(found) == ["a/x.nii.gz"]
     assert [(one.name, one.state) for one in found.failed] == [("closed", "failed")]
     assert "Permission denied" in found.failed[0].reason
+
+
+def test_folders_that_can_be_listed_but_not_entered_are_named(tmp_path, monkeypatch):
+    for name in ("a/x.nii.gz", "closed/y.nii.gz"):
+        make_scan(tmp_path / "in" / name)
+    real = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "closed" and real(path, mode))
+    found = dataset.find_in_folder(tmp_path / "in", tmp_path / "out", orders())
+    assert names_of(found) == ["a/x.nii.gz"]
+    assert [(one.name, one.state) for one in found.failed] == [("closed", "failed")]
 
 
 def test_two_answers_never_share_a_name(tmp_path):
@@ -296,6 +326,39 @@ def test_folders_of_participants_that_cannot_be_read_are_named(raw, tmp_path, mo
     assert [(one.name.startswith(closed), one.state) for one in found.failed] == [(True, "failed")]
     assert not [one for one in found.jobs if one.name.startswith(closed)]
     assert found.jobs
+
+
+def test_a_data_set_that_cannot_be_listed_is_told(raw, tmp_path, monkeypatch):
+    def listdir(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "listdir", listdir)
+    with pytest.raises(InputRefused, match="Permission denied"):
+        dataset.find_in_bids(raw, tmp_path / "out", bids.Choice(participants=["01"]), orders())
+
+
+@pytest.mark.parametrize(
+    ("facts", "kept"),
+    [
+        ({"Name": None, "Authors": None, "License": None, "DatasetDOI": None}, {}),
+        ({"Name": 3, "Authors": "A, B", "License": "", "DatasetDOI": "n/a"}, {}),
+        ({"Authors": ["A", "B"], "License": "CC0"}, {"Authors": ["A", "B"], "License": "CC0"}),
+        ({"DatasetDOI": "https://doi.org/10.1/x"}, {"SourceDatasets": [{"URL": "doi:10.1/x"}]}),
+        ({"DatasetDOI": "doi:10.1/x"}, {"SourceDatasets": [{"URL": "doi:10.1/x"}]}),
+    ],
+)
+def test_the_description_takes_over_what_is_sound(raw, tmp_path, facts, kept):
+    (raw / "dataset_description.json").write_text(json.dumps({"Name": "Two", "BIDSVersion": "1.9.0"} | facts))
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / ".bidsignore").write_bytes(b"caf\xe9/\n")
+    bids.write_description(raw, out)
+    told = json.loads((out / "dataset_description.json").read_text())
+    expected = {"SourceDatasets": [{"URL": "../raw"}]} | kept
+    assert {key: told.get(key) for key in expected} == expected
+    assert {"Authors", "License"} & set(told) == {"Authors", "License"} & set(kept)
+    assert told["Name"] in ("Two: thin slices", "raw: thin slices")
+    assert (out / ".bidsignore").read_bytes().startswith(b"caf\xe9/\nsummary*\n")
 
 
 @pytest.mark.parametrize("choice", [{"sessions": ["a/b"]}, {"participants": ["../01"]}, {"suffixes": ["T2w", "x y"]}])

@@ -239,6 +239,41 @@ def test_what_is_half_made_elsewhere_is_removed(tmp_path, scan, monkeypatch):
     assert not list((tmp_path / "out").rglob("*"))
 
 
+def test_what_a_dead_run_left_elsewhere_is_removed_by_the_next(tmp_path, scan):
+    """Of a page, though the next run makes none; whether it computes or keeps."""
+    page = tmp_path / "far" / "scan.html"
+    one = make_job(tmp_path, thumbnail=tmp_path / "far" / "scan.png", earlier_page=page)
+    for state in ("done", "kept"):
+        page.parent.mkdir(exist_ok=True)
+        job._part(one, page).write_bytes(b"half")
+        job._part(one, one.thumbnail).write_bytes(b"half")
+        assert run_job(one).state == state
+        assert os.listdir(page.parent) == ["scan.png"]
+
+
+def test_a_json_that_is_elsewhere_is_named(tmp_path, scan):
+    """As in a DataLad data set: it may tell the slice thickness."""
+    scan.with_name("scan.json").symlink_to(tmp_path / "annex" / "key")
+    outcome = run_job(make_job(tmp_path))
+    assert outcome.state == "failed"
+    assert "scan.json" in outcome.reason
+
+
+def test_a_folder_that_another_process_removes_is_made_again(tmp_path, monkeypatch):
+    real, gone = Path.mkdir, []
+
+    def mkdir(self, *words, **more):
+        real(self, *words, **more)
+        if self == tmp_path / "out" and len(gone) < 3:
+            gone.append(self)
+            self.rmdir()
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    with job._alone(tmp_path / "out" / ".lock"):
+        assert len(gone) == 3
+    assert not (tmp_path / "out").exists()
+
+
 def test_thin_scans_are_left_out_unless_more_is_wished(tmp_path):
     make_scan(tmp_path / "in" / "scan.nii.gz", spacing_mm=(1.0, 1.0, 1.2))
     assert run_job(make_job(tmp_path)).state == "thin"

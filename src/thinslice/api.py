@@ -180,7 +180,10 @@ def enhance(
     if threads is not None and not (isinstance(threads, Integral) and threads >= 1):
         raise PlanRefused(f"got threads {threads!r}; need 1, 2 ...; next: correct it or leave it out")
     volume = to_volume(image, affine)
-    chosen = model if isinstance(model, Model) else _model(model, threads)(volume)
+    if isinstance(model, Model):
+        chosen = model if threads is None else model.on(threads)
+    else:
+        chosen = _model(model, threads)(volume)
     plan = make_plan(
         volume,
         spacing_mm=spacing_mm,

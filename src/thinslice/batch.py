@@ -166,9 +166,10 @@ def run(
             end(job, Outcome(job.name, "failed", reason))
     finally:
         if engine.scheduler is None:  # the workers are gone by now
-            for job in unfinished.values():
-                if job.stage.exists() or job.lock.exists():
-                    clean_up(job)
+            with _held_back():
+                for job in unfinished.values():
+                    if os.path.exists(job.stage) or os.path.exists(job.lock):
+                        clean_up(job)
     return outcomes
 
 
@@ -244,8 +245,8 @@ def _each(client: Any, jobs: Sequence[Job], room: Callable[[], int]) -> Iterator
                 landing.add(future)
             if not flying:
                 return
-            while not _has_landed(landing):
-                room()
+            if not _has_landed(landing):
+                continue
             future, result = next(landing)
             job = flying.pop(future)
             outcome = _outcome(job, result)
@@ -385,7 +386,7 @@ class _Clock:
 
     def __init__(self, jobs: Sequence[Job]) -> None:
         self.sizes = {job.name: _size(job) for job in jobs}
-        self.there = {job.name: job.sidecar.exists() and not job.redo for job in jobs}
+        self.there = {job.name: os.path.exists(job.sidecar) and not job.redo for job in jobs}
         self.left, self.seen, self.computed = ([0, 0] for _ in range(3))  # bytes of those without, and with, an answer
         for name, size in self.sizes.items():
             self.left[self.there[name]] += size
@@ -408,6 +409,8 @@ class _Clock:
 
 def _size(job: Job) -> int:
     with suppress(OSError):
+        if job.files is not None:
+            return sum((job.source / name).stat().st_size for name in job.files)
         if job.source.is_dir():
             return sum(file.stat().st_size for file in os.scandir(job.source))
         return job.source.stat().st_size

@@ -9,6 +9,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import version
@@ -61,6 +62,8 @@ def find_images(dataset: Path, choice: Choice) -> tuple[list[Path], list[OSError
     _names_of_json.cache_clear()
     closed: list[OSError] = []
     subjects = _folders(dataset, "sub-", closed)
+    if closed:
+        raise InputRefused(f"{dataset}: got '{closed[0].strerror}'; need a folder that can be read; next: see to that")
     wanted, sessions = _labels(choice.participants, "sub-"), _labels(choice.sessions, "ses-")
     missing = sorted((wanted or set()) - {folder.name for folder in subjects})
     if missing:
@@ -71,7 +74,7 @@ def find_images(dataset: Path, choice: Choice) -> tuple[list[Path], list[OSError
     chosen = [folder for folder in subjects if wanted is None or folder.name in wanted]
     visits = {folder: _folders(folder, "ses-", closed) for folder in chosen}
     there = {visit.name for folder in visits.values() for visit in folder}
-    if missing := sorted((sessions or set()) - there):
+    if not closed and (missing := sorted((sessions or set()) - there)):
         raise InputRefused(
             f"{dataset}: got session {missing[0].removeprefix('ses-')}, which no participant chosen has; need some of "
             f"{', '.join(sorted(there)) or 'none'}; next: correct --session-label"
@@ -190,17 +193,21 @@ def write_description(dataset: Path, output: Path) -> None:
     """
     raw = _read_object(dataset / DESCRIPTION)
     link = Path(os.path.relpath(os.path.realpath(dataset), os.path.realpath(output))).as_posix()
-    source = {"URL": f"doi:{doi}"} if (doi := str(raw.get("DatasetDOI", "")).removeprefix("doi:")) else {"URL": link}
+    doi = re.search(r"10\.\d+/\S+", str(raw.get("DatasetDOI")))
+    name, authors, licence = (raw.get(key) for key in ("Name", "Authors", "License"))
     told = "Thin slices computed from thick ones; the JSON of each tells by which model, and how well they agree."
     content: dict[str, Any] = {
-        "Name": f"{raw.get('Name', dataset.name)}: thin slices",
+        "Name": f"{name if name and isinstance(name, str) else dataset.name}: thin slices",
         "BIDSVersion": BIDS_VERSION,
         "DatasetType": "derivative",
         "GeneratedBy": [{"Name": "thinslice", "Version": version("thinslice"), "Description": told}],
-        "SourceDatasets": [source],
+        "SourceDatasets": [{"URL": f"doi:{doi[0]}" if doi else link}],
         "DatasetLinks": {"raw": link},
     }
-    content |= {name: raw[name] for name in ("License", "Authors") if name in raw}
+    if licence and isinstance(licence, str):
+        content["License"] = licence
+    if authors and isinstance(authors, list) and all(isinstance(one, str) for one in authors):
+        content["Authors"] = authors
     _write_if_new(output / DESCRIPTION, json.dumps(content, indent=2) + "\n")
     patterns = _lines(output / ".bidsignore")
     missing = [pattern for pattern in IGNORED if pattern not in patterns]
@@ -230,7 +237,7 @@ def _labels(wished: Iterable[str] | None, prefix: str) -> set[str] | None:
 
 
 def _folders(folder: Path, prefix: str, closed: list[OSError]) -> list[Path]:
-    return [path for path in _files(folder, closed) if path.name.startswith(prefix) and path.is_dir()]
+    return [path for path in _files(folder, closed) if path.name.startswith(prefix) and os.path.isdir(path)]
 
 
 def _files(folder: Path, closed: list[OSError]) -> list[Path]:
@@ -260,10 +267,9 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 
 def _write_if_new(path: Path, text: str) -> None:
-    try:
-        if path.read_text(encoding="utf-8") == text:
+    content = text.encode(errors="surrogateescape")
+    with suppress(OSError):
+        if path.read_bytes() == content:
             return
-    except (OSError, ValueError):
-        pass
     with whole_or_not(path) as part:
-        part.write_text(text, encoding="utf-8")
+        part.write_bytes(content)

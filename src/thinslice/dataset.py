@@ -1,5 +1,6 @@
 """A data set: every scan below a folder, or every chosen image of a BIDS data set, and where its answer goes."""
 
+import errno
 import os
 import secrets
 from collections.abc import Sequence
@@ -100,7 +101,7 @@ def apart_by_series(found: Found, source: Path, output: Path) -> Found:
     """Where a folder holds several DICOM series, each is a scan; what is no scan is named. Their headers are read."""
     jobs, failed = [], list(found.failed)
     for job in found.jobs:
-        if job.source.is_dir():
+        if os.path.isdir(job.source):
             of_folder, others = _jobs_of_study(job, output)
             jobs += of_folder
             failed += others
@@ -125,7 +126,9 @@ def _jobs_of_study(job: Job, output: Path) -> tuple[list[Job], list[Outcome]]:
     for series, name in zip(study.series, names_of_series(study), strict=True):
         target = folder / f"{name}.nii.gz"
         there = _places(target, output, pages=job.page is not None)
-        jobs.append(replace(job, name=f"{job.name}/{name}", destination=target, series=key_of_series(series), **there))
+        files = tuple(sorted({image.path.name for image in series.images}))
+        of_series = replace(job, name=f"{job.name}/{name}", series=key_of_series(series), files=files)
+        jobs.append(replace(of_series, destination=target, **there))
     return jobs, others
 
 
@@ -143,6 +146,10 @@ def _scans_below(source: Path, output: Path) -> tuple[list[Path], list[Outcome]]
                 folders.clear()
                 continue
             seen.add(real)
+            if not os.access(folder, os.X_OK):
+                closed.append(PermissionError(errno.EACCES, os.strerror(errno.EACCES), place))
+                folders.clear()
+                continue
             below = sorted(name for name in folders if not name.startswith("."))
             folders[:] = [name for name in below if not (folder / name).is_symlink()]
             tops += [folder / name for name in below if (folder / name).is_symlink()]

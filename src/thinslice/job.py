@@ -51,6 +51,8 @@ THUMBNAIL_SIDE = 180
 
 _CHUNK_BYTES = 1 << 20
 
+_MOST_TRIES = 100
+
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 """What file systems say that have none, such as Lustre without its option for that."""
 
@@ -93,6 +95,7 @@ class Job:
         threads: of the processor, for this job.
         run: which run this is, so that a job that has to be repeated, since a worker died with its outcome, is known.
         series: which of several in the folder, see `key_of_series`.
+        files: the names of its files.
     """
 
     name: str
@@ -110,6 +113,7 @@ class Job:
     threads: int = 1
     run: str = ""
     series: tuple[str, int] | None = None
+    files: tuple[str, ...] | None = None
 
     @property
     def sidecar(self) -> Path:
@@ -161,6 +165,7 @@ def run_job(job: Job) -> Outcome:
             made_of = _made_of(job, series)
             kept = _done_earlier(job, made_of)
             if kept is not None and not (job.redo and kept.state == "kept"):
+                _sweep(job)
                 _remove(job.stage)
                 return kept
             done = _do(job, series, made_of)
@@ -230,10 +235,15 @@ def _made_of(job: Job, series: "Series | None") -> dict[str, Any]:
         if job.inherited:
             input_sha256 = _joined([input_sha256, *map(_sha256, job.inherited)])
     except OSError as error:
-        raise InputRefused(
-            f"got '{error.strerror}' for {job.name}; need a scan that can be read; next: check links and permissions"
-        ) from None
+        raise _unreadable(job, error) from None
     return {"input_sha256": input_sha256, "model_sha256": job.model_sha256, "wish": wish}
+
+
+def _unreadable(job: Job, error: OSError) -> InputRefused:
+    what = Path(error.filename).name if error.filename else job.name
+    return InputRefused(
+        f"got '{error.strerror}' for {what}; need a scan and JSON that can be read; next: check links and permissions"
+    )
 
 
 def _hash_of_scan(path: Path) -> str:
@@ -242,7 +252,7 @@ def _hash_of_scan(path: Path) -> str:
     Of an .nhdr, whose voxels are elsewhere, of these voxels.
     """
     beside = sidecar_path(path)
-    facts = [_sha256(beside)] if beside is not None and beside.is_file() else []
+    facts = [_sha256(beside)] if beside is not None and os.path.lexists(beside) else []
     if ending(path) == ".nhdr":
         volume = read(path)
         return _joined([fingerprint(volume), str(volume.thickness_mm), *facts])
@@ -250,8 +260,7 @@ def _hash_of_scan(path: Path) -> str:
 
 
 def _hash_of_series(series: "Series") -> str:
-    files = sorted({image.path for image in series.images})
-    return _joined([str(series.index), *(f"{file.name}:{_sha256(file)}" for file in files)])
+    return _joined([str(series.index), *sorted(_sha256(file) for file in {image.path for image in series.images})])
 
 
 def _joined(hashes: Any) -> str:
@@ -370,11 +379,14 @@ def _do(job: Job, series: "Series | None", made_of: dict[str, Any]) -> Outcome:
 
 def _series(job: Job) -> "Series | None":
     """That of a folder with DICOM slices; None of a file."""
-    if not job.source.is_dir():
+    if not os.path.isdir(job.source):
         return None
     from thinslice.dicom.series import find_study
 
-    study = find_study(job.source, below=False)
+    try:
+        study = find_study(job.source, below=False, names=job.files)
+    except OSError as error:
+        raise _unreadable(job, error) from None
     chosen = [one for one in study.series if job.series in (None, key_of_series(one))]
     if len(chosen) == 1:
         return chosen[0]
@@ -514,6 +526,7 @@ def _stage(job: Job) -> Iterator[Callable[[], None]]:
         else:
             _remove(stage)
         raise
+    _sweep(job)
     _remove(stage)
 
 
@@ -528,16 +541,14 @@ def _alone(path: Path, wait: bool = True) -> Iterator[None]:
     Raises:
         BlockingIOError: another does, and ``wait`` is False.
     """
-    made = [folder for folder in path.parents if not folder.exists()]
+    made = [folder for folder in path.parents if not os.path.exists(folder)]
     while True:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        held = _opened(path)
         if fcntl is None:
+            os.close(held)
+            path.unlink()
             yield
             return
-        try:
-            held = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        except FileNotFoundError:  # another process, which needs the folder no longer, has removed it
-            continue
         try:
             fcntl.flock(held, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             if _is_still(held, path):
@@ -560,6 +571,16 @@ def _alone(path: Path, wait: bool = True) -> Iterator[None]:
         for folder in made:  # nothing came of it
             with suppress(OSError):
                 folder.rmdir()
+
+
+def _opened(path: Path) -> int:
+    """A file that is made where it is missing, and its folders, which another process may be about to remove."""
+    for _ in range(_MOST_TRIES):
+        with suppress(FileNotFoundError, FileExistsError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
 
 
 def _is_still(held: int, path: Path) -> bool:

@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from time import perf_counter
@@ -93,10 +94,14 @@ def batch(arguments: argparse.Namespace) -> int:
         for one in outcomes:
             lines.complain(named(one.name, one.reason))
 
-        def tell_workers(there: int) -> None:
-            done = len(outcomes) - len(found.failed)
-            if arguments.bids and not done:
+        @cache
+        def describe() -> None:
+            if arguments.bids:
                 lines.in_spite_of_errors(lambda: write_description(arguments.input, arguments.output))
+
+        def tell_workers(there: int) -> None:
+            describe()
+            done = len(outcomes) - len(found.failed)
             hands = f"{there} worker{'s' if there > 1 else ''}"
             waiting = f"waiting for workers of {arguments.scheduler}"
             lines.say(f"{done} of {len(found.jobs)}, {hands if there else waiting}")
@@ -106,6 +111,7 @@ def batch(arguments: argparse.Namespace) -> int:
             lines.after(progress)
 
         def sum_up() -> bool:
+            describe()
             lines.table(make_table(outcomes, perf_counter() - started))
             written = [
                 lines.in_spite_of_errors(lambda: write_table(page.with_suffix(".tsv"), found.jobs, outcomes)),
@@ -225,13 +231,13 @@ class _ProgressLines:
     def complain(self, text: str) -> None:
         """A line about what went wrong."""
         self._draw("")
-        _if_heard(complain, text, sys.stderr)
+        complain(text)
 
     def in_spite_of_errors(self, write: "Callable[[], object]") -> bool:
         """Whether something beside the answers could be written; if not, that is told, and no more."""
         try:
             write()
-        except OSError as error:
+        except (OSError, ValueError) as error:
             self.complain(reason_of(error))
             return False
         return True
@@ -249,7 +255,7 @@ class _ProgressLines:
 
     def _draw(self, line: str) -> None:
         if self.on_terminal:
-            redraw(line)
+            _if_heard(redraw, line, sys.stderr)
 
 
 def _if_heard(tell: "Callable[[str], None]", text: str, stream: TextIO) -> None:

@@ -3,7 +3,7 @@
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import TextIO
 
@@ -21,8 +21,9 @@ def say(text: str) -> None:
 
 
 def complain(text: str) -> None:
-    """A line about what is refused or went wrong."""
-    _print(f"thinslice: {in_one_line(text)}", sys.stderr)
+    """A line about what is refused or went wrong; a terminal that is closed hears of nothing."""
+    with suppress(OSError):
+        _print(f"thinslice: {in_one_line(text)}", sys.stderr)
 
 
 def in_one_line(text: str) -> str:

@@ -4,7 +4,7 @@ Nothing is resampled to look regular: a stack that is tilted, gapped or uneven i
 """
 
 import os
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -107,8 +107,12 @@ class Study:
     notes: tuple[str, ...]
 
 
-def find_study(path: Path, computed_too: bool = False, below: bool = True) -> Study:
+def find_study(
+    path: Path, computed_too: bool = False, below: bool = True, names: Collection[str] | None = None
+) -> Study:
     """The series at a path: of one file, or of all DICOM files in a folder and, with ``below``, in the folders in it.
+
+    With ``names`` only the files of these names in the folder are looked at.
 
     Slices that thinslice computed are nothing to compute from: they are found unusable but for ``computed_too``. Hidden
     files and what is no DICOM are left alone; headers are read, voxels are not.
@@ -119,7 +123,7 @@ def find_study(path: Path, computed_too: bool = False, below: bool = True) -> St
     images: list[Image] = []
     broken: list[Unusable] = []
     others = 0
-    for file in _files(path, broken, below):
+    for file in _files(path, broken, below) if names is None else [path / name for name in names]:
         try:
             found = read_images(file) if looks_like_dicom(file) else []
         except (InputRefused, OSError) as error:
