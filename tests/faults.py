@@ -21,7 +21,7 @@ MOST_SECONDS = 300
 
 @dataclass(frozen=True)
 class Fault:
-    """``old`` becomes ``new`` in ``file``; ``tests`` must then fail, by the law named in ``law``."""
+    """``old`` becomes ``new`` in ``file``; ``tests``, files or FILE::TEST, must then fail, by the law in ``law``."""
 
     name: str
     file: str
@@ -42,7 +42,13 @@ NRRD, MGH = ("test_nrrd.py",), ("test_mgh.py",)
 STUDY = ("test_study.py",)
 API = ("test_api.py",)
 PAGE = ("test_page.py",)
-BATCH, JOB, DATA_SET = ("test_batch.py",), ("test_job.py",), ("test_dataset.py",)
+JOB, DATA_SET = ("test_job.py",), ("test_dataset.py",)
+
+
+def in_batch(test: str) -> tuple[str, ...]:
+    """One test of many that start processes."""
+    return (f"test_batch.py::{test}",)
+
 
 FAULTS = [
     # grids and places
@@ -2189,7 +2195,7 @@ FAULTS = [
         "fcntl.LOCK_EX | (0",
         "fcntl.LOCK_SH | (0",
         "every scan is computed once",
-        BATCH,
+        in_batch("test_two_runs_on_one_output_do_every_scan_once"),
     ),
     Fault(
         "first scan of a shard left out",
@@ -2229,7 +2235,7 @@ FAULTS = [
         "    if isinstance(error, KilledWorker):\n        return None\n",
         "",
         "a suspect is tried alone",
-        BATCH,
+        in_batch("test_what_fails_is_named_and_the_rest_is_done"),
     ),
     Fault(
         "Ctrl-C heard while workers start",
@@ -2237,7 +2243,7 @@ FAULTS = [
         "signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM}",
         "signal.SIG_BLOCK, {signal.SIGTERM}",
         "an interruption is told in one line",
-        BATCH,
+        in_batch("test_a_run_is_interrupted_while_workers_start"),
     ),
     Fault(
         "data set with failures ends well",
@@ -2245,7 +2251,7 @@ FAULTS = [
         "return 0 if told and not any(one.state in _BAD for one in outcomes) else REFUSED",
         "return 0",
         "the exit code tells",
-        BATCH,
+        in_batch("test_what_fails_is_named_and_the_rest_is_done"),
     ),
     Fault(
         "a page shows an answer that is gone",
@@ -2405,7 +2411,7 @@ FAULTS = [
         "            if not _has_landed(landing):\n                continue\n",
         "            while not _has_landed(landing):\n                pass\n",
         "workers are kept busy",
-        BATCH,
+        in_batch("test_workers_that_come_late_get_scans_at_once"),
     ),
     Fault(
         "a closed terminal ends the run",
@@ -2413,7 +2419,7 @@ FAULTS = [
         "_if_heard(redraw, line, sys.stderr)",
         "redraw(line)",
         "nobody need listen",
-        BATCH,
+        in_batch("test_a_terminal_that_is_closed"),
     ),
     Fault(
         "slices known by the names of their files",
@@ -2469,7 +2475,7 @@ FAULTS = [
         "security=True,",
         "security=None,",
         "the run alone gives orders",
-        BATCH,
+        in_batch("test_nobody_else_gives_the_workers_orders"),
     ),
     Fault(
         "the time left counts what is thin",
@@ -2477,7 +2483,7 @@ FAULTS = [
         "zip(self.left, shares, strict=True)",
         "zip(self.left, [1.0, 1.0], strict=True)",
         "the time left is that of what has to be computed",
-        BATCH,
+        in_batch("test_the_time_left_learns_from_what_became_of_others"),
     ),
     Fault(
         "a full disk ends the run without a word",
@@ -2485,7 +2491,7 @@ FAULTS = [
         "        except (OSError, ValueError) as error:\n            self.complain(reason_of(error))\n",
         "        except (OSError, ValueError) as error:\n            raise error\n",
         "a full disk is told",
-        BATCH,
+        in_batch("test_a_disk_that_is_full_to_the_end_is_told"),
     ),
     Fault(
         "a log that is full ends the run",
@@ -2493,7 +2499,7 @@ FAULTS = [
         "    except OSError:\n        os.dup2",
         "    except KeyError:\n        os.dup2",
         "nobody need listen",
-        BATCH,
+        in_batch("test_nobody_listens"),
     ),
     Fault(
         "the output is a data set at the end alone",
@@ -2501,7 +2507,7 @@ FAULTS = [
         "            describe()\n            done = ",
         "            done = ",
         "the validator passes whatever becomes of the scans",
-        BATCH,
+        in_batch("test_a_bids_data_set"),
     ),
     Fault(
         "a scan is told nothing of its neighbour's guilt",
@@ -2509,7 +2515,7 @@ FAULTS = [
         "            suspects.append(job)\n",
         "            end(job, Outcome(job.name, 'failed', 'died'))\n",
         "a suspect is tried alone",
-        BATCH,
+        in_batch("test_what_fails_is_named_and_the_rest_is_done"),
     ),
     Fault(
         "suspects tried beside each other",
@@ -2517,7 +2523,7 @@ FAULTS = [
         "lambda: min(1, crew.room())",
         "crew.room",
         "a suspect is tried alone",
-        BATCH,
+        in_batch("test_a_scan_that_dies_of_its_neighbour_is_done_alone"),
     ),
     Fault(
         "a worker of another version computes",
@@ -2525,7 +2531,7 @@ FAULTS = [
         "        if found != version:\n",
         "        if False:\n",
         "one version computes a data set",
-        BATCH,
+        in_batch("test_a_worker_that_cannot_help_is_named"),
     ),
     Fault(
         "a worker without thinslice fails scan after scan",
@@ -2533,7 +2539,7 @@ FAULTS = [
         "        raise InputRefused(_WITHOUT_US.format(reason_of(error)))\n",
         "        pass\n",
         "a worker that cannot help is named",
-        BATCH,
+        in_batch("test_a_worker_that_cannot_help_is_named"),
     ),
     Fault(
         "waiting for workers is not told",
@@ -2541,7 +2547,7 @@ FAULTS = [
         "if self.told is not bool(workers):",
         "if self.told is not bool(workers) and workers:",
         "a person sees what is waited for",
-        BATCH,
+        in_batch("test_waiting_for_workers_is_said"),
     ),
     Fault(
         "a second Ctrl-C ends the end",
@@ -2549,7 +2555,7 @@ FAULTS = [
         "        with _held_back():  # the workers end",
         "        if True:  # the workers end",
         "an interruption is told in one line",
-        BATCH,
+        in_batch("test_ctrl_c_twice"),
     ),
     Fault(
         "a worker may use its share alone",
@@ -2557,7 +2563,7 @@ FAULTS = [
         "memory_limit=0,",
         'memory_limit="auto",',
         "a scan may use all the memory",
-        BATCH,
+        in_batch("test_a_worker_may_use_all_the_memory_of_the_machine"),
     ),
     Fault(
         "a closed terminal leaves unfinished files",
@@ -2565,7 +2571,7 @@ FAULTS = [
         '*([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])',
         "",
         "an interruption leaves nothing unfinished",
-        BATCH,
+        in_batch("test_a_run_that_is_killed_goes_on"),
     ),
     Fault(
         "a summary is silent about what was not reached",
@@ -2573,7 +2579,7 @@ FAULTS = [
         '            outcomes += [Outcome(name, "left", "the run ended before; next: run again") for name in rest]\n',
         "",
         "every scan is told of",
-        BATCH,
+        in_batch("test_an_interrupted_run_sums_up_what_was_done"),
     ),
 ]
 

@@ -144,5 +144,6 @@ def test_every_planted_fault_still_fits_the_source(fault):
     text = (SOURCE / fault.file).read_text()
     assert text.count(fault.old) == 1, f"{fault.file}: {fault.old!r} is there {text.count(fault.old)} times"
     assert fault.old != fault.new
-    for test in fault.tests:
-        assert (Path(__file__).parent / test).exists()
+    for place in fault.tests:
+        file, _, test = place.partition("::")
+        assert f"def {test}(" in (Path(__file__).parent / file).read_text() or not test
