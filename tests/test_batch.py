@@ -428,7 +428,7 @@ def test_workers_that_come_late_get_scans_at_once(monkeypatch, tmp_path):
     needs_engine()
     import distributed
 
-    rooms, flying = iter([2, 2, 2]), []
+    rooms, flying, asked = iter([2, 2, 2]), [], []
     monkeypatch.setattr(distributed, "as_completed", lambda **settings: Landing())
     monkeypatch.setattr(batch, "_COUNT_S", 0.01)
 
@@ -437,6 +437,9 @@ def test_workers_that_come_late_get_scans_at_once(monkeypatch, tmp_path):
             flying.append(future)
 
         def has_ready(self):
+            asked.append(len(flying))
+            if len(asked) > 99:
+                raise OSError("too late")
             return len(flying) == 5
 
         def __next__(self):
