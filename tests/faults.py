@@ -2507,7 +2507,7 @@ FAULTS = [
         "            describe()\n            done = ",
         "            done = ",
         "the validator passes whatever becomes of the scans",
-        in_batch("test_a_bids_data_set"),
+        in_batch("test_a_run_that_was_killed_leaves_a_data_set"),
     ),
     Fault(
         "a scan is told nothing of its neighbour's guilt",

@@ -622,6 +622,18 @@ def test_a_bids_data_set(world, raw):
     check_with_validator(world / "out")
 
 
+def test_a_run_that_was_killed_leaves_a_data_set(world, raw):
+    needs_engine()
+    words = [sys.executable, "-m", "thinslice", "batch", raw, world / "out", "participant", "--workers", "1"]
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    process = subprocess.Popen([*map(str, words), "--model", "cubic"], **options)
+    assert process.stdout.readline().startswith("0 of ")
+    process.kill()
+    process.communicate()
+    assert not list((world / "out").glob("summary*"))
+    assert "thinslice" in (world / "out" / "dataset_description.json").read_text()
+
+
 def test_what_was_left_unfinished_is_a_data_set_too(world, raw):
     """Nothing was computed, or the run was killed; what others wrote into the output stays."""
     needs_engine()
