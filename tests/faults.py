@@ -2547,7 +2547,7 @@ FAULTS = [
         "if self.told is not bool(workers):",
         "if self.told is not bool(workers) and workers:",
         "a person sees what is waited for",
-        in_batch("test_waiting_for_workers_is_said"),
+        in_batch("test_a_worker_that_cannot_help_is_named"),
     ),
     Fault(
         "a second Ctrl-C ends the end",
@@ -2576,7 +2576,7 @@ FAULTS = [
     Fault(
         "a summary is silent about what was not reached",
         "cli/batch.py",
-        '            outcomes += [Outcome(name, "left", "the run ended before; next: run again") for name in rest]\n',
+        '                outcomes += [Outcome(name, "left", "the run ended before; next: run again") for name in rest]\n',
         "",
         "every scan is told of",
         in_batch("test_an_interrupted_run_sums_up_what_was_done"),
