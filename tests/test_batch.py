@@ -261,7 +261,7 @@ def test_ctrl_c_twice(world, seconds):
     pressed = time.monotonic()
     code, _, err = finish(process)
     assert (code, len(err.splitlines())) == (130, 1), err
-    assert time.monotonic() - pressed < 8, "an engine that is left half ended is waited for, ten seconds"
+    assert time.monotonic() - pressed < 9, "an engine that is left half ended is waited for, ten seconds"
     until = time.monotonic() + 20
     while started_by(process.pid) and time.monotonic() < until:
         time.sleep(0.05)
