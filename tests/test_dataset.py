@@ -107,6 +107,17 @@ def test_names_of_slices_do_not_count(tmp_path):
     assert [run_job(one).state for one in all_series(tmp_path).jobs] == ["kept", "kept"]
 
 
+def test_two_stacks_of_one_file_are_two_scans(tmp_path):
+    """As of two echoes in an enhanced file."""
+    (tmp_path / "in").mkdir()
+    dicom_files.enhanced(tmp_path / "in" / "both", echoes=2)
+    jobs = all_series(tmp_path).jobs
+    assert [run_job(one).state for one in jobs] == ["done", "done"]
+    one, other = (nifti.read(job.destination).voxels for job in jobs)
+    assert one.shape == other.shape
+    assert (one != other).any()
+
+
 def test_only_the_files_of_a_series_are_looked_at(tmp_path, monkeypatch):
     for number in (3, 4):
         dicom_files.stack(tmp_path / "in", series=number, named=f"{number}-", description=str(number))
