@@ -2216,7 +2216,7 @@ FAULTS = [
     Fault(
         "output searched for scans",
         "dataset.py",
-        " or _is_inside(real, out)",
+        " or is_inside(real, out)",
         "",
         "answers are no scans",
         DATA_SET,
@@ -2320,7 +2320,7 @@ FAULTS = [
     Fault(
         "an output that holds the scans",
         "dataset.py",
-        "    if _is_inside(raw, out):\n",
+        "    if is_inside(raw, out):\n",
         "    if False:\n",
         "no answer lands on a scan",
         DATA_SET,
@@ -2390,6 +2390,22 @@ FAULTS = [
         JOB,
     ),
     Fault(
+        "a large answer of a data set lives in the system's folder for temporary files",
+        "api.py",
+        "Path(scratch or tempfile.gettempdir())",
+        "Path(tempfile.gettempdir())",
+        "large answers live where there is room",
+        API,
+    ),
+    Fault(
+        "a loaded model keeps its own threads",
+        "api.py",
+        "model if threads is None else model.on(threads)",
+        "model",
+        "threads are those that were asked for",
+        API,
+    ),
+    Fault(
         "one thread computes two slabs at once",
         "runtime.py",
         "workers = min(WORKERS, threads)",
@@ -2456,7 +2472,7 @@ FAULTS = [
     Fault(
         "a pipe is waited for",
         "job.py",
-        "    if series is None and job.source.exists() and not job.source.is_file():",
+        "    if series is None and os.path.exists(job.source) and not os.path.isfile(job.source):",
         "    if False:",
         "a run ends",
         JOB,

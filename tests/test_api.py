@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +24,7 @@ from thick_scans import texture
 from thinslice import api, cli, formats, nifti, runtime
 from thinslice.errors import InputRefused, ModelRefused, OutputRefused, PlanRefused, ThinsliceError
 from thinslice.volume import Volume, stem_of
+from thinslice.weights import find_model
 
 DOCS = Path(__file__).parents[1] / "docs" / "python.md"
 AFFINE = np.diag([1.0, 1.0, 4.0, 1.0])
@@ -542,6 +544,25 @@ def test_threads_are_shared_by_the_workers(scan, opened):
     first = thinslice.enhance(scan, threads=1).array
     np.testing.assert_array_equal(thinslice.enhance(scan, threads=2 * runtime.WORKERS).array, first)
     assert opened == [1, 2]
+
+
+def test_a_large_answer_lives_where_it_was_told_to(scan, tmp_path, monkeypatch):
+    places, real = [], nifti.allocate
+    monkeypatch.setattr(
+        nifti, "allocate", lambda shape, kind, folder: places.append(folder) or real(shape, kind, folder)
+    )
+    thinslice.enhance(scan, model="cubic")
+    thinslice.enhance(scan, model="cubic", scratch=tmp_path / "large")
+    assert places == [Path(tempfile.gettempdir()), tmp_path / "large"]
+
+
+def test_the_threads_of_a_model_that_is_loaded(scan, monkeypatch):
+    asked, real = [], api.compute
+    monkeypatch.setattr(api, "compute", lambda *words: asked.append(words[2].workers) or real(*words))
+    model = find_model("cubic")
+    for threads in (None, 1, 8):
+        thinslice.enhance(scan, model=model, threads=threads)
+    assert asked == [2, 1, 2]
 
 
 def test_a_model_file_that_was_replaced_is_another_model(scan, tmp_path, opened):

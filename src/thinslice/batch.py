@@ -138,8 +138,8 @@ def run(
     engine: Engine,
     tell: Callable[[Progress], None],
     tell_workers: Callable[[int], None] = lambda workers: None,
-) -> list[Outcome]:
-    """Do all jobs; every one gets an outcome, in the order in which they end.
+) -> None:
+    """Do all jobs; every one gets an outcome, which is told when it ends.
 
     ``tell_workers`` is told how many workers there are: at the start, and when the last has gone or the first come.
 
@@ -150,11 +150,9 @@ def run(
     """
     unfinished = {job.name: job for job in jobs}
     clock = _Clock(jobs)
-    outcomes = []
 
     def end(job: Job, outcome: Outcome) -> None:
         del unfinished[job.name]
-        outcomes.append(outcome)
         tell(clock.after(job, outcome))
 
     try:
@@ -170,7 +168,6 @@ def run(
                 for job in unfinished.values():
                     if os.path.exists(job.stage) or os.path.exists(job.lock):
                         clean_up(job)
-    return outcomes
 
 
 def dask_setup(_worker: Any) -> None:

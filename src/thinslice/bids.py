@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from thinslice.errors import InputRefused, OutputRefused
-from thinslice.files import whole_or_not
+from thinslice.files import read_object, whole_or_not
 
 SUFFIXES = ("T1w", "T2w", "FLAIR", "PDw", "T2starw", "PDT2", "inplaneT1", "inplaneT2")
 """Weighted anatomical images. Maps, masks and defaced copies are made otherwise, and not looked at."""
@@ -175,7 +175,7 @@ def check_not_raw(output: Path) -> None:
     for root in (there, *there.parents):
         if not (root / DESCRIPTION).exists():
             continue
-        facts = _read_object(root / DESCRIPTION)  # one that cannot be read may be that of raw data
+        facts = read_object(root / DESCRIPTION)  # one that cannot be read may be that of raw data
         inside = there.relative_to(root).parts
         if facts.get("DatasetType", "raw") == "raw" and (len(inside) < 2 or inside[0] != "derivatives"):
             raise OutputRefused(
@@ -191,7 +191,7 @@ def write_description(dataset: Path, output: Path) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    raw = _read_object(dataset / DESCRIPTION)
+    raw = read_object(dataset / DESCRIPTION)
     link = Path(os.path.relpath(os.path.realpath(dataset), os.path.realpath(output))).as_posix()
     doi = re.search(r"10\.\d+/\S+", str(raw.get("DatasetDOI")))
     name, authors, licence = (raw.get(key) for key in ("Name", "Authors", "License"))
@@ -252,18 +252,10 @@ def _files(folder: Path, closed: list[OSError]) -> list[Path]:
 
 
 def _is_ours(path: Path) -> bool:
-    made_by = _read_object(path).get("GeneratedBy")
+    made_by = read_object(path).get("GeneratedBy")
     return isinstance(made_by, list) and any(
         isinstance(one, dict) and one.get("Name") == "thinslice" for one in made_by
     )
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        content: Any = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _write_if_new(path: Path, text: str) -> None:

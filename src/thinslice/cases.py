@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from thinslice.errors import InputRefused, OutputRefused
-from thinslice.files import looks_like_dicom
+from thinslice.files import is_inside, looks_like_dicom
 from thinslice.formats import READABLE, WRITABLE, name_to_write
 from thinslice.volume import ending, sidecar_path, stem_of
 
@@ -147,7 +147,7 @@ def find_study(path: Path, output: Path | None = None) -> "Study | None":
     found = find_study(path)
     if output is not None:
         there = os.path.realpath(output)
-        inside = [one for one in found.unusable if one.computed and _is_inside(one.folder, there)]
+        inside = [one for one in found.unusable if one.computed and is_inside(os.path.realpath(one.folder), there)]
         found = replace(found, unusable=tuple(one for one in found.unusable if one not in inside))
     beside = [file.name for file in sorted(path.iterdir()) if ending(file)] if path.is_dir() else []
     if beside:
@@ -156,10 +156,6 @@ def find_study(path: Path, output: Path | None = None) -> "Study | None":
         then = "name another folder" if path.is_dir() else "name the folder that the images lie in"
         raise InputRefused(_say(path, "DICOM without any image", "MR or CT images", then))
     return found
-
-
-def _is_inside(path: Path, folder: str) -> bool:
-    return os.path.commonpath([os.path.realpath(path), folder]) == folder
 
 
 def _holds_dicom(path: Path) -> bool:

@@ -20,7 +20,7 @@ from thinslice.bids import (
 )
 from thinslice.cases import check_writable, names_of_series
 from thinslice.errors import InputRefused, OutputRefused
-from thinslice.files import looks_like_dicom
+from thinslice.files import is_inside, looks_like_dicom
 from thinslice.formats import name_to_write
 from thinslice.job import Job, Outcome, Wish, key_of_series
 from thinslice.volume import ending, sidecar_path, stem_of
@@ -65,13 +65,13 @@ def find_in_folder(source: Path, output: Path, orders: Orders) -> Found:
     raw, out = os.path.realpath(source), os.path.realpath(output)
     if raw == out:
         raise OutputRefused(f"{output}: got the folder of the scans as output; need another; next: choose a new folder")
-    if _is_inside(raw, out):
+    if is_inside(raw, out):
         raise OutputRefused(f"{output}: got an output that holds the scans; need another; next: choose a new folder")
     check_not_raw(output)
     check_writable(output)
     scans, closed = _scans_below(source, output)
     if not scans and not closed:
-        raise InputRefused(f"{source}: got a folder without any scan; need one with scans; next: check the name")
+        raise without_any_scan(source)
     found = _harmless([_job_in_folder(path, source, output, orders) for path in scans], source, output)
     return _apart(replace(found, failed=closed + found.failed))
 
@@ -89,6 +89,11 @@ def find_in_bids(dataset: Path, output: Path, choice: Choice, orders: Orders) ->
     images, closed = find_images(dataset, choice)
     found = _harmless([_job_in_bids(path, dataset, output, orders) for path in images], dataset, output)
     return _apart(replace(found, failed=[*_unreadable(closed, dataset), *found.failed]))
+
+
+def without_any_scan(source: Path) -> InputRefused:
+    """To be raised for a folder that holds nothing to compute from."""
+    return InputRefused(f"{source}: got a folder without any scan; need one with scans; next: check the name")
 
 
 def shard(found: Found, index: int, count: int) -> Found:
@@ -142,7 +147,7 @@ def _scans_below(source: Path, output: Path) -> tuple[list[Path], list[Outcome]]
     for top in tops:
         for place, folders, names in os.walk(top, onerror=closed.append):
             folder = Path(place)
-            if (real := os.path.realpath(folder)) in seen or _is_inside(real, out):
+            if (real := os.path.realpath(folder)) in seen or is_inside(real, out):
                 folders.clear()
                 continue
             seen.add(real)
@@ -215,7 +220,7 @@ def _harmless(jobs: Sequence[Job], source: Path, output: Path) -> Found:
     for job in jobs:
         targets = [job.destination, job.sidecar, job.thumbnail, *([job.earlier_page] if job.earlier_page else [])]
         places = [real(target) for target in targets]
-        bad = [place for place in places if place in inputs or (_is_inside(place, raw) and not _is_inside(place, out))]
+        bad = [place for place in places if place in inputs or (is_inside(place, raw) and not is_inside(place, out))]
         if bad:
             reason = (
                 f"got the input {bad[0]} as the place of an answer, by way of a link; need an output apart from the "
@@ -239,11 +244,6 @@ class _Real:
             self.folders[folder] = os.path.realpath(folder)
         place = os.path.join(self.folders[folder], name)
         return os.path.realpath(place) if os.path.islink(place) else place
-
-
-def _is_inside(place: str, folder: str) -> bool:
-    """Of real paths."""
-    return place == folder or place.startswith(os.path.join(folder, ""))
 
 
 def _apart(found: Found) -> Found:

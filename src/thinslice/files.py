@@ -1,12 +1,13 @@
 """Files as such: what is written is whole or not there, and what a file seems to be."""
 
+import json
 import os
 import secrets
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 
 @contextmanager
@@ -73,6 +74,20 @@ def _move_all(parts: Sequence[Path], targets: Sequence[Path]) -> None:
         for target, earlier in replaced.items():
             os.replace(earlier, target)
         raise
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """What a JSON file holds, if it is an object; else, and where it cannot be read, an empty one."""
+    try:
+        content: Any = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def is_inside(place: str, folder: str) -> bool:
+    """Whether a path is that of a folder or leads into it; both are real paths."""
+    return place == folder or place.startswith(os.path.join(folder, ""))
 
 
 def looks_like_dicom(path: Path) -> bool:

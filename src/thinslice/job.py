@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from thinslice.api import enhance
 from thinslice.errors import InputRefused, ModelRefused, OutputRefused, ThinsliceError
 from thinslice.explain import Answer, write_explanation
+from thinslice.files import read_object
 from thinslice.formats import read, write
 from thinslice.picture import Picture, picture_centre, resliced_planes, save_picture, side_by_side
 from thinslice.plan import Grid, Plan, intensity_range, through_plane_axis
@@ -30,7 +31,7 @@ from thinslice.report import Report
 from thinslice.runtime import WORKERS, Model
 from thinslice.stored import thickness_in
 from thinslice.volume import Volume, ending, fingerprint, sidecar_path, stem_of
-from thinslice.weights import embedded_names, find_model, models_for
+from thinslice.weights import find_model, models_for, models_in
 
 if TYPE_CHECKING:  # pydicom takes a third of a second to import
     from thinslice.dicom.series import Series
@@ -143,7 +144,6 @@ class Outcome:
         seconds: reading and writing included; of a scan that was done earlier, what the network took then.
         rms_percent, worst_percent: see `thinslice.report.Consistency`; None without an answer.
         slices: before and after, as words.
-        pid: of the process that did it.
     """
 
     name: str
@@ -153,7 +153,6 @@ class Outcome:
     rms_percent: float | None = None
     worst_percent: float | None = None
     slices: str = ""
-    pid: int = field(default_factory=os.getpid)
 
 
 def run_job(job: Job) -> Outcome:
@@ -204,7 +203,7 @@ def hash_of_model(wish: str) -> str | None:
     Raises:
         ModelRefused: there is no such model.
     """
-    files = _own_models(wish)
+    files = models_in(wish)
     if not files:
         return find_model(wish).sha256
     return hashlib.sha256(",".join(sorted(_sha256(file) for file in files)).encode()).hexdigest()
@@ -228,7 +227,7 @@ def _made_of(job: Job, series: "Series | None") -> dict[str, Any]:
     wish = dataclasses.asdict(job.wish)
     if job.model_sha256 is not None:
         del wish["model"]
-    if series is None and job.source.exists() and not job.source.is_file():  # a pipe would never end
+    if series is None and os.path.exists(job.source) and not os.path.isfile(job.source):  # a pipe would never end
         raise InputRefused(f"got {job.name}, which is no file; need a scan; next: take it out of the data set")
     try:
         input_sha256 = _hash_of_scan(job.source) if series is None else _hash_of_series(series)
@@ -277,7 +276,7 @@ def _sha256(path: Path) -> str:
 
 def _done_earlier(job: Job, made_of: dict[str, Any]) -> Outcome | None:
     """What the JSON tells about an answer of the very same; None where there is none, or where a part is missing."""
-    content = _read_json(job.sidecar)
+    content = read_object(job.sidecar)
     record = content.get("batch")
     try:
         if not isinstance(record, dict) or {key: record.get(key) for key in made_of} != made_of:
@@ -301,25 +300,12 @@ def _done_earlier(job: Job, made_of: dict[str, Any]) -> Outcome | None:
         return None
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
 def _slices(plan: Plan) -> str:
     before, after = plan.spacing_thick_mm[plan.axis], plan.spacing_thin_mm[plan.axis]
     return f"{plan.n_thick} x {before:.4g} mm -> {plan.n_thin} x {after:.4g} mm"
 
 
 # ---- models, once per process
-
-
-def _own_models(wish: str) -> list[Path]:
-    folder = Path(wish)
-    return sorted(folder.glob("*.onnx")) if folder.is_dir() and wish not in embedded_names() else []
 
 
 @lru_cache(maxsize=2)
@@ -365,7 +351,7 @@ def _do(job: Job, series: "Series | None", made_of: dict[str, Any]) -> Outcome:
         _save_json(parts[job.sidecar], job, plan, report, record)
         for part in parts.values():
             _to_disk(part)
-        earlier = _read_json(job.sidecar).get("batch")
+        earlier = read_object(job.sidecar).get("batch")
         stale = torn or (isinstance(earlier, dict) and "page_sha256" in earlier)
         unfinished()
         job.sidecar.unlink(missing_ok=True)
@@ -501,7 +487,7 @@ def _stage(job: Job) -> Iterator[Callable[[], None]]:
     """
     stage = job.stage
     torn = _is_torn(stage)
-    record = _read_json(job.sidecar).get("batch")
+    record = read_object(job.sidecar).get("batch")
     if not (torn or job.redo or isinstance(record, dict)):
         for path in (job.destination, job.sidecar):
             if os.path.lexists(path):
@@ -541,14 +527,13 @@ def _alone(path: Path, wait: bool = True) -> Iterator[None]:
     Raises:
         BlockingIOError: another does, and ``wait`` is False.
     """
+    if fcntl is None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+        return
     made = [folder for folder in path.parents if not os.path.exists(folder)]
     while True:
         held = _opened(path)
-        if fcntl is None:
-            os.close(held)
-            path.unlink()
-            yield
-            return
         try:
             fcntl.flock(held, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             if _is_still(held, path):

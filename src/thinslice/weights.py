@@ -58,6 +58,12 @@ def find_model(wish: str, threads: int | None = None, load: Load = load_model) -
     )
 
 
+def models_in(wish: str) -> list[Path]:
+    """The model files of a folder of ``adapt --per-scan``; none where the wish is anything else."""
+    folder = Path(wish)
+    return sorted(folder.glob("*.onnx")) if folder.is_dir() and wish not in embedded_names() else []
+
+
 def models_for(wish: str, threads: int | None = None, load: Load = load_model) -> Callable[[Volume], Model]:
     """What `find_model` finds, for every scan; or, in a folder of ``adapt --per-scan``, the scan's own model.
 
@@ -66,8 +72,7 @@ def models_for(wish: str, threads: int | None = None, load: Load = load_model) -
     Raises:
         ModelRefused: there is no such model; and, when the answer is called, none of the folder is the scan's own.
     """
-    folder = Path(wish)
-    files = sorted(folder.glob("*.onnx")) if folder.is_dir() and wish not in embedded_names() else []
+    files = models_in(wish)
     if not files:
         model = find_model(wish, threads, load)
         return lambda volume: model

@@ -3,7 +3,6 @@
 import argparse
 import os
 import sys
-from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from time import perf_counter
@@ -72,6 +71,7 @@ def batch(arguments: argparse.Namespace) -> int:
     """Enhance a data set; what was done earlier is kept, and what is refused or fails is named at the end."""
     from thinslice import batch as engine
     from thinslice.bids import write_description
+    from thinslice.dataset import without_any_scan
     from thinslice.job import Outcome
     from thinslice.overview import make_table, write_page, write_table
 
@@ -84,9 +84,7 @@ def batch(arguments: argparse.Namespace) -> int:
     threads = arguments.threads or (1 if arguments.scheduler else max(1, cores // workers))
     found = _find_data_set(arguments, threads, (index, count))
     if count == 1 and not found.jobs and not found.failed:
-        raise InputRefused(
-            f"{arguments.input}: got a folder without any scan; need one with scans; next: check the name"
-        )
+        raise without_any_scan(arguments.input)
     workers = min(workers, max(1, len(found.jobs)))
     page = arguments.output / f"{_summary_name(arguments, index, count)}.html"
     started, outcomes = perf_counter(), list(found.failed)
@@ -94,7 +92,6 @@ def batch(arguments: argparse.Namespace) -> int:
         for one in outcomes:
             lines.complain(named(one.name, one.reason))
 
-        @cache
         def describe() -> None:
             if arguments.bids:
                 lines.in_spite_of_errors(lambda: write_description(arguments.input, arguments.output))
