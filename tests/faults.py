@@ -2470,6 +2470,22 @@ FAULTS = [
         DATA_SET,
     ),
     Fault(
+        "a lock that was removed is held",
+        "job.py",
+        "return os.path.samestat(os.fstat(held), os.stat(path))",
+        "return True",
+        "every scan is computed once",
+        JOB,
+    ),
+    Fault(
+        "what an interrupted run had begun stays",
+        "batch.py",
+        "                        clean_up(job)\n",
+        "                        pass\n",
+        "an interruption leaves nothing unfinished",
+        in_batch("test_an_interruption_removes_what_was_begun"),
+    ),
+    Fault(
         "a pipe is waited for",
         "job.py",
         "    if series is None and os.path.exists(job.source) and not os.path.isfile(job.source):",

@@ -268,6 +268,20 @@ def test_ctrl_c_twice(world, seconds):
     assert not started_by(process.pid)
 
 
+def test_an_interruption_removes_what_was_begun(world):
+    """The worker is in the middle of a scan that takes long, and is ended there."""
+    needs_engine()
+    os.environ["TEST_SECONDS"] = "100"
+    make_scan(world / "in" / "a" / "slow.nii.gz")
+    process = start(world, "--workers", "1")
+    wait_for_log(world)
+    assert list((world / "out").rglob(".thinslice-*"))
+    process.send_signal(signal.SIGINT)
+    code, _, err = finish(process)
+    assert (code, len(err.splitlines())) == (130, 1), err
+    assert not list((world / "out").rglob(".thinslice-*"))
+
+
 def test_names_give_no_orders_to_the_terminal(world):
     needs_engine()
     make_scan(world / "in" / "one\ntwo\x1b[31m.nii.gz")

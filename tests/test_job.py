@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 from threading import Thread
@@ -257,6 +258,23 @@ def test_a_json_that_is_elsewhere_is_named(tmp_path, scan):
     outcome = run_job(make_job(tmp_path))
     assert outcome.state == "failed"
     assert "scan.json" in outcome.reason
+
+
+def test_a_lock_that_was_removed_is_no_lock(tmp_path):
+    """Who waited for it while its holder removed it takes a new one, which others see."""
+    lock, seen = tmp_path / ".lock", []
+
+    def wait():
+        with job._alone(lock):
+            seen.append(lock.exists())
+
+    with job._alone(lock):
+        waiting = Thread(target=wait)
+        waiting.start()
+        time.sleep(0.3)
+        assert not seen
+    waiting.join(10)
+    assert seen == [True]
 
 
 def test_a_folder_that_another_process_removes_is_made_again(tmp_path, monkeypatch):
