@@ -24,10 +24,10 @@ from pathlib import Path
 
 from speed import SHAPES, convolution_rate, make_scan, multiply_adds
 
-from thinslice.batch import Engine, Progress, run
-from thinslice.dataset import Orders, find_in_folder
-from thinslice.job import Job, Wish
-from thinslice.weights import find_model
+from thinslice.datasets.engine import Engine, Progress, run
+from thinslice.datasets.find import Orders, find_in_folder
+from thinslice.datasets.job import Job, Wish
+from thinslice.models.registry import find_model
 
 WORKERS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 

@@ -12,8 +12,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 from dicom_files import COMPRESSED, PLAIN, blobs, stack
-from thinslice.dicom.pixels import read_series
-from thinslice.dicom.series import find_study
+from thinslice.io.dicom.pixels import read_series
+from thinslice.io.dicom.series import find_study
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--slices", type=int, default=300)

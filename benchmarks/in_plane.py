@@ -14,13 +14,13 @@ from pathlib import Path
 
 import numpy as np
 
-from thinslice.bench import simulate
-from thinslice.metrics import data_range, foreground, psnr
-from thinslice.nifti import read
+from thinslice.compute.upsample import upsample
+from thinslice.evaluation.benchmark import simulate
+from thinslice.evaluation.metrics import data_range, foreground, psnr
+from thinslice.io.nifti import read
+from thinslice.models.registry import find_model
 from thinslice.plan import make_plan, through_plane_axis
-from thinslice.upsample import upsample
 from thinslice.volume import Volume
-from thinslice.weights import find_model
 
 SLICES, SIDE = 8, 192
 """Middle slices, and pixels around the middle of each, that are looked at."""

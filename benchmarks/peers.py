@@ -18,9 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
-from thinslice.bench import simulate
-from thinslice.metrics import data_range, foreground, psnr, ssim
-from thinslice.nifti import read, write
+from thinslice.evaluation.benchmark import simulate
+from thinslice.evaluation.metrics import data_range, foreground, psnr, ssim
+from thinslice.io.nifti import read, write
 from thinslice.plan import make_plan
 from thinslice.volume import Volume
 

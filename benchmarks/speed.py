@@ -22,9 +22,9 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
-from thinslice.nifti import read
+from thinslice.io.nifti import read
+from thinslice.models.registry import find_model
 from thinslice.plan import make_plan
-from thinslice.weights import find_model
 
 SHAPES = ((32, 320), (48, 320), (64, 160), (96, 160), (128, 160))
 """(channels, pixels a side) of the convolutions that are tried for the peak."""

@@ -33,17 +33,17 @@ from typing import Any
 
 import numpy as np
 
-from thinslice.bench import simulate
-from thinslice.degrade import along_first_axis
-from thinslice.files import whole_or_not
-from thinslice.metrics import data_range, foreground, psnr, ssim
-from thinslice.nifti import read, write
+from thinslice.compute.upsample import upsample
+from thinslice.evaluation.benchmark import simulate
+from thinslice.evaluation.metrics import data_range, foreground, psnr, ssim
+from thinslice.io.atomic import whole_or_not
+from thinslice.io.nifti import read, write
+from thinslice.models.engine import Model
+from thinslice.models.registry import find_model
+from thinslice.physics.profile import profile_matrix
+from thinslice.physics.projection import along_first_axis
 from thinslice.plan import make_plan
-from thinslice.profile import profile_matrix
-from thinslice.runtime import Model
-from thinslice.upsample import upsample
 from thinslice.volume import Volume
-from thinslice.weights import find_model
 
 FACTOR = 4.0
 STARTS = ("nothing", "video", "video-average", "mr", "video+mr", "default")
@@ -110,8 +110,8 @@ def train(start: str, arguments: argparse.Namespace) -> None:
     import torch
 
     from thinslice.training.export import export
+    from thinslice.training.objectives import Slabs
     from thinslice.training.recipes import Stage, load_sources, video_mr
-    from thinslice.training.tasks import Slabs
 
     _one_thread_each(arguments)
     out = arguments.output / "starts"
@@ -211,10 +211,10 @@ def upper_bound(start: str, thick: dict[str, Path], arguments: argparse.Namespac
     """A start trained on the thin truth of the four scans, for as long as an adaptation."""
     import torch
 
+    from thinslice.models.registry import EMBEDDED
     from thinslice.training.corpus import Ranges, Thin, normalised
     from thinslice.training.export import export, load_weights
-    from thinslice.training.tasks import Slabs
-    from thinslice.weights import EMBEDDED
+    from thinslice.training.objectives import Slabs
 
     _one_thread_each(arguments)
     task = Slabs(  # an acquisition near that of the scans, as an adaptation has it

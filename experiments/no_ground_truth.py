@@ -45,18 +45,18 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent))
 from adaptation import KNEES, agreement
 
-from thinslice.bench import simulate
-from thinslice.degrade import correction_matrix, damping_of, project
+from thinslice.compute.upsample import upsample
 from thinslice.errors import ThinsliceError
-from thinslice.interpolate import cubic_matrix
-from thinslice.metrics import data_range, foreground, psnr, ssim
-from thinslice.nifti import read
-from thinslice.picture import Picture, picture_centre, resliced_planes, save_picture, side_by_side
+from thinslice.evaluation.benchmark import simulate
+from thinslice.evaluation.metrics import data_range, foreground, psnr, ssim
+from thinslice.io.nifti import read
+from thinslice.models.registry import EMBEDDED, find_model
+from thinslice.physics.interpolation import cubic_matrix
+from thinslice.physics.profile import profile_matrix
+from thinslice.physics.projection import correction_matrix, damping_of, project
 from thinslice.plan import intensity_range, make_plan
-from thinslice.profile import profile_matrix
-from thinslice.upsample import upsample
+from thinslice.reports.picture import Picture, picture_centre, resliced_planes, save_picture, side_by_side
 from thinslice.volume import Volume, fingerprint
-from thinslice.weights import EMBEDDED, find_model
 
 FACTOR = 4.0
 CODERS = ("plain", "introspective")
@@ -130,8 +130,8 @@ def _keep_wish(arguments: argparse.Namespace) -> None:
 def targets(where: str, data: Path) -> tuple[list[Any], list[np.ndarray]]:
     """The slices of the thick scans, and of simulated ones the thin truth [slices, h, w], which only `v` may see."""
     from thinslice.training.corpus import normalised
-    from thinslice.training.scans import Scan
     from thinslice.training.slices import make_stack
+    from thinslice.training.usable_scans import Scan
 
     stacks, truths = [], []
     for path in sorted((data / ("thick" if where == "real" else "iso_train")).glob("*.nii*")):
@@ -174,7 +174,7 @@ def train_coders(where: str, arguments: argparse.Namespace) -> None:
 def coder_of(where: str, coder: str, arguments: argparse.Namespace) -> Any:
     import torch
 
-    from thinslice.training.tasks import Slices
+    from thinslice.training.objectives import Slices
 
     vae = Slices().make_network()
     vae.load_state_dict(torch.load(arguments.output / where / f"{coder}.pt", weights_only=True))
@@ -253,9 +253,9 @@ def train_arm(where: str, arm: str, arguments: argparse.Namespace) -> None:
 
     from thinslice.training.export import load_weights
     from thinslice.training.fit import Schedule, fit, save_whole
+    from thinslice.training.objectives import Synthesised
     from thinslice.training.recipes import gentler
     from thinslice.training.synthesis import synthesised
-    from thinslice.training.tasks import Synthesised
 
     torch.set_num_threads(max(1, torch.get_num_threads() // arguments.jobs))
     out = arguments.output / where
@@ -287,7 +287,7 @@ def export_arm(where: str, arm: str, arguments: argparse.Namespace) -> None:
     import torch
 
     from thinslice.training.export import export
-    from thinslice.training.tasks import Synthesised
+    from thinslice.training.objectives import Synthesised
 
     out = arguments.output / where
     network = Synthesised().make_network()
@@ -331,9 +331,9 @@ def _answer(thick: Volume, name: str) -> tuple[np.ndarray, float]:
 
 def own_answer(where: str, thick: Volume, coder: str, arguments: argparse.Namespace) -> Volume:
     """The auto-encoder's own interpolation of a scan, projected."""
-    from thinslice.training.scans import Scan
     from thinslice.training.slices import make_stack
     from thinslice.training.synthesis import synthesised
+    from thinslice.training.usable_scans import Scan
 
     plan = make_plan(thick, model="cubic", **({"factor": FACTOR} if where == "simulated" else {}))
     stack = make_stack(Scan("", Path("scan.nii.gz"), thick, plan, ""))

@@ -36,15 +36,15 @@ import numpy as np
 from scipy.stats import t as student
 from skimage.metrics import structural_similarity
 
-from thinslice.enlarge import enlarge_depth, enlarge_slices, enlarging_matrix
-from thinslice.metrics import data_range, foreground, psnr, ssim
-from thinslice.nifti import read
+from thinslice.compute.planes import enlarge_depth, enlarge_slices, enlarging_matrix
+from thinslice.compute.upsample import upsample
+from thinslice.evaluation.metrics import data_range, foreground, psnr, ssim
+from thinslice.io.nifti import read
+from thinslice.models.engine import Model
+from thinslice.models.registry import find_model
+from thinslice.physics.profile import downscaling_matrix, profile_matrix
 from thinslice.plan import intensity_range, make_plan, through_plane_axis
-from thinslice.profile import downscaling_matrix, profile_matrix
-from thinslice.runtime import Model
-from thinslice.upsample import upsample
 from thinslice.volume import Volume
-from thinslice.weights import find_model
 
 BASELINES = ("nearest", "linear", "cubic", "lanczos")
 FACTORS = (2, 4)
@@ -113,8 +113,8 @@ def train(cell: str, seed: int, arguments: argparse.Namespace) -> Path:
     """All networks of one cell, unless they are there; returns the path of their family without scanner."""
     import torch
 
+    from thinslice.training.objectives import Planes
     from thinslice.training.recipes import CT_SHARE, RECIPES, run_stages
-    from thinslice.training.tasks import Planes
 
     recipe, weight, sigma = CELLS[cell]
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // arguments.jobs))

@@ -3,8 +3,8 @@
     python experiments/uncertainty.py --data DATA -o uncertainty
 
 Thin scans are made thick (x2, x4, x6; Gaussian, touching) and computed back by `default`. On `iso_train` the power law
-of `thinslice.uncertainty` is fitted to all cells of the foreground together. On `iso_dev`, other people, nothing is
-fitted; there, for every scan and factor, of the cells of the foreground:
+of `thinslice.compute.uncertainty` is fitted to all cells of the foreground together. On `iso_dev`, other people,
+nothing is fitted; there, for every scan and factor, of the cells of the foreground:
 
     rank         Spearman correlation of the expected error with the true one (mean absolute, in the cell)
     by edges     the same for what costs nothing: the step between the acquired slices around the cell
@@ -22,13 +22,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 from scipy.stats import spearmanr
 
-from thinslice.bench import simulate
-from thinslice.formats import read
-from thinslice.metrics import foreground
+from thinslice.compute.uncertainty import POWER, SCALE, cell_means, cell_size, expected_error
+from thinslice.compute.upsample import upsample
+from thinslice.evaluation.benchmark import simulate
+from thinslice.evaluation.metrics import foreground
+from thinslice.io.formats import read
+from thinslice.models.registry import find_model
 from thinslice.plan import make_plan
-from thinslice.uncertainty import POWER, SCALE, cell_means, cell_size, expected_error
-from thinslice.upsample import upsample
-from thinslice.weights import find_model
 
 FACTORS = (2.0, 4.0, 6.0)
 SHARES = np.linspace(0, 0.95, 20)

@@ -8,9 +8,9 @@ import pytest
 
 import dicom_files
 from test_cli import make_scan
-from thinslice import job
-from thinslice.dataset import Orders
-from thinslice.job import Job, Wish
+from thinslice.datasets import job
+from thinslice.datasets.find import Orders
+from thinslice.datasets.job import Job, Wish
 
 CUBIC = Wish(model="cubic")
 

@@ -121,7 +121,7 @@ FAULTS = [
     ),
     Fault(
         "answer keeps the thick affine",
-        "upsample.py",
+        "compute/upsample.py",
         "affine = np.array(plan.affine_thin)",
         "affine = np.array(plan.affine_thick)",
         "scipy's",
@@ -129,7 +129,7 @@ FAULTS = [
     ),
     Fault(
         "slices turned back onto the wrong axis",
-        "upsample.py",
+        "compute/upsample.py",
         "thick = np.moveaxis(series[..., t], plan.axis, 0)",
         "thick = np.swapaxes(series[..., t], plan.axis, 0)",
         "axes are only names",
@@ -137,7 +137,7 @@ FAULTS = [
     ),
     Fault(
         "network shown the file's direction of storage",
-        "upsample.py",
+        "compute/upsample.py",
         "1 if affine[nearest[a], a] > 0 else -1",
         "1",
         "flipping the input flips the output",
@@ -145,7 +145,7 @@ FAULTS = [
     ),
     Fault(
         "network shown the file's order of storage",
-        "upsample.py",
+        "compute/upsample.py",
         "turned if nearest[stored[1]] < nearest[stored[2]] else turned.swapaxes(1, 2)",
         "turned",
         "axes are only names",
@@ -154,7 +154,7 @@ FAULTS = [
     # the profile
     Fault(
         "FWHM used as sigma",
-        "profile.py",
+        "physics/profile.py",
         "-4.0 * np.log(2.0) * (distance / fwhm) ** 2",
         "-0.5 * (distance / fwhm) ** 2",
         "FWHM is the thickness",
@@ -170,7 +170,7 @@ FAULTS = [
     ),
     Fault(
         "box twice as wide",
-        "profile.py",
+        "physics/profile.py",
         "np.minimum(distance + 0.5, fwhm / 2)",
         "np.minimum(distance + 0.5, fwhm)",
         "FWHM is the thickness",
@@ -178,16 +178,16 @@ FAULTS = [
     ),
     Fault(
         "profile not centred",
-        "profile.py",
+        "physics/profile.py",
         "[None, :] - thick_centres[:, None]",
         "[None, :] - thick_centres[:, None] - 0.5",
         "centred",
         PROFILE,
     ),
-    Fault("rows not normalised", "profile.py", "= weights / total", "= weights", "rows sum to one", PROFILE),
+    Fault("rows not normalised", "physics/profile.py", "= weights / total", "= weights", "rows sum to one", PROFILE),
     Fault(
         "Gaussian cut short",
-        "profile.py",
+        "physics/profile.py",
         "GAUSSIAN_REACH_FWHM = 2.0",
         "GAUSSIAN_REACH_FWHM = 0.6",
         "known variance",
@@ -204,7 +204,7 @@ FAULTS = [
     # the projection
     Fault(
         "transpose is not the adjoint",
-        "degrade.py",
+        "physics/projection.py",
         "along_first_axis(matrix.T, thick)",
         "along_first_axis(matrix.T / matrix.sum(axis=0)[:, None].clip(1e-9), thick)",
         "adjoint",
@@ -212,7 +212,7 @@ FAULTS = [
     ),
     Fault(
         "projection has the wrong sign",
-        "degrade.py",
+        "physics/projection.py",
         "thin + along_first_axis(repair",
         "thin - along_first_axis(repair",
         "gives back what was acquired",
@@ -220,7 +220,7 @@ FAULTS = [
     ),
     Fault(
         "projection's noise not scaled",
-        "degrade.py",
+        "physics/projection.py",
         "return float(noise * np.median((matrix @ smooth_spread(matrix, factor)).sum(axis=1)))",
         "return float(noise)",
         "regularised least squares",
@@ -228,7 +228,7 @@ FAULTS = [
     ),
     Fault(
         "a correction that is not smooth",
-        "degrade.py",
+        "physics/projection.py",
         "smoothed: np.ndarray = covariance @ matrix.T",
         "smoothed: np.ndarray = np.eye(len(covariance)) @ matrix.T",
         "a flat correction comes back flat",
@@ -236,7 +236,7 @@ FAULTS = [
     ),
     Fault(
         "the correction does not mirror at the ends",
-        "degrade.py",
+        "physics/projection.py",
         "for d in distances)",
         "for d in distances[:1])",
         "smallest change",
@@ -244,16 +244,16 @@ FAULTS = [
     ),
     Fault(
         "the correction's smoothness in thin voxels",
-        "degrade.py",
+        "physics/projection.py",
         "(d / CORRELATION_LENGTH)",
         "(d * factor / CORRELATION_LENGTH)",
         "a flat correction comes back flat",
         DEGRADE,
     ),
-    Fault("projection skipped", "upsample.py", "if self.plan.projection:", "if False:", "reslicing", UP),
+    Fault("projection skipped", "compute/upsample.py", "if self.plan.projection:", "if False:", "reslicing", UP),
     Fault(
         "projection has the wrong sign in the chunks",
-        "upsample.py",
+        "compute/upsample.py",
         "to_thin[:, whole - spline_low] += correct",
         "to_thin[:, whole - spline_low] -= correct",
         "reslicing",
@@ -261,7 +261,7 @@ FAULTS = [
     ),
     Fault(
         "the network's residual is not projected",
-        "upsample.py",
+        "compute/upsample.py",
         "return to_thin, keep",
         "return to_thin, np.eye(window.stop - window.start)[inside]",
         "the projection is that of degrade",
@@ -269,7 +269,7 @@ FAULTS = [
     ),
     Fault(
         "chunks do not look beyond themselves",
-        "upsample.py",
+        "compute/upsample.py",
         "PROJECTION_HALO = 20",
         "PROJECTION_HALO = 1",
         "chunked equals whole",
@@ -277,7 +277,7 @@ FAULTS = [
     ),
     Fault(
         "noise not scaled in the chunks",
-        "upsample.py",
+        "compute/upsample.py",
         "self.damping = damping_of(self.acquire(middle, middle + 2 * PROJECTION_HALO)[1], plan.factor, plan.noise)",
         "self.damping = plan.noise",
         "the projection is that of degrade",
@@ -285,7 +285,7 @@ FAULTS = [
     ),
     Fault(
         "the outermost slices of the centres grid decide the damping",
-        "degrade.py",
+        "physics/projection.py",
         "noise * np.median(",
         "noise * np.max(",
         "damping in units of a flat image",
@@ -294,7 +294,7 @@ FAULTS = [
     # intensities
     Fault(
         "inverse intensity dropped",
-        "upsample.py",
+        "compute/upsample.py",
         "answer += np.float32(self.low)",
         "pass",
         "scale and offset",
@@ -302,7 +302,7 @@ FAULTS = [
     ),
     Fault(
         "scale is the maximum",
-        "upsample.py",
+        "compute/upsample.py",
         "shown[0], shown[1] - shown[0]\n        self.geometry",
         "shown[0], shown[1]\n        self.geometry",
         "scale and offset",
@@ -310,7 +310,7 @@ FAULTS = [
     ),
     Fault(
         "whole numbers cut, not rounded",
-        "upsample.py",
+        "compute/upsample.py",
         "np.rint(values, out=values)",
         "np.trunc(values, out=values)",
         "rounded and clipped",
@@ -318,7 +318,7 @@ FAULTS = [
     ),
     Fault(
         "whole numbers wrap around",
-        "upsample.py",
+        "compute/upsample.py",
         "np.clip(values, info.min, top, out=values)",
         "values = values.astype(np.int64)",
         "rounded and clipped",
@@ -326,7 +326,7 @@ FAULTS = [
     ),
     Fault(
         "one intensity range for a series",
-        "upsample.py",
+        "compute/upsample.py",
         "shown = intensity_range(thick)",
         "shown = 0.0, float(np.abs(thick).max() or 1)",
         "scale and offset",
@@ -335,7 +335,7 @@ FAULTS = [
     # the network
     Fault(
         "a neighbour is not heard",
-        "upsample.py",
+        "compute/upsample.py",
         "for near in (slab - 1, slab, slab + 1):",
         "for near in (slab, slab + 1):",
         "straight lines",
@@ -343,7 +343,7 @@ FAULTS = [
     ),
     Fault(
         "a slice is asked only inside its slab",
-        "upsample.py",
+        "compute/upsample.py",
         "(slab - 1 + 1e-9, slab + 1 - 1e-9)",
         "(slab - 0.5, slab + 0.5)",
         "straight lines",
@@ -375,7 +375,7 @@ FAULTS = [
     ),
     Fault(
         "context runs backwards",
-        "upsample.py",
+        "compute/upsample.py",
         "around = self.slices(slab - self.model.context, slab + self.model.context + 1)",
         "around = self.slices(slab - self.model.context, slab + self.model.context + 1)[::-1]",
         "straight lines",
@@ -383,7 +383,7 @@ FAULTS = [
     ),
     Fault(
         "position has the wrong sign",
-        "upsample.py",
+        "compute/upsample.py",
         "position_code(offset)",
         "position_code(-offset)",
         "straight lines",
@@ -391,7 +391,7 @@ FAULTS = [
     ),
     Fault(
         "position in thin voxels",
-        "upsample.py",
+        "compute/upsample.py",
         "position_code(offset)",
         "position_code(offset * self.plan.factor)",
         "straight lines",
@@ -399,7 +399,7 @@ FAULTS = [
     ),
     Fault(
         "slices beyond the end wrap around",
-        "upsample.py",
+        "compute/upsample.py",
         "index = np.clip(np.arange(low, high), 0, self.plan.n_thick - 1)",
         "index = np.arange(low, high) % self.plan.n_thick",
         "shown in order",
@@ -407,7 +407,7 @@ FAULTS = [
     ),
     Fault(
         "the network is not asked",
-        "upsample.py",
+        "compute/upsample.py",
         "answer += along_first_axis(keep, np.concatenate([r[band] for r in residuals]))",
         "pass",
         "knows the truth",
@@ -415,7 +415,7 @@ FAULTS = [
     ),
     Fault(
         "tiles without margin",
-        "tile.py",
+        "models/tiling.py",
         "low, high = max(start - margin, 0), min(stop + margin, length)",
         "low, high = start, stop",
         "tiled equals whole",
@@ -423,7 +423,7 @@ FAULTS = [
     ),
     Fault(
         "model's reach ignored",
-        "runtime.py",
+        "models/engine.py",
         'int(card["multiple"]), int(card["reach"])',
         'int(card["multiple"]), 0',
         "tiled equals whole",
@@ -440,7 +440,7 @@ FAULTS = [
     ),
     Fault(
         "planes are cut off at a block's edge",
-        "enlarge.py",
+        "compute/planes.py",
         "wanted = slice(factor * beyond, len(matrix) - factor * beyond)",
         "wanted = slice(factor * beyond - 1, len(matrix) - factor * beyond - 1)",
         "blocks equal whole",
@@ -448,7 +448,7 @@ FAULTS = [
     ),
     Fault(
         "a plane enlarges about its first pixel",
-        "enlarge.py",
+        "compute/planes.py",
         "(np.arange(factor * n) - (factor - 1) / 2) / factor",
         "np.arange(factor * n) / factor",
         "lies where the anatomy is",
@@ -456,7 +456,7 @@ FAULTS = [
     ),
     Fault(
         "the mirror image of a slab is asked for the same places",
-        "upsample.py",
+        "compute/upsample.py",
         "position_code(-offset)",
         "position_code(offset)",
         "a fused answer does not tell a scan from its mirror image",
@@ -464,7 +464,7 @@ FAULTS = [
     ),
     Fault(
         "the answer to the mirror image is added as it comes",
-        "upsample.py",
+        "compute/upsample.py",
         ")[:, ::-1, ::-1]",
         ")",
         "a fused answer does not tell a scan from its mirror image",
@@ -472,7 +472,7 @@ FAULTS = [
     ),
     Fault(
         "mirrored planes are added as they come",
-        "enlarge.py",
+        "compute/planes.py",
         "said[:, :, backwards] / np",
         "said / np",
         "fused answers do not depend on the orientation",
@@ -512,7 +512,7 @@ FAULTS = [
     ),
     Fault(
         "planes end in zeros",
-        "enlarge.py",
+        "compute/planes.py",
         'np.pad(slices[index], margin, mode="edge")',
         "np.pad(slices[index], margin)",
         "edges repeat",
@@ -520,7 +520,7 @@ FAULTS = [
     ),
     Fault(
         "the guard does not look at enlarged slices",
-        "enlarge.py",
+        "compute/planes.py",
         "keep = keep_map(suspect, (height, width))",
         "keep = keep_map(0 * suspect, (height, width))",
         "what disagrees is not taken",
@@ -528,7 +528,7 @@ FAULTS = [
     ),
     Fault(
         "BLAS threads stay awake",
-        "runtime.py",
+        "models/engine.py",
         'threadpool_limits(1, "blas")',
         'threadpool_limits(None, "blas")',
         "while networks run their cores are theirs alone",
@@ -536,7 +536,7 @@ FAULTS = [
     ),
     Fault(
         "BLAS stays on one core",
-        "runtime.py",
+        "models/engine.py",
         "if self.users == 0:\n                self.limits.restore",
         "if True:\n                self.limits.restore",
         "while networks run their cores are theirs alone",
@@ -552,7 +552,7 @@ FAULTS = [
     ),
     Fault(
         "missing voxels of tomography are water",
-        "stored.py",
+        "io/voxel_files.py",
         "and not AIR[0] <= low <= AIR[1] else",
         "else",
         "missing voxels of tomography are air",
@@ -568,7 +568,7 @@ FAULTS = [
     ),
     Fault(
         "padding is anatomy",
-        "upsample.py",
+        "compute/upsample.py",
         "thick = padding.filled(thick)",
         "pass",
         "padding is no anatomy",
@@ -576,7 +576,7 @@ FAULTS = [
     ),
     Fault(
         "padding is anatomy on the way back",
-        "reslice.py",
+        "compute/reslice.py",
         "np.where(beyond, thin[~beyond].min(), thin)",
         "thin",
         "padding takes no part in what a slice sees",
@@ -584,7 +584,7 @@ FAULTS = [
     ),
     Fault(
         "padding does not come back",
-        "upsample.py",
+        "compute/upsample.py",
         "padding.put_back(thin, lines.owner)",
         "pass",
         "padding comes back where it was",
@@ -600,7 +600,7 @@ FAULTS = [
     ),
     Fault(
         "the finer grid of the answer starts at the old origin",
-        "reslice.py",
+        "compute/reslice.py",
         "[(k - 1) / 2 for k in finer]",
         "[0.0 for k in finer]",
         "enlarged slices come back",
@@ -624,7 +624,7 @@ FAULTS = [
     ),
     Fault(
         "pictures shrink without anti-aliasing",
-        "profile.py",
+        "physics/profile.py",
         "- centres[:, None]) / factor\n    near",
         "- centres[:, None])\n    near",
         "that of a picture library",
@@ -663,11 +663,13 @@ FAULTS = [
         ("test_planes.py",),
     ),
     # the guard
-    Fault("guard never triggers", "upsample.py", "if cells.any():", "if False:", "falls back", GUARD),
-    Fault("NaN passes the guard", "guard.py", "> 0\n        suspect", "> 2\n        suspect", "single NaN", GUARD),
+    Fault("guard never triggers", "compute/upsample.py", "if cells.any():", "if False:", "falls back", GUARD),
+    Fault(
+        "NaN passes the guard", "compute/guard.py", "> 0\n        suspect", "> 2\n        suspect", "single NaN", GUARD
+    ),
     Fault(
         "guard compares with nothing",
-        "guard.py",
+        "compute/guard.py",
         "np.maximum(MARGIN * accepted, DISAGREEMENT)",
         "np.inf",
         "falls back",
@@ -675,26 +677,35 @@ FAULTS = [
     ),
     Fault(
         "guard forgets what interpolation misses",
-        "upsample.py",
+        "compute/upsample.py",
         "missed[0, slab - spline_low] -= 1.0",
         "missed[:] = 0.0",
         "good answer is left alone",
         GUARD,
     ),
-    Fault("guard throws everything away", "upsample.py", "own, 0.0) * keep", "own, 0.0) * 0.0", "only there", GUARD),
+    Fault(
+        "guard throws everything away",
+        "compute/upsample.py",
+        "own, 0.0) * keep",
+        "own, 0.0) * 0.0",
+        "only there",
+        GUARD,
+    ),
     Fault(
         "guard forgets the neighbours",
-        "upsample.py",
+        "compute/upsample.py",
         "max(slab - self.plan_reach, 0), min(slab + self.plan_reach + 1, self.plan.n_thick)",
         "slab, slab + 1",
         "null space is not flagged",
         GUARD,
     ),
     # the baselines
-    Fault("linear for cubic", "interpolate.py", '"cubic": cubic_matrix', '"cubic": linear_matrix', "scipy's", UP),
+    Fault(
+        "linear for cubic", "physics/interpolation.py", '"cubic": cubic_matrix', '"cubic": linear_matrix', "scipy's", UP
+    ),
     Fault(
         "spline without its prefilter",
-        "interpolate.py",
+        "physics/interpolation.py",
         "reach=2) @ np.linalg.inv(knots)",
         "reach=2)",
         "equals scipy",
@@ -702,7 +713,7 @@ FAULTS = [
     ),
     Fault(
         "mirror includes the edge twice",
-        "interpolate.py",
+        "physics/interpolation.py",
         "period = max(2 * (n_thick - 1), 1)",
         "period = max(2 * n_thick - 1, 1)",
         "equals scipy",
@@ -710,7 +721,7 @@ FAULTS = [
     ),
     Fault(
         "nearest rounds down",
-        "interpolate.py",
+        "physics/interpolation.py",
         "np.floor(np.asarray(position) + 0.5)",
         "np.floor(np.asarray(position))",
         "closest slice",
@@ -719,7 +730,7 @@ FAULTS = [
     # formats
     Fault(
         "LPS taken as RAS",
-        "nrrd.py",
+        "io/nrrd.py",
         "LPS: (-1.0, -1.0, 1.0),",
         "LPS: (1.0, 1.0, 1.0),",
         "every space becomes RAS",
@@ -727,7 +738,7 @@ FAULTS = [
     ),
     Fault(
         "NRRD origin not turned to RAS",
-        "nrrd.py",
+        "io/nrrd.py",
         "    affine = np.diag([*_TO_RAS.get(space, _TO_RAS[LPS]), 1.0]) @ affine + 0.0",
         "    affine[:3, :3] = np.diag(_TO_RAS.get(space, _TO_RAS[LPS])) @ affine[:3, :3]",
         "every space becomes RAS",
@@ -735,7 +746,7 @@ FAULTS = [
     ),
     Fault(
         "time goes back to the end of an NRRD file",
-        "nrrd.py",
+        "io/nrrd.py",
         "return 3 if source is None or source.place is None else source.place",
         "return 3",
         "an axis goes back to its place",
@@ -743,7 +754,7 @@ FAULTS = [
     ),
     Fault(
         "NRRD units are lost",
-        "nrrd.py",
+        "io/nrrd.py",
         "affine[:3, :3], affine[:3, 3] = columns * mm, origin * mm",
         "affine[:3, :3], affine[:3, 3] = columns * mm, origin",
         "units become mm",
@@ -751,7 +762,7 @@ FAULTS = [
     ),
     Fault(
         "keys that count the voxels of another grid are kept",
-        "nrrd.py",
+        "io/nrrd.py",
         "if same_grid or not OF_THE_GRID.match(key)",
         "if True or not OF_THE_GRID.match(key)",
         "what still holds is kept",
@@ -759,7 +770,7 @@ FAULTS = [
     ),
     Fault(
         "a data file may lie above its header",
-        "nrrd.py",
+        "io/nrrd.py",
         ' or ".." in way.parts for way in ways)',
         " for way in ways)",
         "voxels elsewhere are refused",
@@ -767,7 +778,7 @@ FAULTS = [
     ),
     Fault(
         "thickness kept for the thin grid",
-        "upsample.py",
+        "compute/upsample.py",
         "thickness_mm=None, notes=plan.notes",
         "notes=plan.notes",
         "thin slices have no acquired thickness",
@@ -775,7 +786,7 @@ FAULTS = [
     ),
     Fault(
         "MGH centre half a voxel away",
-        "mgh.py",
+        "io/mgh.py",
         'columns @ (start["dims"][:3] / 2)',
         'columns @ ((start["dims"][:3] - 1) / 2)',
         "nibabel's vox2ras",
@@ -783,7 +794,7 @@ FAULTS = [
     ),
     Fault(
         "MGH directions transposed",
-        "mgh.py",
+        "io/mgh.py",
         "columns = turn.T * delta",
         "columns = turn * delta",
         "nibabel's vox2ras",
@@ -791,7 +802,7 @@ FAULTS = [
     ),
     Fault(
         "uint16 clipped to int16",
-        "mgh.py",
+        "io/mgh.py",
         '"uint16": np.int32',
         '"uint16": np.int16',
         "types become wider ones",
@@ -799,7 +810,7 @@ FAULTS = [
     ),
     Fault(
         "labels beyond 32 bits clipped",
-        "mgh.py",
+        "io/mgh.py",
         '    if dtype == np.int32 and volume.voxels.dtype.kind in "iu":\n',
         "    if False:\n",
         "whole numbers beyond 32 bits are refused",
@@ -807,7 +818,7 @@ FAULTS = [
     ),
     Fault(
         "the report ignores how the name's format rounds",
-        "formats.py",
+        "io/formats.py",
         "return cast(Volume, _format_of(path).as_stored(volume))",
         "return nifti.as_stored(volume)",
         "what is ready is what is in the file",
@@ -817,7 +828,7 @@ FAULTS = [
     # from Python
     Fault(
         "the rescale of a nibabel image is forgotten",
-        "nifti.py",
+        "io/nifti.py",
         'header["scl_slope"], header["scl_inter"] = proxy.slope, proxy.inter',
         'header["scl_slope"], header["scl_inter"] = 1, 0',
         "an image gives what its file gives",
@@ -825,7 +836,7 @@ FAULTS = [
     ),
     Fault(
         "floats are put on the steps of the header that they were given",
-        "nifti.py",
+        "io/nifti.py",
         "        header.set_data_dtype(stored.dtype)\n",
         "",
         "an array is taken as it is",
@@ -833,7 +844,7 @@ FAULTS = [
     ),
     Fault(
         "the caller's own array is repaired",
-        "stored.py",
+        "io/voxel_files.py",
         'voxels.copy(order="K") if ours else voxels',
         "voxels",
         "what goes in is not changed",
@@ -857,7 +868,7 @@ FAULTS = [
     ),
     Fault(
         "a model is loaded at every call",
-        "runtime.py",
+        "models/engine.py",
         "if key not in _kept.models:",
         "if key:",
         "loaded once",
@@ -865,7 +876,7 @@ FAULTS = [
     ),
     Fault(
         "a forked worker waits for its parent's lock",
-        "runtime.py",
+        "models/engine.py",
         "os.register_at_fork(after_in_child=_kept.forked)",
         "pass",
         "a forked worker answers",
@@ -897,7 +908,7 @@ FAULTS = [
     ),
     Fault(
         "numbers far from zero lose their last digits",
-        "upsample.py",
+        "compute/upsample.py",
         "if voxels.dtype in WIDE:",
         "if False:",
         "far larger than the signal",
@@ -905,7 +916,7 @@ FAULTS = [
     ),
     Fault(
         "a segmentation is averaged",
-        "reslice.py",
+        "compute/reslice.py",
         "np.mean(near[drawn] == far[drawn]) > REGIONS",
         "False",
         "sees what is a segmentation",
@@ -913,7 +924,7 @@ FAULTS = [
     ),
     Fault(
         "the weights are not those of this network",
-        "upsample.py",
+        "compute/upsample.py",
         "+= said[low - first : high - first]",
         "+= 2 * said[low - first : high - first]",
         "the embedded weights beat projected cubic",
@@ -921,7 +932,7 @@ FAULTS = [
     ),
     Fault(
         "a model of another contract is taken",
-        "runtime.py",
+        "models/engine.py",
         'if card.get("contract") != CONTRACT:',
         "if False:",
         "earlier contract",
@@ -1091,7 +1102,7 @@ FAULTS = [
     ),
     Fault(
         "models are scored in one orientation whatever is wished",
-        "bench.py",
+        "evaluation/benchmark.py",
         "fuse and model.sha256 is not None",
         "False",
         "asked in several orientations where that is wished",
@@ -1100,7 +1111,7 @@ FAULTS = [
     # adapting to thick scans
     Fault(
         "what is held out is learnt from",
-        "training/targets.py",
+        "training/self_supervision.py",
         "for part in (learnt, held_out)\n    ]",
         "for part in ((crop[0], crop[1]), held_out)\n    ]",
         "nothing held out is learnt from",
@@ -1108,7 +1119,7 @@ FAULTS = [
     ),
     Fault(
         "what is held out is learnt from by lessons across the slices",
-        "training/targets.py",
+        "training/self_supervision.py",
         "(2,), 1.0) for p in (learnt, held_out))",
         "(2,), 1.0) for p in (slice(None), held_out))",
         "nothing held out is learnt from",
@@ -1116,7 +1127,7 @@ FAULTS = [
     ),
     Fault(
         "air alone may be held out",
-        "training/targets.py",
+        "training/self_supervision.py",
         "HELD_OUT * shown.sum()",
         "HELD_OUT * 0",
         "what is held out shows something",
@@ -1124,7 +1135,7 @@ FAULTS = [
     ),
     Fault(
         "too little is left to learn from",
-        "training/targets.py",
+        "training/self_supervision.py",
         "min(LEAST_HELD_OUT, n // 3, most)",
         "min(LEAST_HELD_OUT, n // 3)",
         "so does what is learnt from",
@@ -1132,7 +1143,7 @@ FAULTS = [
     ),
     Fault(
         "the slice direction is learnt from where it judges",
-        "training/targets.py",
+        "training/self_supervision.py",
         "target.unseen_acquired if unseen else target.acquired",
         "target.unseen_acquired",
         "lessons of the slice direction come from what is not held out",
@@ -1148,7 +1159,7 @@ FAULTS = [
     ),
     Fault(
         "the end that shows less is held out",
-        "training/targets.py",
+        "training/self_supervision.py",
         "    if last:\n",
         "    if not last:\n",
         "the end that shows its share in fewer pixels",
@@ -1164,7 +1175,7 @@ FAULTS = [
     ),
     Fault(
         "lessons are cut from what is held out",
-        "training/targets.py",
+        "training/self_supervision.py",
         "return batch_at(step, seed, targets, patches, size, slabs, context)",
         "return batch_at(step, seed, targets, patches, size, slabs, context, True)",
         "no lesson shows what is held out",
@@ -1172,7 +1183,7 @@ FAULTS = [
     ),
     Fault(
         "pixels that are not square are turned",
-        "training/targets.py",
+        "training/self_supervision.py",
         "square = max(spacing_mm) <= SQUARE * min(spacing_mm)",
         "square = True",
         "along the coarser side",
@@ -1180,7 +1191,7 @@ FAULTS = [
     ),
     Fault(
         "any file is taken for a card",
-        "training/answers.py",
+        "training/model_outputs.py",
         "if card.exists() and not _is_card(card):",
         "if False:",
         "the file beside a scan is not a card",
@@ -1188,7 +1199,7 @@ FAULTS = [
     ),
     Fault(
         "a copy of a scan is learnt from too",
-        "training/scans.py",
+        "training/usable_scans.py",
         "if scan.fingerprint in found:",
         "if False:",
         "the same scan is learnt from once",
@@ -1196,7 +1207,7 @@ FAULTS = [
     ),
     Fault(
         "two runs meet in one folder",
-        "training/unfinished.py",
+        "training/run_state.py",
         "fcntl.flock(self.held, fcntl.LOCK_EX | fcntl.LOCK_NB)",
         "pass",
         "two runs do not meet",
@@ -1236,7 +1247,7 @@ FAULTS = [
     ),
     Fault(
         "thin slices of one part are computed from the other too",
-        "training/targets.py",
+        "training/self_supervision.py",
         "_thin_of(part, scan, plan, model)[..., depth]",
         "_thin_of((slice(None), slice(None)), scan, plan, model)[part][..., depth]",
         "thin slices of either part come from it alone",
@@ -1244,7 +1255,7 @@ FAULTS = [
     ),
     Fault(
         "no lesson lies across the slices",
-        "training/targets.py",
+        "training/self_supervision.py",
         "random() < THICKER",
         "random() < 0",
         "a quarter of the lessons",
@@ -1252,7 +1263,7 @@ FAULTS = [
     ),
     Fault(
         "the loss is watched on what is learnt from",
-        "training/targets.py",
+        "training/self_supervision.py",
         "(target.unseen, target.unseen_places) if unseen else",
         "(target.unseen, target.unseen_places) if not unseen else",
         "lessons from one part, looks from the other",
@@ -1260,7 +1271,7 @@ FAULTS = [
     ),
     Fault(
         "all places have the same chance",
-        "training/targets.py",
+        "training/self_supervision.py",
         "return Places(volume, axis, middle, chance / chance.sum())",
         "return Places(volume, axis, middle, np.full(len(chance), 1 / len(chance)))",
         "places like the slices get most of the chance",
@@ -1268,7 +1279,7 @@ FAULTS = [
     ),
     Fault(
         "what is unlike the slices is drawn more",
-        "training/targets.py",
+        "training/self_supervision.py",
         "share_wanted / np.maximum(share_own, 1e-9)",
         "share_own / np.maximum(share_wanted, 1e-9)",
         "places like the slices get most of the chance",
@@ -1276,7 +1287,7 @@ FAULTS = [
     ),
     Fault(
         "a patch that is turned over comes from the other end",
-        "training/targets.py",
+        "training/self_supervision.py",
         "depth = shape[0] - 1 - int(middle[0]) if look.flips[0] else int(middle[0])",
         "depth = int(middle[0])",
         "a patch lies around its place",
@@ -1284,7 +1295,7 @@ FAULTS = [
     ),
     Fault(
         "a transposed patch is looked for at its mirror image",
-        "training/targets.py",
+        "training/self_supervision.py",
         "lines, columns = (middle[2], middle[1]) if look.transpose",
         "lines, columns = (middle[1], middle[2]) if look.transpose",
         "a patch lies around its place",
@@ -1292,7 +1303,7 @@ FAULTS = [
     ),
     Fault(
         "slices are turned with the border they then get",
-        "training/targets.py",
+        "training/self_supervision.py",
         "voxels[_inside(thin.shape[:2], angle)]",
         "voxels",
         "nothing from beyond the image",
@@ -1300,7 +1311,7 @@ FAULTS = [
     ),
     Fault(
         "the starting model's own answer is taken for the truth",
-        "training/targets.py",
+        "training/self_supervision.py",
         "wanted = (0, 1) if square",
         "wanted = (0, 1, 2) if square",
         "made thick along the slices only",
@@ -1372,7 +1383,7 @@ FAULTS = [
     ),
     Fault(
         "the work on other scans is gone on with",
-        "training/unfinished.py",
+        "training/run_state.py",
         "if all(begun.get(key) == value for key, value in wish.items()):",
         "if begun:",
         "unfinished work of another command is not gone on with",
@@ -1380,7 +1391,7 @@ FAULTS = [
     ),
     Fault(
         "the work on other scans is thrown away unasked",
-        "training/unfinished.py",
+        "training/run_state.py",
         "        if overwrite:\n            return None\n",
         "        return None\n",
         "nor lost",
@@ -1388,7 +1399,7 @@ FAULTS = [
     ),
     Fault(
         "that an answer is finished is not noted",
-        "training/unfinished.py",
+        "training/run_state.py",
         'keep(self.folder / ".finished.json",',
         "(lambda *_: None)(self.folder,",
         "killed when the model was written it is finished",
@@ -1460,7 +1471,7 @@ FAULTS = [
     ),
     Fault(
         "a scan is enhanced with the model of another",
-        "weights.py",
+        "models/registry.py",
         "return own[known]",
         "return models[0]",
         "each scan has its own",
@@ -1629,7 +1640,7 @@ FAULTS = [
     ),
     Fault(
         "what was synthesised passes for a scan",
-        "nifti.py",
+        "io/nifti.py",
         'header["descrip"] = SYNTHETIC',
         "pass",
         "it is marked",
@@ -1637,7 +1648,7 @@ FAULTS = [
     ),
     Fault(
         "no number is no divergence",
-        "training/steady.py",
+        "training/divergence.py",
         "return last is None or last > WORSE * min(numbers)",
         "return last is not None and last > WORSE * min(numbers)",
         "what diverges is ended",
@@ -1719,7 +1730,7 @@ FAULTS = [
     # DICOM
     Fault(
         "spacing between rows taken for that between columns",
-        "dicom/series.py",
+        "io/dicom/series.py",
         "    between_rows, between_columns = image.spacing_mm or ()",
         "    between_columns, between_rows = image.spacing_mm or ()",
         "every voxel is where its header says",
@@ -1727,7 +1738,7 @@ FAULTS = [
     ),
     Fault(
         "LPS taken for RAS",
-        "dicom/series.py",
+        "io/dicom/series.py",
         "TO_RAS = np.diag([-1.0, -1.0, 1.0])",
         "TO_RAS = np.diag([1.0, 1.0, 1.0])",
         "every voxel is where its header says",
@@ -1735,7 +1746,7 @@ FAULTS = [
     ),
     Fault(
         "slices sorted by their numbers",
-        "dicom/series.py",
+        "io/dicom/series.py",
         'images = [images[i] for i in np.argsort(along, kind="stable")]',
         "images = sorted(images, key=lambda image: -(image.instance or 0))",
         "every voxel is where its header says",
@@ -1743,7 +1754,7 @@ FAULTS = [
     ),
     Fault(
         "a tilted gantry passes",
-        "dicom/series.py",
+        "io/dicom/series.py",
         "TILT_DEGREES = 0.1",
         "TILT_DEGREES = 30.0",
         "a tilted stack is never made to look regular",
@@ -1751,7 +1762,7 @@ FAULTS = [
     ),
     Fault(
         "a missing slice is stretched over",
-        "dicom/series.py",
+        "io/dicom/series.py",
         "UNEVEN_SHARE = 0.02",
         "UNEVEN_SHARE = 2.0",
         "a gapped stack is never made to look regular",
@@ -1759,7 +1770,7 @@ FAULTS = [
     ),
     Fault(
         "echoes are one stack",
-        "dicom/series.py",
+        "io/dicom/series.py",
         "_grouped(group, lambda image: image.among)",
         "_grouped(group, lambda image: image.among[:1])",
         "series are split",
@@ -1767,7 +1778,7 @@ FAULTS = [
     ),
     Fault(
         "what varies along a stack splits it",
-        "dicom/series.py",
+        "io/dicom/series.py",
         "if len(groups) > 1 and all(_same(_places(group), places) for group in groups):",
         "if len(groups) > 1:",
         "series are split only where images lie at one place",
@@ -1775,7 +1786,7 @@ FAULTS = [
     ),
     Fault(
         "the rescale of the first slice for all",
-        "dicom/pixels.py",
+        "io/dicom/pixels.py",
         "    for index, (slope, intercept) in enumerate(rescales):",
         "    for index, (slope, intercept) in enumerate([rescales[0]] * len(rescales)):",
         "values are in the scan's own units",
@@ -1783,7 +1794,7 @@ FAULTS = [
     ),
     Fault(
         "the intercept is dropped",
-        "dicom/headers.py",
+        "io/dicom/headers.py",
         "stored[1] or 0.0),",
         "0.0),",
         "values are in the scan's own units",
@@ -1791,7 +1802,7 @@ FAULTS = [
     ),
     Fault(
         "every frame is the first",
-        "dicom/pixels.py",
+        "io/dicom/pixels.py",
         "index = image.frame or 0",
         "index = 0",
         "frames are read one by one",
@@ -1799,7 +1810,7 @@ FAULTS = [
     ),
     Fault(
         "the source's thickness for the new slices",
-        "dicom/derived.py",
+        "io/dicom/derived.py",
         "shared.SliceThickness = _decimal(spacing_mm)",
         "shared.SliceThickness = _decimal(plan.thickness_mm)",
         "SliceThickness and SpacingBetweenSlices are new",
@@ -1807,7 +1818,7 @@ FAULTS = [
     ),
     Fault(
         "computed slices upside down",
-        "dicom/derived.py",
+        "io/dicom/derived.py",
         "thin.voxels[:, ::-1, index].T, stored.storage",
         "thin.voxels[:, :, index].T, stored.storage",
         "dcm2niix makes of it what we write as NIfTI",
@@ -1815,7 +1826,7 @@ FAULTS = [
     ),
     Fault(
         "the corner of the last row for that of the first",
-        "dicom/derived.py",
+        "io/dicom/derived.py",
         "corner = thin.affine @ [0, thin.voxels.shape[1] - 1, index, 1]",
         "corner = thin.affine @ [0, 0, index, 1]",
         "positions are exact",
@@ -1823,7 +1834,7 @@ FAULTS = [
     ),
     Fault(
         "identifiers by chance",
-        "dicom/identity.py",
+        "io/dicom/identity.py",
         "uuid.UUID(bytes=digest[:16], version=5).int",
         "uuid.uuid4().int",
         "running twice gives the same UIDs",
@@ -1831,7 +1842,7 @@ FAULTS = [
     ),
     Fault(
         "the same bytes in another order are the same number",
-        "dicom/derived.py",
+        "io/dicom/derived.py",
         "if same_order and first[1:4] == second[1:4]:",
         "if first[1:4] == second[1:4]:",
         "headers are compared as understood",
@@ -1839,7 +1850,7 @@ FAULTS = [
     ),
     Fault(
         "identifiers without the plan",
-        "dicom/derived.py",
+        "io/dicom/derived.py",
         'decisions = {name: value for name, value in asdict(plan).items() if name not in ("notes", "versions")}',
         "decisions: dict[str, object] = {}",
         "UIDs come from the input, the plan and the model",
@@ -1847,7 +1858,7 @@ FAULTS = [
     ),
     Fault(
         "private elements are kept",
-        "dicom/derived.py",
+        "io/dicom/derived.py",
         "if tag in never or tag.is_private or tag.group",
         "if tag in never or tag.group",
         "no private leftovers",
@@ -1855,7 +1866,7 @@ FAULTS = [
     ),
     Fault(
         "what differs from slice to slice is kept",
-        "dicom/derived.py",
+        "io/dicom/derived.py",
         "all(tag in other and _same(headers[0], other, tag) for other in headers[1:])",
         "all(tag in other for other in headers[1:])",
         "per-slice attributes are dropped",
@@ -1863,7 +1874,7 @@ FAULTS = [
     ),
     Fault(
         "what the profile does not list is kept",
-        "dicom/identity.py",
+        "io/dicom/identity.py",
         "for element in [e for e in dataset if not _is_harmless(e)]:",
         "for element in []:",
         "anonymised nothing names the patient",
@@ -1871,7 +1882,7 @@ FAULTS = [
     ),
     Fault(
         "half a stack is a stack",
-        "dicom/series.py",
+        "io/dicom/series.py",
         "if len(usable) == len(group) and _is_one_stack(group):",
         "if False:",
         "an even stack is one, whatever differs along it",
@@ -1879,7 +1890,7 @@ FAULTS = [
     ),
     Fault(
         "of images under one name the first is taken",
-        "dicom/series.py",
+        "io/dicom/series.py",
         "other = next((image for image in same[1:] if not _is_copy(first, image)), None)",
         "other = None",
         "nothing is lost silently",
@@ -1887,7 +1898,7 @@ FAULTS = [
     ),
     Fault(
         "stored values without the intercept",
-        "dicom/derived.py",
+        "io/dicom/derived.py",
         "(values.astype(np.float64) - storage.intercept) / storage.slope",
         "values.astype(np.float64) / storage.slope",
         "rescale is kept, CT in HU",
@@ -1895,7 +1906,7 @@ FAULTS = [
     ),
     Fault(
         "frames are counted from zero",
-        "dicom/derived.py",
+        "io/dicom/derived.py",
         "frames.append(image.frame + 1)",
         "frames.append(image.frame)",
         "source images are referenced",
@@ -1903,7 +1914,7 @@ FAULTS = [
     ),
     Fault(
         "the window of the first slice for all",
-        "dicom/derived.py",
+        "io/dicom/derived.py",
         "windows[nearest[index]], sources",
         "windows[0], sources",
         "the window is kept",
@@ -1911,7 +1922,7 @@ FAULTS = [
     ),
     Fault(
         "computed slices are computed from",
-        "dicom/series.py",
+        "io/dicom/series.py",
         "    if not image.computed:\n        return image",
         "    if True:\n        return image",
         "nobody mistakes it for an acquisition",
@@ -1919,7 +1930,7 @@ FAULTS = [
     ),
     Fault(
         "somebody else's folder is written into",
-        "cases.py",
+        "io/outputs.py",
         "    if foreign:\n",
         "    if False:\n",
         "no data lost",
@@ -1928,7 +1939,7 @@ FAULTS = [
     # the reader study
     Fault(
         "sides never swapped",
-        "study.py",
+        "evaluation/reader_study.py",
         "turns = [(start + turn) % 2 == 1 for turn in range(count)]",
         "turns = [False for turn in range(count)]",
         "either method is as often on the left",
@@ -1936,7 +1947,7 @@ FAULTS = [
     ),
     Fault(
         "a repeat is not mirrored in the key",
-        "study.py",
+        "evaluation/reader_study.py",
         "mirrored = replace(trial, left=trial.right, right=trial.left)",
         "mirrored = trial",
         "repeats are mirrored",
@@ -1944,7 +1955,7 @@ FAULTS = [
     ),
     Fault(
         "the key names the sides the wrong way round",
-        "study.py",
+        "evaluation/reader_study.py",
         """        "left": trial.left,
         "right": trial.right,
 """,
@@ -1956,7 +1967,7 @@ FAULTS = [
     ),
     Fault(
         "methods can be read in the page",
-        "study.py",
+        "evaluation/reader_study.py",
         'named = {use: _opaque(secret, "picture", index) for index, use in enumerate(pictures)}',
         'named = {use: f"{use[1]}-{index}" for index, use in enumerate(pictures)}',
         "blinded",
@@ -1964,7 +1975,7 @@ FAULTS = [
     ),
     Fault(
         "preference counted for the loser",
-        "preference.py",
+        "evaluation/reader_scores.py",
         "firsts.count(None), firsts.count(method)",
         "firsts.count(None), len([one for one in firsts if one not in (None, method)])",
         "who is always preferred has a share of one",
@@ -1972,7 +1983,7 @@ FAULTS = [
     ),
     Fault(
         "ties dropped from the share",
-        "preference.py",
+        "evaluation/reader_scores.py",
         "points = preferred + ties / 2",
         "points = float(preferred)",
         "no difference counts half",
@@ -1980,7 +1991,7 @@ FAULTS = [
     ),
     Fault(
         "repeats counted twice",
-        "preference.py",
+        "evaluation/reader_scores.py",
         'for one in showings if one["repeats"] is None and one["id"] in chosen]',
         'for one in showings if one["id"] in chosen]',
         "the first time counts",
@@ -1988,7 +1999,7 @@ FAULTS = [
     ),
     Fault(
         "one-sided p value",
-        "preference.py",
+        "evaluation/reader_scores.py",
         "float(2 * tail / 2**trials)",
         "float(tail / 2**trials)",
         "scipy's binomtest",
@@ -1996,7 +2007,7 @@ FAULTS = [
     ),
     Fault(
         "changed results are scored",
-        "preference.py",
+        "evaluation/reader_scores.py",
         'sound = content["check"] == check and all(',
         "sound = all(",
         "hand-edited files are refused",
@@ -2005,7 +2016,7 @@ FAULTS = [
     # the page
     Fault(
         "cropped for the page, origin not moved",
-        "excerpt.py",
+        "reports/downsample.py",
         "start = np.array([part.start for part in self.box]) + (np.array(self.steps) - 1) / 2",
         "start = (np.array(self.steps) - 1) / 2",
         "every voxel stays where it was",
@@ -2013,7 +2024,7 @@ FAULTS = [
     ),
     Fault(
         "averaged for the page, half a voxel away",
-        "excerpt.py",
+        "reports/downsample.py",
         "for part in self.box]) + (np.array(self.steps) - 1) / 2",
         "for part in self.box])",
         "a ramp keeps its value at every millimetre",
@@ -2021,7 +2032,7 @@ FAULTS = [
     ),
     Fault(
         "stored on the page without its offset",
-        "excerpt.py",
+        "reports/downsample.py",
         "return Excerpt(stored, wish.affine, slope, low)",
         "return Excerpt(stored, wish.affine, slope, 0.0)",
         "the scan's own units",
@@ -2029,7 +2040,7 @@ FAULTS = [
     ),
     Fault(
         "only the thin scans averaged for the page",
-        "excerpt.py",
+        "reports/downsample.py",
         "[_no_finer(wish, direction, mm * (largest.steps[axis] + 1)) for wish in wishes]",
         "[_no_finer(w, direction, mm * (largest.steps[axis] + 1)) if w.shape == largest.shape else w for w in wishes]",
         "no scan sharper than another",
@@ -2037,7 +2048,7 @@ FAULTS = [
     ),
     Fault(
         "names not escaped in the page's data",
-        "page.py",
+        "reports/viewer_page.py",
         """.replace("<", "\\\\u003c")""",
         "",
         "names stay words",
@@ -2045,7 +2056,7 @@ FAULTS = [
     ),
     Fault(
         "numbers not escaped in the page's table",
-        "page.py",
+        "reports/viewer_page.py",
         "<td>{escape(value)}",
         "<td>{value}",
         "names stay words",
@@ -2053,7 +2064,7 @@ FAULTS = [
     ),
     Fault(
         "the acquired scan shown smoothly",
-        "page.py",
+        "reports/viewer_page.py",
         '"staircase": layer.staircase',
         '"staircase": False',
         "acquired as a staircase",
@@ -2061,7 +2072,7 @@ FAULTS = [
     ),
     Fault(
         "niivue's nearest taken for smooth",
-        "viewer/page.js",
+        "reports/viewer/page.js",
         "isNearestInterpolation: staircase",
         "isNearestInterpolation: !staircase",
         "a voxel reaches to its edges",
@@ -2069,7 +2080,7 @@ FAULTS = [
     ),
     Fault(
         "right and left exchanged",
-        "viewer/page.js",
+        "reports/viewer/page.js",
         "isRadiologicalConvention: true",
         "isRadiologicalConvention: false",
         "the patient's right is on the left",
@@ -2078,7 +2089,7 @@ FAULTS = [
     # where not to trust an answer
     Fault(
         "the mirror image's answer is not mirrored back",
-        "uncertainty.py",
+        "compute/uncertainty.py",
         "return _asked(mirrored, plan, model, progress)[::-1, ::-1, ::-1]",
         "return _asked(mirrored, plan, model, progress)",
         "a network that says the same to both is trusted",
@@ -2086,7 +2097,7 @@ FAULTS = [
     ),
     Fault(
         "the whole distance for the half",
-        "uncertainty.py",
+        "compute/uncertainty.py",
         "return cell_means(answer, _mirrored(volume, plain, model, progress), size) / 2",
         "return cell_means(answer, _mirrored(volume, plain, model, progress), size)",
         "to fuse or not, the map is the same",
@@ -2094,7 +2105,7 @@ FAULTS = [
     ),
     Fault(
         "where the guard stepped in, all is trusted",
-        "uncertainty.py",
+        "compute/uncertainty.py",
         "    if fell_back is not None:",
         "    if False:",
         "where the guard took the network back nothing is known",
@@ -2102,7 +2113,7 @@ FAULTS = [
     ),
     Fault(
         "cells begin where their middle is",
-        "uncertainty.py",
+        "compute/uncertainty.py",
         "cells[:3, 3] += cells[:3, :3] @ (np.array(size) - 1) / 2",
         "cells[:3, 3] += 0",
         "a cell lies in the middle of its voxels",
@@ -2110,7 +2121,7 @@ FAULTS = [
     ),
     Fault(
         "the misfit keeps its sign",
-        "report.py",
+        "compute/consistency.py",
         "np.moveaxis(np.abs(apart, out=apart), 0, plan.axis)",
         "np.moveaxis(apart, 0, plan.axis)",
         "the misfit is what the report measures",
@@ -2118,7 +2129,7 @@ FAULTS = [
     ),
     Fault(
         "cubic is shown projected",
-        "explain.py",
+        "reports/report_page.py",
         "projection=False, fuse=False)",
         "projection=True, fuse=False)",
         "cubic as people use it",
@@ -2135,7 +2146,7 @@ FAULTS = [
     # a data set
     Fault(
         "a scan of a data set known by its name",
-        "job.py",
+        "datasets/job.py",
         "input_sha256 = _hash_of_scan(job.source)",
         "input_sha256 = job.source.name",
         "other voxels are another scan",
@@ -2143,7 +2154,7 @@ FAULTS = [
     ),
     Fault(
         "JSON beside the scan not part of its hash",
-        "job.py",
+        "datasets/job.py",
         "return _joined([_sha256(path), *facts])",
         "return _joined([_sha256(path)])",
         "another thickness is another scan",
@@ -2151,7 +2162,7 @@ FAULTS = [
     ),
     Fault(
         "answers of another model kept",
-        "job.py",
+        "datasets/job.py",
         '"model_sha256": job.model_sha256, "wish": wish}',
         '"model_sha256": None, "wish": wish}',
         "another model does it again",
@@ -2159,7 +2170,7 @@ FAULTS = [
     ),
     Fault(
         "answers that were cut off kept",
-        "job.py",
+        "datasets/job.py",
         'job.destination.stat().st_size != record["answer_bytes"]',
         "not job.destination.exists()",
         "what is kept is whole",
@@ -2167,7 +2178,7 @@ FAULTS = [
     ),
     Fault(
         "JSON of an answer moved before it",
-        "job.py",
+        "datasets/job.py",
         "(extras | parts).items()",
         "(extras | dict(reversed(parts.items()))).items()",
         "the JSON says that all is there",
@@ -2175,7 +2186,7 @@ FAULTS = [
     ),
     Fault(
         "earlier JSON beside a new answer",
-        "job.py",
+        "datasets/job.py",
         "        job.sidecar.unlink(missing_ok=True)\n",
         "",
         "the JSON says that all is there",
@@ -2183,7 +2194,7 @@ FAULTS = [
     ),
     Fault(
         "files of other programs replaced",
-        "job.py",
+        "datasets/job.py",
         "if not (torn or job.redo or isinstance(record, dict)):",
         "if False:",
         "what others wrote stays",
@@ -2191,7 +2202,7 @@ FAULTS = [
     ),
     Fault(
         "two runs work on one scan at once",
-        "job.py",
+        "datasets/job.py",
         "fcntl.LOCK_EX | (0",
         "fcntl.LOCK_SH | (0",
         "every scan is computed once",
@@ -2199,7 +2210,7 @@ FAULTS = [
     ),
     Fault(
         "first scan of a shard left out",
-        "dataset.py",
+        "datasets/find.py",
         "found.jobs[index - 1 :: count]",
         "found.jobs[index::count]",
         "the shards are the data set",
@@ -2207,7 +2218,7 @@ FAULTS = [
     ),
     Fault(
         "answers of all folders in one",
-        "dataset.py",
+        "datasets/find.py",
         "(output / relative).with_name(name)",
         "output / name",
         "paths are kept",
@@ -2215,7 +2226,7 @@ FAULTS = [
     ),
     Fault(
         "output searched for scans",
-        "dataset.py",
+        "datasets/find.py",
         " or is_inside(real, out)",
         "",
         "answers are no scans",
@@ -2223,7 +2234,7 @@ FAULTS = [
     ),
     Fault(
         "raw data as output",
-        "bids.py",
+        "datasets/bids.py",
         "inside = there == raw or raw in there.parents",
         "inside = there == raw",
         "raw data is never written to",
@@ -2231,7 +2242,7 @@ FAULTS = [
     ),
     Fault(
         "a dead process ends the run of its scan",
-        "batch.py",
+        "datasets/engine.py",
         "    if isinstance(error, KilledWorker):\n        return None\n",
         "",
         "a suspect is tried alone",
@@ -2239,7 +2250,7 @@ FAULTS = [
     ),
     Fault(
         "Ctrl-C heard while workers start",
-        "batch.py",
+        "datasets/engine.py",
         "signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM}",
         "signal.SIG_BLOCK, {signal.SIGTERM}",
         "an interruption is told in one line",
@@ -2255,7 +2266,7 @@ FAULTS = [
     ),
     Fault(
         "a page shows an answer that is gone",
-        "job.py",
+        "datasets/job.py",
         "            job.earlier_page.unlink(missing_ok=True)\n",
         "            pass\n",
         "a page belongs to its answer",
@@ -2263,7 +2274,7 @@ FAULTS = [
     ),
     Fault(
         "a hidden folder gives a right to the files of others",
-        "job.py",
+        "datasets/job.py",
         "return (stage / _MOVING).exists()",
         "return stage.exists()",
         "what others wrote stays",
@@ -2271,7 +2282,7 @@ FAULTS = [
     ),
     Fault(
         "a death between the renames leaves its answer to nobody",
-        "job.py",
+        "datasets/job.py",
         "        (stage / _MOVING).touch()\n",
         "",
         "what a killed run left is made whole",
@@ -2279,7 +2290,7 @@ FAULTS = [
     ),
     Fault(
         "a repeated job computes again",
-        "job.py",
+        "datasets/job.py",
         'if kept is not None and not (job.redo and kept.state == "kept"):',
         "if kept is not None and not job.redo:",
         "a job is done once in a run",
@@ -2287,7 +2298,7 @@ FAULTS = [
     ),
     Fault(
         "the farthest JSON of BIDS holds",
-        "job.py",
+        "datasets/job.py",
         "for file in reversed(files):",
         "for file in files:",
         "the nearest JSON holds",
@@ -2295,7 +2306,7 @@ FAULTS = [
     ),
     Fault(
         "JSON of other images holds",
-        "bids.py",
+        "datasets/bids.py",
         "if its_suffix == suffix and set(other) <= set(entities):",
         "if its_suffix == suffix:",
         "the inheritance principle",
@@ -2303,7 +2314,7 @@ FAULTS = [
     ),
     Fault(
         "a folder of answers in raw data",
-        "dataset.py",
+        "datasets/find.py",
         "    check_not_raw(output)\n    check_writable(output)\n    scans",
         "    check_writable(output)\n    scans",
         "raw data is never written to",
@@ -2311,7 +2322,7 @@ FAULTS = [
     ),
     Fault(
         "an answer lands on a scan by way of a link",
-        "dataset.py",
+        "datasets/find.py",
         "        if bad:\n",
         "        if False:\n",
         "no answer lands on a scan",
@@ -2319,7 +2330,7 @@ FAULTS = [
     ),
     Fault(
         "an output that holds the scans",
-        "dataset.py",
+        "datasets/find.py",
         "    if is_inside(raw, out):\n",
         "    if False:\n",
         "no answer lands on a scan",
@@ -2327,7 +2338,7 @@ FAULTS = [
     ),
     Fault(
         "folders that are closed to us passed over",
-        "dataset.py",
+        "datasets/find.py",
         "os.walk(top, onerror=closed.append)",
         "os.walk(top)",
         "what cannot be read is named",
@@ -2335,7 +2346,7 @@ FAULTS = [
     ),
     Fault(
         "names of files that are no UTF-8 end a run",
-        "overview.py",
+        "datasets/summary.py",
         ', errors="backslashreplace")',
         ")",
         "names of every kind",
@@ -2343,7 +2354,7 @@ FAULTS = [
     ),
     Fault(
         "a BIDS output in the raw data of others",
-        "dataset.py",
+        "datasets/find.py",
         "    check_not_raw(output)\n    check_writable(output)\n    images",
         "    check_writable(output)\n    images",
         "raw data is never written to",
@@ -2351,7 +2362,7 @@ FAULTS = [
     ),
     Fault(
         "answers of series land in their folder by way of a link",
-        "dataset.py",
+        "datasets/find.py",
         "    harmless = _harmless(jobs, source, output)\n    return",
         "    harmless = Found(jobs, [])\n    return",
         "no answer lands on a scan",
@@ -2359,7 +2370,7 @@ FAULTS = [
     ),
     Fault(
         "closed folders of participants passed over",
-        "bids.py",
+        "datasets/bids.py",
         "        closed.append(error)\n        return []\n",
         "        return []\n",
         "what cannot be read is named",
@@ -2367,7 +2378,7 @@ FAULTS = [
     ),
     Fault(
         "phase taken for magnitude",
-        "bids.py",
+        "datasets/bids.py",
         'NO_MAGNITUDE = ("part-phase", ',
         "NO_MAGNITUDE = (",
         "what must not be averaged is left out",
@@ -2375,7 +2386,7 @@ FAULTS = [
     ),
     Fault(
         "one series of a folder known by the files of another",
-        "job.py",
+        "datasets/job.py",
         "if job.series in (None, key_of_series(one))]",
         "][:1]",
         "every series is a scan",
@@ -2383,7 +2394,7 @@ FAULTS = [
     ),
     Fault(
         "pictures made on the disk of the answers",
-        "job.py",
+        "datasets/job.py",
         "    if target.parent == job.destination.parent:\n",
         "    if True:\n",
         "a rename is sure to work",
@@ -2407,7 +2418,7 @@ FAULTS = [
     ),
     Fault(
         "one thread computes two slabs at once",
-        "runtime.py",
+        "models/engine.py",
         "workers = min(WORKERS, threads)",
         "workers = WORKERS",
         "threads are those that were asked for",
@@ -2415,7 +2426,7 @@ FAULTS = [
     ),
     Fault(
         "workers of a data set use all cores",
-        "dataset.py",
+        "datasets/find.py",
         "threads=orders.threads,",
         "threads=2,",
         "threads are those that were asked for",
@@ -2423,7 +2434,7 @@ FAULTS = [
     ),
     Fault(
         "workers that come late wait for the first scan",
-        "batch.py",
+        "datasets/engine.py",
         "            if not _has_landed(landing):\n                continue\n",
         "            while not _has_landed(landing):\n                pass\n",
         "workers are kept busy",
@@ -2439,7 +2450,7 @@ FAULTS = [
     ),
     Fault(
         "slices known by the names of their files",
-        "job.py",
+        "datasets/job.py",
         "*sorted(_sha256(file) for file in {image.path for image in series.images})",
         "*sorted(str(image.path) for image in series.images)",
         "names do not count",
@@ -2447,7 +2458,7 @@ FAULTS = [
     ),
     Fault(
         "a JSON that is elsewhere is passed over",
-        "job.py",
+        "datasets/job.py",
         "if beside is not None and os.path.lexists(beside) else []",
         "if beside is not None and beside.is_file() else []",
         "what cannot be read is named",
@@ -2455,7 +2466,7 @@ FAULTS = [
     ),
     Fault(
         "half of a page stays for ever",
-        "job.py",
+        "datasets/job.py",
         "    _sweep(job)\n    _remove(stage)\n",
         "    _remove(stage)\n",
         "nothing half made is left",
@@ -2463,7 +2474,7 @@ FAULTS = [
     ),
     Fault(
         "folders that cannot be entered passed over",
-        "dataset.py",
+        "datasets/find.py",
         "if not os.access(folder, os.X_OK):",
         "if False:",
         "what cannot be read is named",
@@ -2471,7 +2482,7 @@ FAULTS = [
     ),
     Fault(
         "a lock that was removed is held",
-        "job.py",
+        "datasets/job.py",
         "return os.path.samestat(os.fstat(held), os.stat(path))",
         "return True",
         "every scan is computed once",
@@ -2479,7 +2490,7 @@ FAULTS = [
     ),
     Fault(
         "what an interrupted run had begun stays",
-        "batch.py",
+        "datasets/engine.py",
         "                        clean_up(job)\n",
         "                        pass\n",
         "an interruption leaves nothing unfinished",
@@ -2487,7 +2498,7 @@ FAULTS = [
     ),
     Fault(
         "a pipe is waited for",
-        "job.py",
+        "datasets/job.py",
         "    if series is None and os.path.exists(job.source) and not os.path.isfile(job.source):",
         "    if False:",
         "a run ends",
@@ -2495,7 +2506,7 @@ FAULTS = [
     ),
     Fault(
         "thick from another ratio on",
-        "job.py",
+        "datasets/job.py",
         "THICK_FROM = 1.4",
         "THICK_FROM = 1.5",
         "what is thick enough is done",
@@ -2503,7 +2514,7 @@ FAULTS = [
     ),
     Fault(
         "others give the workers orders",
-        "batch.py",
+        "datasets/engine.py",
         "security=True,",
         "security=None,",
         "the run alone gives orders",
@@ -2511,7 +2522,7 @@ FAULTS = [
     ),
     Fault(
         "the time left counts what is thin",
-        "batch.py",
+        "datasets/engine.py",
         "zip(self.left, shares, strict=True)",
         "zip(self.left, [1.0, 1.0], strict=True)",
         "the time left is that of what has to be computed",
@@ -2543,7 +2554,7 @@ FAULTS = [
     ),
     Fault(
         "a scan is told nothing of its neighbour's guilt",
-        "batch.py",
+        "datasets/engine.py",
         "            suspects.append(job)\n",
         "            end(job, Outcome(job.name, 'failed', 'died'))\n",
         "a suspect is tried alone",
@@ -2551,7 +2562,7 @@ FAULTS = [
     ),
     Fault(
         "suspects tried beside each other",
-        "batch.py",
+        "datasets/engine.py",
         "lambda: min(1, crew.room())",
         "crew.room",
         "a suspect is tried alone",
@@ -2559,7 +2570,7 @@ FAULTS = [
     ),
     Fault(
         "a worker of another version computes",
-        "batch.py",
+        "datasets/engine.py",
         "        if found != version:\n",
         "        if False:\n",
         "one version computes a data set",
@@ -2567,7 +2578,7 @@ FAULTS = [
     ),
     Fault(
         "a worker without thinslice fails scan after scan",
-        "batch.py",
+        "datasets/engine.py",
         "        raise InputRefused(_WITHOUT_US.format(reason_of(error)))\n",
         "        pass\n",
         "a worker that cannot help is named",
@@ -2575,7 +2586,7 @@ FAULTS = [
     ),
     Fault(
         "waiting for workers is not told",
-        "batch.py",
+        "datasets/engine.py",
         "if self.told is not bool(workers):",
         "if self.told is not bool(workers) and workers:",
         "a person sees what is waited for",
@@ -2583,7 +2594,7 @@ FAULTS = [
     ),
     Fault(
         "a second Ctrl-C ends the end",
-        "batch.py",
+        "datasets/engine.py",
         "        with _held_back():  # the workers end",
         "        if True:  # the workers end",
         "an interruption is told in one line",
@@ -2591,7 +2602,7 @@ FAULTS = [
     ),
     Fault(
         "a worker may use its share alone",
-        "batch.py",
+        "datasets/engine.py",
         "memory_limit=0,",
         'memory_limit="auto",',
         "a scan may use all the memory",

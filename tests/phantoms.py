@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from thinslice.models.engine import Enlarger, Model
 from thinslice.plan import Envelope, Plan, intensity_range
-from thinslice.runtime import Enlarger, Model
 from thinslice.volume import Volume
 
 CONTEXT = 1

@@ -14,12 +14,12 @@ import pytest
 
 import thinslice
 from thick_scans import make_quick, save_start, save_thick, small_network, thick_volume
-from thinslice import nifti
+from thinslice.compute.upsample import upsample
 from thinslice.errors import ModelRefused, OutputRefused
+from thinslice.io import nifti
+from thinslice.models.registry import find_model, models_for
 from thinslice.plan import make_plan
-from thinslice.upsample import upsample
 from thinslice.volume import Volume
-from thinslice.weights import find_model, models_for
 
 pytest.importorskip("torch", reason="training needs torch, which comes with thinslice[train]")
 pytest.importorskip("onnx", reason="the export needs onnx, which comes with thinslice[train]")
@@ -29,11 +29,11 @@ import torch
 
 from thinslice.networks.slab import SlabNet
 from thinslice.training import adapt as adapting
-from thinslice.training import scans as reading
-from thinslice.training import unfinished
+from thinslice.training import run_state
+from thinslice.training import usable_scans as reading
 from thinslice.training.adapt import NOT_BEFORE, PATIENCE, adapt
-from thinslice.training.answers import names_of
 from thinslice.training.export import load_weights
+from thinslice.training.model_outputs import names_of
 
 STEPS = 6
 OF_THE_TIME = adapting._left
@@ -550,7 +550,7 @@ def test_a_place_that_cannot_be_written_to_is_refused_before_any_work(run, start
 
 @pytest.mark.parametrize("model", ["planes-mr", "cubic", "none.onnx", "planes-mr.depth-x4.onnx"])
 def test_a_start_that_is_not_the_default_network_is_refused_in_one_line(run, scan, tmp_path, model):
-    embedded = Path(thinslice.__file__).parent / "embedded" / model
+    embedded = Path(thinslice.__file__).parent / "models" / "embedded" / model
     code, out, err = run("adapt", "-i", scan, "-o", tmp_path / "m", "--model", embedded if embedded.exists() else model)
     assert (code, out, len(err)) == (2, [], 1)
     assert all(word in err[0] for word in ("got ", "need ", "next: "))
@@ -791,7 +791,7 @@ def test_killed_when_the_model_was_written_it_is_finished(run, undisturbed, scan
     """Whatever was removed of the training before the kill."""
     words = ["adapt", "-i", scan, "-o", tmp_path / "mine", "--model", start]
     with monkeypatch.context() as patch:
-        patch.setattr(unfinished.shutil, "rmtree", lambda path, **_: ctrl_c() if path.exists() else None)
+        patch.setattr(run_state.shutil, "rmtree", lambda path, **_: ctrl_c() if path.exists() else None)
         assert run(*words)[0] == 130
     for name in gone:
         (tmp_path / "mine.adapting" / "mine" / name).unlink()
@@ -810,7 +810,7 @@ def test_killed_when_the_model_was_written_it_is_finished(run, undisturbed, scan
 def test_killed_before_its_answer_was_noted_it_goes_on_from_the_end(run, undisturbed, scan, start, tmp_path):
     words = ["adapt", "-i", scan, "-o", tmp_path / "mine", "--model", start]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(unfinished.Unfinished, "finish", lambda *_: ctrl_c())
+        patch.setattr(run_state.Unfinished, "finish", lambda *_: ctrl_c())
         assert run(*words)[0] == 130
     code, out, _ = run(*words)
     assert code == 0
@@ -821,7 +821,7 @@ def test_killed_before_its_answer_was_noted_it_goes_on_from_the_end(run, undistu
 
 def test_two_runs_under_one_name_do_not_meet(begun, scan, start, tmp_path):
     out = Path(shutil.copytree(begun, tmp_path / "out")) / "mine"
-    work = unfinished.Unfinished(out.with_name("mine.adapting"))
+    work = run_state.Unfinished(out.with_name("mine.adapting"))
     with work, pytest.raises(OutputRefused, match=r"another adaptation is running; need .*next: "):
         adapt([scan], out, start=start, steps=STEPS, report=quiet)
     assert first_look([scan], start, out) == "step 4"
@@ -845,7 +845,7 @@ def test_what_ended_early_is_not_trained_on(scan, start, tmp_path, monkeypatch):
     make_quick(monkeypatch, steps, save_every=1)
     with monkeypatch.context() as patch:
         seeing(patch, [1.0 + 0.1 * look for look in range(steps + 1)])
-        patch.setattr(unfinished.Unfinished, "finish", lambda *_: ctrl_c())
+        patch.setattr(run_state.Unfinished, "finish", lambda *_: ctrl_c())
         with pytest.raises(KeyboardInterrupt):
             adapt([scan], tmp_path / "mine", start=start, steps=steps, report=quiet)
     ended = torch.load(tmp_path / "mine.adapting" / "mine" / "checkpoint.pt")["step"]

@@ -21,10 +21,12 @@ import thinslice
 from dicom_files import stack
 from make_scans import make_affine, save_scan
 from thick_scans import texture
-from thinslice import api, cli, formats, nifti, runtime
+from thinslice import api, cli
 from thinslice.errors import InputRefused, ModelRefused, OutputRefused, PlanRefused, ThinsliceError
+from thinslice.io import formats, nifti
+from thinslice.models import engine
+from thinslice.models.registry import find_model
 from thinslice.volume import Volume, stem_of
-from thinslice.weights import find_model
 
 DOCS = Path(__file__).parents[1] / "docs" / "python.md"
 AFFINE = np.diag([1.0, 1.0, 4.0, 1.0])
@@ -463,7 +465,7 @@ def test_nothing_is_replaced_unasked_and_the_input_never(scan, tmp_path):
             done.save(f"{tmp_path}/{name}")
 
 
-@pytest.mark.parametrize("place", ["thinslice.nifti.write", "thinslice.report.Report.save"])
+@pytest.mark.parametrize("place", ["thinslice.io.nifti.write", "thinslice.compute.consistency.Report.save"])
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
 def test_a_scan_and_its_report_or_neither(scan, tmp_path, monkeypatch, place, error):
     done = thinslice.enhance(scan, model="cubic")
@@ -512,14 +514,14 @@ def test_an_image_for_nibabel_of_a_file_with_a_rescale(tmp_path):
 @pytest.fixture
 def opened(monkeypatch):
     """What sessions are made of, from an empty store of models on."""
-    monkeypatch.setattr(runtime, "_kept", runtime._Kept())
-    real, found = runtime._open, []
+    monkeypatch.setattr(engine, "_kept", engine._Kept())
+    real, found = engine._open, []
 
     def count(content, options):
         found.append(options.intra_op_num_threads)
         return real(content, options)
 
-    monkeypatch.setattr(runtime, "_open", count)
+    monkeypatch.setattr(engine, "_open", count)
     return found
 
 
@@ -542,7 +544,7 @@ def test_a_model_is_loaded_once_even_if_all_ask_at_once(scan, opened):
 
 def test_threads_are_shared_by_the_workers(scan, opened):
     first = thinslice.enhance(scan, threads=1).array
-    np.testing.assert_array_equal(thinslice.enhance(scan, threads=2 * runtime.WORKERS).array, first)
+    np.testing.assert_array_equal(thinslice.enhance(scan, threads=2 * engine.WORKERS).array, first)
     assert opened == [1, 2]
 
 
@@ -566,7 +568,7 @@ def test_the_threads_of_a_model_that_is_loaded(scan, monkeypatch):
 
 
 def test_a_model_file_that_was_replaced_is_another_model(scan, tmp_path, opened):
-    embedded = Path(thinslice.__file__).parent / "embedded"
+    embedded = Path(thinslice.__file__).parent / "models" / "embedded"
     thinslice.enhance(scan, model=shutil.copy(embedded / "planes-mr.depth-x4.onnx", tmp_path / "m.onnx"))
     shutil.copy(embedded / "default.onnx", tmp_path / "m.onnx")
     done = thinslice.enhance(scan, model=tmp_path / "m.onnx")
@@ -575,7 +577,7 @@ def test_a_model_file_that_was_replaced_is_another_model(scan, tmp_path, opened)
 
 
 def test_only_some_models_are_kept(scan, opened, monkeypatch):
-    monkeypatch.setattr(runtime, "MOST_KEPT", 1)
+    monkeypatch.setattr(engine, "MOST_KEPT", 1)
     for threads in (2, 4, 4, 2):
         thinslice.enhance(scan, threads=threads)
     assert opened == [1, 2, 1]
@@ -586,13 +588,13 @@ def test_a_forked_worker_loads_its_own(scan):
     """As in a data loader: the threads of the parent's session are not there, nor is the one that holds its lock."""
     code = f"""
 import os, signal, thinslice
-from thinslice import runtime
+from thinslice.models import engine
 first = thinslice.enhance({str(scan)!r}, threads=8).array
-with runtime._kept.lock:
+with engine._kept.lock:
     child = os.fork()
     if child == 0:
         signal.alarm(30)  # it would wait for ever
-        assert not runtime._kept.models
+        assert not engine._kept.models
         same = (thinslice.enhance({str(scan)!r}, threads=8).array == first).all()
         os._exit(0 if same else 1)
 assert os.waitpid(child, 0)[1] == 0

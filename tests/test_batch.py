@@ -22,11 +22,12 @@ import pytest
 import thinslice
 from data_sets import make_job, make_latin, make_raw, tree
 from test_cli import make_scan
-from thinslice import batch, bids, nifti
 from thinslice.cli.batch import _duration, _ProgressLines
+from thinslice.compute.consistency import plan_beside
+from thinslice.datasets import bids, engine
+from thinslice.datasets.job import Outcome
 from thinslice.errors import InputRefused
-from thinslice.job import Outcome
-from thinslice.report import plan_beside
+from thinslice.io import nifti
 from thinslice.volume import Volume
 
 HOOK = """
@@ -140,21 +141,21 @@ def slurm(task, least, count, step=1):
 
 
 def test_which_shard():
-    assert batch.read_shard(None, {}) == (1, 1)
-    assert batch.read_shard("3/8", slurm(1, 1, 4)) == (3, 8)
-    assert [batch.read_shard(None, slurm(task, 0, 3)) for task in range(3)] == [(1, 3), (2, 3), (3, 3)]
-    assert [batch.read_shard(None, slurm(task, 1, 3, 5)) for task in (1, 6, 11)] == [(1, 3), (2, 3), (3, 3)]
+    assert engine.read_shard(None, {}) == (1, 1)
+    assert engine.read_shard("3/8", slurm(1, 1, 4)) == (3, 8)
+    assert [engine.read_shard(None, slurm(task, 0, 3)) for task in range(3)] == [(1, 3), (2, 3), (3, 3)]
+    assert [engine.read_shard(None, slurm(task, 1, 3, 5)) for task in (1, 6, 11)] == [(1, 3), (2, 3), (3, 3)]
     for wrong in ("0/3", "4/3", "1", "a/b", "-1/3", "1/2/3"):
         with pytest.raises(InputRefused, match="--shard"):
-            batch.read_shard(wrong, {})
+            engine.read_shard(wrong, {})
     with pytest.raises(InputRefused, match="even steps"):
-        batch.read_shard(None, slurm(17, 1, 3))
+        engine.read_shard(None, slurm(17, 1, 3))
 
 
 def test_workers_fit_the_memory():
-    assert batch.choose_workers(8, 64 << 30) == 8
-    assert batch.choose_workers(8, 5 << 30) == 2
-    assert batch.choose_workers(2, 1 << 30) == 1
+    assert engine.choose_workers(8, 64 << 30) == 8
+    assert engine.choose_workers(8, 5 << 30) == 2
+    assert engine.choose_workers(2, 1 << 30) == 1
 
 
 # ---- the engine, with real processes
@@ -163,7 +164,7 @@ def test_workers_fit_the_memory():
 def test_a_worker_may_use_all_the_memory_of_the_machine():
     """Dask would end it at 95 % of its share, even where nothing runs beside it."""
     needs_engine()
-    with batch._client(batch.Engine(2)) as client:
+    with engine._client(engine.Engine(2)) as client:
         client.wait_for_workers(2)
         until = time.monotonic() + 20
         while len(client.cluster.workers) < 2 and time.monotonic() < until:
@@ -177,7 +178,7 @@ def test_nobody_else_gives_the_workers_orders():
     needs_engine()
     from distributed import Client
 
-    with batch._client(batch.Engine(1)) as client:
+    with engine._client(engine.Engine(1)) as client:
         address = client.scheduler.address
         assert address.startswith("tls://")
         for other in (address, address.replace("tls", "tcp")):
@@ -446,7 +447,7 @@ def test_workers_that_come_late_get_scans_at_once(monkeypatch, tmp_path):
 
     rooms, flying, asked = iter([2, 2, 2]), [], []
     monkeypatch.setattr(distributed, "as_completed", lambda **settings: Landing())
-    monkeypatch.setattr(batch, "_COUNT_S", 0.01)
+    monkeypatch.setattr(engine, "_COUNT_S", 0.01)
 
     class Landing:
         def add(self, future):
@@ -466,8 +467,8 @@ def test_workers_that_come_late_get_scans_at_once(monkeypatch, tmp_path):
             return object()
 
     jobs = [make_job(tmp_path, f"{index}.nii.gz") for index in range(9)]
-    with pytest.raises(batch._OutOfReach, match="enough"):
-        list(batch._each(Client(), jobs, lambda: next(rooms, 5)))
+    with pytest.raises(engine._OutOfReach, match="enough"):
+        list(engine._each(Client(), jobs, lambda: next(rooms, 5)))
 
 
 def test_nobody_listens(world):
@@ -718,8 +719,8 @@ def test_a_run_survives_names_that_are_no_utf_8(world, latin):
 def test_progress_in_a_log(capsys):
     outcome = Outcome("a.nii.gz", "done", "", 2.0, 0.5, 1.0, "6 x 4 mm -> 24 x 1 mm")
     with _ProgressLines(quiet=False) as lines:
-        lines.after(batch.Progress(1, 2, outcome, 200.0))
-        lines.after(batch.Progress(2, 2, outcome, 0.0))
+        lines.after(engine.Progress(1, 2, outcome, 200.0))
+        lines.after(engine.Progress(2, 2, outcome, 0.0))
     said = capsys.readouterr()
     assert [line.partition("RMS")[2] for line in said.out.splitlines()] == [", about 3 min left", ""]
     assert said.err == ""
@@ -729,8 +730,8 @@ def test_progress_on_a_terminal(monkeypatch, capsys):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     outcome = Outcome("a.nii.gz", "done", "", 2.0, 0.5, 1.0, "6 x 4 mm -> 24 x 1 mm")
     with _ProgressLines(quiet=False) as lines:
-        lines.after(batch.Progress(1, 4, outcome, 200.0))
-        lines.after(batch.Progress(2, 4, replace(outcome, state="kept"), None))
+        lines.after(engine.Progress(1, 4, outcome, 200.0))
+        lines.after(engine.Progress(2, 4, replace(outcome, state="kept"), None))
     said = capsys.readouterr()
     assert said.out.splitlines() == [
         "1/4 a.nii.gz: computed, 6 x 4 mm -> 24 x 1 mm, 2.0 s, agrees to 0.5 % RMS",
@@ -828,7 +829,7 @@ class Clock:
             one.source.write_bytes(bytes(100))
         for one in self.jobs[:10]:
             one.sidecar.write_text("{}")
-        self.clock = batch._Clock(self.jobs)
+        self.clock = engine._Clock(self.jobs)
         self.clock.hands = hands
 
     def after(self, indices, state, seconds=0.0):

@@ -4,14 +4,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from thinslice import bench
-from thinslice.bench import evaluate, make_conditions, simulate
-from thinslice.degrade import thicken
+from thinslice.compute.upsample import upsample
 from thinslice.errors import InputRefused, ModelRefused, OutputRefused, PlanRefused
+from thinslice.evaluation import benchmark
+from thinslice.evaluation.benchmark import evaluate, make_conditions, simulate
+from thinslice.evaluation.results import Condition, Score, Skip, make_table, write_line
+from thinslice.models.engine import interpolation
+from thinslice.physics.projection import thicken
 from thinslice.plan import Envelope, make_plan
-from thinslice.results import Condition, Score, Skip, make_table, write_line
-from thinslice.runtime import interpolation
-from thinslice.upsample import upsample
 from thinslice.volume import Volume
 
 AFFINE = np.array([[0, 0, -1.1, 30], [0.9, 0, 0, -40], [0, 1.0, 0, 12], [0, 0, 0, 1.0]])
@@ -38,7 +38,7 @@ def scans(monkeypatch, tmp_path):
             raise InputRefused(f"got {path.name}, which is damaged")
         return store[path.name]
 
-    monkeypatch.setattr(bench, "read", read)
+    monkeypatch.setattr(benchmark, "read", read)
     return store
 
 
@@ -116,9 +116,9 @@ def test_a_score_is_that_of_what_a_user_gets(scans, tmp_path):
     for projection in (True, False):
         plan = make_plan(thick, factor=4.0, projection=projection)
         answer = upsample(thick, plan, interpolation("cubic")).volume.voxels
-        mask = bench.foreground(truth.voxels)
-        span = bench.data_range(truth.voxels)
-        assert by_projection[projection].psnr_db == bench.psnr(answer, truth.voxels, span, mask)
+        mask = benchmark.foreground(truth.voxels)
+        span = benchmark.data_range(truth.voxels)
+        assert by_projection[projection].psnr_db == benchmark.psnr(answer, truth.voxels, span, mask)
     assert by_projection[True].reslice_rms < by_projection[False].reslice_rms / 3
     assert by_projection[True].psnr_db > by_projection[False].psnr_db
 
@@ -207,7 +207,7 @@ def test_the_table_names_every_skipped_case_once():
 
 def test_a_model_outside_its_envelope_is_skipped_and_the_reference_still_scored(scans, tmp_path, monkeypatch):
     narrow = replace(interpolation("linear"), name="net", envelope=Envelope((2, 3), (0.9, 1.1)))
-    monkeypatch.setattr(bench, "find_model", lambda wish, threads: narrow if wish == "net" else interpolation(wish))
+    monkeypatch.setattr(benchmark, "find_model", lambda wish, threads: narrow if wish == "net" else interpolation(wish))
     scans["a.nii"] = thin_volume()
     found = evaluate([tmp_path / "a.nii"], ["net"], make_conditions((4, 2)), tmp_path / "out")
     assert [(skip.model, skip.condition.factor) for skip in found.skips] == [("net", 4)]

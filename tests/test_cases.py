@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from thinslice.cases import Case, find_cases, told_apart
 from thinslice.errors import InputRefused, OutputRefused, ThinsliceError
+from thinslice.io.outputs import Case, find_cases, told_apart
 
 
 @pytest.fixture

@@ -14,13 +14,14 @@ import pytest
 
 from make_scans import save_scan
 from test_nifti import BAD_SCANS, DATA
-from thinslice import cli, nifti
+from thinslice import cli
 from thinslice.cli import options
 from thinslice.cli.terminal import uninterrupted
+from thinslice.compute.consistency import check
 from thinslice.errors import InputRefused
+from thinslice.io import nifti
+from thinslice.physics.profile import PROFILES
 from thinslice.plan import GRIDS, Plan
-from thinslice.profile import PROFILES
-from thinslice.report import check
 from thinslice.volume import Volume
 
 SHAPE = (24, 20, 6)
@@ -316,8 +317,8 @@ def test_a_failure_leaves_no_trace(run, scan, tmp_path, monkeypatch, error, code
     else:
         place = {
             "upsample": "thinslice.api.upsample",
-            "write": "thinslice.nifti.write",
-            "report": "thinslice.report.Report.save",
+            "write": "thinslice.io.nifti.write",
+            "report": "thinslice.compute.consistency.Report.save",
         }[where]
         monkeypatch.setattr(place, raising(error))
     found, out, err = run("enhance", "-i", scan, "-o", tmp_path / "out" / "thin.nii.gz", "--model", "cubic")
@@ -353,9 +354,9 @@ def test_a_bug_is_not_hidden(scan, tmp_path, monkeypatch):
 def test_a_signal_ends_it_cleanly(scan, tmp_path, kind):
     """It arrives when the image is written and its report is not."""
     code = (
-        "import signal, sys, time; from thinslice import cli, report\n"
+        "import signal, sys, time; from thinslice import cli; from thinslice.compute import consistency\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job is deaf to it\n"
-        "report.Report.save = lambda *_: (print('ready', flush=True), time.sleep(60))\n"
+        "consistency.Report.save = lambda *_: (print('ready', flush=True), time.sleep(60))\n"
         "sys.exit(cli.main(sys.argv[1:]))"
     )
     words = ["enhance", "-i", scan, "-o", tmp_path / "out" / "thin.nii.gz", "--model", "cubic"]
@@ -537,7 +538,7 @@ def test_training_without_its_packages_names_the_remedy(run, tmp_path, monkeypat
 
 
 def test_evaluate(run, tmp_path):
-    pytest.importorskip("thinslice.bench")
+    pytest.importorskip("thinslice.evaluation.benchmark")
     truth = tmp_path / "truths" / "iso.nii.gz"
     make_scan(truth, spacing_mm=(1, 1, 1), shape=(32, 30, 34))
     words = ["--models", "cubic,linear", "--factors", "2,3", "--profiles", "gaussian"]

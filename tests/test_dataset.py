@@ -10,11 +10,12 @@ import pytest
 import dicom_files
 from data_sets import make_latin, make_raw, names_of, orders, tree
 from test_cli import make_scan
-from thinslice import bids, dataset, nifti, overview
-from thinslice.dicom import series
+from thinslice.compute.consistency import plan_beside
+from thinslice.datasets import bids, find, summary
+from thinslice.datasets.job import Outcome, run_job
 from thinslice.errors import InputRefused, OutputRefused
-from thinslice.job import Outcome, run_job
-from thinslice.report import plan_beside
+from thinslice.io import nifti
+from thinslice.io.dicom import series
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def test_a_folder_is_searched_to_the_bottom(tmp_path):
     for name in ("b.nii.gz", "a/x.nii", "a/deep/x.nii.gz", ".hidden/x.nii.gz", "out/x.nii.gz", "a/.y.nii.gz"):
         make_scan(tmp_path / name)
     (tmp_path / "a" / "notes.txt").write_text("not a scan")
-    found = dataset.find_in_folder(tmp_path, tmp_path / "out", orders())
+    found = find.find_in_folder(tmp_path, tmp_path / "out", orders())
     assert names_of(found) == ["a/deep/x.nii.gz", "a/x.nii", "b.nii.gz"]
     assert found.jobs[0].destination == tmp_path / "out" / "a" / "deep" / "x.nii.gz"
     assert not found.failed
@@ -42,18 +43,18 @@ def test_a_folder_is_searched_to_the_bottom(tmp_path):
 
 def test_a_folder_of_dicom_slices_is_one_scan(tmp_path):
     dicom_files.stack(tmp_path / "in" / "patient" / "t2")
-    found = dataset.find_in_folder(tmp_path / "in", tmp_path / "out", orders())
+    found = find.find_in_folder(tmp_path / "in", tmp_path / "out", orders())
     assert names_of(found) == ["patient/t2"]
     outcome = run_job(found.jobs[0])
     assert (outcome.state, outcome.reason) == ("done", "")
     assert nifti.read(tmp_path / "out" / "patient" / "t2.nii.gz").shape[2] > 5
-    again = dataset.find_in_folder(tmp_path / "in", tmp_path / "out", orders())
+    again = find.find_in_folder(tmp_path / "in", tmp_path / "out", orders())
     assert run_job(again.jobs[0]).state == "kept"
 
 
 def all_series(tmp_path):
-    found = dataset.find_in_folder(tmp_path / "in", tmp_path / "out", orders(pages=True))
-    return dataset.apart_by_series(found, tmp_path / "in", tmp_path / "out")
+    found = find.find_in_folder(tmp_path / "in", tmp_path / "out", orders(pages=True))
+    return find.apart_by_series(found, tmp_path / "in", tmp_path / "out")
 
 
 def test_every_series_of_a_folder_is_a_scan(tmp_path):
@@ -140,7 +141,7 @@ def test_what_holds_no_image_is_no_scan(tmp_path):
 
 def test_slices_directly_in_the_folder_are_a_scan(tmp_path):
     dicom_files.stack(tmp_path / "in")
-    found = dataset.find_in_folder(tmp_path / "in", tmp_path / "out", orders())
+    found = find.find_in_folder(tmp_path / "in", tmp_path / "out", orders())
     assert names_of(found) == ["in"]
     assert run_job(found.jobs[0]).state == "done"
     assert (tmp_path / "out" / "in.nii.gz").is_file()
@@ -152,7 +153,7 @@ def test_links_to_folders_are_followed_once(tmp_path):
     for name, target in (("0", "in/a"), ("a/up", "in"), ("b", "store"), ("c", "store"), ("made", "in/out")):
         (tmp_path / "in" / name).symlink_to(tmp_path / target)
     (tmp_path / "store" / "round").symlink_to(tmp_path / "store")
-    found = dataset.find_in_folder(tmp_path / "in", tmp_path / "in" / "out", orders())
+    found = find.find_in_folder(tmp_path / "in", tmp_path / "in" / "out", orders())
     assert names_of(found) == ["a/x.nii.gz", "b/y.nii.gz"]
     assert not found.failed
 
@@ -168,7 +169,7 @@ def test_folders_that_cannot_be_read_are_named(tmp_path, monkeypatch):
         return real(path)
 
     monkeypatch.setattr(os, "scandir", scandir)
-    found = dataset.find_in_folder(tmp_path / "in", tmp_path / "out", orders())
+    found = find.find_in_folder(tmp_path / "in", tmp_path / "out", orders())
     assert names_of(found) == ["a/x.nii.gz"]
     assert [(one.name, one.state) for one in found.failed] == [("closed", "failed")]
     assert "Permission denied" in found.failed[0].reason
@@ -179,7 +180,7 @@ def test_folders_that_can_be_listed_but_not_entered_are_named(tmp_path, monkeypa
         make_scan(tmp_path / "in" / name)
     real = os.access
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "closed" and real(path, mode))
-    found = dataset.find_in_folder(tmp_path / "in", tmp_path / "out", orders())
+    found = find.find_in_folder(tmp_path / "in", tmp_path / "out", orders())
     assert names_of(found) == ["a/x.nii.gz"]
     assert [(one.name, one.state) for one in found.failed] == [("closed", "failed")]
 
@@ -187,7 +188,7 @@ def test_folders_that_can_be_listed_but_not_entered_are_named(tmp_path, monkeypa
 def test_two_answers_never_share_a_name(tmp_path):
     for name in ("a.nii.gz", "a.nii", "b.nii.gz"):
         make_scan(tmp_path / "in" / name)
-    found = dataset.find_in_folder(tmp_path / "in", tmp_path / "out", orders())
+    found = find.find_in_folder(tmp_path / "in", tmp_path / "out", orders())
     assert names_of(found) == ["a.nii", "b.nii.gz"]
     assert [(one.name, one.state) for one in found.failed] == [("a.nii.gz", "failed")]
 
@@ -195,12 +196,12 @@ def test_two_answers_never_share_a_name(tmp_path):
 def test_folders_that_cannot_be(tmp_path):
     scan = make_scan(tmp_path / "in" / "a.nii.gz")
     with pytest.raises(OutputRefused):
-        dataset.find_in_folder(tmp_path / "in", tmp_path / "in" / ".." / "in", orders())
+        find.find_in_folder(tmp_path / "in", tmp_path / "in" / ".." / "in", orders())
     with pytest.raises(InputRefused, match="enhance"):
-        dataset.find_in_folder(scan, tmp_path / "out", orders())
+        find.find_in_folder(scan, tmp_path / "out", orders())
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputRefused, match="without any scan"):
-        dataset.find_in_folder(tmp_path / "empty", tmp_path / "out", orders())
+        find.find_in_folder(tmp_path / "empty", tmp_path / "out", orders())
 
 
 def test_an_output_that_holds_the_scans_is_refused(tmp_path):
@@ -210,7 +211,7 @@ def test_an_output_that_holds_the_scans_is_refused(tmp_path):
     before = tree(tmp_path)
     for output in (tmp_path, tmp_path.parent):
         with pytest.raises(OutputRefused, match="holds the scans"):
-            dataset.find_in_folder(tmp_path / "raw", output, orders(redo=True))
+            find.find_in_folder(tmp_path / "raw", output, orders(redo=True))
     assert tree(tmp_path) == before
 
 
@@ -220,7 +221,7 @@ def test_a_link_in_the_output_leads_no_answer_to_an_input(tmp_path, out):
         make_scan(tmp_path / "in" / name)
     (tmp_path / out).mkdir()
     (tmp_path / out / "a").symlink_to(tmp_path / "in" / "a")
-    found = dataset.find_in_folder(tmp_path / "in", tmp_path / out, orders(redo=True))
+    found = find.find_in_folder(tmp_path / "in", tmp_path / out, orders(redo=True))
     assert names_of(found) == ["y.nii.gz"]
     assert [(one.name, one.state) for one in found.failed] == [("a/b/x.nii.gz", "failed"), ("a/x.nii.gz", "failed")]
     assert "link" in found.failed[0].reason
@@ -233,7 +234,7 @@ def test_a_link_in_the_input_leads_to_no_input_in_the_output(tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "x.nii.gz").symlink_to(tmp_path / "store" / "x.nii.gz")
     (tmp_path / "in" / "y.nii.gz").symlink_to(tmp_path / "store" / "y.nii")
-    found = dataset.find_in_folder(tmp_path / "in", tmp_path / "store", orders(redo=True))
+    found = find.find_in_folder(tmp_path / "in", tmp_path / "store", orders(redo=True))
     assert names_of(found) == []
     assert len(found.failed) == 2
 
@@ -242,16 +243,16 @@ def test_folder_to_folder_does_not_write_into_raw_data(tmp_path, raw):
     make_scan(tmp_path / "in" / "x.nii.gz")
     for place in ("", "sub-01", "sub-01/anat", "out", "derivatives"):
         with pytest.raises(OutputRefused, match="raw data"):
-            dataset.find_in_folder(tmp_path / "in", raw / place, orders())
-    assert names_of(dataset.find_in_folder(tmp_path / "in", raw / "derivatives" / "thin", orders())) == ["x.nii.gz"]
+            find.find_in_folder(tmp_path / "in", raw / place, orders())
+    assert names_of(find.find_in_folder(tmp_path / "in", raw / "derivatives" / "thin", orders())) == ["x.nii.gz"]
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
 def test_the_shards_are_the_data_set(tmp_path, count):
     for index in range(5):
         make_scan(tmp_path / "in" / f"{index}.nii.gz")
-    found = dataset.find_in_folder(tmp_path / "in", tmp_path / "out", orders())
-    shards = [names_of(dataset.shard(found, index + 1, count)) for index in range(count)]
+    found = find.find_in_folder(tmp_path / "in", tmp_path / "out", orders())
+    shards = [names_of(find.shard(found, index + 1, count)) for index in range(count)]
     assert sorted(name for shard in shards for name in shard) == names_of(found)
     assert max(map(len, shards)) - min(map(len, shards)) <= 1
 
@@ -288,7 +289,7 @@ def test_thickness_is_inherited(raw, tmp_path, place):
 
     def outcome():
         choice = bids.Choice(participants=["02"], sessions=["a"])
-        (one,) = dataset.find_in_bids(raw, tmp_path / "out", choice, orders()).jobs
+        (one,) = find.find_in_bids(raw, tmp_path / "out", choice, orders()).jobs
         state = run_job(one).state
         return state, json.loads(one.sidecar.read_text())["plan"]["thickness_mm"]
 
@@ -319,8 +320,8 @@ def test_other_raw_data_is_no_output_either(raw, tmp_path, described):
     (tmp_path / "other" / "dataset_description.json").write_text(described)
     for place in ("other/sub-09", "other/new"):
         with pytest.raises(OutputRefused, match="raw data"):
-            dataset.find_in_bids(raw, tmp_path / place, bids.Choice(), orders())
-    assert dataset.find_in_bids(raw, tmp_path / "other/derivatives/thin", bids.Choice(), orders()).jobs
+            find.find_in_bids(raw, tmp_path / place, bids.Choice(), orders())
+    assert find.find_in_bids(raw, tmp_path / "other/derivatives/thin", bids.Choice(), orders()).jobs
 
 
 @pytest.mark.parametrize("closed", ["sub-01/anat", "sub-02", "sub-02/ses-a"])
@@ -333,7 +334,7 @@ def test_folders_of_participants_that_cannot_be_read_are_named(raw, tmp_path, mo
         return real(path)
 
     monkeypatch.setattr(os, "listdir", listdir)
-    found = dataset.find_in_bids(raw, tmp_path / "out", bids.Choice(participants=["01", "02"]), orders())
+    found = find.find_in_bids(raw, tmp_path / "out", bids.Choice(participants=["01", "02"]), orders())
     assert [(one.name.startswith(closed), one.state) for one in found.failed] == [(True, "failed")]
     assert not [one for one in found.jobs if one.name.startswith(closed)]
     assert found.jobs
@@ -345,7 +346,7 @@ def test_a_data_set_that_cannot_be_listed_is_told(raw, tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "listdir", listdir)
     with pytest.raises(InputRefused, match="Permission denied"):
-        dataset.find_in_bids(raw, tmp_path / "out", bids.Choice(participants=["01"]), orders())
+        find.find_in_bids(raw, tmp_path / "out", bids.Choice(participants=["01"]), orders())
 
 
 @pytest.mark.parametrize(
@@ -375,7 +376,7 @@ def test_the_description_takes_over_what_is_sound(raw, tmp_path, facts, kept):
 @pytest.mark.parametrize("choice", [{"sessions": ["a/b"]}, {"participants": ["../01"]}, {"suffixes": ["T2w", "x y"]}])
 def test_labels_are_letters_and_digits(raw, tmp_path, choice):
     with pytest.raises(InputRefused, match="letters and digits"):
-        dataset.find_in_bids(raw, tmp_path / "out", bids.Choice(**choice), orders())
+        find.find_in_bids(raw, tmp_path / "out", bids.Choice(**choice), orders())
 
 
 def test_outputs_of_other_programs_are_left_alone(raw):
@@ -390,14 +391,14 @@ def test_outputs_of_other_programs_are_left_alone(raw):
 
 
 def write_overview(folder, jobs, outcomes):
-    overview.write_table(folder / "summary.tsv", jobs, outcomes)
-    overview.write_page(folder / "summary.html", jobs, outcomes, 2.0)
+    summary.write_table(folder / "summary.tsv", jobs, outcomes)
+    summary.write_page(folder / "summary.html", jobs, outcomes, 2.0)
     return folder / "summary.html"
 
 
 def test_a_table_gives_names_as_they_are(tmp_path):
     make_scan(tmp_path / "in" / "a  b\tc.nii.gz")
-    found = dataset.find_in_folder(tmp_path / "in", tmp_path / "out", orders())
+    found = find.find_in_folder(tmp_path / "in", tmp_path / "out", orders())
     write_overview(tmp_path / "out", found.jobs, [run_job(found.jobs[0])])
     (row,) = (tmp_path / "out" / "summary.tsv").read_text().splitlines()[1:]
     assert row.split("\t")[0] == "a  b c.nii.gz"
@@ -406,7 +407,7 @@ def test_a_table_gives_names_as_they_are(tmp_path):
 def test_a_page_of_an_earlier_run_is_linked(tmp_path):
     make_scan(tmp_path / "in" / "x.nii.gz")
     for pages in (True, False):
-        found = dataset.find_in_folder(tmp_path / "in", tmp_path / "out", orders(pages=pages))
+        found = find.find_in_folder(tmp_path / "in", tmp_path / "out", orders(pages=pages))
         outcome = run_job(found.jobs[0])
         assert "reports/x.html" in write_overview(tmp_path / "out", found.jobs, [outcome]).read_text()
     (tmp_path / "out" / "reports" / "x.html").unlink()
@@ -415,7 +416,7 @@ def test_a_page_of_an_earlier_run_is_linked(tmp_path):
 
 def test_the_overview_names_all_and_links_what_is_there(tmp_path):
     make_scan(tmp_path / "in" / "a <b>" / "ä scan.nii.gz")
-    found = dataset.find_in_folder(tmp_path / "in", tmp_path / "out", orders(pages=True))
+    found = find.find_in_folder(tmp_path / "in", tmp_path / "out", orders(pages=True))
     bad = Outcome("bad & torn.nii.gz", "failed", "got <nothing>\tat all; need a scan")
     page = write_overview(tmp_path / "out", found.jobs, [run_job(found.jobs[0]), bad])
     text = page.read_text()
@@ -435,7 +436,7 @@ def test_the_overview_names_all_and_links_what_is_there(tmp_path):
 def test_names_that_are_no_utf_8(tmp_path, latin):
     from urllib.parse import unquote_to_bytes
 
-    found = dataset.find_in_folder(latin, tmp_path / "out", orders(pages=True))
+    found = find.find_in_folder(latin, tmp_path / "out", orders(pages=True))
     outcomes = [run_job(one) for one in found.jobs]
     assert [(one.state, one.reason) for one in outcomes] == [("done", "")] * 2
     page = write_overview(tmp_path / "out", found.jobs, outcomes)
@@ -447,7 +448,7 @@ def test_names_that_are_no_utf_8(tmp_path, latin):
 
 
 def test_the_page_stays_small(tmp_path):
-    many = [Outcome(f"{index}.nii.gz", "failed", "got nothing") for index in range(overview.MOST_ROWS + 5)]
+    many = [Outcome(f"{index}.nii.gz", "failed", "got nothing") for index in range(summary.MOST_ROWS + 5)]
     text = write_overview(tmp_path, [], many).read_text()
     assert "and 5 more" in text
     assert len((tmp_path / "summary.tsv").read_text().splitlines()) == len(many) + 1

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from strategies import profiles, seeds
-from thinslice.degrade import (
+from thinslice.physics.profile import profile_matrix
+from thinslice.physics.projection import (
     CORRELATION_LENGTH,
     NOISE_LEVEL,
     along_first_axis,
@@ -18,7 +19,6 @@ from thinslice.degrade import (
     spread,
     thicken,
 )
-from thinslice.profile import profile_matrix
 
 
 def acquisition(n: int, factor: float, ratio: float, profile: str) -> tuple[np.ndarray, float]:

@@ -18,7 +18,7 @@ from pydicom import dcmread
 from dicom_files import AXIAL, CORONAL, enhanced, stack
 from test_nifti import DATA
 from thinslice.cli import main
-from thinslice.formats import read
+from thinslice.io.formats import read
 
 BAD = DATA / "bad"
 
@@ -170,8 +170,8 @@ def test_an_empty_folder_may_be_the_output(tmp_path, quick):
 def test_labels_drawn_on_the_series_come_along(tmp_path, quick, run):
     stack(tmp_path / "in")
     quick("-i", tmp_path / "in", "-o", tmp_path / "scan.nii.gz", "--factor", 1.5)
-    from thinslice.dicom.pixels import read_series
-    from thinslice.dicom.series import find_study
+    from thinslice.io.dicom.pixels import read_series
+    from thinslice.io.dicom.series import find_study
 
     thick = read_series(find_study(tmp_path / "in").series[0])
     drawn = nibabel.Nifti1Image((thick.voxels > 500).astype(np.uint8), thick.affine)
@@ -330,7 +330,7 @@ def test_a_nifti_name_with_dicom_in_it_is_said(tmp_path, quick):
 
 
 def test_a_full_disk_or_a_failing_writer_leaves_nothing(tmp_path, quick, monkeypatch):
-    from thinslice.dicom import derived
+    from thinslice.io.dicom import derived
 
     stack(tmp_path / "in")
     save, count = derived.save, [0]

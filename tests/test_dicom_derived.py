@@ -13,13 +13,13 @@ from pydicom import dcmread, uid
 
 from dicom_files import COMPRESSED, CORONAL, PLAIN, SAGITTAL, enhanced, oblique, stack
 from test_nifti import DATA
-from thinslice.dicom.derived import as_stored, images, save
-from thinslice.dicom.pixels import read_series
-from thinslice.dicom.series import find_study
-from thinslice.nifti import write
+from thinslice.compute.upsample import upsample
+from thinslice.io.dicom.derived import as_stored, images, save
+from thinslice.io.dicom.pixels import read_series
+from thinslice.io.dicom.series import find_study
+from thinslice.io.nifti import write
+from thinslice.models.registry import find_model
 from thinslice.plan import make_plan
-from thinslice.upsample import upsample
-from thinslice.weights import find_model
 
 KNEE = DATA / "dicom" / "knee_ax_pdfs_jpegll"
 

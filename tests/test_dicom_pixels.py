@@ -8,11 +8,11 @@ import pytest
 from pydicom import dcmread
 
 from dicom_files import COMPRESSED, PLAIN, blobs, stack
-from thinslice.dicom import decode as decoding
-from thinslice.dicom.decode import decode, decode_compressed
-from thinslice.dicom.pixels import read_series
-from thinslice.dicom.series import find_study
 from thinslice.errors import InputRefused
+from thinslice.io.dicom import decode as decoding
+from thinslice.io.dicom.decode import decode, decode_compressed
+from thinslice.io.dicom.pixels import read_series
+from thinslice.io.dicom.series import find_study
 
 
 def read(folder):

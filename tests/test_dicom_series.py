@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dicom_files import AXIAL, CORONAL, SAGITTAL, enhanced, header, normal_of, oblique, save, set_pixels, stack
-from thinslice.dicom.pixels import read_series
-from thinslice.dicom.series import find_study
+from thinslice.io.dicom.pixels import read_series
+from thinslice.io.dicom.series import find_study
 
 TO_RAS = np.diag([-1, -1, 1])
 

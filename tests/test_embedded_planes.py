@@ -10,14 +10,14 @@ import pytest
 from make_scans import save_scan
 from test_cli import names
 from thinslice.cli.enhance import SAMPLE
-from thinslice.enlarge import enlarge_depth, enlarge_slices, enlarging_matrix
-from thinslice.nifti import read
+from thinslice.compute.consistency import check
+from thinslice.compute.planes import enlarge_depth, enlarge_slices, enlarging_matrix
+from thinslice.compute.upsample import upsample
+from thinslice.io.nifti import read
+from thinslice.models.engine import Enlarger
+from thinslice.models.registry import embedded_names, find_model
+from thinslice.physics.profile import profile_matrix
 from thinslice.plan import Plan, make_plan, through_plane_axis
-from thinslice.profile import profile_matrix
-from thinslice.report import check
-from thinslice.runtime import Enlarger
-from thinslice.upsample import upsample
-from thinslice.weights import embedded_names, find_model
 
 FAMILIES = ("planes-mr", "planes-ct")
 METAL, SOFT, AIR = 4000, 40, -1000

@@ -10,16 +10,16 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 from phantoms import acquired, enlarging, sampled, shift_mm, thick_grid
 from strategies import axes, scans, seeds
-from thinslice import enlarge
-from thinslice import upsample as engine
-from thinslice.enlarge import enlarge_depth, enlarge_slices
+from thinslice.compute import planes
+from thinslice.compute import upsample as engine
+from thinslice.compute.consistency import check
+from thinslice.compute.labels import labels_to_thin
+from thinslice.compute.planes import enlarge_depth, enlarge_slices
+from thinslice.compute.reslice import reslice
+from thinslice.compute.upsample import upsample
 from thinslice.errors import PlanRefused
-from thinslice.labels import labels_to_thin
+from thinslice.models.engine import Enlarger, interpolation, one_blas_thread, together
 from thinslice.plan import Envelope, Plan, make_plan
-from thinslice.report import check
-from thinslice.reslice import reslice
-from thinslice.runtime import Enlarger, interpolation, one_blas_thread, together
-from thinslice.upsample import upsample
 from thinslice.volume import Volume
 
 ROUNDING = 2e-5
@@ -115,7 +115,7 @@ def test_in_blocks_equals_whole(seed, n, block):
     with pytest.MonkeyPatch.context() as patch:
         whole = thinned(volume, model, factor=2)[0].volume.voxels
         patch.setattr(engine, "BLOCK", (block, block))
-        patch.setattr(enlarge, "PIXELS", 300)
+        patch.setattr(planes, "PIXELS", 300)
         blocks = thinned(volume, model, factor=2)[0].volume.voxels
     # Beyond the context a cubic spline forgets to 1e-7.
     np.testing.assert_allclose(blocks, whole, atol=1e-4)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from make_scans import save_scan
-from thinslice.weights import find_model
+from thinslice.models.registry import find_model
 
 SCRIPT = Path(__file__).parents[1] / "experiments" / "planes.py"
 

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from dicom_files import stack
-from thinslice import explain
 from thinslice.cli import main
+from thinslice.reports import report_page
 
 
 @pytest.fixture
@@ -144,7 +144,7 @@ def test_a_page_that_fails_never_loses_the_scan(tmp_path, run, monkeypatch, erro
     def fail(*_):
         raise error
 
-    monkeypatch.setattr(explain, "write_page", lambda *_, **__: fail())
+    monkeypatch.setattr(report_page, "write_page", lambda *_, **__: fail())
     words = ("-o", tmp_path / "a.nii.gz", "--report", tmp_path / "p.html", "--model", "cubic")
     code, _, err = run("enhance", "-i", tmp_path / "scan.nii.gz", *words)
     assert code == 2
@@ -157,7 +157,7 @@ def test_a_page_that_fails_never_loses_the_scan(tmp_path, run, monkeypatch, erro
 def test_in_a_folder_pages_that_fail_are_not_called_refused_scans(tmp_path, run, monkeypatch):
     for number in range(2):
         save_scan(tmp_path / "in" / f"s{number}.nii.gz", seed=number)
-    monkeypatch.setattr(explain, "write_page", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "No space left")))
+    monkeypatch.setattr(report_page, "write_page", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "No space left")))
     words = ("-o", tmp_path / "out", "--report", tmp_path / "pages", "--model", "cubic")
     code, _, err = run("enhance", "-i", tmp_path / "in", *words)
     assert code == 2
@@ -166,7 +166,7 @@ def test_in_a_folder_pages_that_fail_are_not_called_refused_scans(tmp_path, run,
 
 
 def test_the_demo_keeps_the_scan_when_the_page_fails(tmp_path, run, monkeypatch):
-    monkeypatch.setattr(explain, "write_page", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "No space left")))
+    monkeypatch.setattr(report_page, "write_page", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "No space left")))
     code, _, err = run("demo", "-o", tmp_path / "demo", "--model", "cubic")
     assert code == 2
     assert "No space left" in err[0]
@@ -191,7 +191,7 @@ def test_among_the_slices_of_a_series_is_no_place_for_a_page(tmp_path, run):
 
 
 def test_a_figure_names_the_model_and_is_large_enough_to_print(tmp_path, run, monkeypatch):
-    from thinslice import picture
+    from thinslice.reports import picture
 
     save_scan(tmp_path / "scan.nii.gz")
     said = []
@@ -209,15 +209,15 @@ def test_a_figure_names_the_model_and_is_large_enough_to_print(tmp_path, run, mo
 
 def test_the_cubic_layer_is_cubic_as_people_use_it(tmp_path):
     """Not projected: it differs from what --model cubic gives."""
-    from thinslice.formats import read
+    from thinslice.compute.upsample import upsample
+    from thinslice.io.formats import read
+    from thinslice.models.engine import interpolation
     from thinslice.plan import make_plan
-    from thinslice.runtime import interpolation
-    from thinslice.upsample import upsample
 
     volume = read(save_scan(tmp_path / "scan.nii.gz"))
     plan = make_plan(volume, model="linear", factor=3)
-    answer = explain.Answer(
+    answer = report_page.Answer(
         volume, upsample(volume, plan, interpolation("linear")).volume, plan, interpolation("linear"), None
     )
     bare = upsample(volume, make_plan(volume, model="cubic", factor=3, projection=False), interpolation("cubic")).volume
-    assert np.allclose(explain.by_cubic(answer).voxels, bare.voxels, atol=0.51)
+    assert np.allclose(report_page.by_cubic(answer).voxels, bare.voxels, atol=0.51)

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 import strategies
 from make_scans import make_affine, make_voxels
-from thinslice.cases import find_cases, find_namesake, find_sources
 from thinslice.errors import InputRefused, OutputRefused
-from thinslice.formats import READABLE, WRITABLE, as_stored, name_to_write, read, write
+from thinslice.io.formats import READABLE, WRITABLE, as_stored, name_to_write, read, write
+from thinslice.io.outputs import find_cases, find_namesake, find_sources
 from thinslice.volume import Volume, sidecar_path, stem_of
 
 SHAPE = (24, 20, 6)
@@ -94,11 +94,11 @@ def test_what_is_ready_for_a_name_is_what_is_in_the_file(tmp_path, source, suffi
 
 def test_only_what_a_scan_needs_is_loaded(tmp_path):
     make_scan(tmp_path / "a.nii.gz")
-    code = "import sys; from thinslice.formats import read; read(sys.argv[1]); print(*sys.modules)"
+    code = "import sys; from thinslice.io.formats import read; read(sys.argv[1]); print(*sys.modules)"
     answer = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "a.nii.gz")], capture_output=True, text=True, check=True
     )
-    assert not set(answer.stdout.split()) & {"nrrd", "thinslice.nrrd", "thinslice.mgh"}
+    assert not set(answer.stdout.split()) & {"nrrd", "thinslice.io.nrrd", "thinslice.io.mgh"}
 
 
 @pytest.mark.parametrize("name", ["a.nhdr", "a.mha", "a", ".nrrd", "a.gz"])
@@ -196,8 +196,8 @@ def test_enhance_gives_the_same_answer_in_every_format(run, tmp_path, suffix, fr
 @pytest.mark.parametrize("suffix", [s for s in WRITABLE if s != ".nii"])
 def test_the_report_is_about_the_file(run, tmp_path, suffix):
     """A scan of uint16 and one of float64, which MGH holds otherwise."""
+    from thinslice.compute.consistency import check
     from thinslice.plan import Plan
-    from thinslice.report import check
 
     for dtype in ("u2", "f8"):
         scan = make_scan(tmp_path / f"scan-{dtype}.nii", dtype)
@@ -286,8 +286,8 @@ def test_models_are_scored_on_scans_of_other_formats(run, tmp_path):
 
 def test_scans_to_learn_from_may_be_of_any_format(tmp_path):
     pytest.importorskip("torch")
-    from thinslice.training.scans import usable_ones
-    from thinslice.weights import find_model
+    from thinslice.models.registry import find_model
+    from thinslice.training.usable_scans import usable_ones
 
     paths = [make_scan(tmp_path / f"{name}") for name in ("a.nrrd", "b.mgz", "c.nii.gz")]
     voxels = read(paths[1]).voxels + np.int16(1)

@@ -8,11 +8,11 @@ from scipy.optimize import linprog
 
 from phantoms import acquired, knowing, network, silent, thick_grid
 from strategies import seeds
-from thinslice.guard import CELL, DISAGREEMENT, MARGIN, OVERSHOOT, GuardCount, keep_map, suspect_cells
-from thinslice.interpolate import cubic_matrix
+from thinslice.compute.guard import CELL, DISAGREEMENT, MARGIN, OVERSHOOT, GuardCount, keep_map, suspect_cells
+from thinslice.compute.upsample import upsample
+from thinslice.models.engine import interpolation
+from thinslice.physics.interpolation import cubic_matrix
 from thinslice.plan import intensity_range, make_plan
-from thinslice.runtime import interpolation
-from thinslice.upsample import upsample
 from thinslice.volume import Volume
 
 ROUNDING = 1e-5

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from strategies import interpolations, seeds
-from thinslice.interpolate import INTERPOLATIONS, cubic_matrix, lanczos_matrix, linear_matrix, nearest_matrix
+from thinslice.physics.interpolation import INTERPOLATIONS, cubic_matrix, lanczos_matrix, linear_matrix, nearest_matrix
 
 sizes = st.integers(1, 14)
 

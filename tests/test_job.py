@@ -16,9 +16,10 @@ from data_sets import CUBIC, make_job, orders
 from make_scans import save_scan
 from test_cli import make_scan, raising
 from thick_scans import save_start
-from thinslice import dataset, job, nifti
+from thinslice.datasets import find, job
+from thinslice.datasets.job import Wish, run_job
 from thinslice.errors import InputRefused, ModelRefused
-from thinslice.job import Wish, run_job
+from thinslice.io import nifti
 
 
 @pytest.fixture
@@ -90,7 +91,7 @@ def test_another_model_of_the_same_name_does_it_again(tmp_path, scan):
 def test_a_model_is_loaded_once_for_all_scans_of_a_process(tmp_path, monkeypatch):
     loaded = []
     monkeypatch.setattr(job, "models_for", lambda *words: loaded.append(words) or job_models(*words))
-    job_models = thinslice.weights.models_for
+    job_models = thinslice.models.registry.models_for
     job._models.cache_clear()
     for index in range(3):
         make_scan(tmp_path / "in" / f"scan{index}.nii.gz")
@@ -101,13 +102,13 @@ def test_a_model_is_loaded_once_for_all_scans_of_a_process(tmp_path, monkeypatch
 @pytest.mark.parametrize(("threads", "each", "at_once"), [(1, 1, 1), (2, 1, 2), (8, 4, 2)])
 def test_the_threads_of_a_worker_are_shared_out(tmp_path, scan, monkeypatch, threads, each, at_once):
     asked = []
-    real, job_models = job.enhance, thinslice.weights.models_for
+    real, job_models = job.enhance, thinslice.models.registry.models_for
     monkeypatch.setattr(job, "models_for", lambda *words: asked.append(words[1]) or job_models(*words))
     monkeypatch.setattr(
         job, "enhance", lambda *words, **more: asked.append(more["model"].workers) or real(*words, **more)
     )
     job._models.cache_clear()
-    (one,) = dataset.find_in_folder(tmp_path / "in", tmp_path / "out", orders(threads=threads)).jobs
+    (one,) = find.find_in_folder(tmp_path / "in", tmp_path / "out", orders(threads=threads)).jobs
     assert run_job(one).state == "done"
     assert asked == [each, at_once]
 

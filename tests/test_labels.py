@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy.ndimage import distance_transform_edt
 
-from thinslice import labels as module
+from thinslice.compute import labels as module
+from thinslice.compute.labels import changing_times, labels_to_thin
 from thinslice.errors import InputRefused
-from thinslice.labels import changing_times, labels_to_thin
 from thinslice.plan import Plan, make_plan
 from thinslice.volume import Volume
 

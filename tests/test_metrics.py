@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from thinslice.interpolate import INTERPOLATIONS
-from thinslice.metrics import banding, data_range, foreground, psnr, reslice_rms, ssim, stripes
-from thinslice.profile import profile_matrix
+from thinslice.evaluation.metrics import banding, data_range, foreground, psnr, reslice_rms, ssim, stripes
+from thinslice.physics.interpolation import INTERPOLATIONS
+from thinslice.physics.profile import profile_matrix
 
 
 def anatomy(shape: tuple[int, int, int] = (48, 40, 36), seed: int = 0) -> np.ndarray:

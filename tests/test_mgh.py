@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 import strategies
 from make_scans import make_affine, make_voxels
-from thinslice import mgh
 from thinslice.errors import InputRefused, OutputRefused
-from thinslice.mgh import read, write
+from thinslice.io import mgh
+from thinslice.io.mgh import read, write
 from thinslice.volume import Volume
 
 SHAPE = (5, 4, 3)
@@ -140,7 +140,7 @@ def test_non_finite_voxels_are_replaced(tmp_path):
 
 
 def test_big_plain_files_are_mapped(tmp_path, monkeypatch):
-    monkeypatch.setattr("thinslice.stored.ON_DISK_BYTES", 50)
+    monkeypatch.setattr("thinslice.io.voxel_files.ON_DISK_BYTES", 50)
     path = save(tmp_path / "a.mgh", tr=2300.0)
     before = path.read_bytes()
     volume = read(path)

@@ -16,10 +16,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from make_scans import make_affine, make_voxels, save_scan
-from thinslice import nifti
 from thinslice.errors import InputRefused, OutputRefused
-from thinslice.nifti import allocate, read, write
-from thinslice.stored import slabs
+from thinslice.io import nifti
+from thinslice.io.nifti import allocate, read, write
+from thinslice.io.voxel_files import slabs
 from thinslice.volume import Volume
 
 DATA = Path(os.environ.get("THINSLICE_DATA", Path(__file__).parents[2] / "shared/data"))
@@ -165,7 +165,7 @@ def test_shapes_and_memory_orders_go_round(tmp_path, shape, volumes, data):
 
 def test_slabs_cover_every_voxel_once(monkeypatch):
     for slab_bytes in (1, 100, 10**6):
-        monkeypatch.setattr("thinslice.stored.SLAB_BYTES", slab_bytes)
+        monkeypatch.setattr("thinslice.io.voxel_files.SLAB_BYTES", slab_bytes)
         for shape in [(3, 2, 5), (3, 2, 5, 4), (1, 1, 1)]:
             order = np.arange(np.prod(shape)).reshape(shape, order="F")
             walked = [order[at].ravel(order="F") for at in slabs(shape, 2)]
@@ -519,7 +519,7 @@ def test_unreadable_files_are_refused(tmp_path, monkeypatch):
         def refuse(*_args):
             raise PermissionError(13, "Permission denied")
 
-        monkeypatch.setattr("thinslice.stored.open", refuse, raising=False)
+        monkeypatch.setattr("thinslice.io.voxel_files.open", refuse, raising=False)
     assert_refused(path, "Permission denied")
 
 
@@ -712,7 +712,7 @@ def test_allocate_refuses_when_the_disk_is_full(tmp_path, monkeypatch):
 
 
 def test_big_plain_files_are_mapped(tmp_path, monkeypatch):
-    monkeypatch.setattr("thinslice.stored.ON_DISK_BYTES", 50)
+    monkeypatch.setattr("thinslice.io.voxel_files.ON_DISK_BYTES", 50)
     for order in "<>":
         stored = make_voxels(SHAPE, "f4").astype(order + "f4")
         stored[0] = np.nan
@@ -728,7 +728,7 @@ def test_writing_takes_no_memory_for_a_copy(tmp_path):
 import resource, sys
 from pathlib import Path
 import numpy as np
-from thinslice.nifti import write
+from thinslice.io.nifti import write
 from thinslice.volume import Volume
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 write(Volume(np.broadcast_to(np.float32(1), (512, 512, 128)), np.eye(4)), Path(sys.argv[1]) / "a.nii")

@@ -16,13 +16,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from thick_scans import save_thick, thick_volume
-from thinslice import nifti
-from thinslice.bench import check_truth
+from thinslice.compute.upsample import upsample
 from thinslice.errors import InputRefused, ModelRefused, OutputRefused
+from thinslice.evaluation.benchmark import check_truth
+from thinslice.io import nifti
+from thinslice.models.registry import find_model
 from thinslice.plan import make_plan
-from thinslice.upsample import upsample
 from thinslice.volume import Volume, fingerprint
-from thinslice.weights import find_model
 
 pytest.importorskip("torch", reason="training needs torch, which comes with thinslice[train]")
 pytest.importorskip("onnx", reason="the export needs onnx, which comes with thinslice[train]")
@@ -32,15 +32,15 @@ from torch import nn
 
 from thinslice.networks.vae import SliceVae, divergence, drawn
 from thinslice.training import losses, no_ground_truth, synthesis
+from thinslice.training.divergence import WORSE, Steady
 from thinslice.training.export import export
 from thinslice.training.fit import Schedule
 from thinslice.training.losses import vae_loss
 from thinslice.training.manifest import person_of
 from thinslice.training.no_ground_truth import NAME, Wish, _split_by_person, run
+from thinslice.training.objectives import Slices, Synthesised
 from thinslice.training.recipes import Stage
-from thinslice.training.scans import Scan
 from thinslice.training.slices import SliceBatch, make_stack, slice_batch_at, unlike
-from thinslice.training.steady import WORSE, Steady
 from thinslice.training.synthesis import (
     Synthetic,
     in_its_place,
@@ -50,7 +50,7 @@ from thinslice.training.synthesis import (
     synthesised,
     synthetic_batch_at,
 )
-from thinslice.training.tasks import Slices, Synthesised
+from thinslice.training.usable_scans import Scan
 
 CPU = torch.device("cpu")
 SMALL = {"width": 8, "before": 1, "deep_width": 8, "deep": 1, "after": 0}
@@ -796,7 +796,7 @@ def test_a_diverging_introspective_stage_is_ended_and_the_warm_up_stands(tmp_pat
             network.decoder[-1].bias += 50.0
         return honest(network, batch, device, sigma)
 
-    monkeypatch.setattr("thinslice.training.tasks.vae_loss", exploding)
+    monkeypatch.setattr("thinslice.training.objectives.vae_loss", exploding)
     said = []
     out = tmp_path / "out"
     run(scans, out, steps=STEPS, keep_synthetic=True, report=said.append)

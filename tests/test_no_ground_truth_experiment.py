@@ -12,8 +12,8 @@ from thinslice.plan import make_plan
 pytest.importorskip("torch", reason="training needs torch, which comes with thinslice[train]")
 pytest.importorskip("scipy", reason="the knees are compared with scipy, which comes with thinslice[train]")
 
-from thinslice.training.scans import Scan
 from thinslice.training.slices import make_stack
+from thinslice.training.usable_scans import Scan
 
 SCRIPT = Path(__file__).parents[1] / "experiments" / "no_ground_truth.py"
 

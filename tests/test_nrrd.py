@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 import strategies
 from make_scans import make_affine, make_voxels
-from thinslice import nrrd
 from thinslice.errors import InputRefused, OutputRefused
-from thinslice.nrrd import read, write
+from thinslice.io import nrrd
+from thinslice.io.nrrd import read, write
 from thinslice.volume import Volume
 
 SHAPE = (5, 4, 3)
@@ -328,7 +328,7 @@ def test_a_byte_skip_of_minus_one_counts_from_the_end(tmp_path):
 
 
 def test_big_plain_files_are_mapped(tmp_path, monkeypatch):
-    monkeypatch.setattr("thinslice.stored.ON_DISK_BYTES", 50)
+    monkeypatch.setattr("thinslice.io.voxel_files.ON_DISK_BYTES", 50)
     path = save(tmp_path / "a.nrrd", VOXELS.astype(">i2").tobytes(order="F"), endian="big")
     before = path.read_bytes()
     np.testing.assert_array_equal(read(path).voxels, VOXELS)

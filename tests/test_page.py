@@ -12,8 +12,8 @@ import nibabel
 import numpy as np
 import pytest
 
-from thinslice.excerpt import BUDGET_BYTES, along_axes_of, make_excerpts
-from thinslice.page import NIIVUE, VIEWER, Layer, Overlay, view_page, write_page
+from thinslice.reports.downsample import BUDGET_BYTES, along_axes_of, make_excerpts
+from thinslice.reports.viewer_page import NIIVUE, VIEWER, Layer, Overlay, view_page, write_page
 from thinslice.volume import Volume, patient_axes
 
 WINDOW = (0.0, 1000.0)

@@ -9,7 +9,7 @@ from PIL import Image
 
 from chromium import Chromium, needs_chromium
 from test_page import LEFT_HANDED, SAGITTAL, oblique
-from thinslice.page import Layer, Overlay, write_page
+from thinslice.reports.viewer_page import Layer, Overlay, write_page
 from thinslice.volume import Volume, patient_axes
 
 pytestmark = needs_chromium

@@ -2,8 +2,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from thinslice.picture import Picture, Plane, demo_picture, picture_centre, render, resliced_planes, save_picture
-from thinslice.picture import side_by_side as sheet_of
+from thinslice.reports.picture import (
+    Picture,
+    Plane,
+    demo_picture,
+    picture_centre,
+    render,
+    resliced_planes,
+    save_picture,
+)
+from thinslice.reports.picture import side_by_side as sheet_of
 from thinslice.volume import Volume
 
 
@@ -125,7 +133,7 @@ def test_a_failed_write_leaves_what_was_there_and_nothing_else(tmp_path, monkeyp
     def fail(*arguments):
         raise OSError("no room")
 
-    monkeypatch.setattr("thinslice.files.os.replace", fail)
+    monkeypatch.setattr("thinslice.io.atomic.os.replace", fail)
     with pytest.raises(OSError, match="no room"):
         save_picture(Image.new("L", (4, 4), 9), path)
     assert [p.name for p in tmp_path.iterdir()] == ["a.png"]

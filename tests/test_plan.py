@@ -8,8 +8,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from strategies import affines, axes, grids, millimetres, profiles, scans, scans_and_wishes, seeds
-from thinslice.degrade import NOISE_LEVEL
 from thinslice.errors import PlanRefused, ThinsliceError
+from thinslice.physics.projection import NOISE_LEVEL
 from thinslice.plan import ISOTROPIC_BELOW, MAX_SLICES, Envelope, Plan, intensity_range, make_plan, through_plane_axis
 from thinslice.volume import Volume
 

@@ -6,8 +6,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from strategies import profiles, seeds
-from thinslice.degrade import spread, thicken
-from thinslice.profile import PROFILES, downscaling_matrix, profile_matrix, slice_profile
+from thinslice.physics.profile import PROFILES, downscaling_matrix, profile_matrix, slice_profile
+from thinslice.physics.projection import spread, thicken
 
 
 def half_maximum_width(position: np.ndarray, weight: np.ndarray) -> float:

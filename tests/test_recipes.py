@@ -12,11 +12,11 @@ import pytest
 
 from make_scans import save_scan
 from thinslice.cli import main
+from thinslice.compute.upsample import upsample
 from thinslice.errors import InputRefused, ModelRefused, OutputRefused
+from thinslice.models.registry import find_model
 from thinslice.plan import make_plan
-from thinslice.upsample import upsample
 from thinslice.volume import Volume
-from thinslice.weights import find_model
 
 pytest.importorskip("torch", reason="training needs torch, which comes with thinslice[train]")
 pytest.importorskip("onnx", reason="the export needs onnx, which comes with thinslice[train]")
@@ -27,8 +27,8 @@ from thinslice.networks.slab import SlabNet
 from thinslice.training import recipes
 from thinslice.training.clips import FEWEST
 from thinslice.training.export import export, load_weights
+from thinslice.training.objectives import Slabs
 from thinslice.training.recipes import load_sources, planes_paper, run, video_mr
-from thinslice.training.tasks import Slabs
 
 
 @pytest.fixture(scope="module")

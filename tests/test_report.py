@@ -6,12 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from thinslice.guard import GuardCount
+from thinslice.compute.consistency import check, make_report, plan_beside
+from thinslice.compute.guard import GuardCount
+from thinslice.compute.upsample import upsample
+from thinslice.models.registry import find_model
 from thinslice.plan import Plan, make_plan
-from thinslice.report import check, make_report, plan_beside
-from thinslice.upsample import upsample
 from thinslice.volume import Volume
-from thinslice.weights import find_model
 
 
 def scan(shape: tuple[int, ...] = (50, 40, 8), axis: int = 2) -> Volume:

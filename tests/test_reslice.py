@@ -5,13 +5,13 @@ from itertools import permutations
 import numpy as np
 import pytest
 
+from thinslice.compute.labels import labels_to_thin
+from thinslice.compute.reslice import reslice
+from thinslice.compute.upsample import upsample
 from thinslice.errors import InputRefused, PlanRefused
-from thinslice.labels import labels_to_thin
+from thinslice.models.registry import find_model
 from thinslice.plan import make_plan
-from thinslice.reslice import reslice
-from thinslice.upsample import upsample
 from thinslice.volume import Volume
-from thinslice.weights import find_model
 
 SHAPE = (40, 36, 9)
 WISHES = [{"factor": 4}, {"factor": 3.4}, {"factor": 3, "grid": "centres"}, {"spacing_mm": 1.1, "grid": "centres"}]

@@ -10,17 +10,17 @@ import pytest
 from onnx import TensorProto, helper
 
 from test_upsample import flipped, same, turned
-from thinslice import runtime
-from thinslice.bench import simulate
 from thinslice.cli.enhance import SAMPLE
+from thinslice.compute.upsample import upsample
 from thinslice.errors import ModelRefused
-from thinslice.metrics import data_range, foreground, psnr
-from thinslice.nifti import read
+from thinslice.evaluation.benchmark import simulate
+from thinslice.evaluation.metrics import data_range, foreground, psnr
+from thinslice.io.nifti import read
+from thinslice.models import engine
+from thinslice.models.engine import CARD_KEY, SLAB_INPUTS, load_model
+from thinslice.models.registry import EMBEDDED, find_model
 from thinslice.plan import make_plan, through_plane_axis
-from thinslice.runtime import CARD_KEY, SLAB_INPUTS, load_model
-from thinslice.upsample import upsample
 from thinslice.volume import Volume
-from thinslice.weights import EMBEDDED, find_model
 
 
 def foreign(path, card, inputs):
@@ -70,7 +70,7 @@ def test_a_failure_of_the_engine_is_told_in_our_words(said, error):
             raise RuntimeError(said)
 
     with pytest.raises(error):
-        runtime._residual(Session(), 2, 8)(np.zeros((3, 8, 8), np.float32), np.zeros(3), np.zeros((2, 7)))
+        engine._residual(Session(), 2, 8)(np.zeros((3, 8, 8), np.float32), np.zeros(3), np.zeros((2, 7)))
 
 
 def test_inputs_that_are_not_ours_are_refused(tmp_path):
@@ -111,7 +111,7 @@ def test_the_card_beside_an_embedded_model_is_its_own(path):
 def test_the_embedded_network_tiled_equals_whole(monkeypatch):
     volume = scan((150, 90, 3))
     whole = enhanced(volume)
-    monkeypatch.setattr(runtime, "TILE_LIMIT", 80)
+    monkeypatch.setattr(engine, "TILE_LIMIT", 80)
     same(enhanced(volume), whole, 1e-5)
 
 

@@ -1,6 +1,7 @@
 """The house rules that can be read off the source."""
 
 import ast
+import graphlib
 import re
 import subprocess
 import sys
@@ -14,31 +15,27 @@ from faults import FAULTS
 SOURCE = Path(thinslice.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
 
-# fmt: off
-ORDER = [
-    "errors", "files", "volume", "stored", "nifti", "mgh", "nrrd", "dicom.headers", "dicom.series", "dicom.decode",
-    "dicom.pixels", "dicom.identity", "formats", "cases", "profile", "degrade", "plan", "dicom.derived", "guard",
-    "interpolate", "slab", "tile", "runtime", "weights", "enlarge", "upsample", "labels", "reslice", "metrics",
-    "picture", "results", "bench", "report", "excerpt", "page", "uncertainty", "explain", "api", "study", "preference",
-    "job", "bids", "dataset", "overview", "batch",
-    "networks.contract", "networks.slab", "networks.planes", "networks.vae",
-    "training.corpus", "training.manifest", "training.scans", "training.clips", "training.planes", "training.slices",
-    "training.targets", "training.muon", "training.fit", "training.losses", "training.synthesis", "training.tasks",
-    "training.export", "training.recipes", "training.unfinished", "training.answers", "training.adapt",
-    "training.steady", "training.page", "training.no_ground_truth",
-    "cli.terminal", "cli.words", "cli.options", "cli.enhance", "cli.batch", "cli.scans", "cli.training", "cli.evaluate",
-    "cli.study", "cli", "__main__",
+LAYERS = [
+    {"errors"},
+    {"volume"},
+    {"physics", "networks"},
+    {"plan"},
+    {"io", "models"},
+    {"compute"},
+    {"reports"},
+    {"evaluation"},
+    {"api"},
+    {"datasets", "training"},
+    {"cli"},
+    {"__main__"},
 ]
-# fmt: on
-"""The order in which data meets the modules (house.md); each imports only from those before it. The plan comes after
-the profile, whose matrix it makes, and the projection, whose noise level is its default; the training uses the line, so
-it comes after it."""
+"""From the ground up. A module imports from its own wing, without a circle, and from the layers below it."""
 
 
 def name_of(path):
-    """A package is called by its folder."""
+    """A package is called by its folder, ours by nothing."""
     *folders, name = path.relative_to(SOURCE).with_suffix("").parts
-    return ".".join(folders if folders and name == "__init__" else [*folders, name])
+    return ".".join(folders if name == "__init__" else [*folders, name])
 
 
 def imports_of(path):
@@ -71,39 +68,54 @@ def test_what_is_imported_is_what_is_installed():
         known = {re.split(r"\W", wanted)[0] for wanted in declared} | {"thinslice", "PIL", "nrrd"}
         known |= sys.stdlib_module_names
         known |= (
-            {"cryptography", "dask", "distributed"} if name_of(path) == "batch" else set()
+            {"cryptography", "dask", "distributed"} if name_of(path) == "datasets.engine" else set()
         )  # an extra, named where it is missed
-        known |= {"dicomanonymizer"} if name_of(path) == "dicom.identity" else set()  # an extra, named where missed
+        known |= {"dicomanonymizer"} if name_of(path) == "io.dicom.identity" else set()  # an extra, named where missed
         assert {name.split(".")[0] for name in imports_of(path)} <= known, path
 
 
 @pytest.mark.parametrize(
     ("package", "doors"),
     [
-        ("nibabel", {"nifti", "mgh"}),
-        ("nrrd", {"nrrd"}),
-        ("onnxruntime", {"runtime"}),
-        ("pydicom", {"dicom"}),
+        ("nibabel", {"io.nifti", "io.mgh"}),
+        ("nrrd", {"io.nrrd"}),
+        ("onnxruntime", {"models.engine"}),
+        ("pydicom", {"io.dicom"}),
         ("av", {"training.clips"}),
-        ("dask", {"batch"}),
-        ("distributed", {"batch"}),
+        ("dask", {"datasets.engine"}),
+        ("distributed", {"datasets.engine"}),
     ],
 )
 def test_there_are_few_doors_to_each_package(package, doors):
-    assert {name.split(".")[0] if name.startswith("dicom.") else name for name in importers(package)} <= doors
+    assert {"io.dicom" if name.startswith("io.dicom.") else name for name in importers(package)} <= doors
 
 
-@pytest.mark.parametrize("path", [p for p in FILES if p.name != "__init__.py" or name_of(p) == "cli"], ids=name_of)
-def test_modules_import_only_from_those_above(path):
-    name = name_of(path)
-    assert name in ORDER, f"{name} has no place in the order yet; give it one in test_structure.ORDER"
-    above = ORDER[: ORDER.index(name)]
-    for target in imports_of(path):
-        if target.startswith("thinslice."):
-            module = target.removeprefix("thinslice.")
-            known = max((m for m in ORDER if module == m or module.startswith(m + ".")), key=len, default=None)
-            if known:
-                assert known in above, f"{name} imports {known}, which comes after it"
+MODULES = {name_of(path): path for path in FILES}
+
+
+def wing_of(name):
+    return name.split(".")[0]
+
+
+def layer_of(name):
+    return next(number for number, wings in enumerate(LAYERS) if wing_of(name) in wings)
+
+
+def modules_imported(name):
+    """The modules of the package that one imports, wherever in its text."""
+    wanted = [target.removeprefix("thinslice.") for target in imports_of(MODULES[name])]
+    known = {max((m for m in MODULES if w == m or w.startswith(m + ".")), key=len, default=None) for w in wanted}
+    return known - {None, name}
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name])
+def test_modules_import_only_from_their_wing_and_the_layers_below(name):
+    for other in modules_imported(name):
+        assert wing_of(other) == wing_of(name) or layer_of(other) < layer_of(name), f"{name} imports {other}"
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    graphlib.TopologicalSorter({name: modules_imported(name) for name in MODULES}).prepare()
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
@@ -135,7 +147,7 @@ def test_the_command_line_starts_without_numpy():
 
 
 def test_enhancing_a_scan_does_not_load_torch():
-    loaded = modules_after("import thinslice.upsample, thinslice.weights, thinslice.nifti")
+    loaded = modules_after("import thinslice.compute.upsample, thinslice.io.nifti, thinslice.models.registry")
     assert not loaded & {"torch", "onnx", "onnxruntime"}
 
 

@@ -17,16 +17,17 @@ from PIL import Image
 from scipy.stats import binomtest
 
 from dicom_files import stack
-from thinslice import nifti, study
 from thinslice.cli import main
+from thinslice.compute.upsample import upsample
 from thinslice.errors import InputRefused, PlanRefused
-from thinslice.picture import Picture, render, resliced_planes
+from thinslice.evaluation import reader_study
+from thinslice.evaluation.reader_scores import score, sign_test, wilson
+from thinslice.evaluation.reader_study import Scan, Wish, make_study
+from thinslice.io import nifti
+from thinslice.models.registry import find_model
 from thinslice.plan import intensity_range, make_plan
-from thinslice.preference import score, sign_test, wilson
-from thinslice.study import Scan, Wish, make_study
-from thinslice.upsample import upsample
+from thinslice.reports.picture import Picture, render, resliced_planes
 from thinslice.volume import Volume
-from thinslice.weights import find_model
 
 METHODS = ("nearest", "lanczos", "linear")
 
@@ -76,7 +77,7 @@ def saved(key: dict, folder: Path, reader: str, choose, only: int | None = None,
     answers = answers[:only]
     lines = [key["study"], reader, *(f"{one['trial']} {one['choice']} {one['ms']}" for one in answers)]
     content = {
-        "format": study.RESULTS_FORMAT,
+        "format": reader_study.RESULTS_FORMAT,
         "study": key["study"],
         "reader": reader,
         "answers": answers,
@@ -148,7 +149,7 @@ def test_the_key_says_which_method_is_on_which_side(example):
                 answers[fact["scan"], name] = upsample(volume, plan(volume, model), model).volume
             thin = answers[fact["scan"], name]
             plane = resliced_planes(thin, 2, centre)[fact["plane"]]
-            drawn = render(Picture("", plane, intensity_range(volume.voxels)), study.LONG_SIDE / 40)
+            drawn = render(Picture("", plane, intensity_range(volume.voxels)), reader_study.LONG_SIDE / 40)
             shown = Image.open(io.BytesIO(base64.b64decode(data["pictures"][trial[side]])))
             np.testing.assert_array_equal(np.asarray(shown), np.asarray(drawn))
 
@@ -156,7 +157,7 @@ def test_the_key_says_which_method_is_on_which_side(example):
 @pytest.fixture
 def small(monkeypatch):
     """Pictures that are drawn fast."""
-    monkeypatch.setattr(study, "LONG_SIDE", 16)
+    monkeypatch.setattr(reader_study, "LONG_SIDE", 16)
 
 
 @given(pairs=st.integers(3, 31), seed=st.integers(0, 5), count=st.integers(2, 3))
@@ -191,7 +192,7 @@ def test_repeats_are_mirrored_and_come_later(small, pairs, seed, data):
         assert (one["left"], one["right"]) == (first["right"], first["left"])
         assert [one[fact] for fact in ("scan", "plane", "at")] == [first[fact] for fact in ("scan", "plane", "at")]
         between = [other for other in key["trials"][place[first["id"]] : place[one["id"]]] if other["repeats"] is None]
-        assert len(between) >= min(study.REPEATS_APART, pairs // 2)
+        assert len(between) >= min(reader_study.REPEATS_APART, pairs // 2)
 
 
 def test_order_is_random():
@@ -246,17 +247,17 @@ def test_slices_that_were_enlarged_show_the_same_places():
     images = [
         Image.open(io.BytesIO(base64.b64decode(next(iter(data_of(s.page)["pictures"].values()))))) for s in (one, two)
     ]
-    assert max(images[0].size) == max(images[1].size) == study.LONG_SIDE
+    assert max(images[0].size) == max(images[1].size) == reader_study.LONG_SIDE
 
 
 def test_pictures_shrink_until_the_page_can_be_opened_and_that_is_said(example, monkeypatch):
     assert example.notes == ()
     whole = sum(map(len, data_of(example.page)["pictures"].values()))
-    monkeypatch.setattr(study, "MOST_BYTES", whole // 2)
+    monkeypatch.setattr(reader_study, "MOST_BYTES", whole // 2)
     smaller = made()
     assert sum(map(len, data_of(smaller.page)["pictures"].values())) <= whole // 2
     assert "instead of 560 pixels" in smaller.notes[0]
-    monkeypatch.setattr(study, "MOST_BYTES", 20_000)
+    monkeypatch.setattr(reader_study, "MOST_BYTES", 20_000)
     with pytest.raises(InputRefused, match=r"too many for one page .* next: lower --pairs"):
         made()
 
@@ -516,7 +517,7 @@ def test_nothing_is_overwritten_unless_asked_to(run, tmp_path):
     assert err == [f"thinslice: {key}: got an output that exists already; next: choose another, or add --overwrite"]
     assert not page.exists()
     assert run(*words, "--overwrite") == (0, [], [])
-    assert json.loads(key.read_text())["format"] == study.KEY_FORMAT
+    assert json.loads(key.read_text())["format"] == reader_study.KEY_FORMAT
 
 
 def test_a_scan_that_is_refused_is_named_and_left_out(run, tmp_path):

@@ -9,7 +9,7 @@ import pytest
 
 from chromium import Chromium, needs_chromium
 from test_study import data_of, save_scans
-from thinslice.preference import score
+from thinslice.evaluation.reader_scores import score
 
 pytestmark = needs_chromium
 

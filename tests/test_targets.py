@@ -10,17 +10,16 @@ from hypothesis import strategies as st
 from strategies import seeds
 from thick_scans import SHAPE, texture, thick_volume
 from thinslice.errors import InputRefused
+from thinslice.models.engine import interpolation
 from thinslice.plan import make_plan
-from thinslice.runtime import interpolation
 from thinslice.volume import Volume
 
 pytest.importorskip("torch", reason="training needs torch, which comes with thinslice[train]")
 pytest.importorskip("scipy", reason="the slices are turned with scipy, which comes with thinslice[train]")
 
-from thinslice.training import targets
+from thinslice.training import self_supervision
 from thinslice.training.corpus import NEAR_FACTOR, NEAR_THICKNESS, Thin, cut, geometry_of_block, normalised
-from thinslice.training.scans import LEAST_SIDE, LEAST_SLICES
-from thinslice.training.targets import (
+from thinslice.training.self_supervision import (
     CELL,
     LEAST_VOXELS,
     Places,
@@ -29,6 +28,7 @@ from thinslice.training.targets import (
     target_batch_at,
     thicker_batch_at,
 )
+from thinslice.training.usable_scans import LEAST_SIDE, LEAST_SLICES
 
 SIZE, SLABS, AROUND = 24, 3, 2
 CUBIC = interpolation("cubic")
@@ -74,7 +74,7 @@ def test_nothing_held_out_is_learnt_from_by_lessons_of_either_kind(shape, axis, 
     assert max(thin.voxels.max() for thin in learnt) < border < min(thin.voxels.min() for thin in unseen)
     for whole, part in ((target.volumes[0], target.unseen[0]), (target.acquired, target.unseen_acquired)):
         assert whole.voxels.shape[side] + part.voxels.shape[side] == shape[side]
-        assert part.voxels.shape[side] >= min(targets.LEAST_HELD_OUT, shape[side] // 3)
+        assert part.voxels.shape[side] >= min(self_supervision.LEAST_HELD_OUT, shape[side] // 3)
         assert part.voxels.shape[1 - side] == shape[1 - side]
 
 
@@ -92,38 +92,38 @@ def test_what_is_held_out_shows_something_and_so_does_what_is_learnt_from(lines,
     slices[first:end, 10:30, empty : 12 - empty] = 1
     slices = slices[::-1] if flip else slices
     try:
-        learnt, held_out = targets._split(slices)
+        learnt, held_out = self_supervision._split(slices)
     except InputRefused:
-        assert end - first < 2 * targets.NARROWEST + 2
+        assert end - first < 2 * self_supervision.NARROWEST + 2
         return
     shown = [slices[part].sum() / slices.sum() for part in (learnt, held_out)]
     assert sum(shown) == pytest.approx(1)
-    assert shown[1] + 1e-9 >= targets.HELD_OUT
-    assert shown[0] + 1e-9 >= targets.LEAST_LEARNT
-    assert min(slices[part].shape[0] for part in (learnt, held_out)) >= targets.NARROWEST
+    assert shown[1] + 1e-9 >= self_supervision.HELD_OUT
+    assert shown[0] + 1e-9 >= self_supervision.LEAST_LEARNT
+    assert min(slices[part].shape[0] for part in (learnt, held_out)) >= self_supervision.NARROWEST
 
 
-@pytest.mark.parametrize(("end", "count", "cropped"), [(70, targets.LEAST_HELD_OUT, 30), (50, 30, 25)])
+@pytest.mark.parametrize(("end", "count", "cropped"), [(70, self_supervision.LEAST_HELD_OUT, 30), (50, 30, 25)])
 def test_the_end_that_shows_its_share_in_fewer_pixels_is_held_out(end, count, cropped):
     """At least so many pixels, or a third, unless less than half of the object were left to learn from."""
     slices = np.zeros((100, 60, 12))
     slices[10:end] = 1
-    assert targets._split(slices) == ((slice(count, 100), slice(None)), (slice(0, count), slice(None)))
+    assert self_supervision._split(slices) == ((slice(count, 100), slice(None)), (slice(0, count), slice(None)))
     rest = slice(0, 100 - count)
-    assert targets._split(slices[::-1]) == ((rest, slice(None)), (slice(100 - count, 100), slice(None)))
-    across = targets._split(slices.transpose(1, 0, 2))
+    assert self_supervision._split(slices[::-1]) == ((rest, slice(None)), (slice(100 - count, 100), slice(None)))
+    across = self_supervision._split(slices.transpose(1, 0, 2))
     assert across == ((slice(None), slice(count, 100)), (slice(None), slice(0, count)))
-    within = targets._split(slices, (slice(5, 95), slice(2, 58)))
+    within = self_supervision._split(slices, (slice(5, 95), slice(2, 58)))
     assert within == ((slice(5 + cropped, 95), slice(2, 58)), (slice(5, 5 + cropped), slice(2, 58)))
 
 
 def test_a_narrow_strip_is_judged_along_its_length():
     thin = np.ones((16, 80, 50), np.float32)
-    (strip,) = targets._turned("strip", thin, factor=5.0)
+    (strip,) = self_supervision._turned("strip", thin, factor=5.0)
     assert strip.axes == (1,)
-    (strip,) = targets._turned("strip", thin, factor=4.0)
+    (strip,) = self_supervision._turned("strip", thin, factor=4.0)
     assert strip.axes == (0, 1)
-    (tiny,) = targets._turned("tiny", thin[:, :20], factor=9.0)
+    (tiny,) = self_supervision._turned("tiny", thin[:, :20], factor=9.0)
     assert tiny.axes == (1,)
 
 
@@ -165,7 +165,7 @@ def smearing():
 def test_thin_slices_of_either_part_are_computed_from_that_part_alone(unseen):
     """The network sees far: what it says near the border must not tell what lies beyond."""
     scan = thick_volume(shape=(96, 56, 10), dtype=np.float32)
-    learnt, held_out = targets._split(scan.voxels)
+    learnt, held_out = self_supervision._split(scan.voxels)
     part = learnt if unseen else held_out
     other = scan.voxels.copy()
     other[part] = other[part][..., ::-1]  # of the same intensity range
@@ -188,9 +188,9 @@ def test_no_class_of_places_is_drawn_more_than_so_often():
     """Rare looks that the scan's own slices have would else be shown again and again."""
     looks = np.r_[np.zeros((999, 2)), np.ones((1, 2))]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(targets, "_looks", lambda seen: (looks, np.zeros((len(looks), 3), int)))
-        places = targets._places([TARGET.volumes[0]], np.ones((10, 2)), 4.0, 1.0, "gaussian")
-    assert places.chance.max() / places.chance.min() <= targets.OFTEN / targets.RARELY * (1 + 1e-9)
+        patch.setattr(self_supervision, "_looks", lambda seen: (looks, np.zeros((len(looks), 3), int)))
+        places = self_supervision._places([TARGET.volumes[0]], np.ones((10, 2)), 4.0, 1.0, "gaussian")
+    assert places.chance.max() / places.chance.min() <= self_supervision.OFTEN / self_supervision.RARELY * (1 + 1e-9)
 
 
 # ---- places
@@ -218,17 +218,17 @@ def test_places_that_look_like_the_slices_get_most_of_the_chance(alike):
     lengths = (16, 2, 4) if alike == 0 else (2, 16, 4)
     volume = Thin("made", normalised(texture((96, 96, 64), lengths)), (0, 1), 1.0)
     own = normalised(texture((64, 96, 96), (16, 2, 4), seed=1))  # slice axis first
-    wanted = targets._looks(own.reshape(16, 4, 96, 96).mean(axis=1))[0]
-    places = targets._places([volume], wanted, 4.0, 1.0, "box")
+    wanted = self_supervision._looks(own.reshape(16, 4, 96, 96).mean(axis=1))[0]
+    places = self_supervision._places([volume], wanted, 4.0, 1.0, "box")
     assert share_of(places, alike) > 0.8
-    either = targets._looks(np.random.default_rng(0).random((16, 96, 96)) + 1)[0]  # unlike both
-    assert share_of(targets._places([volume], either, 4.0, 1.0, "box"), alike) < 0.75
+    either = self_supervision._looks(np.random.default_rng(0).random((16, 96, 96)) + 1)[0]  # unlike both
+    assert share_of(self_supervision._places([volume], either, 4.0, 1.0, "box"), alike) < 0.75
 
 
 def test_dark_places_are_left_out():
     voxels = normalised(texture((64, 64, 64)))
     voxels[:, 32:] = 0
-    places = targets._places([Thin("half", voxels, (0,), 1.0)], np.zeros((1, 2)), 4.0, 1.0, "gaussian")
+    places = self_supervision._places([Thin("half", voxels, (0,), 1.0)], np.zeros((1, 2)), 4.0, 1.0, "gaussian")
     assert places.middle[:, 1].max() < 32 + CELL
 
 
@@ -259,7 +259,7 @@ def test_a_patch_lies_around_the_place_that_was_drawn(seed, axis, depth, line):
     middle = np.array([depth, line, 35])
     places = Places(np.array([0]), np.array([axis]), middle[None], np.array([1.0]))
     geometry = geometry_of_block(4.0, 1.0, "gaussian", 1.5, SLABS, AROUND)
-    draw = targets._draw(np.random.default_rng(seed), [volume], places, geometry, SIZE)
+    draw = self_supervision._draw(np.random.default_rng(seed), [volume], places, geometry, SIZE)
     inner = np.concatenate(geometry.thin_positions)
     side = np.arange(SIZE)
     block = cut([volume], replace(draw, gain=1.0, offset=0.0), inner, side, side)
@@ -278,7 +278,7 @@ def test_patches_near_the_ends_stay_inside_where_there_is_room():
     geometry = geometry_of_block(4.0, 1.0, "gaussian", 1.5, SLABS, AROUND)
     inner, side = np.concatenate(geometry.thin_positions), np.arange(SIZE)
     for seed in range(40):
-        draw = targets._draw(np.random.default_rng(seed), [volume], places, geometry, SIZE)
+        draw = self_supervision._draw(np.random.default_rng(seed), [volume], places, geometry, SIZE)
         block = cut([volume], replace(draw, gain=1.0, offset=0.0), inner, side, side)
         assert len(np.unique(block)) == block.size
 
@@ -316,11 +316,11 @@ def test_lessons_of_the_slice_direction_come_from_what_is_not_held_out():
 def test_a_quarter_of_the_lessons_lies_across_the_slices():
     asked = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(targets, "thicker_batch_at", lambda *wish: asked.append("across"))
-        patch.setattr(targets, "target_batch_at", lambda *wish: asked.append("within"))
+        patch.setattr(self_supervision, "thicker_batch_at", lambda *wish: asked.append("across"))
+        patch.setattr(self_supervision, "target_batch_at", lambda *wish: asked.append("within"))
         for step in range(2000):
             lesson_at(step, 1, [TARGET], 2, SIZE, SLABS, AROUND)
-    assert asked.count("across") / len(asked) == pytest.approx(targets.THICKER, abs=0.03)
+    assert asked.count("across") / len(asked) == pytest.approx(self_supervision.THICKER, abs=0.03)
 
 
 def test_the_slice_direction_of_a_small_scan_is_shown_in_smaller_patches():
@@ -339,8 +339,8 @@ def test_turned_slices_hold_nothing_from_beyond_the_image(shape):
     x, y = np.meshgrid(np.arange(shape[0]), np.arange(shape[1]), indexing="ij")
     for ramp, wish in ((x, lambda i, j, c, s: c * i + s * j), (y, lambda i, j, c, s: -s * i + c * j)):
         thin = np.repeat(ramp[..., None], 3, axis=2).astype(np.float32)
-        turned = targets._turned("ramp", thin, 4.0)
-        assert len(turned) > len(targets.ANGLES) // 2
+        turned = self_supervision._turned("ramp", thin, 4.0)
+        assert len(turned) > len(self_supervision.ANGLES) // 2
         for volume in turned:
             angle = np.radians(float(volume.name.split()[1]))
             i, j = np.meshgrid(*(np.arange(n) - (n - 1) / 2 for n in volume.voxels.shape[:2]), indexing="ij")
@@ -365,7 +365,7 @@ def test_the_order_of_the_axes_is_only_a_name(axis):
 @given(shape=st.tuples(st.integers(50, 400), st.integers(50, 400), st.integers(20, 300)), wish=st.integers(1, 4))
 def test_of_a_large_scan_the_middle_is_kept_within_the_limit(shape, wish):
     voxels = wish * LEAST_VOXELS
-    spans = targets._middle(shape, voxels)
+    spans = self_supervision._middle(shape, voxels)
     kept = tuple(span.stop - span.start for span in spans)
     assert all(few <= many for few, many in zip(kept, shape, strict=True))
     assert np.prod(kept) <= 1.1 * voxels  # the least sides may want a little more

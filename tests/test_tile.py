@@ -6,14 +6,14 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from strategies import seeds
-from thinslice import runtime
+from thinslice.compute.upsample import upsample
 from thinslice.errors import ModelRefused
+from thinslice.models import engine
+from thinslice.models.conditioning import geometry_of, position_code
+from thinslice.models.registry import find_model
+from thinslice.models.tiling import padded, tiles
 from thinslice.plan import PlanRefused, make_plan
-from thinslice.slab import geometry_of, position_code
-from thinslice.tile import padded, tiles
-from thinslice.upsample import upsample
 from thinslice.volume import Volume
-from thinslice.weights import find_model
 
 lengths = st.integers(1, 90)
 
@@ -89,12 +89,12 @@ GEOMETRY = geometry_of(4.0, 1.0, "gaussian")
 @pytest.mark.parametrize("size", [(96, 130), (95, 131), (33, 200)])
 def test_tiled_equals_whole(tiny, monkeypatch, size):
     network, path, _ = tiny
-    residual = runtime.load_model(path, threads=1).residual
+    residual = engine.load_model(path, threads=1).residual
     slices = np.random.default_rng(1).random((3, *size), dtype=np.float32)
     code = position_code(np.array([-0.375, 0.125, 0.3]))
     whole = residual(slices, GEOMETRY, code)
     assert whole.shape == (3, *size)
-    monkeypatch.setattr(runtime, "TILE_LIMIT", 2 * network.reach + 16)
+    monkeypatch.setattr(engine, "TILE_LIMIT", 2 * network.reach + 16)
     tiled = residual(slices, GEOMETRY, code)
     # Nothing but the order of float32 sums may differ; 1e-4 of the intensity range is what `tiles` is held to.
     np.testing.assert_allclose(tiled, whole, atol=1e-4)
@@ -103,7 +103,7 @@ def test_tiled_equals_whole(tiny, monkeypatch, size):
 
 def test_the_stated_reach_is_enough_and_not_wasteful(tiny):
     network, path, _ = tiny
-    residual = runtime.load_model(path, threads=1).residual
+    residual = engine.load_model(path, threads=1).residual
     slices = np.random.default_rng(1).random((3, 128, 128), dtype=np.float32)
     code = position_code(np.array([0.2]))
     other = slices.copy()
@@ -124,7 +124,7 @@ def test_the_model_file_computes_what_the_network_computes(tiny, size, count):
     with torch.no_grad():
         wanted = network(torch.from_numpy(slices)[None], torch.from_numpy(GEOMETRY), torch.from_numpy(code))[0].numpy()
     # The bound that `export` itself states.
-    np.testing.assert_allclose(runtime.load_model(path).residual(slices, GEOMETRY, code), wanted, atol=1e-4)
+    np.testing.assert_allclose(engine.load_model(path).residual(slices, GEOMETRY, code), wanted, atol=1e-4)
 
 
 def test_the_model_file_carries_its_card_and_the_plan_its_hash(tiny):

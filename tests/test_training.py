@@ -15,12 +15,13 @@ pytest.importorskip("torch", reason="training needs torch, which comes with thin
 
 import torch
 
-from thinslice.degrade import project
+from thinslice.compute.upsample import upsample
+from thinslice.models.conditioning import geometry_of, position_code
+from thinslice.models.engine import Model
 from thinslice.networks.slab import SlabNet
+from thinslice.physics.profile import profile_matrix
+from thinslice.physics.projection import project
 from thinslice.plan import intensity_range, make_plan
-from thinslice.profile import profile_matrix
-from thinslice.runtime import Model
-from thinslice.slab import geometry_of, position_code
 from thinslice.training import losses
 from thinslice.training.corpus import (
     Draw,
@@ -44,7 +45,6 @@ from thinslice.training.fit import (
     fit,
 )
 from thinslice.training.losses import projected_loss
-from thinslice.upsample import upsample
 from thinslice.volume import Volume
 
 CONTEXT, SLABS, SIZE = 1, 2, 16

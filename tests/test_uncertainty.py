@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from phantoms import enlarging, lopsided, network, silent, straight
+from thinslice.compute.consistency import check, misfit
+from thinslice.compute.uncertainty import POWER, SCALE, cell_affine, cell_means, cell_size, expected_error
+from thinslice.compute.upsample import upsample
+from thinslice.models.registry import find_model
 from thinslice.plan import intensity_range, make_plan
-from thinslice.report import check, misfit
-from thinslice.uncertainty import POWER, SCALE, cell_affine, cell_means, cell_size, expected_error
-from thinslice.upsample import upsample
 from thinslice.volume import Volume
-from thinslice.weights import find_model
 
 
 def scan(shape=(40, 36, 10), spacing_mm=(1.0, 1.0, 4.0), seed=0):

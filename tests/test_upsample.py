@@ -13,14 +13,14 @@ from scipy import ndimage
 
 from phantoms import acquired, curved, knowing, lopsided, network, psnr, sampled, shift_mm, silent, straight, thick_grid
 from strategies import axes, grids, interpolations, scans, scans_and_wishes, seeds, wishes
-from thinslice import upsample as engine
-from thinslice.degrade import project
-from thinslice.guard import GuardCount
+from thinslice.compute import upsample as engine
+from thinslice.compute.consistency import make_report
+from thinslice.compute.guard import GuardCount
+from thinslice.compute.upsample import upsample
+from thinslice.models.conditioning import position_code
+from thinslice.models.engine import Model, interpolation
+from thinslice.physics.projection import project
 from thinslice.plan import intensity_range, make_plan
-from thinslice.report import make_report
-from thinslice.runtime import Model, interpolation
-from thinslice.slab import position_code
-from thinslice.upsample import upsample
 from thinslice.volume import Volume
 
 ROUNDING = 2e-5

@@ -14,7 +14,7 @@ import thinslice
 from dicom_files import stack
 from test_cli import names, raising
 from test_page import embedded
-from thinslice.nifti import write
+from thinslice.io.nifti import write
 from thinslice.volume import Volume
 
 
@@ -126,6 +126,6 @@ def test_ctrl_c_leaves_nothing(scans, tmp_path):
 
 def test_the_wheel_holds_what_the_page_is_made_of():
     """Hatchling takes what lies under src/thinslice; other pages have files there too."""
-    viewer = Path(thinslice.__file__).parent / "viewer"
+    viewer = Path(thinslice.__file__).parent / "reports" / "viewer"
     files = {"niivue-0.69.0.umd.js", "niivue-LICENSE.txt", "page.css", "page.html", "page.js"}
     assert files <= {path.name for path in viewer.iterdir()}

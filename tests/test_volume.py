@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from make_scans import make_affine, make_voxels, save_scan
-from thinslice.nifti import read
+from thinslice.io.nifti import read
 from thinslice.volume import Volume, fingerprint
 
 SCAN = Volume(make_voxels((7, 6, 5)), make_affine())

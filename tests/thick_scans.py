@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from thinslice import nifti
+from thinslice.io import nifti
 from thinslice.volume import Volume
 
 SHAPE = (64, 56, 10)

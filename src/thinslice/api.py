@@ -17,22 +17,22 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import ArrayLike
 
-from thinslice import formats, nifti
-from thinslice.cases import LABELS_NAME, Case, find_place, find_study
-from thinslice.enlarge import untold
+from thinslice.compute.consistency import Report, make_report
+from thinslice.compute.planes import untold
+from thinslice.compute.upsample import Upsampled, upsample
 from thinslice.errors import InputRefused, OutputRefused, PlanRefused
-from thinslice.files import all_or_none
+from thinslice.io import formats, nifti
+from thinslice.io.atomic import all_or_none
+from thinslice.io.outputs import LABELS_NAME, Case, find_place, find_study
+from thinslice.io.voxel_files import as_numbers, check_affine, finite, shear_notes
+from thinslice.models.engine import WORKERS, Model, load_once
+from thinslice.models.registry import models_for
+from thinslice.physics.profile import PROFILES, Profile
 from thinslice.plan import Grid, Plan, make_plan
-from thinslice.profile import PROFILES, Profile
-from thinslice.report import Report, make_report
-from thinslice.runtime import WORKERS, Model, load_once
-from thinslice.stored import as_numbers, check_affine, finite, shear_notes
-from thinslice.upsample import Upsampled, upsample
 from thinslice.volume import Volume, ending
-from thinslice.weights import models_for
 
 if TYPE_CHECKING:  # pydicom takes a third of a second to import
-    from thinslice.dicom.series import Series
+    from thinslice.io.dicom.series import Series
 
 
 class HasAffine(Protocol):
@@ -94,8 +94,8 @@ class Enhanced:
         """Write the scan, and the report as JSON beside it: both of them whole, or nothing.
 
         Args:
-            path: a name in any format that is written, see `thinslice.formats`; of a DICOM series also a folder, for a
-                new series of the same study. `array` is what is written, on the steps of that format.
+            path: a name in any format that is written, see `thinslice.io.formats`; of a DICOM series also a folder, for
+                a new series of the same study. `array` is what is written, on the steps of that format.
             overwrite: whether files that are there already may be replaced; what went in never is.
 
         Raises:
@@ -144,7 +144,7 @@ def enhance(
     Args:
         image: one of
 
-            - a file of `thinslice.formats`, or a folder with one DICOM series;
+            - a file of `thinslice.io.formats`, or a folder with one DICOM series;
             - an array [x, y, z] or [x, y, z, t] of real numbers, with ``affine``;
             - an image of nibabel, or a `thinslice.Volume`;
             - what has an ``affine``, and voxels [1, x, y, z] or [x, y, z] in ``data``: TorchIO's ScalarImage, MONAI's
@@ -235,7 +235,7 @@ def as_stored(thin: Volume, target: Path) -> Volume:
     """An answer with the values that a file of that name, or else a new DICOM series, will hold; it is spent on it."""
     if ending(target):
         return formats.as_stored(thin, target)
-    from thinslice.dicom.derived import as_stored as as_stored_in_series
+    from thinslice.io.dicom.derived import as_stored as as_stored_in_series
 
     return as_stored_in_series(thin)
 
@@ -287,7 +287,7 @@ def _write_thin(
     if not case.into_series:
         formats.write(thin, parts[0])
         return
-    from thinslice.dicom.derived import images, save
+    from thinslice.io.dicom.derived import images, save
 
     found = report.consistency
     agreement = (
@@ -338,7 +338,7 @@ def _read(path: Path) -> Volume:
             )
         return formats.read(path)
     if len(study.series) == 1:
-        from thinslice.dicom.pixels import read_series
+        from thinslice.io.dicom.pixels import read_series
 
         return read_series(study.series[0])
     if study.series:
@@ -352,7 +352,7 @@ def _read(path: Path) -> Volume:
 
 def _series(volume: Volume) -> "Series | None":
     """The DICOM series that a scan was read from."""
-    module = sys.modules.get("thinslice.dicom.series")  # not imported: then there is none
+    module = sys.modules.get("thinslice.io.dicom.series")  # not imported: then there is none
     return volume.header if module is not None and isinstance(volume.header, module.Series) else None
 
 

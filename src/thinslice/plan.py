@@ -10,9 +10,9 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from thinslice.degrade import NOISE_LEVEL
 from thinslice.errors import PlanRefused
-from thinslice.profile import GAUSSIAN_REACH_FWHM, PROFILES, Profile, profile_matrix
+from thinslice.physics.profile import GAUSSIAN_REACH_FWHM, PROFILES, Profile, profile_matrix
+from thinslice.physics.projection import NOISE_LEVEL
 from thinslice.volume import Volume
 
 Grid = Literal["fov", "centres"]
@@ -93,7 +93,7 @@ class Plan:
         padding: the value with which the scan is filled where the scanner saw nothing, None if it is not. Computed as
             air, and put back where it was.
         projection: whether the answer is projected onto the acquired slices.
-        noise: regularisation of that projection, see `thinslice.degrade.NOISE_LEVEL`.
+        noise: regularisation of that projection, see `thinslice.physics.projection.NOISE_LEVEL`.
         notes: what the reader and the planner had to decide, in plain words.
         versions: of this package, Python and what it computes with.
     """

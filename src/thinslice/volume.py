@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 ENDINGS = (".nii.gz", ".nii", ".mgz", ".mgh", ".nrrd", ".nhdr")
-"""How the names of files end that hold one scan; what each is: `thinslice.formats`."""
+"""How the names of files end that hold one scan; what each is: `thinslice.io.formats`."""
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from thinslice.errors import InputRefused
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from thinslice.batch import Progress
-    from thinslice.dataset import Found
-    from thinslice.job import Outcome
+    from thinslice.datasets.engine import Progress
+    from thinslice.datasets.find import Found
+    from thinslice.datasets.job import Outcome
 
 _BAD = ("refused", "failed")
 """How a scan of a data set may end so that the exit code says so."""
@@ -69,11 +69,11 @@ def add_batch(verbs: "argparse._SubParsersAction[Parser]") -> None:
 
 def batch(arguments: argparse.Namespace) -> int:
     """Enhance a data set; what was done earlier is kept, and what is refused or fails is named at the end."""
-    from thinslice import batch as engine
-    from thinslice.bids import write_description
-    from thinslice.dataset import without_any_scan
-    from thinslice.job import Outcome
-    from thinslice.overview import make_table, write_page, write_table
+    from thinslice.datasets import engine as engine
+    from thinslice.datasets.bids import write_description
+    from thinslice.datasets.find import without_any_scan
+    from thinslice.datasets.job import Outcome
+    from thinslice.datasets.summary import make_table, write_page, write_table
 
     _check_form(arguments)
     _check_numbers(arguments)
@@ -167,10 +167,10 @@ def _check_numbers(arguments: argparse.Namespace) -> None:
 
 def _find_data_set(arguments: argparse.Namespace, threads: int, part: tuple[int, int]) -> "Found":
     """The scans of this shard."""
-    from thinslice.bids import SUFFIXES, Choice
-    from thinslice.dataset import Orders, apart_by_series, find_in_bids, find_in_folder, shard
-    from thinslice.job import Wish, hash_of_model
-    from thinslice.weights import known_names
+    from thinslice.datasets.bids import SUFFIXES, Choice
+    from thinslice.datasets.find import Orders, apart_by_series, find_in_bids, find_in_folder, shard
+    from thinslice.datasets.job import Wish, hash_of_model
+    from thinslice.models.registry import known_names
 
     wish = Wish(
         model=arguments.model if arguments.model in known_names() else str(Path(arguments.model).absolute()),
@@ -264,7 +264,7 @@ def _if_heard(tell: "Callable[[str], None]", text: str, stream: TextIO) -> None:
 
 
 def _outcome_line(one: "Outcome") -> str:
-    from thinslice.overview import WORDS
+    from thinslice.datasets.summary import WORDS
 
     if one.rms_percent is None:
         return f"{one.name}: {WORDS[one.state]}" + (f" ({one.reason})" if one.state == "thin" else "")

@@ -10,16 +10,16 @@ from thinslice.cli.options import DICOM, SCAN, Parser, add_model, add_plan_optio
 from thinslice.cli.terminal import bar, complain, how_many, say
 from thinslice.cli.words import named, reason_of, what_was_done
 from thinslice.errors import InputRefused, OutputRefused, ThinsliceError
-from thinslice.files import all_or_none
+from thinslice.io.atomic import all_or_none
 
 if TYPE_CHECKING:
-    from thinslice.cases import Case
-    from thinslice.dicom.series import Study
-    from thinslice.explain import Answer
-    from thinslice.guard import GuardCount
+    from thinslice.compute.consistency import Report
+    from thinslice.compute.guard import GuardCount
+    from thinslice.io.dicom.series import Study
+    from thinslice.io.outputs import Case
+    from thinslice.models.engine import Model
     from thinslice.plan import Plan
-    from thinslice.report import Report
-    from thinslice.runtime import Model
+    from thinslice.reports.report_page import Answer
     from thinslice.volume import Volume
 
 SAMPLE = Path(__file__).parents[1] / "sample" / "spine_t2_sag_thick_4p5mm.nii.gz"
@@ -41,10 +41,10 @@ def add_demo(verbs: "argparse._SubParsersAction[Parser]") -> None:
 def demo(arguments: argparse.Namespace) -> int:
     """Enhance the bundled scan; three lines: what was done, what was measured, where the files are."""
     from thinslice.api import compute
-    from thinslice.explain import Answer, write_explanation, write_figure
-    from thinslice.formats import write
+    from thinslice.io.formats import write
+    from thinslice.models.registry import find_model
     from thinslice.plan import make_plan
-    from thinslice.weights import find_model
+    from thinslice.reports.report_page import Answer, write_explanation, write_figure
 
     model = find_model(arguments.model)
     volume = read_scan(SAMPLE)
@@ -110,8 +110,8 @@ def add_enhance(verbs: "argparse._SubParsersAction[Parser]") -> None:
 
 def enhance(arguments: argparse.Namespace) -> int:
     """Compute thin slices; in a folder, a scan that is refused is named and the rest goes on."""
-    from thinslice.cases import find_cases, find_study
-    from thinslice.weights import models_for
+    from thinslice.io.outputs import find_cases, find_study
+    from thinslice.models.registry import models_for
 
     study = find_study(arguments.input, Path(arguments.output))
     if study is not None:
@@ -130,8 +130,8 @@ def enhance(arguments: argparse.Namespace) -> int:
 
 def _enhance_study(study: "Study", arguments: argparse.Namespace) -> int:
     """Every series that can be made thinner; what cannot is named, with the reason."""
-    from thinslice.cases import find_series_cases
-    from thinslice.weights import models_for
+    from thinslice.io.outputs import find_series_cases
+    from thinslice.models.registry import models_for
 
     cases = find_series_cases(study, arguments.input, arguments.output, arguments.overwrite, arguments.anonymise)
     labels = _labels_of_series(cases, arguments)
@@ -177,7 +177,7 @@ def _enhance_one(
     from functools import partial
 
     from thinslice.api import compute, write_answer
-    from thinslice.labels import check_labels
+    from thinslice.compute.labels import check_labels
 
     volume = _read_case(case, arguments.anonymise)
     model = choose(volume)
@@ -200,7 +200,7 @@ def _enhance_one(
             say(f"  note: {note}")
         say(f"  wrote {' and '.join(map(str, [case.destination, *(labels[1:] if labels else [])]))}")
     if arguments.report or arguments.figure:
-        from thinslice.explain import Answer
+        from thinslice.reports.report_page import Answer
 
         _explain(case, Answer(volume, thin, plan, model, report, done.fell_back), arguments)
 
@@ -208,8 +208,8 @@ def _enhance_one(
 def _read_case(case: "Case", anonymise: bool) -> "Volume":
     if case.series is None:
         return read_scan(case.source)
-    from thinslice.dicom.identity import check_can_hide
-    from thinslice.dicom.pixels import read_series
+    from thinslice.io.dicom.identity import check_can_hide
+    from thinslice.io.dicom.pixels import read_series
 
     if anonymise:
         check_can_hide(case.series)
@@ -221,7 +221,7 @@ def _read_case(case: "Case", anonymise: bool) -> "Volume":
 
 def _labels_of_series(cases: "Sequence[Case]", arguments: argparse.Namespace) -> "tuple[Path, Path] | None":
     """The segmentation of the only series, and where its answer goes; None without --labels."""
-    from thinslice.cases import LABELS_NAME
+    from thinslice.io.outputs import LABELS_NAME
 
     if arguments.labels is None or (len(cases) == 1 and not cases[0].into_series):
         return _labels_case(cases[0], arguments, is_folder=False) if cases else None
@@ -236,7 +236,7 @@ def _labels_of_series(cases: "Sequence[Case]", arguments: argparse.Namespace) ->
 
 def _labels_case(case: "Case", arguments: argparse.Namespace, is_folder: bool) -> "tuple[Path, Path] | None":
     """The segmentation of a scan, and where its answer goes; None without --labels."""
-    from thinslice.cases import find_namesake
+    from thinslice.io.outputs import find_namesake
 
     if arguments.labels is None:
         if arguments.labels_out is not None:
@@ -260,7 +260,7 @@ def _with_labels(path: Path) -> Path:
 
 
 def _check_labels_target(target: Path, case: "Case", source: Path, overwrite: bool) -> None:
-    from thinslice.formats import check_name
+    from thinslice.io.formats import check_name
 
     check_name(target)
     inputs = {os.path.realpath(path) for path in (case.source, source)}
@@ -284,8 +284,8 @@ def _check_all_apart(cases: "Sequence[Case]", targets: "Sequence[tuple[Path, Pat
 
 
 def _write_labels(drawn: "Volume", plan: "Plan", path: Path) -> None:
-    from thinslice.formats import write
-    from thinslice.labels import labels_to_thin
+    from thinslice.compute.labels import labels_to_thin
+    from thinslice.io.formats import write
 
     write(labels_to_thin(drawn, plan), path)
 
@@ -301,7 +301,7 @@ def _check_pages(
     cases: "Sequence[Case]", labels: "Sequence[tuple[Path, Path] | None]", arguments: argparse.Namespace
 ) -> None:
     """No page takes the place of a scan, of another page, or of what is there without --overwrite."""
-    from thinslice.cases import check_writable
+    from thinslice.io.outputs import check_writable
 
     outputs = [path for case in cases for path in (case.source, case.destination, case.sidecar)]
     taken = {os.path.realpath(path) for path in (*outputs, *(path for pair in labels if pair for path in pair))}
@@ -345,7 +345,7 @@ def _pages(case: "Case", arguments: argparse.Namespace) -> dict[str, Path]:
 
 def _explain(case: "Case", answer: "Answer", arguments: argparse.Namespace) -> None:
     """The page and the figure that were asked for; whatever happens to them, the answer has been written."""
-    from thinslice.explain import write_explanation, write_figure
+    from thinslice.reports.report_page import write_explanation, write_figure
 
     pages = _pages(case, arguments)
     try:

@@ -25,12 +25,12 @@ def add_evaluate(verbs: "argparse._SubParsersAction[Parser]") -> None:
 
 def evaluate(arguments: argparse.Namespace) -> int:
     """Score models on simulated thick scans, and print the table."""
-    from thinslice import bench
+    from thinslice.evaluation import benchmark
 
-    conditions = bench.make_conditions(arguments.factors, arguments.thickness_ratios, arguments.profiles)
+    conditions = benchmark.make_conditions(arguments.factors, arguments.thickness_ratios, arguments.profiles)
     paths = sources(arguments.input)
     with bar("evaluate", arguments.quiet) as show:
-        found = bench.evaluate(
+        found = benchmark.evaluate(
             paths,
             arguments.models,
             conditions,

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, NoReturn
 from thinslice.cli.terminal import REFUSED, complain
 
 if TYPE_CHECKING:
+    from thinslice.models.engine import Model
     from thinslice.plan import Plan
-    from thinslice.runtime import Model
     from thinslice.volume import Volume
 
 SCAN = "scan: NIfTI (.nii, .nii.gz), FreeSurfer (.mgh, .mgz) or NRRD (.nrrd, .nhdr)"
@@ -19,7 +19,7 @@ DICOM = "DICOM (a series, a study)"
 
 PROFILES = ("gaussian", "box")
 GRIDS = ("fov", "centres")
-"""As `thinslice.profile.PROFILES` and `thinslice.plan.GRIDS`, which would import numpy."""
+"""As `thinslice.physics.profile.PROFILES` and `thinslice.plan.GRIDS`, which would import numpy."""
 
 
 # ---- options
@@ -154,14 +154,14 @@ def _words(text: str) -> list[str]:
 
 def read_scan(path: Path) -> "Volume":
     """The scan in a file."""
-    from thinslice.formats import read
+    from thinslice.io.formats import read
 
     return read(path)
 
 
 def sources(path: Path) -> list[Path]:
     """The scans at a path: the file itself, or those that lie directly in the folder."""
-    from thinslice.cases import find_sources
+    from thinslice.io.outputs import find_sources
 
     return find_sources(path)
 

@@ -21,11 +21,11 @@ from thinslice.cli.options import (
 from thinslice.cli.terminal import REFUSED, complain, say
 from thinslice.cli.words import named, reason_of, what_was_done
 from thinslice.errors import OutputRefused, ThinsliceError
-from thinslice.files import all_or_none
+from thinslice.io.atomic import all_or_none
 
 if TYPE_CHECKING:
-    from thinslice.dicom.series import Study
-    from thinslice.runtime import Model
+    from thinslice.io.dicom.series import Study
+    from thinslice.models.engine import Model
     from thinslice.volume import Volume
 
 PATIENT_AXES = ("left-right", "front-back", "head-foot")
@@ -46,8 +46,8 @@ def info(arguments: argparse.Namespace) -> int:
     """What a scan is and what would be done to it; exit code 2 where it would be refused."""
     from functools import partial
 
-    from thinslice.cases import find_study
-    from thinslice.weights import models_for
+    from thinslice.io.outputs import find_study
+    from thinslice.models.registry import models_for
 
     choose = models_for(arguments.model)
     study = find_study(arguments.input)
@@ -74,7 +74,7 @@ def _facts_of_study(
     """`_facts` of every series, and of what cannot be read as one."""
     from functools import partial
 
-    from thinslice.dicom.pixels import read_series
+    from thinslice.io.dicom.pixels import read_series
 
     facts = [
         _facts(one.label, partial(read_series, one), choose, arguments) | {"folder": str(one.folder)}
@@ -171,11 +171,11 @@ def add_reslice(verbs: "argparse._SubParsersAction[Parser]") -> None:
 
 def reslice(arguments: argparse.Namespace) -> int:
     """Bring a thin image or segmentation onto the grid of a thick scan."""
-    from thinslice.cases import find_reslice_case
-    from thinslice.formats import write
-    from thinslice.report import plan_beside
-    from thinslice.reslice import looks_like_labels
-    from thinslice.reslice import reslice as to_thick
+    from thinslice.compute.consistency import plan_beside
+    from thinslice.compute.reslice import looks_like_labels
+    from thinslice.compute.reslice import reslice as to_thick
+    from thinslice.io.formats import write
+    from thinslice.io.outputs import find_reslice_case
 
     thin, like = read_scan(arguments.input), read_scan(arguments.like)
     case = find_reslice_case(arguments.input, arguments.output, arguments.overwrite)
@@ -210,8 +210,8 @@ def add_view(verbs: "argparse._SubParsersAction[Parser]") -> None:
 
 def view(arguments: argparse.Namespace) -> int:
     """Put two scans onto one page."""
-    from thinslice.cases import told_apart
-    from thinslice.page import find_page, view_page
+    from thinslice.io.outputs import told_apart
+    from thinslice.reports.viewer_page import find_page, view_page
 
     acquired, other = arguments.acquired, arguments.other
     target = find_page(arguments.output, acquired, other, arguments.overwrite)

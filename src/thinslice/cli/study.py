@@ -21,12 +21,12 @@ from thinslice.cli.options import (
 from thinslice.cli.terminal import bar, complain, how_many, say
 from thinslice.cli.words import named, reason_of
 from thinslice.errors import InputRefused, OutputRefused, ThinsliceError
-from thinslice.files import all_or_none
+from thinslice.io.atomic import all_or_none
 
 if TYPE_CHECKING:
+    from thinslice.evaluation.reader_study import Scan, Study
+    from thinslice.models.engine import Model
     from thinslice.plan import Plan
-    from thinslice.runtime import Model
-    from thinslice.study import Scan, Study
     from thinslice.volume import Volume
 
 
@@ -78,8 +78,8 @@ def study(arguments: argparse.Namespace) -> int:
 
 def _make_study(arguments: argparse.Namespace) -> int:
     """The page and its key; scans that a method refuses are named and left out."""
-    from thinslice.study import PAIRS, Wish, make_study
-    from thinslice.weights import find_model
+    from thinslice.evaluation.reader_study import PAIRS, Wish, make_study
+    from thinslice.models.registry import find_model
 
     files = _study_files(arguments)
     pairs = PAIRS if arguments.pairs is None else arguments.pairs
@@ -110,7 +110,7 @@ def _make_study(arguments: argparse.Namespace) -> int:
 
 def _study_files(arguments: argparse.Namespace) -> tuple[Path, Path]:
     """The page and the key beside it, if they may be written."""
-    from thinslice.cases import check_writable
+    from thinslice.io.outputs import check_writable
 
     page: Path = arguments.output
     if page.suffix.lower() not in (".html", ".htm"):
@@ -136,13 +136,13 @@ def _window(ends: Sequence[float] | None) -> tuple[float, float] | None:
 def _scans_of_study(path: Path) -> "list[Scan]":
     from functools import partial
 
-    from thinslice.cases import find_study
-    from thinslice.study import Scan
+    from thinslice.evaluation.reader_study import Scan
+    from thinslice.io.outputs import find_study
 
     found = find_study(path)
     if found is None:
         return [Scan(file.name, partial(read_scan, file)) for file in sources(path)]
-    from thinslice.dicom.pixels import read_series
+    from thinslice.io.dicom.pixels import read_series
 
     def refuse(reason: str) -> NoReturn:
         raise InputRefused(reason)
@@ -153,7 +153,7 @@ def _scans_of_study(path: Path) -> "list[Scan]":
 
 def _can_be_shown(scan: "Scan", models: "dict[str, Model]", plan: "Callable[[Volume, Model], Plan]") -> bool:
     """False where a method refuses the scan, after saying why."""
-    from thinslice.study import check_scan
+    from thinslice.evaluation.reader_study import check_scan
 
     try:
         check_scan(scan, models, plan)
@@ -172,7 +172,7 @@ def _describe_study(made: "Study", files: tuple[Path, Path], scans: int) -> None
 
 
 def _score_study(arguments: argparse.Namespace) -> int:
-    from thinslice.preference import make_table, score
+    from thinslice.evaluation.reader_scores import make_table, score
 
     found = score(arguments.score, arguments.key)
     say(found.to_json() if arguments.json else make_table(found))

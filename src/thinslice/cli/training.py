@@ -206,7 +206,7 @@ def _add_acquisition(verb: argparse.ArgumentParser, recipe: str = "") -> None:
 
 def _sources_of_all(wishes: Sequence[Path]) -> list[Path]:
     """The scans at some paths, each once."""
-    from thinslice.cases import told_apart
+    from thinslice.io.outputs import told_apart
 
     labels = told_apart(wishes)
     return list(dict.fromkeys(path for wish in labels for path in _sources_or_none(wish, labels[wish])))

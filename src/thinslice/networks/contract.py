@@ -31,7 +31,7 @@ class SlabNetwork(Network):
         context: acquired slices seen on each side of the one in the middle.
         multiple: height and width must be multiples of this.
         reach: pixels that an answer may depend on, in every in-plane direction.
-        n_geometry, n_position: lengths of the codes of `thinslice.slab`.
+        n_geometry, n_position: lengths of the codes of `thinslice.models.conditioning`.
     """
 
     context: int
@@ -53,8 +53,8 @@ class SlabNetwork(Network):
 
         Args:
             slices: [n, 2 context + 1, h, w], normalised intensities, h and w multiples of ``multiple``.
-            geometry: [n_geometry], see `thinslice.slab.geometry_of`.
-            position: [p, n_position], see `thinslice.slab.position_code`.
+            geometry: [n_geometry], see `thinslice.models.conditioning.geometry_of`.
+            position: [p, n_position], see `thinslice.models.conditioning.position_code`.
 
         Returns:
             [n, p, h, w], to be added to the cubic interpolation and to the neighbour's.

@@ -1,6 +1,6 @@
 """Adapt a model to thick scans, without any thin truth: stage 3 of Wang et al. (ISBI 2024).
 
-The scans teach themselves (`thinslice.training.targets`). A part of them is held out. Only if the loss there
+The scans teach themselves (`thinslice.training.self_supervision`). A part of them is held out. Only if the loss there
 falls, and does so more than that of the slice direction may rise, is the adapted network kept; else the model file
 holds the starting one, and its card says so.
 """
@@ -17,17 +17,18 @@ from typing import Any
 import torch
 
 from thinslice.errors import InputRefused, OutputRefused, ThinsliceError
-from thinslice.files import whole_or_not
+from thinslice.io.atomic import whole_or_not
+from thinslice.models.engine import Model, load_model
+from thinslice.models.registry import embedded_names
 from thinslice.networks.slab import SlabNet
-from thinslice.profile import Profile
-from thinslice.runtime import Model, load_model
-from thinslice.training.answers import check_answer, check_name, names_of, names_there, start_file
+from thinslice.physics.profile import Profile
 from thinslice.training.export import export, load_weights, read_card
 from thinslice.training.fit import Schedule, fit, save_whole
 from thinslice.training.losses import projected_loss
+from thinslice.training.model_outputs import check_answer, check_name, names_of, names_there, start_file
 from thinslice.training.recipes import lineage, this_commit
-from thinslice.training.scans import Scan, reason, usable_ones
-from thinslice.training.targets import (
+from thinslice.training.run_state import Unfinished, keep
+from thinslice.training.self_supervision import (
     VOXELS,
     Target,
     lesson_at,
@@ -35,8 +36,7 @@ from thinslice.training.targets import (
     target_batch_at,
     thicker_batch_at,
 )
-from thinslice.training.unfinished import Unfinished, keep
-from thinslice.weights import embedded_names
+from thinslice.training.usable_scans import Scan, reason, usable_ones
 
 SCHEDULE = Schedule(
     minutes=10.0, rate=1e-4, muon_rate=2e-3, muon_decay=0.0, warm_up=10, ema=0.99, save_every=80, side_by_side=True

@@ -7,15 +7,15 @@ from typing import Literal
 
 import numpy as np
 
-from thinslice.bench import check_truth
-from thinslice.degrade import along_first_axis, correction_matrix, damping_of
+from thinslice.compute.upsample import upsample
 from thinslice.errors import InputRefused
-from thinslice.interpolate import cubic_matrix
-from thinslice.nifti import check_acquired, read
+from thinslice.evaluation.benchmark import check_truth
+from thinslice.io.nifti import check_acquired, read
+from thinslice.models.engine import interpolation
+from thinslice.physics.interpolation import cubic_matrix
+from thinslice.physics.profile import Profile, profile_matrix
+from thinslice.physics.projection import along_first_axis, correction_matrix, damping_of
 from thinslice.plan import intensity_range, make_plan, through_plane_axis
-from thinslice.profile import Profile, profile_matrix
-from thinslice.runtime import interpolation
-from thinslice.upsample import upsample
 from thinslice.volume import Volume
 
 TRIES, BLANK = 4, 0.08
@@ -113,7 +113,7 @@ class Batch:
     """Arrays for one step: B patches, S slabs, P thin slices in all.
 
     thick [B, S + 2 context, h, w], cubic [B, P, h, w], truth [B, P, h, w], matrix A [S, P] of the block and the matrix
-    [P, S] that projects onto its slices (`thinslice.degrade.correction_matrix`).
+    [P, S] that projects onto its slices (`thinslice.physics.projection.correction_matrix`).
     """
 
     geometry: Geometry

@@ -14,10 +14,10 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from thinslice.errors import ModelRefused
-from thinslice.files import whole_or_not
+from thinslice.io.atomic import whole_or_not
+from thinslice.models.engine import CARD_KEY, CONTRACT, run_once
 from thinslice.networks.contract import Network, SlabNetwork
 from thinslice.networks.planes import PlaneNet
-from thinslice.runtime import CARD_KEY, CONTRACT, run_once
 
 
 @dataclass(frozen=True)

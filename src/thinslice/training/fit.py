@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from thinslice.errors import InputRefused, OutputRefused
-from thinslice.files import whole_or_not
+from thinslice.io.atomic import whole_or_not
 from thinslice.networks.contract import Network
 from thinslice.training.muon import Muon
 

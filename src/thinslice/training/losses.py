@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from thinslice.models.conditioning import geometry_of, position_code
 from thinslice.networks.contract import SlabNetwork
 from thinslice.networks.planes import PlaneNet
 from thinslice.networks.vae import SliceVae, divergence, drawn, mean_and_log_variance
-from thinslice.slab import geometry_of, position_code
 from thinslice.training.corpus import Batch, Geometry
 from thinslice.training.planes import PlaneBatch
 from thinslice.training.slices import SliceBatch
@@ -30,7 +30,7 @@ def projected_loss(
 
     What the projection repairs need not be learnt. A share of the error before it is added, which keeps the bare
     answer consistent by itself, so that its disagreement with the acquired slices can serve as a warning
-    (`thinslice.guard`). The root gives every patch the same say, bright or dim, near slices or far ones.
+    (`thinslice.compute.guard`). The root gives every patch the same say, bright or dim, near slices or far ones.
     """
     arrays = (batch.thick, batch.cubic, batch.truth, batch.matrix, batch.correction)
     thick, cubic, truth, matrix, correction = (torch.as_tensor(a).to(device, non_blocking=True) for a in arrays)

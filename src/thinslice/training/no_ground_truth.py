@@ -16,26 +16,26 @@ from typing import Any
 
 import torch
 
-from thinslice.cases import check_writable
 from thinslice.errors import InputRefused, OutputRefused, ThinsliceError
+from thinslice.io.nifti import as_synthetic, write
+from thinslice.io.outputs import check_writable
+from thinslice.models.engine import Model, interpolation, load_model
+from thinslice.models.registry import embedded_names
 from thinslice.networks.slab import SlabNet
 from thinslice.networks.vae import SliceVae
-from thinslice.nifti import as_synthetic, write
-from thinslice.profile import Profile
-from thinslice.runtime import Model, interpolation, load_model
-from thinslice.training.answers import start_file
+from thinslice.physics.profile import Profile
 from thinslice.training.corpus import NEAR_FACTOR, NEAR_THICKNESS
+from thinslice.training.divergence import Steady
 from thinslice.training.export import export, load_weights, read_card
 from thinslice.training.fit import Schedule, fit, training_length
+from thinslice.training.model_outputs import start_file
+from thinslice.training.objectives import Slices, Synthesised
 from thinslice.training.page import Comparison, write_page
 from thinslice.training.recipes import Stage, gentler, is_of, lineage, of_length, this_commit
-from thinslice.training.scans import reason, usable_ones
+from thinslice.training.run_state import keep
 from thinslice.training.slices import Stack, make_stack, unlike
-from thinslice.training.steady import Steady
 from thinslice.training.synthesis import VOXELS, Synthetic, in_its_place, make_synthetic
-from thinslice.training.tasks import Slices, Synthesised
-from thinslice.training.unfinished import keep
-from thinslice.weights import embedded_names
+from thinslice.training.usable_scans import reason, usable_ones
 
 NAME = "no-ground-truth"
 """Of the recipe and of the model."""

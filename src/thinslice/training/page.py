@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from thinslice.files import whole_or_not
-from thinslice.picture import Picture, picture_centre, resliced_planes, side_by_side
+from thinslice.io.atomic import whole_or_not
 from thinslice.plan import intensity_range
+from thinslice.reports.picture import Picture, picture_centre, resliced_planes, side_by_side
 from thinslice.volume import Volume
 
 _PAGE = """<!DOCTYPE html>

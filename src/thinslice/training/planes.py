@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from thinslice.interpolate import cubic_matrix
-from thinslice.profile import Profile, downscaling_matrix, profile_matrix
-from thinslice.runtime import Part
+from thinslice.models.engine import Part
+from thinslice.physics.interpolation import cubic_matrix
+from thinslice.physics.profile import Profile, downscaling_matrix, profile_matrix
 from thinslice.training.corpus import Draw, Thin, cut, draw_block
 
 

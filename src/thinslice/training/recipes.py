@@ -16,16 +16,16 @@ from typing import Any, Literal
 import torch
 
 from thinslice.errors import InputRefused, ModelRefused, OutputRefused
-from thinslice.files import whole_or_not
+from thinslice.io.atomic import whole_or_not
+from thinslice.models.engine import Part
 from thinslice.networks.contract import Network
-from thinslice.runtime import Part
 from thinslice.training.clips import find_clips, holds_clips, load_clips
 from thinslice.training.corpus import Ranges, Thin, load_isotropic, load_thick
 from thinslice.training.export import export, load_weights, read_card
 from thinslice.training.fit import Schedule, fit, join_world, training_length
 from thinslice.training.manifest import UNKNOWN, provenance
+from thinslice.training.objectives import Planes, Slabs, Task
 from thinslice.training.planes import Shrinking
-from thinslice.training.tasks import Planes, Slabs, Task
 
 CT_SHARE = 0.6
 """Of the slices of every CT scan, from the first on: what is learnt from. Scores come from the last third."""

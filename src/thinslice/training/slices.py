@@ -10,7 +10,7 @@ import numpy as np
 from thinslice.plan import Plan, intensity_range
 from thinslice.training.corpus import BLANK, TRIES
 from thinslice.training.manifest import UNKNOWN, person_of, provenance
-from thinslice.training.scans import Scan, check_enough
+from thinslice.training.usable_scans import Scan, check_enough
 
 LOOK, ALIKE = 16, 0.6
 """Mean slices of two scans of one kind correlate by more than ALIKE on so coarse a grid: brains of any contrast by 0.64

@@ -11,14 +11,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from thinslice.interpolate import cubic_matrix, linear_matrix
 from thinslice.networks.vae import SliceVae
+from thinslice.physics.interpolation import cubic_matrix, linear_matrix
+from thinslice.physics.profile import Profile
 from thinslice.plan import finer_affine
-from thinslice.profile import Profile
 from thinslice.training.corpus import LOOKS, Batch, Thin, draw_patch, geometry_near, render
 from thinslice.training.losses import has_bf16
-from thinslice.training.scans import LEAST_SIDE
 from thinslice.training.slices import Stack
+from thinslice.training.usable_scans import LEAST_SIDE
 from thinslice.volume import Volume
 
 AT_ONCE = 4

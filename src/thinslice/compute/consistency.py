@@ -1,0 +1,195 @@
+"""Before, after, plan -> what was done and how well the answer agrees with what the scanner acquired."""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from thinslice.compute.guard import GuardCount
+from thinslice.io.atomic import whole_or_not
+from thinslice.io.outputs import REPORT_NAME
+from thinslice.physics.profile import downscaling_matrix
+from thinslice.physics.projection import bands, thicken
+from thinslice.plan import Plan, intensity_range
+from thinslice.volume import Volume, sidecar_path
+
+CHUNK = 8
+"""Acquired slices that are compared together."""
+
+
+@dataclass(frozen=True)
+class Consistency:
+    """The answer re-sliced thick minus the acquired slices: the one error that can be measured without the truth.
+
+    Attributes:
+        rms, worst: root mean square and largest absolute difference, in the scan's own units.
+        rms_percent, worst_percent: the same in percent of the intensity range (0.5 to 99.5 percentile); in a 4-D series
+            every volume is measured against its own range.
+    """
+
+    rms: float
+    worst: float
+    rms_percent: float
+    worst_percent: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was done to one scan.
+
+    Attributes:
+        source: name of the file that went in.
+        plan: every decision.
+        seconds: to compute the thin slices, without reading and writing.
+        consistency: see `check`.
+        guard: how many cells were looked at, and how many fell back to interpolation.
+        notes: what had to be decided or fell back, in plain words.
+    """
+
+    source: str
+    plan: Plan
+    seconds: float
+    consistency: Consistency
+    guard: GuardCount
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> str:
+        """Readable JSON; its ``plan`` is that of `thinslice.plan.Plan.to_json`."""
+        content = {
+            "source": self.source,
+            "model": {"name": self.plan.model, "sha256": self.plan.model_sha256},
+            "seconds": round(self.seconds, 3),
+            "consistency": dataclasses.asdict(self.consistency),
+            "guard": {"cells": self.guard.cells, "fell_back": self.guard.suspect, "fell_back_share": self.guard.share},
+            "notes": self.notes,
+            "plan": dataclasses.asdict(self.plan),
+        }
+        return json.dumps(content, indent=2) + "\n"
+
+    def save(self, path: Path) -> None:
+        """Write the JSON under a temporary name in the same folder, then rename; a failure leaves nothing behind."""
+        with whole_or_not(path) as temporary:
+            temporary.write_text(self.to_json(), encoding="utf-8")
+
+
+def make_report(
+    volume: Volume, thin: Volume, plan: Plan, guard: GuardCount, seconds: float, clipped: int = 0
+) -> Report:
+    """The report on one answer: `check`, the guard's count, the voxels that were clipped, and the plan's notes."""
+    notes = list(dict.fromkeys([*plan.notes, *thin.notes]))
+    if guard.suspect:
+        notes.append(f"the guard took {guard.suspect} of {guard.cells} cells ({guard.percent}) back to interpolation")
+    if clipped:
+        notes.append(
+            f"{clipped:,} of {thin.voxels.size:,} voxels lay beyond what {thin.voxels.dtype} holds and were clipped: "
+            "there the answer agrees less well with the scan; next: store the scan as float32, which is not clipped"
+        )
+    name = volume.source.name if volume.source is not None else ""
+    return Report(name, plan, seconds, check(volume, thin, plan), guard, tuple(notes))
+
+
+def check(volume: Volume, thin: Volume, plan: Plan) -> Consistency:
+    """Re-slice the answer thick with the plan's matrix, and compare with the acquired slices.
+
+    Slices that were enlarged in-plane are made small again by anti-aliased bicubic downscaling.
+
+    Args:
+        volume: the scan that went in, [x, y, z] or [x, y, z, t].
+        thin: the answer, ``plan.shape_thin`` (plus t).
+        plan: the plan that led from one to the other.
+    """
+    measured = [
+        _differences(np.moveaxis(before, plan.axis, 0), np.moveaxis(after, plan.axis, 0), plan)
+        for before, after in zip(_volumes(volume.voxels), _volumes(thin.voxels), strict=True)
+    ]
+    mean_square, worst, scale = (np.array(column) for column in zip(*measured, strict=True))
+    return Consistency(
+        rms=float(np.sqrt(mean_square.mean())),
+        worst=float(worst.max()),
+        rms_percent=float(100 * np.sqrt((mean_square / scale**2).mean())),
+        worst_percent=float(100 * (worst / scale).max()),
+    )
+
+
+def misfit(volume: Volume, thin: Volume, plan: Plan) -> Volume:
+    """Where `check` found what: absolute differences on the acquired grid, float32, in the scan's own units.
+
+    Of a 4-D series the first volume is looked at.
+    """
+    before, after = (np.moveaxis(_volumes(one.voxels)[0], plan.axis, 0) for one in (volume, thin))
+    before, after = _without_padding(before, after, plan)
+    apart = np.empty(before.shape, np.float32)
+    for start in range(0, len(before), CHUNK):
+        chunk = apart[start : start + CHUNK]
+        if plan.in_plane > 1:
+            chunk[...] = list(_seen_again_and_small(before, after, plan, start, start + len(chunk)))
+            continue
+        for band, found in zip(bands(after), _seen_again(before, after, plan, start, start + len(chunk)), strict=True):
+            chunk[band] = found
+    return Volume(np.moveaxis(np.abs(apart, out=apart), 0, plan.axis), volume.affine)
+
+
+def plan_beside(path: Path) -> Plan | None:
+    """The plan in the report beside an answer of ours, or beside the answer its labels belong to; else None.
+
+    That on a DICOM series lies in its folder.
+    """
+    sidecar = path / REPORT_NAME if path.is_dir() else sidecar_path(path)
+    try:
+        if sidecar is not None and not sidecar.exists():
+            sidecar = sidecar.with_name(sidecar.name.replace("_labels.json", ".json"))
+        content: Any = json.loads(sidecar.read_text(encoding="utf-8")) if sidecar is not None else None
+        return Plan.from_json(json.dumps(content["plan"]))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+
+
+def _volumes(voxels: np.ndarray) -> list[np.ndarray]:
+    """The 3-D volumes [x, y, z] of a scan."""
+    return [voxels] if voxels.ndim == 3 else [voxels[..., t] for t in range(voxels.shape[3])]
+
+
+def _differences(thick: np.ndarray, thin: np.ndarray, plan: Plan) -> tuple[float, float, float]:
+    """Mean square and largest difference of [thick, h, w] and A [thin, h, w], and the intensity range of the former.
+
+    Padding counts as what it was computed as.
+    """
+    thick, thin = _without_padding(thick, thin, plan)
+    total, worst = 0.0, 0.0
+    seen_again = _seen_again if plan.in_plane == 1 else _seen_again_and_small
+    for start in range(0, len(thick), CHUNK):
+        for difference in seen_again(thick, thin, plan, start, min(start + CHUNK, len(thick))):
+            total += float(np.sum(difference**2))
+            worst = max(worst, float(np.abs(difference).max()))
+    low, high = intensity_range(thick)
+    return total / thick.size, worst, high - low
+
+
+def _without_padding(thick: np.ndarray, thin: np.ndarray, plan: Plan) -> tuple[np.ndarray, np.ndarray]:
+    if plan.padding is None or (thick == plan.padding).all():
+        return thick, thin
+    air = thick[thick != plan.padding].min()
+    return np.where(thick == plan.padding, air, thick), np.where(thin == plan.padding, air, thin)
+
+
+def _seen_again(thick: np.ndarray, thin: np.ndarray, plan: Plan, start: int, stop: int) -> Iterator[np.ndarray]:
+    """Differences of some acquired slices, band by band."""
+    seen, matrix = plan.rows(start, stop)
+    for band in bands(thin):
+        again = thicken(thin[seen][band].astype(np.float64, order="C"), matrix)
+        yield again - thick[start:stop][band]
+
+
+def _seen_again_and_small(
+    thick: np.ndarray, thin: np.ndarray, plan: Plan, start: int, stop: int
+) -> Iterator[np.ndarray]:
+    """Differences of some acquired slices, one by one; the thin slices are larger in-plane by a whole factor."""
+    rows, columns = (downscaling_matrix(size, plan.in_plane) for size in thick.shape[1:])
+    for index in range(start, stop):
+        seen, matrix = plan.rows(index, index + 1)
+        large = np.tensordot(matrix[0], thin[seen].astype(np.float64), axes=1)
+        yield rows @ large @ columns.T - thick[index]

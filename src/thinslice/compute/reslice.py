@@ -1,0 +1,187 @@
+"""Back to the acquired grid: a thin image or segmentation as the thick slices of a given scan see it."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from thinslice.compute.labels import check_whole_numbers
+from thinslice.errors import InputRefused, PlanRefused
+from thinslice.physics.profile import Profile, downscaling_matrix, profile_matrix
+from thinslice.physics.projection import bands, thicken
+from thinslice.plan import finer_affine, through_plane_axis
+from thinslice.volume import Volume, corners
+
+REGIONS = 0.7
+"""Share of equal neighbours from which on whole numbers are taken for labels."""
+
+SAME_PLACE_MM = 1e-3
+"""How far the in-plane grids of the two scans may lie apart."""
+
+
+def reslice(
+    thin: Volume,
+    like: Volume,
+    *,
+    thickness_mm: float | None = None,
+    profile: Profile = "gaussian",
+    labels: bool = False,
+    padding: float | None = None,
+) -> Volume:
+    """Slices of ``thin`` on the grid of ``like``.
+
+    Args:
+        thin: image or segmentation on a thin grid, [x, y, z] or [x, y, z, t]; in-plane it has the grid of ``like``, or
+            one that is finer by a whole factor and has the same outer edges (``--in-plane``).
+        like: the scan with thick slices; only its grid, thickness and header are used.
+        thickness_mm: default: the thickness that the header of ``like`` states, else its slice spacing.
+        profile: shape of the slice profile.
+        labels: ``thin`` is a segmentation: each voxel gets the label with the largest weight under the profile (of
+            equal ones the smallest), instead of a weighted mean. From a finer grid an image is made small by
+            anti-aliased bicubic downscaling (`thinslice.physics.profile.downscaling_matrix`), labels by their share of
+            a voxel.
+        padding: the value of an image where the scanner saw nothing (`Plan.padding`). It takes no part in means: it
+            counts as the smallest other value, and lies where most of a thick voxel has it.
+
+    Returns:
+        Shape and affine of ``like``, dtype of ``thin``; integers are rounded and clipped.
+
+    Raises:
+        InputRefused: the two grids do not fit together, or a segmentation has fractions.
+        PlanRefused: the thickness is not positive or too small.
+    """
+    axis = through_plane_axis(like)
+    times = _times_finer(thin, like, axis)
+    centres, thin_mm = _thick_centres(thin, _finer(like, axis, times), axis)
+    if thickness_mm is None:
+        thickness_mm = like.thickness_mm if like.thickness_mm is not None else like.spacing_mm[axis]
+    matrix = _matrix(centres, thin.shape[axis], thickness_mm, thin_mm, profile)
+    if labels:
+        check_whole_numbers(thin)
+    out = np.empty((*like.shape, *thin.voxels.shape[3:]), thin.voxels.dtype)
+    for at in np.ndindex(*thin.voxels.shape[3:]):
+        source, target = (np.moveaxis(voxels[(..., *at)], axis, 0) for voxels in (thin.voxels, out))
+        if labels:
+            _fill_labels(source, target, matrix, times)
+        else:
+            _fill_image(source, target, matrix, times, padding)
+    return replace(thin, voxels=out, affine=like.affine, thickness_mm=thickness_mm)
+
+
+def looks_like_labels(volume: Volume) -> bool:
+    """Whether a volume is a segmentation: whole numbers whose neighbours, where not zero, are mostly equal.
+
+    Between neighbouring voxels of an image there is noise; a segmentation is made of regions.
+    """
+    voxels = volume.voxels
+    if voxels.dtype.kind not in "iub" or voxels.min() < 0:
+        return False
+    near, far = voxels[:-1], voxels[1:]
+    drawn = (near != 0) & (far != 0)
+    return bool(drawn.any() and np.mean(near[drawn] == far[drawn]) > REGIONS)
+
+
+def _matrix(centres: np.ndarray, n_thin: int, thickness_mm: float, thin_mm: float, profile: Profile) -> np.ndarray:
+    need = f"got a slice thickness of {thickness_mm:g} mm; need a positive number, not much below the {thin_mm:.3g} mm "
+    refusal = PlanRefused(need + "of the thin slices; next: give --thickness in millimetres")
+    if not (np.isfinite(thickness_mm) and thickness_mm > 0):
+        raise refusal
+    try:
+        return profile_matrix(centres, n_thin, thickness_mm / thin_mm, profile)
+    except ValueError:
+        raise refusal from None
+
+
+def _times_finer(thin: Volume, like: Volume, axis: int) -> int:
+    """The whole factor by which both in-plane sizes differ; 1 where there is none, which is then refused."""
+    factors = {a / b for i, (a, b) in enumerate(zip(thin.shape, like.shape, strict=True)) if i != axis}
+    factor = factors.pop()
+    return int(factor) if not factors and factor.is_integer() else 1
+
+
+def _finer(like: Volume, axis: int, times: int) -> Volume:
+    """The grid of a scan with so many times more voxels along both in-plane axes, the outer edges kept."""
+    finer = [1 if i == axis else times for i in range(3)]
+    affine = finer_affine(like.affine, finer, [(k - 1) / 2 for k in finer])
+    shape = tuple(n * k for n, k in zip(like.shape, finer, strict=True))
+    return replace(like, voxels=np.broadcast_to(np.zeros((), like.voxels.dtype), shape), affine=affine)
+
+
+def _thick_centres(thin: Volume, like: Volume, axis: int) -> tuple[np.ndarray, float]:
+    """Centres of the thick slices in thin-voxel units [thick], and the thin spacing in mm; all from the affines."""
+    to_thin = np.linalg.inv(thin.affine) @ like.affine
+    thin_mm = thin.spacing_mm[axis]
+    apart_mm = _in_plane_distance_mm(to_thin, thin, like, axis)
+    same_shape = all(a == b for i, (a, b) in enumerate(zip(thin.shape, like.shape, strict=True)) if i != axis)
+    if not same_shape or apart_mm > SAME_PLACE_MM:
+        got = f"grids of {thin.shape} and {like.shape} voxels, up to {apart_mm:.3g} mm apart in-plane"
+        raise _misfit(thin, f"{got}; need the same grid within the slices (axes other than {axis})")
+    centres = to_thin[axis, axis] * np.arange(like.shape[axis]) + to_thin[axis, 3]
+    if abs(to_thin[axis, axis]) < 1 - 1e-4:
+        raise _misfit(
+            thin, f"slices {thin_mm:.3g} mm apart; need slices no farther apart than {like.spacing_mm[axis]:.3g} mm"
+        )
+    beyond = max(-0.5 - centres.min(), centres.max() - (thin.shape[axis] - 0.5)) * thin_mm
+    if beyond > SAME_PLACE_MM:
+        raise _misfit(
+            thin, f"slices that end {beyond:.3g} mm before a slice of the thick scan; need all of them inside"
+        )
+    return centres, thin_mm
+
+
+def _in_plane_distance_mm(to_thin: np.ndarray, thin: Volume, like: Volume, axis: int) -> float:
+    """How far a thick voxel lies beside the thin voxels of the same in-plane index, at most."""
+    thick = corners(like.shape)
+    moved = (thick @ to_thin.T - thick)[:, :3] * thin.spacing_mm
+    along = to_thin[axis, axis] * thick[:, axis] + to_thin[axis, 3]
+    tilt = (thick @ to_thin.T)[:, axis] - along
+    return float(np.abs(np.column_stack([np.delete(moved, axis, axis=1), tilt * thin.spacing_mm[axis]])).max())
+
+
+def _misfit(thin: Volume, what: str) -> InputRefused:
+    name = thin.source or "the thin scan"
+    return InputRefused(f"{name}: got {what}; next: give the thick scan that the thin one was made from")
+
+
+def _fill_image(
+    thin: np.ndarray, out: np.ndarray, matrix: np.ndarray, times: int, padding: float | None = None
+) -> None:
+    """[thin, times h, times w] -> ``out`` [thick, h, w], row band by row band, or slice by slice."""
+    beyond = thin == padding if padding is not None else np.zeros(1, bool)
+    if beyond.any() and not beyond.all():
+        share = np.empty(out.shape, np.float32)
+        _fill_image(beyond, share, matrix, times)
+        _fill_image(np.where(beyond, thin[~beyond].min(), thin), out, matrix, times)
+        out[share > 0.5] = padding
+        return
+    if times == 1:
+        for band in bands(thin):
+            _put(thicken(thin[band].astype(np.float64, order="C"), matrix), out[band])
+        return
+    rows, columns = (downscaling_matrix(size, times) for size in out.shape[1:])
+    for i, weights in enumerate(matrix):
+        seen = np.flatnonzero(weights)
+        large = np.tensordot(weights[seen], thin[seen].astype(np.float64), axes=1)
+        _put(rows @ large @ columns.T, out[i])
+
+
+def _put(values: np.ndarray, out: np.ndarray) -> None:
+    """Values into an array, rounded and clipped where it holds whole numbers."""
+    if out.dtype.kind in "iu":
+        info = np.iinfo(out.dtype)
+        values = np.clip(np.rint(values), info.min, info.max)
+    out[...] = values
+
+
+def _fill_labels(thin: np.ndarray, out: np.ndarray, matrix: np.ndarray, times: int) -> None:
+    """[thin, times h, times w] -> ``out`` [thick, h, w], slice by slice, one label at a time."""
+    height, width = out.shape[1:]
+    for i, weights in enumerate(matrix):
+        seen = np.flatnonzero(weights)
+        under, weights = thin[seen], weights[seen]
+        best = np.full(out.shape[1:], -1.0)
+        for label in np.unique(under):
+            weight = np.tensordot(weights, under == label, axes=1)
+            weight = weight.reshape(height, times, width, times).mean(axis=(1, 3))
+            wins = weight > best + 1e-9
+            out[i][wins] = label
+            best[wins] = weight[wins]

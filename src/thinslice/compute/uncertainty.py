@@ -1,0 +1,141 @@
+"""Where not to trust an answer: what a network says to the scan and to its mirror image, and how far these are apart.
+
+A network that is sure says the same to both. Half the distance between the two answers, averaged over small cells,
+ranks the true error, on other people and at other factors too. A power of it, the same for all scans, is the error to
+be expected (docs/report.md). It knows nothing of what both answers get wrong alike.
+"""
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from thinslice.compute.planes import part_of, untold
+from thinslice.compute.upsample import upsample
+from thinslice.io.nifti import allocate
+from thinslice.models.engine import Model
+from thinslice.plan import Plan, intensity_range
+from thinslice.volume import Volume
+
+CELL_MM = 3.0
+"""Side of the cells over which distances are averaged."""
+
+SCALE, POWER = 3.35, 0.81
+"""Expected error = SCALE * distance ** POWER, in intensity ranges; fitted by experiments/uncertainty.py."""
+
+
+@dataclass(frozen=True)
+class Uncertainty:
+    """The error to be expected of an answer.
+
+    Attributes:
+        volume: mean absolute error expected in each cell, in the scan's own units; the affine is that of the cells.
+        unit: one intensity range of the scan, in its own units.
+    """
+
+    volume: Volume
+    unit: float
+
+
+def expected_error(
+    volume: Volume,
+    thin: Volume,
+    plan: Plan,
+    model: Model,
+    fell_back: np.ndarray | None = None,
+    progress: Callable[[float], None] = untold,
+) -> Uncertainty | None:
+    """Ask the network once more, and compare; None for an interpolation, which says the same to every mirror image.
+
+    Takes as long as the answer took without --fuse, or twice that for fused planes. Of a 4-D series the first volume is
+    looked at. Where the guard took the network back, nothing is known: there stands the largest value of all.
+
+    Args:
+        volume: the scan.
+        thin: its answer, as `upsample` gives it.
+        plan, model: what it was computed with.
+        fell_back: where the guard took the network back, see `thinslice.compute.upsample.Upsampled`.
+        progress: called with the share done, 0 .. 1.
+    """
+    if not model.adds:
+        return None
+    thick = volume.voxels if volume.voxels.ndim == 3 else volume.voxels[..., 0]
+    answer = thin.voxels if thin.voxels.ndim == 3 else thin.voxels[..., 0]
+    low, high = intensity_range(thick)
+    size = cell_size(plan)
+    distance = _distance(replace(volume, voxels=thick), answer, plan, model, size, progress)
+    expected = SCALE * (distance / (high - low)) ** POWER * (high - low)
+    affine = cell_affine(thin.affine, size)
+    if fell_back is not None:
+        expected[_cells_with(fell_back, volume.affine, expected.shape, affine)] = expected.max()
+    return Uncertainty(Volume(expected.astype(np.float32), affine), high - low)
+
+
+def _distance(
+    volume: Volume,
+    answer: np.ndarray,
+    plan: Plan,
+    model: Model,
+    size: tuple[int, int, int],
+    progress: Callable[[float], None],
+) -> np.ndarray:
+    """Half the mean distance, in each cell, between the answers to the scan and to its mirror image."""
+    plain = replace(plan, fuse=False)
+    if not plan.fuse:
+        return cell_means(answer, _mirrored(volume, plain, model, progress), size) / 2
+    alone = _asked(volume, plain, model, part_of(progress, 0, 0.5))
+    if not model.planes:  # fused is the mean of both
+        return cell_means(answer, alone, size)
+    return cell_means(alone, _mirrored(volume, plain, model, part_of(progress, 0.5, 1)), size) / 2
+
+
+def _mirrored(volume: Volume, plan: Plan, model: Model, progress: Callable[[float], None]) -> np.ndarray:
+    """The answer to the mirror image, mirrored back."""
+    mirrored = replace(volume, voxels=volume.voxels[::-1, ::-1, ::-1])
+    return _asked(mirrored, plan, model, progress)[::-1, ::-1, ::-1]
+
+
+def _asked(volume: Volume, plan: Plan, model: Model, progress: Callable[[float], None]) -> np.ndarray:
+    out = allocate(plan.shape_thin, np.float32, Path(tempfile.gettempdir()))
+    return upsample(volume, plan, model, out, progress).volume.voxels
+
+
+def _cells_with(
+    mask: np.ndarray, affine: np.ndarray, shape: tuple[int, ...], affine_of_cells: np.ndarray
+) -> tuple[np.ndarray, ...]:
+    """Indices of the cells in which voxels of a mask have their centres."""
+    index = np.argwhere(mask)
+    there = np.linalg.solve(affine_of_cells, affine @ np.c_[index, np.ones(len(index))].T)[:3]
+    cells = np.clip(np.rint(there).astype(int), 0, np.array(shape)[:, None] - 1)
+    return tuple(cells)
+
+
+def cell_size(plan: Plan) -> tuple[int, int, int]:
+    """Thin voxels along each axis of a cell: some `CELL_MM`, one at least."""
+    x, y, z = (
+        min(max(1, round(CELL_MM / mm)), count) for mm, count in zip(plan.spacing_thin_mm, plan.shape_thin, strict=True)
+    )
+    return x, y, z
+
+
+def cell_means(one: np.ndarray, other: np.ndarray, size: tuple[int, int, int]) -> np.ndarray:
+    """Mean absolute difference of two volumes [x, y, z] in cells of ``size`` voxels, the last of fewer."""
+    starts = [np.arange(0, n, s) for n, s in zip(one.shape, size, strict=True)]
+    counts = [np.diff(start, append=n) for start, n in zip(starts, one.shape, strict=True)]
+    means = np.empty([len(start) for start in starts])
+    for z, start in enumerate(starts[2]):
+        slab = slice(start, start + size[2])
+        apart = np.abs(one[..., slab].astype(np.float64) - other[..., slab]).sum(axis=2)
+        apart = np.add.reduceat(np.add.reduceat(apart, starts[0], axis=0), starts[1], axis=1)
+        means[..., z] = apart / (counts[0][:, None] * counts[1] * counts[2][z])
+    return means
+
+
+def cell_affine(affine: np.ndarray, size: tuple[int, int, int]) -> np.ndarray:
+    """Of a grid of cells whose first begins with the first voxel of ``affine``."""
+    cells = np.array(affine, np.float64)
+    cells[:3, 3] += cells[:3, :3] @ (np.array(size) - 1) / 2
+    cells[:3, :3] *= size
+    return cells

@@ -1,0 +1,267 @@
+"""BIDS: which images of a data set are looked at, and what their derivatives are called and say.
+
+The Brain Imaging Data Structure, https://bids-specification.readthedocs.io: raw images are
+``sub-01/[ses-01/]anat/sub-01_[ses-01_][...]_T2w.nii.gz``; a derivative has ``res-iso_desc-sr`` before the suffix, and
+lies in a data set of its own, whose ``dataset_description.json`` says what generated it.
+"""
+
+import json
+import os
+import re
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from thinslice.errors import InputRefused, OutputRefused
+from thinslice.io.atomic import read_object, whole_or_not
+
+SUFFIXES = ("T1w", "T2w", "FLAIR", "PDw", "T2starw", "PDT2", "inplaneT1", "inplaneT2")
+"""Weighted anatomical images. Maps, masks and defaced copies are made otherwise, and not looked at."""
+
+BIDS_VERSION = "1.10.0"
+DESCRIPTION = "dataset_description.json"
+IGNORED = ("summary*", "thumbnails", "reports")
+"""What the output holds beside the derivatives: for .bidsignore."""
+
+NO_MAGNITUDE = ("part-phase", "part-real", "part-imag")
+"""Images that are not looked at: between two wrapped phases lies no mean."""
+
+_LABEL = re.compile("[A-Za-z0-9]+")
+_NAME = re.compile(r"(?P<entities>sub-[A-Za-z0-9]+(?:_[a-z]+-[A-Za-z0-9+]+)*)_(?P<suffix>[A-Za-z0-9]+)\.nii(?:\.gz)?")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which images of a data set are wanted; None for all.
+
+    Attributes:
+        participants, sessions: labels, with or without ``sub-`` and ``ses-``.
+        suffixes: as T2w.
+    """
+
+    participants: Sequence[str] | None = None
+    sessions: Sequence[str] | None = None
+    suffixes: Sequence[str] = SUFFIXES
+
+
+def find_images(dataset: Path, choice: Choice) -> tuple[list[Path], list[OSError]]:
+    """The raw images of the chosen participants, by name, and what was said of folders that cannot be read.
+
+    Raises:
+        InputRefused: it is no BIDS data set, or a participant, a session, or all that was chosen, is not there.
+    """
+    if not (dataset / DESCRIPTION).is_file():
+        raise InputRefused(
+            f"{dataset}: got a folder without {DESCRIPTION}; need a BIDS data set; next: check the name, or use "
+            "'thinslice batch -i FOLDER -o FOLDER' for a folder of scans"
+        )
+    _names_of_json.cache_clear()
+    closed: list[OSError] = []
+    subjects = _folders(dataset, "sub-", closed)
+    if closed:
+        raise InputRefused(f"{dataset}: got '{closed[0].strerror}'; need a folder that can be read; next: see to that")
+    wanted, sessions = _labels(choice.participants, "sub-"), _labels(choice.sessions, "ses-")
+    missing = sorted((wanted or set()) - {folder.name for folder in subjects})
+    if missing:
+        raise InputRefused(
+            f"{dataset}: got participant {missing[0].removeprefix('sub-')}, who is not in it; need some of its "
+            f"{len(subjects)}; next: correct --participant-label"
+        )
+    chosen = [folder for folder in subjects if wanted is None or folder.name in wanted]
+    visits = {folder: _folders(folder, "ses-", closed) for folder in chosen}
+    there = {visit.name for folder in visits.values() for visit in folder}
+    if not closed and (missing := sorted((sessions or set()) - there)):
+        raise InputRefused(
+            f"{dataset}: got session {missing[0].removeprefix('ses-')}, which no participant chosen has; need some of "
+            f"{', '.join(sorted(there)) or 'none'}; next: correct --session-label"
+        )
+    places = [
+        place
+        for folder in chosen
+        for place in (folder, *visits[folder])
+        if (sessions is None or place.name in sessions) and str(place) not in {str(one.filename) for one in closed}
+    ]
+    found = [
+        path
+        for place in places
+        for path in _files(place / "anat", closed)
+        if (match := _NAME.fullmatch(path.name))
+        and match["suffix"] in choice.suffixes
+        and not set(NO_MAGNITUDE) & set(match["entities"].split("_"))
+    ]
+    if not found and not closed:
+        raise InputRefused(
+            f"{dataset}: got no image in an anat folder for that choice; need {', '.join(choice.suffixes)}; "
+            "next: change --suffix, --session-label or --participant-label"
+        )
+    return found, closed
+
+
+def derivative_path(raw: Path, dataset: Path, output: Path) -> Path:
+    """Where the answer goes: sub-01/anat/sub-01_T2w.nii -> sub-01/anat/sub-01_res-iso_desc-sr_T2w.nii.gz."""
+    match = _NAME.fullmatch(raw.name)
+    assert match is not None, "an image that find_images found"
+    name = f"{match['entities']}_res-iso_desc-sr_{match['suffix']}.nii.gz"
+    return output / raw.parent.relative_to(dataset) / name
+
+
+def derivative_facts(raw: Path, dataset: Path) -> dict[str, Any]:
+    """What BIDS wants to be told in the JSON of an answer, beside its ``Resolution``."""
+    return {
+        "Description": "Thin slices, computed from thick ones: between them nothing was acquired.",
+        "SkullStripped": False,
+        "SpatialReference": "orig",
+        "Sources": [f"bids:raw:{raw.relative_to(dataset).as_posix()}"],
+    }
+
+
+def inherited_sidecars(raw: Path, dataset: Path) -> tuple[Path, ...]:
+    """The JSON that holds for an image but is not its own, the nearest and most particular last.
+
+    By the inheritance principle: in the folder of the image or one above it, with the same suffix, and with no entity
+    that the image has not.
+    """
+    *entities, suffix = raw.name.split(".")[0].split("_")
+    folders = [folder for folder in reversed(raw.parents) if folder == dataset or dataset in folder.parents]
+    found = []
+    for folder in folders:
+        level = []
+        for name in _names_of_json(folder):
+            *other, its_suffix = name.removesuffix(".json").split("_")
+            if its_suffix == suffix and set(other) <= set(entities):
+                level.append((len(other), name))
+        found += [folder / name for _, name in sorted(level)]
+    return tuple(file for file in found if file != raw.with_name("_".join([*entities, suffix]) + ".json"))
+
+
+@lru_cache(maxsize=64)
+def _names_of_json(folder: Path) -> tuple[str, ...]:
+    return tuple(sorted(file.name for file in folder.glob("*.json")))
+
+
+def check_output(dataset: Path, output: Path) -> None:
+    """Raw data is never written to: not into its folder, but for a folder of its derivatives.
+
+    Raises:
+        OutputRefused: it would be, or the output is the data set of another program.
+    """
+    raw, there = Path(os.path.realpath(dataset)), Path(os.path.realpath(output))
+    inside = there == raw or raw in there.parents
+    if inside and (there == raw or there.relative_to(raw).parts[0] != "derivatives" or there.parent == raw):
+        raise OutputRefused(
+            f"{output}: got an output inside the raw data; need a folder elsewhere; next: choose another, such as "
+            f"{dataset / 'derivatives' / 'thinslice'}"
+        )
+    if there in raw.parents:
+        raise OutputRefused(f"{output}: got an output that holds the raw data; need another; next: choose a new folder")
+    if (output / DESCRIPTION).exists() and not _is_ours(output / DESCRIPTION):
+        raise OutputRefused(
+            f"{output}: got a folder with another program's {DESCRIPTION}; need one for the derivatives of thinslice "
+            "alone; next: choose a new folder"
+        )
+
+
+def check_not_raw(output: Path) -> None:
+    """A folder of answers does not lie in the raw data of BIDS, but for a folder of its derivatives.
+
+    Raises:
+        OutputRefused: it does.
+    """
+    there = Path(os.path.realpath(output))
+    for root in (there, *there.parents):
+        if not (root / DESCRIPTION).exists():
+            continue
+        facts = read_object(root / DESCRIPTION)  # one that cannot be read may be that of raw data
+        inside = there.relative_to(root).parts
+        if facts.get("DatasetType", "raw") == "raw" and (len(inside) < 2 or inside[0] != "derivatives"):
+            raise OutputRefused(
+                f"{output}: got an output inside the raw data of {root}; need a folder elsewhere; next: choose "
+                f"another, such as {root / 'derivatives' / 'thinslice'}"
+            )
+        return
+
+
+def write_description(dataset: Path, output: Path) -> None:
+    """What the derivatives are, of what, and by what; and what the validator shall not look at.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    raw = read_object(dataset / DESCRIPTION)
+    link = Path(os.path.relpath(os.path.realpath(dataset), os.path.realpath(output))).as_posix()
+    doi = re.search(r"10\.\d+/\S+", str(raw.get("DatasetDOI")))
+    name, authors, licence = (raw.get(key) for key in ("Name", "Authors", "License"))
+    told = "Thin slices computed from thick ones; the JSON of each tells by which model, and how well they agree."
+    content: dict[str, Any] = {
+        "Name": f"{name if name and isinstance(name, str) else dataset.name}: thin slices",
+        "BIDSVersion": BIDS_VERSION,
+        "DatasetType": "derivative",
+        "GeneratedBy": [{"Name": "thinslice", "Version": version("thinslice"), "Description": told}],
+        "SourceDatasets": [{"URL": f"doi:{doi[0]}" if doi else link}],
+        "DatasetLinks": {"raw": link},
+    }
+    if licence and isinstance(licence, str):
+        content["License"] = licence
+    if authors and isinstance(authors, list) and all(isinstance(one, str) for one in authors):
+        content["Authors"] = authors
+    _write_if_new(output / DESCRIPTION, json.dumps(content, indent=2) + "\n")
+    patterns = _lines(output / ".bidsignore")
+    missing = [pattern for pattern in IGNORED if pattern not in patterns]
+    if missing:
+        _write_if_new(output / ".bidsignore", "".join(f"{pattern}\n" for pattern in [*patterns, *missing]))
+    if not any(output.glob("README*")):
+        _write_if_new(output / "README", "Thin slices computed from the thick ones of the source data set.\n")
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8", errors="surrogateescape").splitlines() if path.exists() else []
+
+
+def check_labels(choice: Choice) -> None:
+    """Labels become parts of file names.
+
+    Raises:
+        InputRefused: one is not made of letters and digits.
+    """
+    for word in (*(choice.participants or ()), *(choice.sessions or ()), *choice.suffixes):
+        if not _LABEL.fullmatch(word.removeprefix("sub-").removeprefix("ses-")):
+            raise InputRefused(f"got label {word!r}; need letters and digits, such as 01 or T2w; next: correct it")
+
+
+def _labels(wished: Iterable[str] | None, prefix: str) -> set[str] | None:
+    return None if wished is None else {prefix + label.removeprefix(prefix) for label in wished}
+
+
+def _folders(folder: Path, prefix: str, closed: list[OSError]) -> list[Path]:
+    return [path for path in _files(folder, closed) if path.name.startswith(prefix) and os.path.isdir(path)]
+
+
+def _files(folder: Path, closed: list[OSError]) -> list[Path]:
+    """What lies in a folder, by name; nothing where there is none. One that cannot be read is added to ``closed``."""
+    try:
+        return sorted(folder / name for name in os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        closed.append(error)
+        return []
+
+
+def _is_ours(path: Path) -> bool:
+    made_by = read_object(path).get("GeneratedBy")
+    return isinstance(made_by, list) and any(
+        isinstance(one, dict) and one.get("Name") == "thinslice" for one in made_by
+    )
+
+
+def _write_if_new(path: Path, text: str) -> None:
+    content = text.encode(errors="surrogateescape")
+    with suppress(OSError):
+        if path.read_bytes() == content:
+            return
+    with whole_or_not(path) as part:
+        part.write_bytes(content)

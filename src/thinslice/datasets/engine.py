@@ -1,0 +1,414 @@
+"""A data set on one machine or a hundred: the only door to Dask's distributed engine.
+
+A process of its own computes every scan, so what kills it (too little memory, a fault in a library) costs that scan
+and no other. The engine starts the process again and gives the scan to the next; a scan whose processes have died
+too often is tried once more while nothing else runs, since a scan may have died of its neighbour, and then named.
+"""
+
+import logging
+import os
+import pickle
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from importlib.metadata import version
+from multiprocessing import resource_tracker
+from time import perf_counter, sleep
+from typing import Any
+
+from thinslice.datasets.job import Job, Outcome, clean_up, reason_of
+from thinslice.errors import InputRefused
+
+WORKER_BYTES = 2 << 30
+"""Memory that a worker should have: 512 x 512 x 60 voxels that become 343 slices take 1.3 GiB with the network."""
+
+_SILENT = 60
+"""Above all levels of `logging`."""
+
+_TOO_OFTEN = (
+    "got {} deaths of the process that worked on it, the last ones with nothing beside it (more memory than there "
+    "is, or a fault in a library); need a scan that can be computed; next: try it alone with 'thinslice enhance', or "
+    "on a machine with more memory"
+)
+
+
+_WITHOUT_US = (
+    "got a worker that cannot help ({}); need thinslice on all of them, the same version as here; next: install it "
+    "there, start the worker again, and run again: what is done stays"
+)
+
+_KEPT_BYTES = 32 << 20
+"""What the C library may keep of freed memory: as much as it does by itself. The engine's 64 KiB cost a tenth of the
+time of a scan, in page faults (LOG.md)."""
+
+_LOOK_S = 0.01
+"""How often we look for a scan that has landed."""
+
+_COUNT_S = 1.0
+"""How often we look for workers, while none lands."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Where the work is done.
+
+    Attributes:
+        workers: processes on this machine.
+        scheduler: address of a Dask scheduler to use instead, such as tcp://HOST:8786.
+        allowed_failures: deaths of a process that a scan may cause before it is set aside.
+    """
+
+    workers: int = 1
+    scheduler: str | None = None
+    allowed_failures: int = 1
+
+
+@dataclass(frozen=True)
+class Progress:
+    """After a scan: how many of how many, what became of it, and the seconds that the rest will take, if known."""
+
+    done: int
+    scans: int
+    outcome: Outcome
+    seconds_left: float | None
+
+
+def check_installed() -> None:
+    """Refuse where the engine is missing.
+
+    Raises:
+        InputRefused: it is.
+    """
+    try:
+        import cryptography  # noqa: F401
+        import distributed  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise InputRefused(
+            f"a data set needs {(error.name or '').partition('.')[0]}, which is not installed; "
+            "next: pip install 'thinslice[batch]'"
+        ) from None
+
+
+def cores_and_bytes() -> tuple[int, int]:
+    """What this process may use, limits of a container or of a job scheduler included."""
+    from dask.system import CPU_COUNT
+    from distributed.system import MEMORY_LIMIT
+
+    return int(CPU_COUNT), int(MEMORY_LIMIT)
+
+
+def choose_workers(cores: int, memory_bytes: int) -> int:
+    """One process for every core, as far as the memory goes: the rest of a core's work is shared by no other."""
+    return max(1, min(cores, memory_bytes // WORKER_BYTES))
+
+
+def read_shard(text: str | None, environment: Mapping[str, str]) -> tuple[int, int]:
+    """``i/n`` as two numbers, 1 <= i <= n; without, the place of this task in a Slurm array; else 1 of 1.
+
+    Raises:
+        InputRefused: it is something else.
+    """
+    if text is None:
+        return _shard_of_slurm(environment)
+    with suppress(ValueError):
+        index, count = (int(word) for word in text.split("/"))
+        if 1 <= index <= count:
+            return index, count
+    raise InputRefused(f"got --shard {text}; need i/n with 1 <= i <= n, such as 3/8; next: correct it")
+
+
+def _shard_of_slurm(environment: Mapping[str, str]) -> tuple[int, int]:
+    try:
+        task, least, count = (int(environment[f"SLURM_ARRAY_TASK_{name}"]) for name in ("ID", "MIN", "COUNT"))
+        step = int(environment.get("SLURM_ARRAY_TASK_STEP", "1"))
+    except (KeyError, ValueError):
+        return 1, 1
+    index = (task - least) // max(step, 1) + 1
+    if not 1 <= index <= count:
+        raise InputRefused(
+            f"got task {task} of a Slurm array that starts at {least} and has {count}; need an array with even steps; "
+            "next: give --shard i/n"
+        )
+    return index, count
+
+
+def run(
+    jobs: Sequence[Job],
+    engine: Engine,
+    tell: Callable[[Progress], None],
+    tell_workers: Callable[[int], None] = lambda workers: None,
+) -> None:
+    """Do all jobs; every one gets an outcome, which is told when it ends.
+
+    ``tell_workers`` is told how many workers there are: at the start, and when the last has gone or the first come.
+
+    After an interruption what was unfinished is cleaned up, and what is done stays.
+
+    Raises:
+        InputRefused: there is no scheduler at the address, or a worker of it lacks thinslice.
+    """
+    unfinished = {job.name: job for job in jobs}
+    clock = _Clock(jobs)
+
+    def end(job: Job, outcome: Outcome) -> None:
+        del unfinished[job.name]
+        tell(clock.after(job, outcome))
+
+    try:
+        with _client(engine) as client:
+            _do_all(client, jobs, _Crew(client, engine, clock, tell_workers), end)
+    except _OutOfReach as error:
+        for job in list(unfinished.values()):
+            reason = f"got the end of the engine ({error}); need a scheduler that runs to the end; next: run again"
+            end(job, Outcome(job.name, "failed", reason))
+    finally:
+        if engine.scheduler is None:  # the workers are gone by now
+            with _held_back():
+                for job in unfinished.values():
+                    if os.path.exists(job.stage) or os.path.exists(job.lock):
+                        clean_up(job)
+
+
+def dask_setup(_worker: Any) -> None:
+    """Called by a worker that starts: Ctrl-C, which all processes of a terminal hear, is for the one that leads."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    logging.disable(_SILENT)
+
+
+class _OutOfReach(Exception):
+    """The engine no longer answers."""
+
+
+class _Crew:
+    """The workers that there are; a word when the last has gone or the first come."""
+
+    def __init__(self, client: Any, engine: Engine, clock: "_Clock", tell: Callable[[int], None]) -> None:
+        self.client, self.engine, self.clock, self.tell = client, engine, clock, tell
+        self.told: bool | None = None
+
+    def room(self) -> int:
+        """How many scans at a time: as many as workers; where more may start when work waits, twice that."""
+        if self.engine.scheduler is None:
+            workers = self.clock.hands = room = self.engine.workers
+        else:
+            there = self.client.nthreads()
+            workers, self.clock.hands = len(there), max(1, sum(there.values()))
+            room = 2 * self.clock.hands
+        if self.told is not bool(workers):
+            self.told = bool(workers)
+            self.tell(workers)
+        return room
+
+
+def _do_all(client: Any, jobs: Sequence[Job], crew: _Crew, end: Callable[[Job, Outcome], None]) -> None:
+    suspects: list[Job] = []
+    for job, outcome in _each(client, jobs, crew.room):
+        if outcome is None:
+            suspects.append(job)
+        else:
+            end(job, outcome)
+    local = crew.engine.scheduler is None
+    deaths = 2 * (crew.engine.allowed_failures + 1) if local else "too many"
+    for job, outcome in _each(client, suspects, lambda: min(1, crew.room())):
+        if outcome is None:
+            clean_up(job)
+        end(job, outcome or Outcome(job.name, "failed", _TOO_OFTEN.format(deaths)))
+
+
+def _each(client: Any, jobs: Sequence[Job], room: Callable[[], int]) -> Iterator[tuple[Job, Outcome | None]]:
+    """Every job and what became of it, None where its process has died too often; no more than ``room`` at a time.
+
+    The engine would take all at once, but it puts several into the hands of a process, and when that dies it holds all
+    of them guilty.
+
+    Raises:
+        InputRefused: a worker lacks thinslice.
+        _OutOfReach: the engine no longer answers.
+    """
+    from distributed import as_completed
+
+    waiting = iter(jobs)
+    flying: dict[Any, Job] = {}
+    landing = as_completed(with_results=True, raise_errors=False)
+    start, ours = _make_start(), version("thinslice")
+    while True:
+        try:
+            while len(flying) < room() and (job := next(waiting, None)) is not None:
+                future = client.submit(start, pickle.dumps(job), ours, pure=False)
+                flying[future] = job
+                landing.add(future)
+            if not flying:
+                return
+            if not _has_landed(landing):
+                continue
+            future, result = next(landing)
+            job = flying.pop(future)
+            outcome = _outcome(job, result)
+            future.release()
+        except InputRefused:
+            raise
+        except Exception as error:  # it has many of its own
+            raise _OutOfReach(reason_of(error)) from error
+        yield job, outcome
+
+
+def _make_start() -> Callable[[bytes, str], bytes]:
+    """What a worker is asked to do, sent as it stands here.
+
+    A worker that lacks thinslice could not even read a function of ours; it would end, without a word to us.
+    """
+
+    def start(job: bytes, version: str) -> bytes:
+        import pickle
+        from importlib.metadata import version as version_of
+
+        from distributed import get_worker
+
+        try:
+            found = version_of("thinslice")
+            from thinslice.datasets.job import run_job
+        except ImportError as error:
+            raise ModuleNotFoundError(f"{get_worker().address}: {error}") from None
+        if found != version:
+            raise ModuleNotFoundError(f"{get_worker().address}: version {found}, here {version}")
+        return pickle.dumps(run_job(pickle.loads(job)))
+
+    return start
+
+
+def _has_landed(landing: Any) -> bool:
+    """Whether a scan has, within a while."""
+    until = perf_counter() + _COUNT_S
+    while perf_counter() < until:
+        if landing.has_ready():
+            return True
+        sleep(_LOOK_S)
+    return False
+
+
+def _outcome(job: Job, result: Any) -> Outcome | None:
+    """Of what the engine gives back: what a worker said, or an error, bare or as three parts."""
+    from distributed.scheduler import KilledWorker
+
+    if isinstance(result, bytes):
+        found: Outcome = pickle.loads(result)
+        return found
+    error = result[1] if isinstance(result, tuple) else result
+    if isinstance(error, KilledWorker):
+        return None
+    if isinstance(error, ModuleNotFoundError):
+        raise InputRefused(_WITHOUT_US.format(reason_of(error)))
+    said = reason_of(error)
+    return Outcome(job.name, "failed", f"got an unfinished scan ({said}); need workers that run; next: run again")
+
+
+@contextmanager
+def _client(engine: Engine) -> Iterator[Any]:
+    import dask
+    from distributed import Client, LocalCluster
+
+    loggers = [name for name in logging.root.manager.loggerDict if name.startswith("distributed")]
+    for name in [*loggers, "asyncio", "tornado.application"]:
+        logging.getLogger(name).setLevel(_SILENT)  # what happens to a worker is told by us
+    if engine.scheduler is not None:
+        try:
+            client = Client(engine.scheduler)
+        except (OSError, ValueError) as error:
+            raise InputRefused(
+                f"got no answer from a scheduler at {engine.scheduler} ({reason_of(error)}); need a running one; "
+                "next: start 'dask scheduler', or leave --scheduler out"
+            ) from None
+        try:
+            yield client
+        finally:
+            with suppress(Exception):  # it may be gone
+                client.close()
+        return
+    settings = {
+        "distributed.scheduler.allowed-failures": engine.allowed_failures,
+        "distributed.nanny.pre-spawn-environ.DASK_LOGGING__DISTRIBUTED": _SILENT,
+        "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": _KEPT_BYTES,
+        "distributed.nanny.pre-spawn-environ.MALLOC_MMAP_THRESHOLD_": _KEPT_BYTES,
+        "distributed.scheduler.http.routes": [],  # nothing is served
+        "distributed.worker.http.routes": [],
+        "distributed.scheduler.worker-saturation": 1.0,  # a process that dies takes no waiting scan along
+    }
+    stack = ExitStack()
+    try:
+        stack.enter_context(dask.config.set(settings))
+        with _held_back():
+            cluster = LocalCluster(
+                n_workers=0,
+                threads_per_worker=1,
+                memory_limit=0,  # else a worker would be ended at its share, even where nothing runs beside it
+                processes=True,
+                host="127.0.0.1",
+                dashboard_address="127.0.0.1:0",
+                security=True,  # else whoever has an account on this machine could give the workers orders
+                preload=[__name__],
+                silence_logs=_SILENT,
+            )
+            stack.enter_context(cluster)
+            client = stack.enter_context(Client(cluster))
+        cluster.scale(engine.workers)
+        yield client
+    finally:
+        with _held_back():  # the workers end in a moment; a second Ctrl-C would leave that half done
+            stack.close()
+
+
+@contextmanager
+def _held_back() -> Iterator[None]:
+    """Ctrl-C and a polite kill wait for the end; threads that start meanwhile, and their processes, hear neither."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    earlier = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})  # which would end the process started here:
+    resource_tracker.ensure_running()  # it does not hear the others, but lets them through to us again
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, earlier)
+
+
+class _Clock:
+    """How long the rest will take: as long for a byte that has to be computed as for those that were.
+
+    A scan whose answer is there is thought to be kept, others to be computed, until it is seen what becomes of such.
+    """
+
+    def __init__(self, jobs: Sequence[Job]) -> None:
+        self.sizes = {job.name: _size(job) for job in jobs}
+        self.there = {job.name: os.path.exists(job.sidecar) and not job.redo for job in jobs}
+        self.left, self.seen, self.computed = ([0, 0] for _ in range(3))  # bytes of those without, and with, an answer
+        for name, size in self.sizes.items():
+            self.left[self.there[name]] += size
+        self.seconds, self.done, self.hands = 0.0, 0, 1
+
+    def after(self, job: Job, outcome: Outcome) -> Progress:
+        size, kind = self.sizes[job.name], self.there[job.name]
+        self.left[kind] -= size
+        self.seen[kind] += size
+        self.done += 1
+        if outcome.state == "done":
+            self.computed[kind] += size
+            self.seconds += outcome.seconds
+        shares = [self.computed[k] / self.seen[k] if self.seen[k] else float(not k) for k in (False, True)]
+        to_compute = sum(left * share for left, share in zip(self.left, shares, strict=True))
+        computed = sum(self.computed)
+        seconds = self.seconds / computed * to_compute / self.hands if computed else None
+        return Progress(self.done, len(self.sizes), outcome, seconds)
+
+
+def _size(job: Job) -> int:
+    with suppress(OSError):
+        if job.files is not None:
+            return sum((job.source / name).stat().st_size for name in job.files)
+        if job.source.is_dir():
+            return sum(file.stat().st_size for file in os.scandir(job.source))
+        return job.source.stat().st_size
+    return 0

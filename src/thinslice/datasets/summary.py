@@ -1,0 +1,142 @@
+"""What became of a data set, for people: a table, a page to open in a browser, and all of it for a program.
+
+The page shows no more than `MOST_ROWS` scans, those with a reason first; the .tsv holds all.
+"""
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import get_args
+from urllib.parse import quote
+
+from thinslice.datasets.job import Job, Outcome, State
+from thinslice.io.atomic import whole_or_not
+
+MOST_ROWS = 2000
+
+WORDS: dict[State, str] = {
+    "done": "computed",
+    "kept": "kept, computed earlier",
+    "thin": "left out, thin already",
+    "refused": "refused",
+    "failed": "failed",
+    "left": "not done yet",
+}
+
+_NO_LINES = str.maketrans("\t\n\r", "   ")
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem; background: #111; color: #ddd; }
+table { border-collapse: collapse; } td, th { padding: .4rem .8rem; text-align: left; vertical-align: top; }
+tr { border-bottom: 1px solid #333; } td { overflow-wrap: anywhere; }
+td.number { text-align: right; } a { color: #8cf; }
+.failed, .refused { color: #f99; } .thin, .kept, .left { color: #aaa; } img { max-height: 220px; }
+"""
+
+
+def counts(outcomes: Sequence[Outcome]) -> dict[State, int]:
+    """How many scans ended in which way; those that none did are left out."""
+    found = {state: sum(one.state == state for one in outcomes) for state in get_args(State)}
+    return {state: number for state, number in found.items() if number}
+
+
+def make_table(outcomes: Sequence[Outcome], seconds: float) -> list[str]:
+    """A few aligned lines: how many ended how, and how fast."""
+    rows = [(WORDS[state], str(number)) for state, number in counts(outcomes).items()]
+    rows.append(("scans", str(len(outcomes))))
+    done = [one for one in outcomes if one.state == "done"]
+    if done:
+        rows.append(("seconds", f"{seconds:.0f}"))
+        rows.append(("computed per hour", f"{3600 * len(done) / max(seconds, 1e-9):.0f}"))
+        rows.append(("worst agreement", f"{max(one.rms_percent or 0.0 for one in done):.2g} % RMS"))
+    width = max(len(name) for name, _ in rows)
+    return [f"{name.ljust(width)}  {value}" for name, value in rows]
+
+
+def write_table(path: Path, jobs: Sequence[Job], outcomes: Sequence[Outcome]) -> None:
+    """All scans, by name, tab by tab; its folder is the output.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    where = {job.name: job for job in jobs}
+    with whole_or_not(path) as part:
+        _write(part, _lines(sorted(outcomes, key=lambda one: one.name), where, path.parent))
+
+
+def write_page(path: Path, jobs: Sequence[Job], outcomes: Sequence[Outcome], seconds: float) -> None:
+    """A page to open in a browser; its folder is the output.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    where = {job.name: job for job in jobs}
+    bad_first = sorted(outcomes, key=lambda one: (one.state not in ("failed", "refused"), one.name))
+    with whole_or_not(path) as part:
+        _write(part, _page(bad_first, where, path.parent, seconds))
+
+
+def _write(path: Path, text: str) -> None:
+    """Names of files that are no UTF-8 are shown with the codes of their bytes."""
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def _lines(outcomes: Sequence[Outcome], where: Mapping[str, Job], folder: Path) -> str:
+    head = ("scan", "state", "seconds", "rms_percent", "worst_percent", "answer", "reason")
+    rows = [
+        (
+            one.name,
+            one.state,
+            f"{one.seconds:.2f}",
+            _percent(one.rms_percent),
+            _percent(one.worst_percent),
+            where[one.name].destination.relative_to(folder).as_posix() if one.state in ("done", "kept") else "n/a",
+            one.reason or "n/a",
+        )
+        for one in outcomes
+    ]
+    return "".join("\t".join(cell.translate(_NO_LINES) for cell in row) + "\n" for row in (head, *rows))
+
+
+def _percent(value: float | None) -> str:
+    return "n/a" if value is None else f"{value:.3g}"
+
+
+def _page(outcomes: Sequence[Outcome], where: Mapping[str, Job], folder: Path, seconds: float) -> str:
+    summary = "".join(f"<li>{escape(line)}</li>" for line in make_table(outcomes, seconds))
+    rows = "\n".join(_row(one, where.get(one.name), folder) for one in outcomes[:MOST_ROWS])
+    more = len(outcomes) - MOST_ROWS
+    rest = f"<p>and {more} more, see the .tsv beside this page</p>" if more > 0 else ""
+    head = "".join(f"<th>{name}</th>" for name in ("scan", "acquired, computed", "agreement", "seconds", "outcome"))
+    return (
+        f'<!DOCTYPE html>\n<html lang="en"><meta charset="utf-8"><title>thinslice: a data set</title>'
+        f"<style>{_STYLE}</style>\n<h1>{len(outcomes)} scans</h1><ul>{summary}</ul>\n"
+        f"<table><tr>{head}</tr>\n{rows}\n</table>{rest}\n</html>\n"
+    )
+
+
+def _row(one: Outcome, job: Job | None, folder: Path) -> str:
+    cells = [f"<td>{escape(one.name)}<br>{escape(one.slices)}{_links(one, job, folder)}</td>"]
+    there = job is not None and one.state in ("done", "kept")
+    picture = f'<img loading="lazy" alt="" src="{_link(job.thumbnail, folder)}">' if there and job else ""
+    agreement = "" if one.rms_percent is None else f"{_percent(one.rms_percent)} % RMS<br>"
+    worst = "" if one.worst_percent is None else f"{_percent(one.worst_percent)} % at worst"
+    cells += [f"<td>{picture}</td>", f"<td>{agreement}{worst}</td>", f'<td class="number">{one.seconds:.1f}</td>']
+    reason = f"<br>{escape(one.reason)}" if one.reason else ""
+    cells.append(f'<td class="{one.state}">{WORDS[one.state]}{reason}</td>')
+    return f"<tr>{''.join(cells)}</tr>"
+
+
+def _links(one: Outcome, job: Job | None, folder: Path) -> str:
+    if job is None or one.state not in ("done", "kept"):
+        return ""
+    files = {"scan": job.destination, "report": job.sidecar}
+    page = job.page or job.earlier_page  # the latter belongs to the answer, as long as it is there
+    if page is not None and page.exists():
+        files["page"] = page
+    links = (f'<a href="{_link(path, folder)}">{name}</a>' for name, path in files.items())
+    return f"<br>{' '.join(links)}"
+
+
+def _link(path: Path, folder: Path) -> str:
+    return escape(quote(path.relative_to(folder).as_posix(), errors="surrogateescape"))

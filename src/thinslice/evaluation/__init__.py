@@ -1,0 +1,1 @@
+"""Evaluation: models scored on scans whose truth is known, and by readers."""

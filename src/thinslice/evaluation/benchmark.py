@@ -1,0 +1,392 @@
+"""The evaluation: models x cases x conditions -> results and one table.
+
+Protocol: *thick-slice*. A near-isotropic thin scan is the truth. It is made thick along one axis by the slice profile
+of the condition, without added noise, and every model computes the thin slices again from that, with and without the
+projection onto the acquired slices. The truth is cropped so that whole thick slices cover it. Measures are those of
+`thinslice.evaluation.metrics`. The reference of every gain is cubic interpolation with projection, which is always
+evaluated.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Literal, TextIO
+
+import numpy as np
+
+from thinslice.compute.upsample import upsample
+from thinslice.errors import InputRefused, PlanRefused, ThinsliceError
+from thinslice.evaluation.metrics import banding, data_range, foreground, psnr, reslice_rms, ssim, stripes
+from thinslice.evaluation.results import REFERENCE, Condition, Score, Skip, make_table, write_line
+from thinslice.io.formats import read
+from thinslice.io.nifti import check_acquired
+from thinslice.io.outputs import check_writable
+from thinslice.models.engine import Model
+from thinslice.models.registry import find_model
+from thinslice.physics.profile import Profile, profile_matrix
+from thinslice.physics.projection import along_first_axis
+from thinslice.plan import Plan, intensity_range, make_plan
+from thinslice.reports.picture import Picture, Plane, picture_centre, resliced_planes, save_picture, side_by_side
+from thinslice.volume import Volume, stem_of
+
+Axes = Literal["last", "all"]
+
+MAX_ANISOTROPY = 1.25
+"""Largest over smallest spacing of a scan that may serve as truth."""
+
+MIN_SIDE = 16
+"""A truth's smallest number of voxels along any axis."""
+
+MIN_THICK = 6
+"""A simulated scan's smallest number of slices."""
+
+ERROR_GAIN = 3
+"""Error pictures are this much brighter than the scan."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Everything `evaluate` found; ``table`` is Markdown, aligned to be read as plain text."""
+
+    scores: tuple[Score, ...]
+    skips: tuple[Skip, ...]
+    table: str
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """What the pictures keep of an answer: the two planes and a caption."""
+
+    planes: tuple[Plane, Plane]
+    score: Score
+
+
+def make_conditions(
+    factors: Sequence[float] = (4.0,),
+    thickness_ratios: Sequence[float] = (1.0,),
+    profiles: Sequence[Profile] = ("gaussian",),
+) -> list[Condition]:
+    """Every combination, the first of each first."""
+    return [Condition(f, t, p) for p, t, f in product(profiles, thickness_ratios, factors)]
+
+
+def simulate(
+    volume: Volume, axis: int, factor: float, thickness_over_spacing: float = 1.0, profile: Profile = "gaussian"
+) -> tuple[Volume, Volume]:
+    """Make a thin scan thick along one axis, on the field-of-view grid.
+
+    floor(N / factor) thick slices are made of the middle round(that * factor) of the N thin ones; the realised factor
+    is the quotient of the two. ``make_plan(thick, factor=realised)`` gives the truth's grid and affine and the matrix
+    used here; the thickness is on the thick volume, as a header would say it.
+
+    Args:
+        volume: [x, y, z], spacings alike.
+        axis: the array axis to make thick.
+        factor: slice spacing in thin voxels, above 1.
+        thickness_over_spacing: slice thickness over slice spacing.
+        profile: see `thinslice.physics.profile.slice_profile`.
+
+    Returns:
+        (truth, thick), both float32: the middle of ``volume``, and what a 2-D scanner would have acquired of it.
+
+    Raises:
+        PlanRefused: fewer than `MIN_THICK` thick slices would remain, or the factor is not above 1.
+    """
+    n = volume.shape[axis]
+    n_thick = int(n / factor + 1e-9) if factor > 0 else 0
+    n_thin = round(n_thick * factor)
+    if n_thick < MIN_THICK or n_thin <= n_thick:
+        raise PlanRefused(
+            f"got {n} slices along axis {axis} and a factor of {factor:g}; need {MIN_THICK} thick slices and a factor "
+            f"above 1; next: ask for a factor of at most {n / MIN_THICK:.3g}"
+        )
+    realised = n_thin / n_thick
+    first_centre = (realised - 1) / 2
+    start = (n - n_thin) // 2
+    thin = np.take(volume.voxels, np.arange(start, start + n_thin), axis=axis).astype(np.float32)
+    centres = first_centre + realised * np.arange(n_thick)
+    matrix = profile_matrix(centres, n_thin, thickness_over_spacing * realised, profile)
+    thick = np.moveaxis(along_first_axis(matrix, np.moveaxis(thin, axis, 0)), 0, axis)
+    affine = np.array(volume.affine, dtype=np.float64)
+    affine[:3, 3] += start * affine[:3, axis]
+    truth = replace(volume, voxels=thin, affine=affine, thickness_mm=None)
+    affine_thick = affine.copy()
+    affine_thick[:3, 3] += first_centre * affine[:3, axis]
+    affine_thick[:3, axis] *= realised
+    thickness_mm = thickness_over_spacing * realised * volume.spacing_mm[axis]
+    acquired = replace(truth, voxels=np.ascontiguousarray(thick), affine=affine_thick, thickness_mm=thickness_mm)
+    return truth, acquired
+
+
+def evaluate(
+    paths: Iterable[Path],
+    models: Sequence[str],
+    conditions: Sequence[Condition] = (Condition(),),
+    out: Path = Path("evaluation"),
+    axes: Axes = "last",
+    progress: Callable[[float, str], None] | None = None,
+    threads: int | None = None,
+    fuse: bool = False,
+) -> Evaluation:
+    """Score models on simulated thick scans.
+
+    Every model is run as a user would get it, with the default regularisation of the projection, and once more
+    without projection. Writes into ``out``, replacing what an earlier evaluation left there: ``results.jsonl`` (one
+    line per answer or skip, written as it is found), ``table.md`` and one picture CASE.png per case, of the first
+    condition and axis.
+
+    Args:
+        paths: files of near-isotropic 3-D scans, the truths.
+        models: names or files for `thinslice.models.registry.find_model`; cubic is added where it is missing.
+        conditions: see `make_conditions`.
+        out: a folder, made if need be.
+        axes: ``last``: the scans are made thick along their last array axis; ``all``: along each in turn.
+        progress: called with the share done and what comes next.
+        threads: CPU threads of one call of a network, see `thinslice.models.engine.load_model`.
+        fuse: whether networks are asked in several orientations, see `thinslice.plan.make_plan`.
+
+    Raises:
+        InputRefused: there is no path, or nothing could be scored; then no file is left.
+        ModelRefused: there is no such model; before anything is computed.
+        OutputRefused: ``out`` cannot be written to.
+    """
+    cases = _case_names([Path(path) for path in paths])
+    if not cases or not conditions:
+        raise InputRefused("got no scan or no condition to evaluate; need at least one; next: check the input folder")
+    found = _find_models(models, threads)
+    out = Path(out)
+    check_writable(out)
+    results: list[Score | Skip] = []
+    with ExitStack() as stack:
+        lines: TextIO | None = None
+        for number, (case, path) in enumerate(cases.items()):
+            say = _share_of(progress, number, len(cases), case)
+            for result in _evaluate_case(case, path, found, conditions, axes, say, out, fuse):
+                results.append(result)
+                if lines is None and isinstance(result, Score):  # nothing is left where nothing could be scored
+                    out.mkdir(parents=True, exist_ok=True)
+                    lines = stack.enter_context((out / "results.jsonl").open("w", encoding="utf-8"))
+                    for earlier in results[:-1]:
+                        write_line(lines, earlier)
+                if lines is not None:
+                    write_line(lines, result)
+    scores = [result for result in results if isinstance(result, Score)]
+    skips = [result for result in results if isinstance(result, Skip)]
+    table = make_table(scores, skips)
+    if scores:
+        (out / "table.md").write_text(table, encoding="utf-8")
+    else:
+        reasons = "; ".join(dict.fromkeys(f"{skip.case}: {skip.reason}" for skip in skips))
+        raise InputRefused(f"got {len(cases)} scan(s), none of which could be scored ({reasons})")
+    if progress is not None:
+        progress(1.0, "done")
+    return Evaluation(tuple(scores), tuple(skips), table)
+
+
+def _evaluate_case(
+    case: str,
+    path: Path,
+    models: dict[str, Model],
+    conditions: Sequence[Condition],
+    axes: Axes,
+    say: Callable[[float, str], None],
+    out: Path,
+    fuse: bool,
+) -> Iterable[Score | Skip]:
+    """All answers for one scan, as they are found; leaves its picture."""
+    try:
+        volume = read(path)
+        check_truth(volume)
+    except ThinsliceError as refusal:
+        yield Skip(case, str(refusal))
+        return
+    places = list(product(range(3) if axes == "all" else [2], conditions))
+    drawn = False
+    for number, (axis, condition) in enumerate(places):
+        say(number / len(places), str(condition))
+        try:
+            truth, thick = simulate(volume, axis, condition.factor, condition.thickness_over_spacing, condition.profile)
+        except PlanRefused as refusal:
+            yield Skip(case, str(refusal), axis, condition)
+            continue
+        answers: list[_Answer] = []
+        for result in _answers(case, axis, condition, truth, thick, models, fuse):
+            yield result if isinstance(result, Skip) else result.score
+            if isinstance(result, _Answer):
+                answers.append(result)
+        if answers and not drawn:
+            save_picture(_case_picture(truth, thick, answers), out / f"{case}.png")
+            drawn = True
+
+
+def _answers(
+    case: str,
+    axis: int,
+    condition: Condition,
+    truth: Volume,
+    thick: Volume,
+    models: dict[str, Model],
+    fuse: bool,
+) -> Iterable[_Answer | Skip]:
+    """Every model's answers, with and without projection, to one simulated scan."""
+    mask = foreground(truth.voxels)
+    centre = picture_centre(truth)
+    for (name, model), projection in product(models.items(), (True, False)):
+        try:
+            plan = _plan(truth, thick, axis, condition, name, model, projection, fuse and model.sha256 is not None)
+        except PlanRefused as refusal:
+            if projection:
+                yield Skip(case, str(refusal), axis, condition, name)
+            continue
+        start = perf_counter()
+        answer = upsample(thick, plan, model)
+        seconds = perf_counter() - start
+        voxels = answer.volume.voxels
+        span = data_range(truth.voxels)
+        score = Score(
+            case=case,
+            axis=axis,
+            condition=condition,
+            factor=plan.factor,
+            model=name,
+            model_sha256=model.sha256,
+            projection=projection,
+            psnr_db=psnr(voxels, truth.voxels, span, mask),
+            ssim=ssim(voxels, truth.voxels, span, mask),
+            stripes=stripes(voxels, plan.factor, mask, axis),
+            stripes_truth=stripes(truth.voxels, plan.factor, mask, axis),
+            banding=banding(voxels, truth.voxels, plan.factor, mask, axis),
+            seconds=seconds,
+            guard_share=answer.guard.share,
+            reslice_rms=reslice_rms(voxels, thick.voxels, plan.matrix(), axis) / span,
+            fuse=plan.fuse,
+        )
+        yield _Answer(resliced_planes(answer.volume, axis, centre), score)
+
+
+def _plan(
+    truth: Volume,
+    thick: Volume,
+    axis: int,
+    condition: Condition,
+    name: str,
+    model: Model,
+    projection: bool,
+    fuse: bool,
+) -> Plan:
+    plan = make_plan(
+        thick,
+        factor=truth.shape[axis] / thick.shape[axis],
+        thickness_mm=thick.thickness_mm,
+        profile=condition.profile,
+        model=name,
+        model_sha256=model.sha256,
+        envelope=model.envelope,
+        projection=projection,
+        fuse=fuse,
+    )
+    if plan.axis != axis:
+        spacings = " x ".join(f"{mm:.3g}" for mm in thick.spacing_mm)
+        raise PlanRefused(
+            f"got spacings of {spacings} mm after making axis {axis} thick, so axis {plan.axis} looks like the slice "
+            "axis; need the thick axis to be the coarsest; next: ask for a larger factor"
+        )
+    return plan
+
+
+def check_truth(volume: Volume) -> None:
+    """Refuse what is no truth: it must be acquired, 3-D, near-isotropic, not tiny and not flat.
+
+    Raises:
+        InputRefused: it is not.
+    """
+    check_acquired(volume)
+    if volume.voxels.ndim != 3:
+        got, need, then = f"{volume.voxels.ndim} axes", "a 3-D scan", "give one volume of the series"
+    elif min(volume.shape) < MIN_SIDE:
+        got, need, then = f"{volume.shape} voxels", f"at least {MIN_SIDE} along each axis", "use a larger scan"
+    elif max(volume.spacing_mm) > MAX_ANISOTROPY * min(volume.spacing_mm):
+        spacings = " x ".join(f"{mm:.3g}" for mm in volume.spacing_mm)
+        got, need = f"spacings of {spacings} mm", f"a near-isotropic truth (at most {MAX_ANISOTROPY:g} to 1)"
+        then = "use a 3-D acquisition"
+    elif not np.isfinite(volume.voxels).all():
+        got, need, then = "voxels that are not finite", "numbers everywhere", "repair the scan"
+    elif volume.voxels.min() == volume.voxels.max():
+        got, need, then = "the same value everywhere", "an image", "check the file"
+    else:
+        return
+    raise InputRefused(f"got {got}; need {need}; next: {then}")
+
+
+def _case_picture(truth: Volume, thick: Volume, answers: Sequence[_Answer]) -> Any:
+    """Truth, acquired, cubic, ours and the two errors, in both re-sliced planes."""
+    axis = answers[0].score.axis
+    projected = [a for a in answers if a.score.projection]
+    cubic = next(a for a in projected if a.score.model == REFERENCE)
+    ours = next((a for a in projected if a.score.model_sha256), None)
+    ours = ours or next((a for a in projected if a.score.model != REFERENCE), cubic)
+    window = intensity_range(thick.voxels)
+    centre = picture_centre(truth)
+    true_planes, thick_planes = resliced_planes(truth, axis, centre), resliced_planes(thick, axis, centre)
+    dark = (0.0, (window[1] - window[0]) / ERROR_GAIN)
+    rows = []
+    for row in range(2):
+        pair = (("cubic, projected", cubic), (f"{ours.score.model}, projected", ours))
+        shown = [Picture(_caption(name, a), a.planes[row], window) for name, a in pair]
+        errors = [
+            Picture(
+                f"error of {a.score.model}\n{ERROR_GAIN} times brighter", _error(a.planes[row], true_planes[row]), dark
+            )
+            for _, a in pair
+        ]
+        thick_mm = thick.spacing_mm[axis]
+        true = Picture(f"truth\n{truth.spacing_mm[axis]:.3g} mm slices", true_planes[row], window)
+        acquired = Picture(f"thick slices\n{thick_mm:.3g} mm apart", thick_planes[row], window, staircase=True)
+        rows.append([true, acquired, *shown, *errors])
+    score = answers[0].score
+    return side_by_side(rows, f"{score.case}: {score.condition}, axis {axis}")
+
+
+def _caption(name: str, answer: _Answer) -> str:
+    return f"{name}\n{answer.score.psnr_db:.2f} dB, SSIM {answer.score.ssim:.4f}"
+
+
+def _error(plane: Plane, truth: Plane) -> Plane:
+    return replace(plane, pixels=np.abs(plane.pixels - truth.pixels))
+
+
+def _find_models(wishes: Sequence[str], threads: int | None) -> dict[str, Model]:
+    """Name -> model, each once, with the reference; a second file of the same name has its path."""
+    found: dict[str, Model] = {}
+    for wish in dict.fromkeys([*wishes, REFERENCE]):
+        model = find_model(wish, threads)
+        found[wish if model.name in found else model.name] = model
+    return found
+
+
+def _case_names(paths: Sequence[Path]) -> dict[str, Path]:
+    """Short, unique names: the file's stem, with the folder's name before it and a number behind it where needed."""
+    names: dict[str, Path] = {}
+    stems = [stem_of(path) for path in paths]
+    for path, stem in zip(paths, stems, strict=True):
+        name = stem if stems.count(stem) == 1 else f"{path.parent.name}-{stem}"
+        number = 2
+        while name in names:
+            name, number = f"{path.parent.name}-{stem}-{number}", number + 1
+        names[name] = path
+    return names
+
+
+def _share_of(
+    progress: Callable[[float, str], None] | None, number: int, count: int, case: str
+) -> Callable[[float, str], None]:
+    """Progress of one case -> progress of the whole."""
+
+    def say(share: float, text: str) -> None:
+        if progress is not None:
+            progress((number + share) / count, f"{case}: {text}")
+
+    return say

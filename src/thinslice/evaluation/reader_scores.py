@@ -1,0 +1,326 @@
+"""What readers answered in a blinded study -> which method they prefer, how surely, and whether they repeat themselves.
+
+Of a pair shown twice the first time counts, and both are compared: that is how well a reader agrees with himself. "No
+difference" counts half for each method in the share of preference, and not at all in the sign test.
+"""
+
+import json
+import math
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import NormalDist, median
+from typing import Any
+
+from thinslice.errors import InputRefused
+from thinslice.evaluation.reader_study import KEY_FORMAT, RESULTS_FORMAT
+
+CHOICES = ("left", "right", "none")
+
+CONFIDENCE = 0.95
+
+KEY_ENDING = ".key.json"
+
+
+@dataclass(frozen=True)
+class Preference:
+    """How one reader, or all together, judged one pair of methods.
+
+    Attributes:
+        method, over: the two; ``share`` is of the first.
+        reader: None for all readers together.
+        comparisons, preferred, against, ties: how many, and for which.
+        share: (preferred + ties / 2) / comparisons.
+        interval: of the share, by `wilson`.
+        share_without_ties: preferred / (preferred + against), None where all were ties.
+        p: of the sign test, by `sign_test`.
+        repeats, agreed: pairs answered both times, and how many of them in the same way.
+    """
+
+    method: str
+    over: str
+    reader: str | None
+    comparisons: int
+    preferred: int
+    against: int
+    ties: int
+    share: float
+    interval: tuple[float, float]
+    share_without_ties: float | None
+    p: float
+    repeats: int
+    agreed: int
+
+
+@dataclass(frozen=True)
+class Reader:
+    """What one reader did: answers of all showings, by side, and the median time for one."""
+
+    name: str
+    answered: int
+    showings: int
+    left: int
+    right: int
+    none: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Preferences:
+    """Everything `score` found."""
+
+    study: str
+    readers: tuple[Reader, ...]
+    rows: tuple[Preference, ...]
+
+    def to_json(self) -> str:
+        """Readable JSON."""
+        return json.dumps({"confidence": CONFIDENCE, **asdict(self)}, indent=2)
+
+
+@dataclass(frozen=True)
+class _Results:
+    """The file of one reader: of each showing answered the choice and the milliseconds."""
+
+    path: Path
+    reader: str
+    answers: dict[str, tuple[str, int]]
+
+
+# ---- statistics
+
+
+def wilson(successes: float, trials: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """The score interval of a share (Wilson 1927); half successes are allowed.
+
+    It stays within 0 .. 1 and says something where all agree, unlike that of the normal approximation.
+    """
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    share, weight = successes / trials, z * z / trials
+    middle = (share + weight / 2) / (1 + weight)
+    reach = z / (1 + weight) * math.sqrt(share * (1 - share) / trials + weight / (4 * trials))
+    return max(middle - reach, 0.0), min(middle + reach, 1.0)
+
+
+def sign_test(one: int, other: int) -> float:
+    """Two-sided exact binomial p value of two counts, were both as likely; 1 where both are 0."""
+    trials = one + other
+    tail = sum(math.comb(trials, k) for k in range(min(one, other) + 1))
+    return min(1.0, float(2 * tail / 2**trials))
+
+
+# ---- score
+
+
+def score(results: Sequence[Path], key: Path | None = None) -> Preferences:
+    """Which method is preferred: every pair of methods, by each reader and by all together.
+
+    Args:
+        results: files that readers saved, one of each reader, all of one study.
+        key: the study's key; default: the one that lies beside the results or in the current folder.
+
+    Raises:
+        InputRefused: a file that is no such file, was changed, is of another study, or is a reader's second one.
+    """
+    contents = [_read_json(path, RESULTS_FORMAT, "a file that a reader saved") for path in results]
+    studies = {str(content["study"]): path for path, content in zip(results, contents, strict=True)}
+    if len(studies) > 1:
+        one, other = list(studies.values())[:2]
+        raise InputRefused(f"{other}: got results of another study than {one}; need one study; next: score them apart")
+    study = next(iter(studies))
+    known = _read_key(key, study) if key is not None else _find_key(results, study)
+    showings = known["trials"]
+    readers = [
+        _checked(path, content, [one["id"] for one in showings])
+        for path, content in zip(results, contents, strict=True)
+    ]
+    _check_readers(readers)
+    did = tuple(_summed_up(reader, len(showings)) for reader in readers)
+    return Preferences(study, did, tuple(_rows(known, readers)))
+
+
+def _rows(known: Mapping[str, Any], readers: Sequence[_Results]) -> Iterable[Preference]:
+    methods = [method["name"] for method in known["methods"]]
+    for index, over in enumerate(methods):
+        for method in methods[index + 1 :]:
+            mine = [one for one in known["trials"] if {one["left"], one["right"]} == {method, over}]
+            counts = [_count(mine, reader, method) for reader in readers]
+            for reader, count in zip(readers, counts, strict=True):
+                yield _preference(method, over, reader.reader, count)
+            yield _preference(method, over, None, [sum(column) for column in zip(*counts, strict=True)])
+
+
+def _count(showings: Sequence[Mapping[str, Any]], reader: _Results, method: str) -> list[int]:
+    """Times that one reader preferred the method, the other, none; pairs answered twice, and alike."""
+    sides = {one["id"]: reader.answers[one["id"]][0] for one in showings if one["id"] in reader.answers}
+    chosen = {one["id"]: one.get(sides[one["id"]]) for one in showings if one["id"] in sides}  # None: no difference
+    firsts = [chosen[one["id"]] for one in showings if one["repeats"] is None and one["id"] in chosen]
+    twice = [
+        (chosen[one["repeats"]], chosen[one["id"]])
+        for one in showings
+        if one["repeats"] in chosen and one["id"] in chosen
+    ]
+    ties, preferred = firsts.count(None), firsts.count(method)
+    agreed = sum(one == other for one, other in twice)
+    return [preferred, len(firsts) - ties - preferred, ties, len(twice), agreed]
+
+
+def _preference(method: str, over: str, reader: str | None, count: Sequence[int]) -> Preference:
+    preferred, against, ties, repeats, agreed = count
+    total = preferred + against + ties
+    points = preferred + ties / 2
+    return Preference(
+        method=method,
+        over=over,
+        reader=reader,
+        comparisons=total,
+        preferred=preferred,
+        against=against,
+        ties=ties,
+        share=points / total if total else 0.5,
+        interval=wilson(points, total) if total else (0.0, 1.0),
+        share_without_ties=preferred / (preferred + against) if preferred + against else None,
+        p=sign_test(preferred, against),
+        repeats=repeats,
+        agreed=agreed,
+    )
+
+
+def _summed_up(results: _Results, showings: int) -> Reader:
+    sides = [choice for choice, _ in results.answers.values()]
+    seconds = median(ms for _, ms in results.answers.values()) / 1000
+    left, right, none = (sides.count(choice) for choice in CHOICES)
+    return Reader(results.reader, len(sides), showings, left, right, none, seconds)
+
+
+# ---- files
+
+
+def _read_json(path: Path, form: str, what: str) -> dict[str, Any]:
+    """An object that says it has the form.
+
+    Raises:
+        InputRefused: it is not.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        raise InputRefused(f"{path}: got no JSON; need {what}; next: check the name") from None
+    got = content.get("format") if isinstance(content, dict) else None
+    if got != form or not isinstance(content.get("study"), str):
+        kind = {KEY_FORMAT: "the key of a study", RESULTS_FORMAT: "a reader's results"}
+        raise InputRefused(f"{path}: got {kind.get(str(got), 'other JSON')}; need {what}; next: check the name")
+    return dict(content)
+
+
+def _read_key(path: Path, study: str) -> dict[str, Any]:
+    known = _read_json(path, KEY_FORMAT, "the key of the study, which lies beside its page")
+    if known["study"] != study:
+        raise InputRefused(f"{path}: got the key of another study; need that of {study}; next: give it with --key")
+    try:
+        trials = {one["id"]: one for one in known["trials"]}
+        names = {method["name"] for method in known["methods"]}
+        sound = all({one["left"], one["right"]} <= names for one in trials.values())
+        sound &= all(one["repeats"] is None or one["repeats"] in trials for one in trials.values())
+    except (KeyError, TypeError):
+        sound = False
+    if not sound:
+        raise InputRefused(f"{path}: got a key that was changed; need it as it was written; next: make it again")
+    return known
+
+
+def _find_key(results: Sequence[Path], study: str) -> dict[str, Any]:
+    """The key of that study among those beside the results and in the current folder."""
+    folders = dict.fromkeys([*(path.parent for path in results), Path()])
+    for path in (path for folder in folders for path in sorted(folder.glob(f"*{KEY_ENDING}"))):
+        with suppress(InputRefused, OSError):
+            return _read_key(path, study)
+    raise InputRefused(
+        f"got no key of study {study} beside the results; need the *{KEY_ENDING} that was written with the page; "
+        "next: give it with --key"
+    )
+
+
+def _checked(path: Path, content: Mapping[str, Any], trials: Sequence[str]) -> _Results:
+    """The answers, if every one belongs to the study and the check sum is theirs."""
+    try:
+        reader = content["reader"]
+        given = [(one["trial"], one["choice"], one["ms"]) for one in content["answers"]]
+        lines = [content["study"], reader, *(f"{trial} {choice} {ms}" for trial, choice, ms in given)]
+        check = f"{zlib.crc32(chr(10).join(lines).encode(errors='replace')):08x}"
+        sound = content["check"] == check and all(choice in CHOICES for _, choice, _ in given)
+        sound &= all(isinstance(ms, int) and trial in trials for trial, _, ms in given)
+        answers = {trial: (choice, ms) for trial, choice, ms in given}
+    except (KeyError, TypeError):
+        sound, reader, given, answers = False, "", [], {}
+    if not sound or len(answers) != len(given) or not str(reader).strip():
+        raise InputRefused(
+            f"{path}: got results that were changed or cut after they were saved; need the file as the page saved it; "
+            "next: ask the reader to save it again"
+        )
+    if not answers:
+        raise InputRefused(f"{path}: got no answer in it; need one at least; next: leave this file out")
+    return _Results(path, reader, answers)
+
+
+def _check_readers(readers: Sequence[_Results]) -> None:
+    seen: dict[str, Path] = {}
+    for one in readers:
+        other = seen.get(one.reader.casefold())
+        seen[one.reader.casefold()] = one.path
+        if other is not None:
+            raise InputRefused(
+                f"{one.path}: got a second file of reader {one.reader}, beside {other}; need one of each reader; next: "
+                "leave out the one saved earlier"
+            )
+
+
+# ---- table
+
+
+HEAD = ("comparison", "reader", "n", "for", "against", "no difference", "preference", "95 % interval", "p", "repeats")
+
+
+def make_table(found: Preferences) -> str:
+    """Aligned text: a row of each pair of methods and reader, what the readers did, and how to read it."""
+    shown = [row for row in found.rows if row.reader is not None or len(found.readers) > 1]
+    rows = [HEAD, *map(_cells, shown)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(cell.ljust(width) if at < 2 else cell.rjust(width) for at, (cell, width) in enumerate(sized)).rstrip()
+        for sized in (zip(row, widths, strict=True) for row in rows)
+    ]
+    words = ["No difference counts half for each method in the preference, and is left out of p (exact sign test)."]
+    if len(found.readers) > 1:
+        words.append(
+            "All readers: as if every answer were independent, which those to the same pictures are not: the interval "
+            "is too narrow for that."
+        )
+    return "\n".join([*lines, "", *map(_habits, found.readers), *words])
+
+
+def _cells(row: Preference) -> tuple[str, ...]:
+    low, high = (100 * end for end in row.interval)
+    share = (
+        (f"{100 * row.share:.1f} %", f"{low:.1f} to {high:.1f} %", _p(row.p)) if row.comparisons else ("-", "-", "-")
+    )
+    return (
+        f"{row.method} over {row.over}",
+        "all readers" if row.reader is None else row.reader,
+        *map(str, (row.comparisons, row.preferred, row.against, row.ties)),
+        *share,
+        f"{row.agreed} of {row.repeats} alike" if row.repeats else "-",
+    )
+
+
+def _habits(reader: Reader) -> str:
+    return (
+        f"{reader.name}: {reader.answered} of {reader.showings} pairs answered; left {reader.left}, "
+        f"right {reader.right}, no difference {reader.none}; median {reader.seconds:.1f} s"
+    )
+
+
+def _p(p: float) -> str:
+    return f"{p:.2g}" if p >= 0.001 else f"{p:.1e}"

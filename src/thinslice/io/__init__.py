@@ -1,0 +1,1 @@
+"""Input and output: scans in every format, and the places where answers go."""

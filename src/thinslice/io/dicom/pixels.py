@@ -1,0 +1,90 @@
+"""A series -> a Volume: the stored values, bit for bit, in the scan's own units."""
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from thinslice.errors import InputRefused
+from thinslice.io.dicom.decode import decode, decode_compressed
+from thinslice.io.dicom.headers import Image
+from thinslice.io.dicom.series import Series, find_study
+from thinslice.io.nifti import allocate
+from thinslice.volume import Volume
+
+
+def read_only_series(path: Path) -> Volume:
+    """The series of a folder, or of a file, that holds one; acquired or computed.
+
+    Raises:
+        InputRefused: none, or several; and see `read_series`.
+    """
+    study = find_study(path, computed_too=True)
+    if len(study.series) == 1:
+        return read_series(study.series[0])
+    if len(study.unusable) == 1 and not study.series:
+        raise InputRefused(f"{path}: {study.unusable[0].reason}")
+    found = f"{len(study.series)} DICOM series and {len(study.unusable)} that cannot be used"
+    raise InputRefused(f"{path}: got {found}; need one series; next: name its folder")
+
+
+def read_series(series: Series) -> Volume:
+    """Voxels [columns, rows from the last to the first, slices]; `Volume.header` is the series.
+
+    Whole numbers stay whole numbers where the rescale is by one: 16 bits with a sign where they fit, as computed slices
+    go a little beyond the acquired ones; else float32.
+
+    Raises:
+        InputRefused: voxels that are cut off or damaged, or compressed in a way for which no codec is installed.
+    """
+    columns, rows, count = series.shape
+    stored = allocate((columns, rows, count), np.int32, Path(tempfile.gettempdir()))
+    for index, values in enumerate(_slices(series.images)):
+        if values.shape != (rows, columns):
+            got = f"got {series.images[index].path.name} with voxels of shape {values.shape}"
+            raise InputRefused(f"{series.label}: {got}; need {rows} x {columns}; next: export the series again")
+        stored[:, :, index] = values[::-1].T
+    voxels = _rescaled(stored, [image.rescale for image in series.images])
+    return Volume(voxels, series.affine, series.thickness_mm, series.notes, series.folder, series)
+
+
+def _slices(images: Sequence[Image]) -> Iterator[np.ndarray]:
+    """Stored values [rows, columns] of each image; a file of many frames is decoded once while its frames follow."""
+    steps = list(zip(images, [None, *images], strict=False))
+    files = [image.path for image, before in steps if image.compressed and _is_next(image, before)]
+    compressed = decode_compressed(files, 1 + max(image.frame or 0 for image in images))
+    decoded = np.empty(0)
+    for image, before in steps:
+        if _is_next(image, before):
+            decoded = next(compressed) if image.compressed else decode(image.path)
+        frames = decoded.reshape(-1, *decoded.shape[-2:])
+        index = image.frame or 0
+        yield frames[index] if index < len(frames) else frames[:0]
+
+
+def _is_next(image: Image, before: Image | None) -> bool:
+    """Whether its file is another one than that of the image before."""
+    return before is None or image.path != before.path
+
+
+def _rescaled(stored: np.ndarray, rescales: Sequence[tuple[float, float]]) -> np.ndarray:
+    """Stored values [x, y, z] in the scan's own units, each slice with its own slope and intercept."""
+    slope, intercept = rescales[0]
+    if all(rescale == rescales[0] for rescale in rescales) and slope == 1 and float(intercept).is_integer():
+        low, high = int(stored.min()) + int(intercept), int(stored.max()) + int(intercept)
+        kind = next(
+            k for k in (np.int16, np.uint16, np.int32, np.int64) if np.iinfo(k).min <= low and high <= np.iinfo(k).max
+        )
+        return _plus(stored, int(intercept), np.dtype(kind))
+    voxels = np.empty(stored.shape, np.float32, order="F")
+    for index, (slope, intercept) in enumerate(rescales):
+        voxels[..., index] = stored[..., index] * slope + intercept
+    return voxels
+
+
+def _plus(stored: np.ndarray, intercept: int, kind: np.dtype) -> np.ndarray:
+    voxels = np.empty(stored.shape, kind, order="F")
+    for index in range(stored.shape[2]):
+        voxels[..., index] = stored[..., index].astype(np.int64) + intercept
+    return voxels

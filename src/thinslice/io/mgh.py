@@ -1,0 +1,235 @@
+"""read / write FreeSurfer's MGH and MGZ: the second door to nibabel.
+
+The layout is nibabel's (`nibabel.freesurfer.mghformat`, after surfer.nmr.mgh.harvard.edu/fswiki/FsTutorial/MghFormat):
+a header, the voxels in big-endian byte order, then times of the sequence, then tags of any kind. nibabel's own reader
+believes what a header says about sizes; here nothing is allocated that the file cannot hold.
+"""
+
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import numpy as np
+from nibabel.freesurfer.mghformat import DATA_OFFSET, MGHHeader, footer_dtype, header_dtype
+
+from thinslice.errors import OutputRefused
+from thinslice.io.voxel_files import (
+    AGAIN,
+    WHOLE,
+    by,
+    check_affine,
+    check_affine_to_write,
+    check_is_file,
+    check_lengths,
+    check_shape_to_write,
+    drain,
+    encoded,
+    in_place_of,
+    kind_of,
+    put_on_steps,
+    read_voxels,
+    reading,
+    refused,
+    replace_non_finite,
+    shear_notes,
+    thickness_beside,
+    type_to_store,
+    unpacked,
+    unwritable,
+    writing,
+)
+from thinslice.volume import Volume, ending
+
+VERSION = 1
+INTENTS = (0, 1, 0xFFFF)
+"""What may be in the file: a scan, labels, unknown. The others are surfaces and warps."""
+
+# Any: nibabel's headers carry no types
+_Header: Any = MGHHeader
+_DTYPES = {0: np.uint8, 1: np.int32, 3: np.float32, 4: np.int16, 10: np.uint16}
+_CODES = {np.dtype(kind): code for code, kind in _DTYPES.items()}
+_WIDER = {
+    "int8": np.int16, "uint16": np.int32, "uint32": np.int32, "int64": np.int32, "uint64": np.int32,
+    "float64": np.float32,
+}  # fmt: skip
+"""What becomes of types that MGH, or an older FreeSurfer, does not have."""
+
+_CORONAL = ((-1.0, 0.0, 0.0), (0.0, 0.0, -1.0), (0.0, 1.0, 0.0))
+"""Where columns, lines and slices run (RAS) in FreeSurfer where a header does not say; nibabel's has it transposed."""
+
+_NEED = "one FreeSurfer volume, .mgh or .mgz"
+_CONVERT = "make one with FreeSurfer: mri_convert IN OUT.mgz"
+_UNKNOWN = (
+    "the header says that it knows no geometry (goodRASFlag 0): taken, as FreeSurfer does, for coronal slices "
+    "of 1 mm voxels around the origin"
+)
+
+
+def read(path: Path) -> Volume:
+    """Read one .mgh or .mgz file.
+
+    The voxels [x, y, z], or [x, y, z, t] where there are several frames, keep their stored type. The affine is
+    FreeSurfer's vox2ras; where the header has none the notes say so. A BIDS sidecar next to the file gives
+    `thickness_mm`. Tags after the voxels are not kept.
+
+    Raises:
+        InputRefused: not a readable scan; one line: the file, what was got, what is needed, what to do next.
+    """
+    path = Path(path)
+    with reading(path, _NEED, _CONVERT):
+        return _read(path)
+
+
+def write(volume: Volume, path: Path, like: Volume | None = None) -> None:
+    """Write a scan as .mgh or .mgz, whole or not at all.
+
+    Type, degrees of freedom, repetition, echo and inversion time and flip angle are those of the source header
+    (`like`'s, else the volume's own). Types that the format does not have become wider ones: uint16 int32, int8 int16;
+    float64 becomes float32. An affine is kept within float32, sheared or not.
+
+    Raises:
+        OutputRefused: another kind of name, a folder that cannot be written to, voxels that are not finite, or whole
+            numbers beyond 32 bits.
+    """
+    path = Path(path)
+    with writing(path):
+        suffix = ending(path)
+        if suffix not in (".mgh", ".mgz"):
+            raise unwritable("another kind of name", ".mgh or .mgz", "change the output's name")
+        header = _header_for(volume, like)
+        dtype = np.dtype(_DTYPES[int(header["type"])])
+        with in_place_of(path, packed=suffix == ".mgz") as stream:
+            stream.write(header.binaryblock[: header_dtype.itemsize].ljust(DATA_OFFSET, b"\0"))
+            for slab in encoded(volume.voxels, dtype):
+                stream.write(slab.astype(dtype.newbyteorder(">")).tobytes(order="F"))
+            stream.write(header.binaryblock[header_dtype.itemsize :])
+
+
+def as_stored(volume: Volume) -> Volume:
+    """The volume with the values that `write` will put into the file; its voxels are spent on it.
+
+    Raises:
+        OutputRefused: whole numbers beyond 32 bits.
+    """
+    dtype = _type_for(volume, volume)
+    if volume.voxels.dtype.kind == "f" and volume.voxels.dtype != dtype:
+        put_on_steps(volume.voxels, dtype)
+    return volume
+
+
+# ---- reading
+
+
+def _read(path: Path) -> Volume:
+    file_bytes = check_is_file(path, _NEED)
+    with unpacked(path, ".mgz", ".mgh") as stream:
+        start = _read_start(stream)
+        shape, dtype = _shape_and_dtype(start)
+        stored = read_voxels(stream, path, DATA_OFFSET, shape, dtype, file_bytes)
+        times, has_tags = _read_end(stream, DATA_OFFSET + stored.nbytes)
+    affine, notes = _geometry(start)
+    voxels, finite_notes = replace_non_finite(stored)
+    thickness_mm, sidecar_notes = thickness_beside(path)
+    if has_tags:
+        notes.append("FreeSurfer's tags behind the voxels (history, colours, transforms) not carried over")
+    header: Any = _Header(start.tobytes() + times, check=False)
+    notes += finite_notes + sidecar_notes
+    return Volume(voxels, affine, thickness_mm, tuple(notes), path, header)
+
+
+def _read_start(stream: BinaryIO) -> Any:
+    """The header as stored, a record of `header_dtype`; the stream is left where the voxels begin."""
+    start = stream.read(DATA_OFFSET)
+    if len(start) < header_dtype.itemsize or start[3] != VERSION or start[0] != 0:
+        raise refused(kind_of(start), _NEED, _CONVERT)
+    if len(start) < DATA_OFFSET:
+        raise refused(f"{len(start)} bytes of a {DATA_OFFSET}-byte header", WHOLE, AGAIN)
+    record: Any = np.frombuffer(start[: header_dtype.itemsize], header_dtype)[0]
+    intent = int(record["version"]) >> 8
+    if intent not in INTENTS:
+        raise refused(f"a surface overlay or a warp (intent {intent})", "a scan or labels", "name the scan instead")
+    return record
+
+
+def _shape_and_dtype(start: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape [x, y, z] or [x, y, z, t], and type in the file's byte order."""
+    code = int(start["type"])
+    if code not in _DTYPES:
+        raise refused(f"voxels of an unknown type ({code})", "one real number per voxel", _CONVERT)
+    shape = tuple(int(n) for n in start["dims"])
+    if min(shape) < 1:
+        raise refused(f"a grid of {by(shape)} voxels", "at least one along each axis", _CONVERT)
+    return shape[:3] if shape[3] == 1 else shape, np.dtype(_DTYPES[code]).newbyteorder(">")
+
+
+def _read_end(stream: BinaryIO, place: int) -> tuple[bytes, bool]:
+    """The times behind the voxels, zero where the file ends before, and whether anything comes after them."""
+    stream.seek(place)  # mapped voxels have not moved the stream
+    times = stream.read(footer_dtype.itemsize)
+    has_tags = any(stream.read(64))
+    drain(stream)
+    return times.ljust(footer_dtype.itemsize, b"\0"), has_tags
+
+
+def _geometry(start: Any) -> tuple[np.ndarray, list[str]]:
+    """vox2ras [4, 4] in mm, and what had to be decided about it."""
+    is_known = int(start["goodRASFlag"]) > 0
+    with np.errstate(invalid="ignore"):  # what is not a number is refused below
+        delta, turn, centre = (np.asarray(start[name], np.float64) for name in ("delta", "Mdc", "Pxyz_c"))
+    if not is_known:
+        delta, turn, centre = np.ones(3), np.array(_CORONAL), np.zeros(3)
+    if not all(np.isfinite(mm) and mm > 0 for mm in delta):
+        raise refused(f"a spacing of {by(delta)}", "three positive lengths", _CONVERT)
+    with np.errstate(all="ignore"):
+        columns = turn.T * delta
+        affine = np.eye(4)
+        affine[:3, :3], affine[:3, 3] = columns, centre - columns @ (start["dims"][:3] / 2)
+    check_lengths(affine, _CONVERT)
+    check_affine(affine, _CONVERT)
+    return affine, shear_notes(affine) if is_known else [_UNKNOWN]
+
+
+# ---- writing
+
+
+def _header_for(volume: Volume, like: Volume | None) -> Any:
+    """The source's header on the volume's grid; a fresh one where the source was not MGH."""
+    check_shape_to_write(volume.voxels.shape)
+    affine = np.asarray(volume.affine, np.float64)
+    check_affine_to_write(affine)
+    source = _source_header(volume, like)
+    header = _Header() if source is None else cast(Any, source).copy()
+    header["version"], header["goodRASFlag"] = VERSION, 1
+    header["type"] = _CODES[_type_for(volume, like)]
+    header["dims"] = (*volume.voxels.shape, 1)[:4]
+    header["delta"] = volume.spacing_mm
+    header["Mdc"] = (affine[:3, :3] / volume.spacing_mm).T
+    header["Pxyz_c"] = affine[:3, :3] @ (np.array(volume.shape) / 2) + affine[:3, 3]
+    return header
+
+
+def _source_header(volume: Volume, like: Volume | None) -> Any:
+    sources = (like.header if like is not None else None, volume.header)
+    return next((header for header in sources if isinstance(header, MGHHeader)), None)
+
+
+def _type_for(volume: Volume, like: Volume | None) -> np.dtype[Any]:
+    """The type in the file."""
+    source = _source_header(volume, like)
+    known = None if source is None else np.dtype(_DTYPES[int(source["type"])])
+    dtype = type_to_store(volume.voxels.dtype, known)
+    dtype = np.dtype(_WIDER.get(dtype.name, dtype))
+    if dtype not in _CODES:
+        raise unwritable(f"{volume.voxels.dtype} voxels", "real numbers", "this is a fault of the caller")
+    if dtype == np.int32 and volume.voxels.dtype.kind in "iu":
+        _check_range(volume.voxels)
+    return dtype
+
+
+def _check_range(voxels: np.ndarray) -> None:
+    """MGH has no wider whole numbers than int32; a label that is clipped is another label."""
+    limits = np.iinfo(np.int32)
+    if np.iinfo(voxels.dtype).max > limits.max and not (limits.min <= voxels.min() and voxels.max() <= limits.max):
+        raise OutputRefused(
+            f"got whole numbers from {voxels.min()} to {voxels.max()}; need 32 bits for MGH; "
+            "next: write .nii.gz or .nrrd instead"
+        )

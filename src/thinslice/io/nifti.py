@@ -1,0 +1,576 @@
+"""read / write NIfTI: the only door to nibabel.
+
+The header is parsed unrepaired: nibabel.load turns a spacing of zero into 1 mm and a negative one into a positive one,
+with no more than a line in a log. Here a scan whose geometry is unknown is refused, and whatever else had to be decided
+is said in `Volume.notes`.
+"""
+
+import math
+import os
+import struct
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, cast
+
+import numpy as np
+from nibabel import nifti1, nifti2
+from nibabel.spatialimages import HeaderDataError, SpatialImage
+from numpy.typing import DTypeLike
+
+from thinslice.errors import InputRefused, OutputRefused
+from thinslice.io.voxel_files import (
+    AGAIN,
+    ON_DISK_BYTES,
+    SHEAR_COSINE,
+    WHOLE,
+    as_numbers,
+    by,
+    check_affine,
+    check_affine_to_write,
+    check_is_file,
+    check_shape_to_write,
+    directions,
+    drain,
+    encoded,
+    finite,
+    in_place_of,
+    kind_of,
+    most_bytes,
+    one_line,
+    put_on_steps,
+    read_voxels,
+    reading,
+    refused,
+    replace_non_finite,
+    shear,
+    shear_notes,
+    slabs,
+    thickness_beside,
+    unpacked,
+    unwritable,
+    writing,
+)
+from thinslice.volume import Volume, ending, grid_distance_mm
+
+SYNTHETIC = b"synthesised by thinslice, not a scan"
+"""Description in the header of a volume that shows, between acquired slices, what nobody saw."""
+
+SMALL_TURN = 3e-3
+COMMENT_EXTENSION = 6
+ALIGNED = 2
+
+# Any: nibabel's headers carry no types
+_HEADERS: dict[int, Any] = {348: nifti1.Nifti1Header, 540: nifti2.Nifti2Header}
+_DTYPES = {
+    2: np.uint8, 4: np.int16, 8: np.int32, 16: np.float32, 64: np.float64,
+    256: np.int8, 512: np.uint16, 768: np.uint32, 1024: np.int64, 1280: np.uint64,
+}  # fmt: skip
+_OTHER_DTYPES = {
+    1: "binary", 32: "complex", 128: "RGB", 1536: "128-bit float", 1792: "complex", 2048: "complex", 2304: "RGBA",
+}  # fmt: skip
+_Order = Literal["<", ">"]
+_ORDERS: tuple[_Order, _Order] = ("<", ">")
+_UNITS: dict[int, tuple[str, float]] = {0: ("mm", 1.0), 1: ("metres", 1e3), 2: ("mm", 1.0), 3: ("micrometres", 1e-3)}
+_NEED = "one NIfTI file, .nii or .nii.gz"
+_CONVERT = "make one from the DICOM series with dcm2niix"
+_SET_SPACING = (
+    "convert the DICOM series again with dcm2niix, or write the true spacing in mm into a copy: "
+    "nifti_tool -mod_hdr -mod_field pixdim '1 DX DY DZ 1 1 1 1' -prefix fixed.nii.gz -infiles scan.nii.gz"
+)
+
+
+def read(path: Path) -> Volume:
+    """Read one NIfTI-1 or NIfTI-2 file.
+
+    The voxels [x, y, z] or [x, y, z, t] keep their stored integer type where the file has no rescale, and are float32
+    otherwise (float64 where stored so). The affine is in millimetres whatever the file's unit: sform, else qform, else
+    pixdim alone, as in nibabel. A BIDS sidecar next to the file gives `thickness_mm`; NIfTI itself has no field for it.
+
+    Raises:
+        InputRefused: not a readable scan; one line: the file, what was got, what is needed, what to do next.
+    """
+    path = Path(path)
+    with reading(path, _NEED, _CONVERT):
+        return _read(path)
+
+
+def write(volume: Volume, path: Path, like: Volume | None = None) -> None:
+    """Write a scan as .nii or .nii.gz: under a temporary name in the same folder first, then renamed.
+
+    Type, rescale, unit, form codes, intent, description, display window and repetition time are those of the source
+    header (`like`'s, else the volume's own). Integers are rounded and clipped. Slice timing is dropped when the grid
+    has changed. A qform cannot hold a sheared affine: its code is then 0. Where no code was set and pixdim alone cannot
+    hold the new affine, the sform code is 2 (aligned). Missing folders are made; after a failure nothing is left.
+
+    Raises:
+        OutputRefused: not a NIfTI name, a folder that cannot be written to, or voxels that are not finite.
+    """
+    path = Path(path)
+    with writing(path):
+        suffix = ending(path)
+        if suffix not in (".nii", ".nii.gz"):
+            raise unwritable("another kind of name", ".nii or .nii.gz", "change the output's name")
+        header = _header_for(volume, like)
+        with in_place_of(path, packed=suffix == ".nii.gz") as stream:
+            header.write_to(stream)
+            for slab in _encoded(volume.voxels, header):
+                stream.write(slab)
+
+
+def as_stored(volume: Volume) -> Volume:
+    """The volume with the values that `write` will put into the file, and a header whose scale holds them all.
+
+    Only files that store whole numbers with a rescale change anything: an answer goes a little beyond the acquired
+    values, which their scale need not hold. 8 bits become 16; where that is not enough the scale is widened, and a
+    note says so. The voxels, which are spent on it, are put on the file's steps.
+    """
+    header = volume.header
+    if not isinstance(header, nifti1.Nifti1Header) or volume.voxels.dtype.kind != "f":
+        return volume
+    header = cast(Any, header).copy()
+    dtype = np.dtype(header.get_data_dtype()).newbyteorder("=")
+    slope, inter = _slope_inter(header)
+    if dtype.kind not in "iu":
+        return volume
+    low, high = float(volume.voxels.min()), float(volume.voxels.max())
+    notes = volume.notes
+    if dtype.itemsize == 1 and not _holds(dtype, slope, inter, low, high):
+        dtype = np.dtype(np.int16)
+    if not _holds(dtype, slope, inter, low, high):
+        least, most = float(np.iinfo(dtype).min), float(np.iinfo(dtype).max)
+        wider = (high - low) / (most - least) * (1 + 1e-3) or abs(slope)
+        header["scl_slope"], header["scl_inter"] = wider, (low + high) / 2 - wider * (least + most) / 2
+        notes += (f"the file's scale of {abs(slope):.4g} per step would clip the answer: widened to {wider:.4g}",)
+        slope, inter = _slope_inter(header)
+    header.set_data_dtype(dtype)
+    put_on_steps(volume.voxels, dtype, slope, inter)
+    return replace(volume, header=header, notes=notes)
+
+
+def as_synthetic(volume: Volume) -> Volume:
+    """The volume with a header that says that nobody acquired it."""
+    header = _fresh_header(volume.voxels.dtype)
+    header["descrip"] = SYNTHETIC
+    return replace(volume, header=header)
+
+
+def is_synthetic(volume: Volume) -> bool:
+    """Whether a volume was written with the header of `as_synthetic`."""
+    header = volume.header
+    return isinstance(header, nifti1.Nifti1Header) and bytes(header["descrip"].item()).startswith(SYNTHETIC)
+
+
+def check_acquired(volume: Volume) -> None:
+    """Refuse what `as_synthetic` marked: it is nothing to learn from or to be scored by.
+
+    Raises:
+        InputRefused: it is so marked.
+    """
+    if is_synthetic(volume):
+        raise InputRefused("got a volume that was synthesised; need a scan that was acquired; next: leave it out")
+
+
+def _holds(dtype: np.dtype[Any], slope: float, inter: float, low: float, high: float) -> bool:
+    limits = np.iinfo(dtype)
+    ends = np.rint((np.array([low, high]) - inter) / slope)
+    return bool(ends.min() >= limits.min and ends.max() <= limits.max)
+
+
+def allocate(shape: tuple[int, ...], dtype: DTypeLike, folder: Path) -> np.ndarray:
+    """An uninitialised array in file order (first axis fastest): in memory below 512 MB, else on an unlinked file.
+
+    The file lies in `folder` (or its nearest existing parent) and is reserved in full, so a full disk is an error here
+    and not a crash later; it vanishes with the array.
+
+    Raises:
+        OutputRefused: the disk has no room for it.
+    """
+    dtype = np.dtype(dtype)
+    size = math.prod(shape) * dtype.itemsize
+    if size < ON_DISK_BYTES:
+        return np.empty(shape, dtype, order="F")
+    folder = next(f for f in (Path(folder).absolute(), *Path(folder).absolute().parents) if f.is_dir())
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+            return np.asarray(np.memmap(cast(Any, file), dtype, "w+", shape=shape, order="F"))
+    except OSError as error:
+        need = f"{size / 1e9:.1f} GB there for a while"
+        refusal = unwritable(f"no room ({error.strerror})", need, "free some room or choose another output folder")
+        raise OutputRefused(one_line(f"{folder}: {refusal}")) from None
+
+
+# ---- reading
+
+
+def _read(path: Path) -> Volume:
+    file_bytes = check_is_file(path, _NEED)
+    with unpacked(path, ".gz", ".nii") as stream:
+        header, order = _read_header(stream)
+        shape, dtype = _shape_and_dtype(header, order)
+        extension_notes = _read_extensions(stream, header, order, most_bytes(stream, file_bytes))
+        stored = read_voxels(stream, path, int(header["vox_offset"]), shape, dtype, file_bytes)
+        drain(stream)
+    affine, notes = _geometry(header, shape)
+    voxels, finite_notes = replace_non_finite(_rescale(stored, *_slope_inter(header)))
+    thickness_mm, sidecar_notes = thickness_beside(path)
+    notes += extension_notes + finite_notes + sidecar_notes
+    return Volume(voxels, affine, thickness_mm, tuple(notes), path, header)
+
+
+def _read_header(stream: BinaryIO) -> tuple[Any, _Order]:
+    """The header exactly as stored but in native byte order, and the file's byte order, "<" or ">"."""
+    start = stream.read(348)
+    order = next((o for o in _ORDERS if len(start) >= 4 and struct.unpack(o + "i", start[:4])[0] in _HEADERS), None)
+    if order is None:
+        raise refused(kind_of(start), _NEED, _CONVERT)
+    size = struct.unpack(order + "i", start[:4])[0]
+    start += stream.read(size - len(start))
+    if len(start) < size:
+        raise refused(f"{len(start)} bytes of a {size}-byte header", WHOLE, AGAIN)
+    magic = start[344:347] if size == 348 else start[4:7]
+    if magic in (b"ni1", b"ni2"):
+        raise refused("half of a .hdr/.img pair", _NEED, "join the pair first (fslchfiletype NIFTI_GZ)")
+    if magic not in (b"n+1", b"n+2"):
+        raise refused(f"an Analyze 7.5 or damaged header (magic {magic!r})", _NEED, _CONVERT)
+    header = _HEADERS[size](start, endianness=order, check=False)
+    return header.as_byteswapped("<" if struct.pack("=h", 1) == struct.pack("<h", 1) else ">"), order
+
+
+def _shape_and_dtype(header: Any, order: _Order) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Stored shape [x, y, z] or [x, y, z, t], and stored type in the file's byte order."""
+    code = int(header["datatype"])
+    if code not in _DTYPES:
+        kind = _OTHER_DTYPES.get(code, f"unknown (datatype {code})")
+        raise refused(
+            f"{kind} voxels", "one real number per voxel", "convert the scan to float32 or split its channels"
+        )
+    dims = [int(n) for n in header["dim"]]
+    if not 1 <= dims[0] <= 7:
+        raise refused(f"a damaged header (dim[0] is {dims[0]})", _NEED, _CONVERT)
+    shape = dims[1 : dims[0] + 1]
+    while len(shape) > 3 and shape[-1] == 1:
+        shape.pop()
+    size = by(shape)
+    if min(shape) < 1:
+        raise refused(f"a grid of {size} voxels", "at least one along each axis", _CONVERT)
+    if len(shape) not in (3, 4):
+        raise refused(f"a {len(shape)}-D image ({size})", "3-D, or 4-D with time last", "extract one volume from it")
+    return tuple(shape), np.dtype(_DTYPES[code]).newbyteorder(order)
+
+
+def _read_extensions(stream: BinaryIO, header: Any, order: _Order, most_bytes: int) -> list[str]:
+    """Leave `stream` at the end of the extensions; keep the comments in `header`, name the others that are dropped."""
+    header_bytes = int(header["sizeof_hdr"])
+    offset = float(header["vox_offset"])
+    if not math.isfinite(offset) or offset > most_bytes:
+        raise refused(f"voxels that start at byte {offset:g}, beyond the end", WHOLE, AGAIN)
+    header["vox_offset"] = max(int(offset), header_bytes + 4)
+    block = stream.read(int(header["vox_offset"]) - header_bytes)
+    dropped = 0
+    for code, content in _split_extensions(block, order):
+        if code == COMMENT_EXTENSION:
+            header.extensions.append(nifti1.Nifti1Extension(COMMENT_EXTENSION, content))
+        else:
+            dropped += 1
+    if dropped:
+        return [_told_dropped(dropped)]
+    return []
+
+
+def _split_extensions(block: bytes, order: _Order) -> Iterator[tuple[int, bytes]]:
+    """(code, content) of each extension that is whole; `block` starts with the four flag bytes."""
+    start = 4
+    while block[:1] not in (b"", b"\0") and start + 8 <= len(block):
+        size, code = struct.unpack(order + "ii", block[start : start + 8])
+        if size < 16 or start + size > len(block):
+            return
+        yield code, block[start + 8 : start + size].rstrip(b"\0")
+        start += size
+
+
+def _slope_inter(header: Any) -> tuple[float, float]:
+    """The rescale; (1, 0) where the file has none (slope zero or not finite)."""
+    slope, inter = float(header["scl_slope"]), float(header["scl_inter"])
+    if slope == 0 or not math.isfinite(slope):
+        return 1.0, 0.0
+    if not math.isfinite(inter):
+        got = f"scl_slope {slope:g} with scl_inter {inter:g}"
+        raise refused(got, "two finite numbers", "set scl_inter to 0 if there is no offset")
+    return slope, inter
+
+
+def _rescale(stored: np.ndarray, slope: float, inter: float) -> np.ndarray:
+    if (slope, inter) == (1.0, 0.0):
+        return stored
+    voxels = np.empty(stored.shape, np.float64 if stored.dtype == np.float64 else np.float32, order="F")
+    with np.errstate(all="ignore"):  # what overflows is not finite, and is treated as such next
+        for at in slabs(stored.shape, 8):
+            voxels[at] = stored[at].astype(np.float64) * slope + inter
+    return voxels
+
+
+# ---- images of nibabel
+
+
+def is_image(thing: object) -> bool:
+    """Whether it is an image of nibabel, of whatever format."""
+    return isinstance(thing, SpatialImage)
+
+
+def from_image(image: Any) -> Volume:
+    """What `read` gives for the file that nibabel has read; the image, which may have been changed since, rules.
+
+    It is not changed. Of another format than NIfTI the header is kept for files of that format. An array that was put
+    into a header for other numbers is taken as it is. The JSON beside the file counts while the image lies where the
+    file says.
+
+    Raises:
+        InputRefused: no scan, or one whose geometry is unknown.
+    """
+    name = image.get_filename()
+    source = Path(name) if name else None
+    if not isinstance(image, nifti1.Nifti1Pair):
+        return _from_foreign(image, source)
+    kind: Any = nifti2.Nifti2Header if isinstance(image.header, nifti2.Nifti2Header) else nifti1.Nifti1Header
+    header = kind.from_header(image.header, check=False)
+    header = header.as_byteswapped("<" if struct.pack("=h", 1) == struct.pack("<h", 1) else ">")
+    proxy: Any = image.dataobj
+    if hasattr(proxy, "get_unscaled"):
+        stored = as_numbers(np.asanyarray(proxy.get_unscaled()))
+        header["scl_slope"], header["scl_inter"] = proxy.slope, proxy.inter
+    else:
+        stored = as_numbers(np.asarray(proxy))
+        header.set_data_dtype(stored.dtype)
+        header["scl_slope"], header["scl_inter"] = 1, 0
+    header.set_data_shape(stored.shape)
+    moved = image.affine is not None and not np.allclose(image.affine, header.get_best_affine())
+    if moved:  # as nibabel would write it
+        header.set_sform(image.affine, ALIGNED)
+        header.set_qform(image.affine, 0)
+    affine, notes = _geometry(header, stored.shape)
+    voxels, finite_notes = finite(_rescale(stored, *_slope_inter(header)))
+    thickness_mm, beside_notes = thickness_beside(source) if source is not None and not moved else (None, [])
+    notes += _drop_extensions(header) + finite_notes + beside_notes
+    return Volume(voxels, affine, thickness_mm, tuple(notes), source, header)
+
+
+def to_image(volume: Volume) -> Any:
+    """A scan as an image of nibabel that shares its voxels, with the header that `write` would give it.
+
+    Its voxels are those numbers, not what a rescale makes of others: the header's type is theirs.
+
+    Raises:
+        OutputRefused: the grid does not fit into a header.
+    """
+    header = _header_for(volume, None)
+    header.set_data_dtype(_fresh_header(volume.voxels.dtype).get_data_dtype())
+    header["scl_slope"], header["scl_inter"] = 1, 0
+    image: Any = nifti2.Nifti2Image if isinstance(header, nifti2.Nifti2Header) else nifti1.Nifti1Image
+    return image(volume.voxels, volume.affine, header)
+
+
+def _from_foreign(image: Any, source: Path | None) -> Volume:
+    stored = as_numbers(np.asanyarray(image.dataobj))
+    if image.affine is None:
+        raise refused("an image without an affine", "one that says where its voxels are", _CONVERT)
+    affine = np.array(image.affine, np.float64)
+    check_affine(affine, _CONVERT)
+    voxels, notes = finite(stored)
+    thickness_mm, beside_notes = thickness_beside(source) if source is not None else (None, [])
+    notes = shear_notes(affine) + notes + beside_notes
+    return Volume(voxels, affine, thickness_mm, tuple(notes), source, image.header.copy())
+
+
+def _drop_extensions(header: Any) -> list[str]:
+    """Comments stay, what other programs wrote for the acquired grid goes; a note on that."""
+    kept = [one for one in header.extensions if one.get_code() == COMMENT_EXTENSION]
+    dropped = len(header.extensions) - len(kept)
+    header.extensions[:] = kept
+    return [_told_dropped(dropped)] if dropped else []
+
+
+def _told_dropped(count: int) -> str:
+    return f"{count} header extension(s) not carried over: written by other programs for the acquired grid"
+
+
+# ---- geometry
+
+
+def _mm_per_unit(header: Any) -> tuple[str, float]:
+    """Name of the file's unit of length, and its size in mm; mm where the header is silent."""
+    return _UNITS.get(int(header["xyzt_units"]) & 7, _UNITS[0])
+
+
+def _geometry(header: Any, shape: tuple[int, ...]) -> tuple[np.ndarray, list[str]]:
+    """Affine [4, 4] in mm, and what had to be decided about it."""
+    _check_pixdim(header)
+    unit, mm = _mm_per_unit(header)
+    affine, notes = _choose_affine(header, shape, mm)
+    affine[:3] *= mm
+    check_affine(affine, f"if pixdim is right, clear sform_code, else {_SET_SPACING}")
+    spacing_mm = np.linalg.norm(affine[:3, :3], axis=0)
+    if mm != 1:
+        notes.append(f"lengths are in {unit}, the spacing is {by(spacing_mm)} mm; if that is wrong, correct xyzt_units")
+    notes += shear_notes(affine)
+    return affine, notes
+
+
+def _check_pixdim(header: Any) -> None:
+    pixdim = [float(p) for p in header["pixdim"][1:4]]
+    if not all(math.isfinite(p) and p > 0 for p in pixdim):
+        raise refused(f"a spacing (pixdim) of {by(pixdim)}", "three positive lengths", _SET_SPACING)
+
+
+def _choose_affine(header: Any, shape: tuple[int, ...], mm: float) -> tuple[np.ndarray, list[str]]:
+    """Affine in the file's unit: sform, else qform, else pixdim; and what speaks against it."""
+    has_sform, has_qform = int(header["sform_code"]) > 0, int(header["qform_code"]) > 0
+    if not has_sform and not has_qform:
+        base = np.asarray(header.get_base_affine(), np.float64)
+        assumed = "the axes are taken to run right to left, back to front, foot to head"
+        return base, [
+            f"neither sform nor qform is set: spacing from pixdim, position and orientation unknown; {assumed}"
+        ]
+    qform = _qform(header) if has_qform else None
+    if not has_sform:
+        if qform is None:
+            raise refused("an impossible rotation (qform quaternion)", "a valid one, or an sform", _CONVERT)
+        return qform, []
+    sform = np.asarray(header.get_sform(), np.float64)
+    if has_qform and qform is None:
+        return sform, ["the qform is not a rotation and is ignored; the sform is used"]
+    if np.isfinite(sform).all():
+        return sform, _differences(sform, qform, header, shape, mm)
+    return sform, []
+
+
+def _qform(header: Any) -> np.ndarray | None:
+    """The qform [4, 4] in the file's unit; None where its quaternion is no rotation."""
+    header = header.copy()
+    if float(header["pixdim"][0]) != -1:
+        header["pixdim"][0] = 1  # the standard: anything else means 1
+    try:
+        qform = np.asarray(header.get_qform(), np.float64)
+    except (ValueError, ArithmeticError, HeaderDataError):
+        return None
+    return qform if np.isfinite(qform).all() else None
+
+
+def _differences(
+    sform: np.ndarray, qform: np.ndarray | None, header: Any, shape: tuple[int, ...], mm: float
+) -> list[str]:
+    """How the sform, which is used, differs from what else the header says.
+
+    By more than a tenth of a voxel in position, 1 % in spacing, or 0.17 degrees: near half a turn a float32 quaternion
+    is wrong by up to 0.1 degrees.
+    """
+    pixdim = np.asarray(header["pixdim"][1:4], np.float64)
+    spacing = np.linalg.norm(sform[:3, :3], axis=0)
+    same_spacing = np.allclose(spacing, pixdim, rtol=0.01, atol=0)
+    if qform is None:
+        if same_spacing:
+            return []
+        return [f"pixdim says {by(pixdim * mm)} mm and the sform {by(spacing * mm)} mm; the sform is used"]
+    same_start = np.linalg.norm(sform[:3, 3] - qform[:3, 3]) <= 0.1 * pixdim.min()
+    if same_spacing and same_start and np.allclose(directions(sform), directions(qform), rtol=0, atol=SMALL_TURN):
+        return []
+    apart_mm = grid_distance_mm(sform, qform, shape) * mm
+    how = _describe_turn(sform, qform)
+    return [f"sform and qform disagree by {how}, up to {apart_mm:.1f} mm apart; the sform is used"]
+
+
+def _describe_turn(sform: np.ndarray, qform: np.ndarray) -> str:
+    """What leads from the qform to the sform, in a few words."""
+    to_s, to_q = directions(sform), directions(qform)
+    turn = to_s @ np.linalg.inv(to_q)
+    if np.linalg.det(turn) < 0:
+        return _describe_mirror(turn, np.linalg.inv(to_q) @ to_s, to_q)
+    degrees = math.degrees(math.acos(np.clip((np.trace(turn) - 1) / 2, -1, 1)))
+    return (
+        f"a rotation of {degrees:.1f} degrees"
+        if degrees > math.degrees(SMALL_TURN)
+        else "a shift or a change of spacing"
+    )
+
+
+def _describe_mirror(world_turn: np.ndarray, array_turn: np.ndarray, to_world: np.ndarray) -> str:
+    """A flip of one axis of the patient or of the array, named by the patient's; some degrees of rotation allowed."""
+    names = ("left-right", "front-back", "head-foot")
+    for axis in range(3):
+        flip = np.diag(np.where(np.arange(3) == axis, -1.0, 1.0))
+        if np.allclose(world_turn, flip, atol=0.1):
+            return f"a {names[axis]} flip"
+        if np.allclose(array_turn, flip, atol=0.1):
+            return f"a {names[int(np.abs(to_world[:, axis]).argmax())]} flip"
+    return "a mirror image"
+
+
+# ---- writing
+
+
+def _header_for(volume: Volume, like: Volume | None) -> Any:
+    """The source's header on the volume's grid; a fresh one where the source was not NIfTI."""
+    shape = volume.voxels.shape
+    check_shape_to_write(shape)
+    sources = (like.header if like is not None else None, volume.header)
+    source = next((h for h in sources if isinstance(h, nifti1.Nifti1Header)), None)
+    header = _fresh_header(volume.voxels.dtype) if source is None else cast(Any, source).copy()
+    stored = header.get_data_dtype()
+    if stored.kind in "iu" and stored.itemsize == 1 and volume.voxels.dtype == np.int16:
+        header.set_data_dtype(np.int16)  # an answer computed from 8 bits, which goes beyond 0 .. 255
+    if not np.array_equal(header["dim"][1:4], shape[:3]):
+        for timing in ("slice_code", "slice_start", "slice_end", "slice_duration"):
+            header[timing] = 0
+    beyond_space = header["pixdim"][4:].copy()  # set_data_shape resets the repetition time of a 3-D scan
+    try:
+        header.set_data_shape(shape)
+    except HeaderDataError:
+        raise unwritable(f"{max(shape)} voxels along one axis", "at most 32767 in NIfTI-1", "crop the scan") from None
+    header["pixdim"][4:] = beyond_space
+    header["vox_offset"] = 0  # nibabel: to be set from the extensions
+    _set_affine(header, np.asarray(volume.affine, np.float64))
+    return header
+
+
+def _fresh_header(dtype: np.dtype[Any]) -> Any:
+    header = _HEADERS[348]()
+    family = {"b": np.dtype(np.uint8)}.get(dtype.kind, dtype.newbyteorder("="))
+    if family not in [np.dtype(d) for d in _DTYPES.values()]:
+        family = np.dtype(np.float64 if dtype.itemsize > 4 else np.float32)
+    header.set_data_dtype(family)
+    header["scl_slope"], header["scl_inter"] = 1, 0
+    header["sform_code"] = header["qform_code"] = 1  # Volume.affine is in patient space
+    header.set_xyzt_units("mm", "sec")
+    return header
+
+
+def _set_affine(header: Any, affine: np.ndarray) -> None:
+    """Both forms get the affine [4, 4], in mm, and keep their codes where they can carry it."""
+    check_affine_to_write(affine)
+    affine = np.diag([1 / _mm_per_unit(header)[1]] * 3 + [1]) @ affine
+    sform_code, qform_code = max(0, int(header["sform_code"])), max(0, int(header["qform_code"]))
+    header.set_qform(affine, 0)  # pixdim too
+    header.set_sform(affine, 0)
+    sheared = shear(affine) > SHEAR_COSINE
+    if not sform_code and not qform_code:
+        # Only pixdim spoke, and it puts the middle of the grid at the origin; "aligned" claims no scanner position.
+        sform_code = 0 if _is_close(header.get_base_affine(), affine, 1e-3 * header["pixdim"][1:4].min()) else ALIGNED
+    elif not sform_code and (sheared or not _is_close(_qform(header), affine, 1e-5)):
+        sform_code = qform_code
+    header["sform_code"], header["qform_code"] = sform_code, 0 if sheared else qform_code
+
+
+def _is_close(form: np.ndarray | None, affine: np.ndarray, tolerance: float) -> bool:
+    """Equal within `tolerance`, and what float32 can hold of the position."""
+    return form is not None and np.allclose(form, affine, rtol=1e-6, atol=tolerance)
+
+
+def _encoded(voxels: np.ndarray, header: Any) -> Iterator[bytes]:
+    """The voxels as the file stores them, slab by slab in file order."""
+    dtype = np.dtype(header.get_data_dtype()).newbyteorder("=")
+    slope, inter = _slope_inter(header)
+    for slab in encoded(voxels, dtype, slope, inter):
+        yield slab.tobytes(order="F")

@@ -1,0 +1,114 @@
+"""Thin to thick, its transpose, and the projection back onto what was acquired.
+
+Arrays here have the through-plane axis first: thin [thin, ...], thick [thick, ...]. The matrix A [thick, thin] comes
+from `thinslice.physics.profile`; nothing else in the project blurs.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+NOISE_LEVEL = 0.003
+"""Default regularisation of the projection, see `damping_of`.
+
+It is the assumed noise-to-signal power of an acquired slice: with 0 the acquired noise is reproduced to the last
+bit, with more the components that A nearly destroys are not amplified. With 0.003 six real scans came back to 0.06 %
+RMS and 0.9 % at worst of their range (0.01: 0.19 % and 2.9 %) for at most 0.09 dB of noisy ones.
+"""
+
+CORRELATION_LENGTH = 0.5
+"""L of `smooth_spread`, in slice spacings: the shortest that leaves no ripple (0.1 % at x4; LOG.md)."""
+
+BAND = 16
+"""Lines of a slice that are computed together: what then is in use fits into a processor's cache."""
+
+
+def thicken(thin: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """What the scanner would acquire: A x. Shapes [thin, ...] -> [thick, ...], see `along_first_axis`."""
+    return along_first_axis(matrix, thin)
+
+
+def spread(thick: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """The adjoint of `thicken`: At y. Shapes [thick, ...] -> [thin, ...], see `along_first_axis`."""
+    return along_first_axis(matrix.T, thick)
+
+
+def smooth_spread(matrix: np.ndarray, factor: float) -> np.ndarray:
+    """W At [thin, thick]: the adjoint, smoothed along the slice axis, so that a correction shows no slice edges.
+
+    W is the covariance exp(-d^2 / 2 L^2) of a smooth anatomy, d in slice spacings, mirrored at both ends of the field
+    of view. With W = I a flat correction would come back with a ripple of 10 % (Gaussian), a straight one as a
+    staircase (box).
+
+    Args:
+        matrix: A [thick, thin].
+        factor: thin slices per slice spacing.
+    """
+    position = np.arange(matrix.shape[1]) / factor
+    length = matrix.shape[1] / factor
+    here, there = position[:, None], position[None, :]
+    edge = 0.5 / factor
+    distances = (here - there, here + there + 2 * edge, 2 * (length - edge) - here - there)
+    covariance = sum(np.exp(-0.5 * (d / CORRELATION_LENGTH) ** 2) for d in distances)
+    smoothed: np.ndarray = covariance @ matrix.T
+    return smoothed
+
+
+def damping_of(matrix: np.ndarray, factor: float, noise: float = NOISE_LEVEL) -> float:
+    """``noise`` in the units of A W At: relative to its median row sum.
+
+    That sum is what an inner slice keeps of a flat image, the largest eigenvalue of a long stack. The outermost slices,
+    of which only a half lies inside the field of view on the centres grid, have no say in it.
+    """
+    return float(noise * np.median((matrix @ smooth_spread(matrix, factor)).sum(axis=1)))
+
+
+def correction_matrix(matrix: np.ndarray, factor: float, damping: float) -> np.ndarray:
+    """W At (A W At + damping * I)^-1, [thin, thick].
+
+    Applied to ``thick - A thin`` it gives the smallest change of ``thin``, in the norm of W, that agrees with the
+    acquired slices: the null-space projection of inverse problems, with a smooth range.
+
+    Args:
+        matrix: A [thick, thin].
+        factor: thin slices per slice spacing.
+        damping: see `damping_of`; for a piece of a stack, that of the whole stack.
+    """
+    smoothed = smooth_spread(matrix, factor)
+    correction: np.ndarray = np.linalg.solve(matrix @ smoothed + damping * np.eye(len(matrix)), smoothed.T).T
+    return correction
+
+
+def project(
+    thin: np.ndarray, thick: np.ndarray, matrix: np.ndarray, factor: float, noise: float = NOISE_LEVEL
+) -> np.ndarray:
+    """The answer nearest to ``thin`` that agrees with the acquired slices: x + W At(A W At + d I)^-1 (y - A x).
+
+    Args:
+        thin: an answer [thin, ...], any float dtype.
+        thick: the acquired slices [thick, ...].
+        matrix: A [thick, thin].
+        factor: thin slices per slice spacing.
+        noise: gives the damping d, see `damping_of`; 0 makes ``thicken(result) == thick`` to rounding.
+    """
+    repair = correction_matrix(matrix, factor, damping_of(matrix, factor, noise))
+    answer: np.ndarray = thin + along_first_axis(repair, thick - thicken(thin, matrix))
+    return answer
+
+
+def bands(stack: np.ndarray) -> Iterator[tuple[slice, ...]]:
+    """Indices that cut a stack [n, h, w] into bands, `BAND` lines of its in-plane axis that is slower in memory."""
+    slower = 1 if abs(stack.strides[1]) >= abs(stack.strides[2]) else 2
+    for top in range(0, stack.shape[slower], BAND):
+        yield (*[slice(None)] * slower, slice(top, top + BAND))
+
+
+def along_first_axis(matrix: np.ndarray, array: np.ndarray) -> np.ndarray:
+    """``matrix`` [m, n] applied to the first axis of ``array`` [n, ...] -> [m, ...].
+
+    Computed in the array's dtype if that is a float one, otherwise in float32.
+    """
+    array = array if array.dtype.kind == "f" else array.astype(np.float32)
+    flat = array.reshape(len(array), -1)
+    product: np.ndarray = matrix.astype(array.dtype, copy=False) @ flat
+    return product.reshape(len(matrix), *array.shape[1:])

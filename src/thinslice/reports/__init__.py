@@ -1,0 +1,1 @@
+"""Reports: pages and pictures on which a person judges an answer."""

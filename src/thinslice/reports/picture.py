@@ -1,0 +1,221 @@
+"""Pictures to judge by eye: the two planes across the slices, at true aspect, in one common grey window.
+
+Planes are shown as radiologists hang them: head up, or front up in axial planes; front to the left in sagittal
+planes, the patient's right to the left in the others.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from thinslice.io.atomic import whole_or_not
+from thinslice.plan import intensity_range, through_plane_axis
+from thinslice.volume import Volume, patient_axes
+
+LONG_SIDE, DEMO_LONG_SIDE = 340, 460
+"""Length of the longest side of the largest plane, in pixels, on evaluation and demonstration sheets."""
+
+GAP, CAPTION, MARGIN = 8, 40, 26
+"""Pixels between planes, above a row's planes, and left of a row for its name."""
+
+CAPTION_SIZE = 13
+"""Height of the captions' letters, in pixels."""
+
+INK, PAPER, DIM = 235, 16, 150
+"""Grey of the captions, of the background, and of what is less important."""
+
+PLANE_NAMES = ("sagittal", "coronal", "axial")
+"""The plane that lies across the patient's left-right, front-back and head-foot axis."""
+
+
+@dataclass(frozen=True)
+class Plane:
+    """One plane of a scan, ready to be shown.
+
+    Attributes:
+        name: sagittal, coronal or axial, whichever is nearest.
+        pixels: [rows, columns], the scan's own units.
+        pixel_mm: height and width of a pixel.
+        thick_rows: True where the thick slices lie along the rows' direction (rows are slices), else the columns are.
+    """
+
+    name: str
+    pixels: np.ndarray
+    pixel_mm: tuple[float, float]
+    thick_rows: bool
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One cell of `side_by_side`.
+
+    Attributes:
+        caption: up to two lines.
+        plane: what is shown.
+        window: values shown black and white.
+        staircase: every slice is shown as a step of its full height, as acquired; else smoothly.
+    """
+
+    caption: str
+    plane: Plane
+    window: tuple[float, float]
+    staircase: bool = False
+
+
+def resliced_planes(volume: Volume, axis: int, centre: tuple[int, int, int] | None = None) -> tuple[Plane, Plane]:
+    """The two planes through ``centre`` that contain the through-plane axis.
+
+    Args:
+        volume: [x, y, z] or [x, y, z, t], of which the first volume is shown.
+        axis: the array axis across the slices. ``centre`` is not used along it, so scans of one field of view with
+            different slice spacings give matching planes.
+        centre: voxel index; default: `picture_centre`.
+    """
+    voxels = volume.voxels[..., 0] if volume.voxels.ndim == 4 else volume.voxels
+    at = centre or picture_centre(volume)
+    first, second = (
+        _plane(voxels[(slice(None),) * across + (at[across],)], volume.affine, across, axis)
+        for across in range(3)
+        if across != axis
+    )
+    return first, second
+
+
+def picture_centre(volume: Volume) -> tuple[int, int, int]:
+    """Voxel index of the middle of what is bright: beyond a quarter of the way from the 0.5 to the 99.5 percentile."""
+    voxels = volume.voxels[..., 0] if volume.voxels.ndim == 4 else volume.voxels
+    low, high = intensity_range(voxels)
+    bright = voxels > low + 0.25 * (high - low)
+    if not bright.any():
+        return volume.shape[0] // 2, volume.shape[1] // 2, volume.shape[2] // 2
+    counts = [np.count_nonzero(bright, axis=tuple(a for a in range(3) if a != axis)) for axis in range(3)]
+    x, y, z = (round(float(np.average(np.arange(len(count)), weights=count))) for count in counts)
+    return x, y, z
+
+
+def side_by_side(rows: Sequence[Sequence[Picture]], title: str = "", long_side: int = LONG_SIDE) -> Image.Image:
+    """Rows of captioned pictures on one sheet, all to one scale in millimetres, each row with its plane's name.
+
+    Pictures that differ in physical size are centred in their cell: both grids share the acquired stack's centre.
+
+    Args:
+        rows: equally long rows.
+        title: one line above everything.
+        long_side: length of the longest side of the largest plane, in pixels.
+    """
+    scale = long_side / max(max(_size_mm(p.plane)) for row in rows for p in row)
+    cells = [[render(p, scale) for p in row] for row in rows]
+    width = max(max(image.width for row in cells for image in row), max(_caption_width(p) for row in rows for p in row))
+    heights = [max(cell.height for cell in row) for row in cells]
+    top = GAP + (22 if title else 0)
+    columns = max(len(row) for row in cells)
+    size = (MARGIN + columns * (width + GAP), top + sum(height + CAPTION + GAP for height in heights))
+    sheet = Image.new("L", size, PAPER)
+    draw = ImageDraw.Draw(sheet)
+    draw.text((MARGIN, GAP - 1), title, INK, _font(15))
+    for row, images, height in zip(rows, cells, heights, strict=True):
+        for column, (picture, image) in enumerate(zip(row, images, strict=True)):
+            left = MARGIN + column * (width + GAP)
+            draw.multiline_text((left, top + 2), picture.caption, INK, _font(CAPTION_SIZE), spacing=3)
+            sheet.paste(image, (left + (width - image.width) // 2, top + CAPTION + (height - image.height) // 2))
+        _name_row(sheet, row[0].plane.name, top + CAPTION, height)
+        top += height + CAPTION + GAP
+    return sheet
+
+
+def render(picture: Picture, pixels_per_mm: float) -> Image.Image:
+    """One picture as 8-bit grey at true aspect."""
+    low, high = picture.window
+    pixels = np.nan_to_num(picture.plane.pixels.astype(np.float64), nan=low, posinf=high, neginf=low)
+    grey = np.clip(np.rint((pixels - low) * (255 / max(high - low, 1e-30))), 0, 255).astype(np.uint8)
+    image = Image.fromarray(np.ascontiguousarray(grey))
+    height, width = (max(round(mm * pixels_per_mm), 1) for mm in _size_mm(picture.plane))
+    if picture.staircase:
+        steps = (image.width, height) if picture.plane.thick_rows else (width, image.height)
+        image = image.resize(steps, Image.Resampling.NEAREST)
+    return image.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def save_picture(image: Image.Image, path: Path) -> None:
+    """Write a PNG that is either whole or not there: a temporary name first, then the final one.
+
+    Raises:
+        OSError: it cannot be written; nothing is left behind.
+    """
+    with whole_or_not(Path(path)) as part:
+        image.save(part, format="PNG", optimize=True)
+
+
+def demo_picture(
+    acquired: Volume,
+    cubic: Volume,
+    enhanced: Volume,
+    path: Path,
+    name: str = "thinslice",
+    long_side: int = DEMO_LONG_SIDE,
+) -> None:
+    """A sheet with the acquired slices as they are, cubic interpolation and the answer, in both re-sliced planes.
+
+    Args:
+        acquired: the thick scan; the slice axis, the grey window and the place shown are taken from it.
+        cubic, enhanced: thin scans of the same field of view.
+        path: the PNG file.
+        name: what the answer is called.
+        long_side: see `side_by_side`.
+    """
+    axis = through_plane_axis(acquired)
+    window = intensity_range(acquired.voxels)
+    centre = picture_centre(acquired)
+    columns = [
+        (f"acquired\n{acquired.spacing_mm[axis]:.3g} mm slices", acquired, True),
+        (f"cubic interpolation\n{cubic.spacing_mm[axis]:.3g} mm slices", cubic, False),
+        (f"{name}\n{enhanced.spacing_mm[axis]:.3g} mm slices", enhanced, False),
+    ]
+    planes = [resliced_planes(volume, axis, centre) for _, volume, _ in columns]
+    rows = [
+        [Picture(text, pair[row], window, steps) for (text, _, steps), pair in zip(columns, planes, strict=True)]
+        for row in range(2)
+    ]
+    save_picture(side_by_side(rows, long_side=long_side), path)
+
+
+def _plane(pixels: np.ndarray, affine: np.ndarray, across: int, thick_axis: int) -> Plane:
+    """Orient the plane left after index ``across`` was fixed: [rows, columns] with the standard hanging."""
+    axes = [axis for axis in range(3) if axis != across]
+    world = patient_axes(affine)
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    if world[axes[0]] > world[axes[1]]:
+        down, right = axes
+    else:
+        right, down = axes
+        pixels = pixels.T
+    if affine[world[down], down] > 0:
+        pixels = pixels[::-1]
+    if affine[world[right], right] > 0:
+        pixels = pixels[:, ::-1]
+    return Plane(
+        PLANE_NAMES[world[across]], pixels, (float(spacing[down]), float(spacing[right])), thick_rows=down == thick_axis
+    )
+
+
+def _size_mm(plane: Plane) -> tuple[float, float]:
+    """Height and width of the whole plane."""
+    return plane.pixels.shape[0] * plane.pixel_mm[0], plane.pixels.shape[1] * plane.pixel_mm[1]
+
+
+def _caption_width(picture: Picture) -> int:
+    return max(int(np.ceil(_font(CAPTION_SIZE).getlength(line))) for line in picture.caption.split("\n"))
+
+
+def _font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+    return ImageFont.load_default(size)
+
+
+def _name_row(sheet: Image.Image, name: str, top: int, height: int) -> None:
+    """The plane's name, turned a quarter, in the left margin beside its row."""
+    box = Image.new("L", (height, MARGIN - 6), PAPER)
+    ImageDraw.Draw(box).text((height // 2, (MARGIN - 6) // 2), name, DIM, _font(14), anchor="mm")
+    sheet.paste(box.transpose(Image.Transpose.ROTATE_90), (3, top))

@@ -1,0 +1,181 @@
+"""What was done to one scan, for people: a page to open in a browser, and a figure for a paper."""
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from thinslice.compute.consistency import Report, misfit
+from thinslice.compute.planes import part_of, untold
+from thinslice.compute.uncertainty import expected_error
+from thinslice.compute.upsample import upsample
+from thinslice.io.nifti import allocate
+from thinslice.models.engine import Model, interpolation
+from thinslice.plan import Plan, intensity_range
+from thinslice.reports.picture import demo_picture
+from thinslice.reports.viewer_page import Layer, Overlay, write_page
+from thinslice.volume import Volume
+
+CHECKED = "default"
+CHECKED_IN_WORDS = "on MR of other people it ranked the true error, and its size was right to a quarter or so."
+
+SHOWN_MISFIT = 0.02
+"""The misfit that gets the last colour, in intensity ranges; more where the worst place in a thousand has more."""
+
+
+FIGURE_SIDE = 900
+"""Pixels along the longest side of the larger plane of a figure."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """All that is known of one enhanced scan: what went in, what came out, and how."""
+
+    volume: Volume
+    thin: Volume
+    plan: Plan
+    model: Model
+    report: Report
+    fell_back: np.ndarray | None = None
+
+
+def write_explanation(path: Path, answer: Answer, progress: Callable[[float], None] = untold) -> None:
+    """One offline HTML page: acquired, cubic and enhanced, what was done, how well it agrees, where not to trust it.
+
+    Args:
+        path: the HTML file, written whole or not at all.
+        answer: what to explain; of a 4-D series the first volume is shown.
+        progress: called with the share done, 0 .. 1.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    notes = list(answer.report.notes)
+    if answer.volume.voxels.ndim == 4:
+        notes.append("Of this 4-D series the first volume is shown; the figures above are of all its volumes.")
+    answer = _first_volume(answer)
+    plan = answer.plan
+    cubic = by_cubic(answer, part_of(progress, 0.0, 0.2))
+    overlays = [_agreement(answer)]
+    told = part_of(progress, 0.2, 0.9)
+    certainty = expected_error(answer.volume, answer.thin, plan, answer.model, answer.fell_back, told)
+    facts = _facts(answer)
+    if certainty is not None:
+        overlays.append(_expected(certainty.volume, plan.model))
+        checked = "" if plan.model == CHECKED else ", not of this model"
+        facts.append(("expected error", f"a map; checked against known truth for {CHECKED} on MR{checked}"))
+    else:
+        facts.append(("expected error", "not known of an interpolation"))
+    acquired_mm, thin_mm = plan.spacing_thick_mm[plan.axis], plan.spacing_thin_mm[plan.axis]
+    write_page(
+        path,
+        title=answer.report.source or "a scan",
+        acquired=Layer(f"acquired, {acquired_mm:.3g} mm slices", answer.volume, staircase=True),
+        others=[
+            Layer(f"cubic interpolation, {thin_mm:.3g} mm", cubic, staircase=False),
+            Layer(f"computed by {plan.model}, {thin_mm:.3g} mm", answer.thin, staircase=False),
+        ],
+        overlays=overlays,
+        facts=facts,
+        notes=notes,
+    )
+    progress(1.0)
+
+
+def write_figure(path: Path, answer: Answer) -> None:
+    """A PNG with the acquired slices, cubic interpolation and the answer in both re-sliced planes, at true aspect.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    answer = _first_volume(answer)
+    demo_picture(answer.volume, by_cubic(answer), answer.thin, path, f"computed by {answer.plan.model}", FIGURE_SIDE)
+
+
+def by_cubic(answer: Answer, progress: Callable[[float], None] = untold) -> Volume:
+    """Bare cubic interpolation onto the grid of an answer, as people do it today: not projected."""
+    plan = replace(answer.plan, model="cubic", model_sha256=None, projection=False, fuse=False)
+    out = allocate(plan.shape_thin, answer.thin.voxels.dtype, Path(tempfile.gettempdir()))
+    return upsample(answer.volume, plan, interpolation("cubic"), out, progress).volume
+
+
+def _first_volume(answer: Answer) -> Answer:
+    if answer.volume.voxels.ndim == 3:
+        return answer
+    first, thin = (replace(one, voxels=one.voxels[..., 0]) for one in (answer.volume, answer.thin))
+    return replace(answer, volume=first, thin=thin)
+
+
+def _facts(answer: Answer) -> list[tuple[str, str]]:
+    """What was done, in words and numbers."""
+    plan, report = answer.plan, answer.report
+    before, after = plan.spacing_thick_mm[plan.axis], plan.spacing_thin_mm[plan.axis]
+    found = report.consistency
+    facts = [
+        ("scan", report.source),
+        ("slices", f"{plan.n_thick} of {before:.4g} mm -> {plan.n_thin} of {after:.4g} mm"),
+        ("slice profile", f"{plan.profile}, {plan.thickness_mm:.4g} mm"),
+        ("same", "field of view" if plan.grid == "fov" else "outer slice centres"),
+        ("model", plan.model + (f", sha256 {plan.model_sha256[:16]}..." if plan.model_sha256 else "")),
+        *_card(answer.model.card),
+        ("time", f"{report.seconds:.1f} s"),
+        (
+            "made thick again",
+            f"differs from the acquired slices by {_number(found.rms)} RMS ({found.rms_percent:.2g} % of the range) "
+            f"and {_number(found.worst)} at worst ({found.worst_percent:.2g} %)",
+        ),
+        ("guard", f"{report.guard.percent} of {report.guard.cells} cells taken back to interpolation"),
+        ("projected onto the acquired slices", "yes" if plan.projection else "no"),
+        ("versions", ", ".join(f"{name} {number}" for name, number in plan.versions.items())),
+    ]
+    if plan.in_plane > 1:
+        facts.insert(2, ("in-plane", f"{plan.in_plane} times finer along both sides"))
+    return facts
+
+
+def _card(card: Any) -> list[tuple[str, str]]:
+    """What a model's card says: what it learnt from, and what it is valid for."""
+    if not isinstance(card, dict):
+        return []
+    facts = []
+    data = card.get("data")
+    if isinstance(data, list) and data:
+        licences = sorted({str(one.get("licence", "?")).split(" (")[0] for one in data if isinstance(one, dict)})
+        facts.append(("learnt from", f"{len(data)} scans ({', '.join(licences)})"))
+    envelope = card.get("envelope")
+    if isinstance(envelope, dict) and {"factor", "thickness_over_spacing"} <= envelope.keys():
+        factor, thickness = envelope["factor"], envelope["thickness_over_spacing"]
+        valid = f"factors {factor[0]:g} to {factor[1]:g}, slices {thickness[0]:g} to {thickness[1]:g} spacings thick"
+        facts.append(("valid for", valid))
+    return facts
+
+
+def _agreement(answer: Answer) -> Overlay:
+    found = misfit(answer.volume, answer.thin, answer.plan)
+    low, high = intensity_range(answer.volume.voxels)
+    top = max(SHOWN_MISFIT * (high - low), float(np.quantile(found.voxels, 0.999)))
+    words = "How far the computed slices, made thick again, are from the acquired ones."
+    return Overlay("misfit", found, "of the scan's units", top, words, _worst_mm(found))
+
+
+def _expected(found: Volume, model: str) -> Overlay:
+    top = float(np.quantile(found.voxels, 0.995)) or 1.0
+    words = (
+        "Mean error to be expected, from how far the network's answers to the scan and to its mirror image are apart. "
+        "What both get wrong alike it cannot show; where the guard took the network back, nothing is known and the "
+        f"last colour stands. Read it as a map: {CHECKED_IN_WORDS if model == CHECKED else 'its size was not checked.'}"
+    )
+    return Overlay("expected error", found, "of the scan's units", top, words, _worst_mm(found))
+
+
+def _worst_mm(found: Volume) -> tuple[float, float, float]:
+    index = np.unravel_index(int(found.voxels.argmax()), found.voxels.shape)
+    x, y, z = (float(mm) for mm in (found.affine @ [*index, 1])[:3])
+    return x, y, z
+
+
+def _number(value: float) -> str:
+    return f"{value:.3g}"

@@ -1,0 +1,383 @@
+"""One offline HTML page on which a scan and what was computed from it are judged by eye. No server, no request.
+
+The page is `viewer/page.html` with our style and program, niivue (https://github.com/niivue/niivue), which draws, and
+the scans as compressed NIfTI. Its policy lets nothing in and nothing out: no address, no program but these two.
+"""
+
+import base64
+import gzip
+import hashlib
+import json
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from string import Template
+
+import numpy as np
+
+from thinslice.compute.reslice import looks_like_labels
+from thinslice.errors import InputRefused, OutputRefused
+from thinslice.io.atomic import whole_or_not
+from thinslice.io.outputs import check_writable
+from thinslice.plan import intensity_range, through_plane_axis
+from thinslice.reports.downsample import BUDGET_BYTES, Excerpt, box_mm, make_excerpts
+from thinslice.reports.picture import picture_centre
+from thinslice.volume import Volume, patient_axes, stem_of
+
+VIEWER = Path(__file__).parent / "viewer"
+NIIVUE = "niivue-0.69.0.umd.js"
+
+COMPUTED = "Computed slices were not acquired: what they show may not be there. For research, not for diagnosis."
+
+ONE_SCALE = 3.0
+"""Two intensity ranges are one scale if neither is so many times as wide as the other, and they overlap."""
+
+TILT_TOLD_DEGREES = 1.0
+"""Planes that are farther from the patient's axes than this are said to be."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A scan on the page.
+
+    Attributes:
+        name, volume: what it is called, and its voxels.
+        staircase: every voxel is shown as the block it is, as acquired; else smoothly.
+        window: values shown black and white where they are others than the page's: another scale of intensities.
+    """
+
+    name: str
+    volume: Volume
+    staircase: bool
+    window: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Overlay:
+    """A map in colour over the scans, from 0 (not drawn) to ``top`` and more.
+
+    Attributes:
+        name: what it shows.
+        volume: the numbers; any grid of the same patient space.
+        unit: of the numbers, in words; may be empty.
+        top: the number that gets the last colour.
+        words: one sentence on how to read it.
+        worst_mm: patient millimetres of the worst place, None where there is none to go to.
+    """
+
+    name: str
+    volume: Volume
+    unit: str
+    top: float
+    words: str
+    worst_mm: tuple[float, float, float] | None = None
+
+
+def write_page(
+    path: Path,
+    *,
+    title: str,
+    acquired: Layer,
+    others: Sequence[Layer],
+    overlays: Sequence[Overlay] = (),
+    facts: Sequence[tuple[str, str]] = (),
+    notes: Sequence[str] = (),
+    warning: str = COMPUTED,
+    window: tuple[float, float] | None = None,
+    start_mm: tuple[float, float, float] | None = None,
+    budget_bytes: int = BUDGET_BYTES,
+) -> None:
+    """Write the page, whole or not at all. The same scans give the same bytes.
+
+    Args:
+        path: the HTML file.
+        title: its heading.
+        acquired: shown on the left; its grey window and its axes are everybody's.
+        others: one of them, or the acquired scan, is shown on the right; the last one at first. At least one.
+        overlays: maps that can be laid over the right.
+        facts, notes: what was done, as a table of words and numbers, and as sentences.
+        warning: one sentence beside the heading.
+        window: values shown black and white; default: `thinslice.plan.intensity_range` of the acquired scan.
+        start_mm: patient millimetres of the crosshair at first; default: the middle of what is bright.
+        budget_bytes: of voxels on the page; see `thinslice.reports.downsample`.
+
+    Raises:
+        OSError: it cannot be written; nothing is left behind.
+        ValueError: there is nothing to compare with.
+    """
+    if not others:
+        raise ValueError("got no scan beside the acquired one; need at least one; next: give others=[Layer(...)]")
+    layers = [acquired, *others]
+    window = window or intensity_range(acquired.volume.voxels)
+    scans, maps, done = make_excerpts(
+        [(layer.name, layer.volume) for layer in layers],
+        [(overlay.volume, overlay.top) for overlay in overlays],
+        window,
+        budget_bytes,
+    )
+    start = start_mm or _place(acquired.volume)
+    told = [*notes, *_tilt(acquired.volume), *_for_this_page(done)]
+    data = _data(layers, scans, overlays, maps, window, start)
+    text = _assemble(
+        title, warning, facts, told, data, [*(_packed(one, window) for one in scans), *map(_packed_map, maps)]
+    )
+    with whole_or_not(Path(path)) as part:
+        part.write_bytes(text.encode(errors="backslashreplace"))
+
+
+def find_page(wish: Path | None, acquired: Path, other: Path, overwrite: bool) -> Path:
+    """Where the page on two scans goes: as wished, or ``A-B.html`` in the working folder.
+
+    Raises:
+        OutputRefused: it is no page's name, exists already without `overwrite`, or cannot be put there.
+    """
+    path = wish or Path(f"{_stem(acquired)}-{_stem(other)}.html")
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise OutputRefused(f"{path}: got another kind of name; need one that ends in .html; next: change the name")
+    if path.is_dir():
+        raise OutputRefused(f"{path}: got a folder; need a file; next: choose another name")
+    if not overwrite and os.path.lexists(path):
+        raise OutputRefused(
+            f"{path}: got an output that exists already; need a free name; next: choose another, or give --overwrite"
+        )
+    check_writable(path.parent)
+    return path
+
+
+def check_one_space(acquired: Volume, other: Volume, names: tuple[str, str]) -> None:
+    """Refuse two scans whose fields of view do not overlap.
+
+    Raises:
+        InputRefused: they share no millimetre of the patient.
+    """
+    apart = max(_apart_mm(acquired, other), _apart_mm(other, acquired))
+    if apart >= 0:
+        raise InputRefused(
+            f"{names[1]}: got a scan whose field of view is {apart:.0f} mm away from that of {names[0]}; need two "
+            "scans of the same patient space; next: give two of one examination, or register them first"
+        )
+
+
+def view_page(path: Path, scans: Sequence[tuple[str, Volume]]) -> None:
+    """Write the page on an acquired scan and another one of the same patient space: names and volumes.
+
+    Raises:
+        InputRefused: their fields of view do not overlap.
+        OSError: it cannot be written; nothing is left behind.
+    """
+    (first, acquired), (second, other) = scans
+    check_one_space(acquired, other, (first, second))
+    facts = [(name, _grid_in_words(volume)) for name, volume in scans]
+    notes = [f"{name}: {note}" for name, volume in scans for note in volume.notes]
+    own = _own_window(acquired, other)
+    if own is not None:
+        notes.append(f"{second} has another scale of intensities, and a grey window of its own.")
+    write_page(
+        path,
+        title=f"{first} and {second}",
+        acquired=Layer(first, acquired, True),
+        others=[Layer(second, other, looks_like_labels(other), own)],
+        warning="Two scans as their files hold them. If one was computed, what it shows may not be there.",
+        facts=facts,
+        notes=notes,
+    )
+
+
+def _own_window(volume: Volume, other: Volume) -> tuple[float, float] | None:
+    """That of another scan where one window cannot show both."""
+    (low, high), (low_2, high_2) = intensity_range(volume.voxels), intensity_range(other.voxels)
+    ratio = (high_2 - low_2) / (high - low)
+    return (low_2, high_2) if not 1 / ONE_SCALE < ratio < ONE_SCALE or low_2 >= high or high_2 <= low else None
+
+
+def to_display(volume: Volume, boxes: Sequence[np.ndarray]) -> np.ndarray:
+    """[4, 4] patient millimetres -> millimetres of the page, along the axes of a scan, with all boxes around zero.
+
+    niivue slices along the axes of its world, so the world is turned to lie along the scan: each of its axes becomes
+    the patient axis that it is nearest to.
+    """
+    directions = volume.affine[:3, :3] / np.array(volume.spacing_mm)
+    upright = np.zeros((3, 3))
+    for axis, patient in enumerate(patient_axes(volume.affine)):
+        upright[patient, axis] = np.sign(volume.affine[patient, axis]) or 1.0
+    turn = np.eye(4)
+    turn[:3, :3] = np.linalg.solve(directions.T, upright.T).T
+    around = np.concatenate(boxes) @ turn[:3, :3].T
+    turn[:3, 3] = -(around.min(0) + around.max(0)) / 2
+    return turn
+
+
+def _stem(path: Path) -> str:
+    """What to call a scan in a file's name: a file without its ending, a folder as it is."""
+    whole = path.resolve()
+    return stem_of(whole) or whole.name or "scan"
+
+
+def _apart_mm(one: Volume, other: Volume) -> float:
+    """How far the box of another scan is from one, along one's axes; negative by how much they overlap."""
+    directions = one.affine[:3, :3] / np.array(one.spacing_mm)
+    own, theirs = (np.linalg.solve(directions, box_mm(v.affine, v.shape).T) for v in (one, other))
+    return float(np.max(np.maximum(theirs.min(1) - own.max(1), own.min(1) - theirs.max(1))))
+
+
+def _grid_in_words(volume: Volume) -> str:
+    voxels = " x ".join(str(n) for n in volume.voxels.shape)
+    spacing = " x ".join(f"{mm:.3g}" for mm in volume.spacing_mm)
+    thickness = f", slices {volume.thickness_mm:.3g} mm thick" if volume.thickness_mm else ""
+    return f"{voxels} voxels of {spacing} mm{thickness}"
+
+
+def _place(volume: Volume) -> tuple[float, float, float]:
+    """Patient millimetres of the middle of what is bright."""
+    x, y, z = (float(mm) for mm in (volume.affine @ [*picture_centre(volume), 1.0])[:3])
+    return x, y, z
+
+
+def _tilt(volume: Volume) -> list[str]:
+    """Says that the planes are not the patient's, where they are not."""
+    directions = volume.affine[:3, :3] / np.array(volume.spacing_mm)
+    cosines = [abs(directions[patient, axis]) for axis, patient in enumerate(patient_axes(volume.affine))]
+    degrees = float(np.degrees(np.arccos(np.clip(min(cosines), -1, 1))))
+    if degrees <= TILT_TOLD_DEGREES:
+        return []
+    return [f"The planes follow the scan's own axes, which are up to {degrees:.0f} degrees from the patient's."]
+
+
+def _for_this_page(done: Sequence[str]) -> list[str]:
+    return [f"For this page only: {'; '.join(done)}. The scans' own files hold everything."] if done else []
+
+
+def _data(
+    layers: Sequence[Layer],
+    scans: Sequence[Excerpt],
+    overlays: Sequence[Overlay],
+    maps: Sequence[Excerpt],
+    window: tuple[float, float],
+    start: Sequence[float],
+) -> dict[str, object]:
+    """What the page's program has to know besides the voxels."""
+    boxes = [box_mm(one.affine, one.stored.shape) for one in scans]
+    turn = to_display(layers[0].volume, boxes)
+    half = np.abs(np.concatenate(boxes) @ turn[:3, :3].T + turn[:3, 3]).max(0)
+    ranges = np.array([one.value_range for one in scans])
+    axis = through_plane_axis(layers[0].volume)
+    return {
+        "display": turn.tolist(),
+        "patient": np.linalg.inv(turn).tolist(),
+        "half_mm": half.tolist(),
+        "step_mm": _steps(scans),
+        "through": patient_axes(layers[0].volume.affine)[axis],
+        "window": list(window),
+        "range": [min(float(ranges.min()), window[0]), max(float(ranges.max()), window[1])],
+        "start_mm": list(start),
+        "layers": [
+            {
+                "name": layer.name + _coarser(layer.volume, one),
+                "staircase": layer.staircase,
+                "voxel": np.linalg.inv(one.affine).tolist(),
+                "window": list(layer.window or window),
+            }
+            for layer, one in zip(layers, scans, strict=True)
+        ],
+        "overlays": [
+            {
+                "name": overlay.name,
+                "unit": overlay.unit,
+                "top": overlay.top,
+                "words": overlay.words,
+                "worst_mm": None if overlay.worst_mm is None else _worst_shown(overlay.worst_mm, one),
+                "voxel": np.linalg.inv(one.affine).tolist(),
+            }
+            for overlay, one in zip(overlays, maps, strict=True)
+        ],
+    }
+
+
+def _coarser(volume: Volume, one: Excerpt) -> str:
+    """Said with a scan's name where the page shows it coarser than it is."""
+    shown = np.linalg.norm(one.affine[:3, :3], axis=0)
+    return " (coarser on this page)" if (shown > 1.01 * np.array(volume.spacing_mm)).any() else ""
+
+
+def _worst_shown(worst_mm: Sequence[float], one: Excerpt) -> list[float]:
+    """The worst place; where it was cropped away, the worst of what is shown."""
+    index = (np.linalg.inv(one.affine) @ [*worst_mm, 1.0])[:3]
+    if ((index >= -0.5) & (index <= np.array(one.stored.shape) - 0.5)).all():
+        return list(worst_mm)
+    place = np.unravel_index(int(one.stored.argmax()), one.stored.shape)
+    return [float(mm) for mm in (one.affine @ [*place, 1.0])[:3]]
+
+
+def _steps(scans: Sequence[Excerpt]) -> list[float]:
+    """The finest voxel spacing along each axis of the display, in millimetres."""
+    finest = [np.inf] * 3
+    for one in scans:
+        spacing = np.linalg.norm(one.affine[:3, :3], axis=0)
+        for axis, patient in enumerate(patient_axes(one.affine)):
+            finest[patient] = min(finest[patient], float(spacing[axis]))
+    return finest
+
+
+def _packed(one: Excerpt, window: tuple[float, float]) -> str:
+    """A compressed NIfTI file in base64."""
+    return base64.b64encode(gzip.compress(one.to_nifti(window), 6, mtime=0)).decode()
+
+
+def _packed_map(one: Excerpt) -> str:
+    return _packed(one, (0.0, 255 * one.slope))
+
+
+def _assemble(
+    title: str,
+    warning: str,
+    facts: Sequence[tuple[str, str]],
+    notes: Sequence[str],
+    data: dict[str, object],
+    packed: Sequence[str],
+) -> str:
+    """The page's text."""
+    niivue, program, style = (_read(name) for name in (NIIVUE, "page.js", "page.css"))
+    niivue, program = _inside_script(niivue), _inside_script(program)
+    return Template(_read("page.html")).substitute(
+        title=escape(title),
+        warning=escape(warning),
+        policy=_policy([niivue, program], style),
+        style=style,
+        facts="\n".join(f"<tr><th scope=row>{escape(name)}<td>{escape(value)}</tr>" for name, value in facts),
+        notes="\n".join(f"<li>{escape(note)}</li>" for note in notes),
+        data=_json(data),
+        voxels="\n".join(f'<script type="text/plain" class="voxels">{text}</script>' for text in packed),
+        licence=escape(_read("niivue-LICENSE.txt")),
+        niivue=niivue,
+        program=program,
+    )
+
+
+def _read(name: str) -> str:
+    return (VIEWER / name).read_text(encoding="utf-8")
+
+
+def _inside_script(text: str) -> str:
+    """Program text that cannot end the script element that it is in, nor begin a comment there."""
+    return re.sub(r"<(?=/script|!--)", r"\\x3C", text, flags=re.IGNORECASE)
+
+
+def _json(data: dict[str, object]) -> str:
+    """JSON that cannot end the script element that it is in."""
+    return json.dumps(data, allow_nan=False).replace("<", "\\u003c")
+
+
+def _policy(programs: Sequence[str], style: str) -> str:
+    """The Content-Security-Policy: these programs and this style, pictures they make themselves, and nothing else."""
+    hashes = " ".join(_hash_of(text) for text in programs)
+    return (
+        f"default-src 'none'; script-src {hashes}; style-src {_hash_of(style)}; img-src data: blob:; "
+        "connect-src data: blob:; base-uri 'none'; form-action 'none'"
+    )
+
+
+def _hash_of(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode(errors='backslashreplace')).digest()).decode()}'"
