@@ -18,7 +18,6 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from thinslice.compute.consistency import Report, make_report
-from thinslice.compute.planes import untold
 from thinslice.compute.upsample import Upsampled, upsample
 from thinslice.errors import InputRefused, OutputRefused, PlanRefused
 from thinslice.io import formats, nifti
@@ -29,6 +28,7 @@ from thinslice.models.engine import WORKERS, Model, load_once
 from thinslice.models.registry import models_for
 from thinslice.physics.profile import PROFILES, Profile
 from thinslice.plan import Grid, Plan, make_plan
+from thinslice.progress import no_progress
 from thinslice.volume import Volume, ending
 
 if TYPE_CHECKING:  # pydicom takes a third of a second to import
@@ -137,7 +137,7 @@ def enhance(
     projection: bool = True,
     threads: int | None = None,
     scratch: str | os.PathLike[str] | None = None,
-    progress: Callable[[float], None] = untold,
+    progress: Callable[[float], None] = no_progress,
 ) -> Enhanced:
     """Compute the thin slices of a scan, as ``thinslice enhance`` does.
 
@@ -210,7 +210,7 @@ def enhance(
 
 
 def compute(
-    volume: Volume, plan: Plan, model: Model, target: Path, progress: Callable[[float], None] = untold
+    volume: Volume, plan: Plan, model: Model, target: Path, progress: Callable[[float], None] = no_progress
 ) -> tuple[Volume, Report, Upsampled]:
     """The answer as ``target`` will hold it, in the scan's own kind of numbers, the report on it, and what it came of.
 

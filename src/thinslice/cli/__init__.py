@@ -5,6 +5,7 @@ go to standard output, refusals and the progress bar to standard error. Exit cod
 """
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -15,10 +16,12 @@ from thinslice.cli.evaluate import add_evaluate
 from thinslice.cli.options import Parser
 from thinslice.cli.scans import add_info, add_reslice, add_view
 from thinslice.cli.study import add_study
-from thinslice.cli.terminal import INTERRUPTED, REFUSED, complain, say, terminated_as_interrupted
+from thinslice.cli.terminal import INTERRUPTED, REFUSED, complain, log_to_terminal, say, terminated_as_interrupted
 from thinslice.cli.training import add_adapt, add_train
 from thinslice.cli.words import reason_of
 from thinslice.errors import ThinsliceError
+
+logger = logging.getLogger(__name__)
 
 _WHAT_STAYS = {
     "batch": "what is done stays; next: the same command goes on from there",
@@ -37,6 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = make_parser().parse_args(argv)
     verb: Callable[[argparse.Namespace], int] = arguments.verb
+    if arguments.debug:
+        log_to_terminal()
     try:
         with terminated_as_interrupted():
             return verb(arguments)
@@ -47,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return REFUSED
     except (ThinsliceError, OSError, MemoryError) as error:
+        logger.debug("the error below came from here", exc_info=error)
         complain(reason_of(error))
         return REFUSED
 

@@ -40,6 +40,9 @@ def add_verb(
     """A verb without options yet; ``run`` is called with what was parsed."""
     verb = verbs.add_parser(name, help=what, description=what[0].upper() + what[1:] + ".", allow_abbrev=False)
     verb.set_defaults(verb=run)
+    verb.add_argument(
+        "--debug", action="store_true", help="tell on standard error what is done, and of an error where it came from"
+    )
     return verb
 
 

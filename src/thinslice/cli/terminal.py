@@ -1,5 +1,6 @@
 """What is said and shown on the terminal, and which signals are heard; the only place that prints."""
 
+import logging
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -62,6 +63,15 @@ def bar(name: str, quiet: bool) -> Iterator[Callable[[float], None]]:
         yield show
     finally:
         redraw("")
+
+
+def log_to_terminal() -> None:
+    """Let every module of the package tell on standard error what it does, and where an error came from."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(relativeCreated)7.0f ms  %(name)s: %(message)s"))
+    package = logging.getLogger("thinslice")
+    package.addHandler(handler)
+    package.setLevel(logging.DEBUG)
 
 
 def redraw(line: str) -> None:

@@ -1,5 +1,6 @@
 """What several verbs say, as text."""
 
+import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -13,6 +14,34 @@ _WAYS_OUT = {
     PermissionError: ("permission there", "choose another place"),
 }
 """What is needed and what to do next, for errors of the operating system that are not about room."""
+
+
+_SETTING = re.compile(r"`(\w+)(?:=([^`]*))?`")
+
+_OTHER_NAMES = {
+    ("spacing_mm", None): "--spacing",
+    ("thickness_mm", None): "--thickness",
+    ("projection", "False"): "--no-projection",
+}
+"""Options that are not called as the setting of a Python program is."""
+
+
+def to_options(text: str) -> str:
+    """Returns a message in which settings are called as on the command line: `spacing_mm=2` becomes --spacing 2.
+
+    Example:
+        >>> to_options("give `spacing_mm=0.5` or less, or leave `fuse` out")
+        'give --spacing 0.5 or less, or leave --fuse out'
+    """
+
+    def option(match: re.Match[str]) -> str:
+        setting, value = match[1], match[2]
+        if (setting, value) in _OTHER_NAMES:
+            return _OTHER_NAMES[setting, value]
+        name = _OTHER_NAMES.get((setting, None), "--" + setting.replace("_", "-"))
+        return name if value in (None, "True") else f"{name} {value}"
+
+    return _SETTING.sub(option, text)
 
 
 def what_was_done(plan: "Plan") -> str:
@@ -39,4 +68,4 @@ def reason_of(error: Exception) -> str:
         place = f"{error.filename}: " if error.filename else ""
         need, then = _WAYS_OUT.get(type(error), ("room and permission there", "free some room, or choose another"))
         return f"{place}got '{error.strerror}'; need {need}; next: {then}"
-    return " ".join(str(error).split())
+    return to_options(" ".join(str(error).split()))

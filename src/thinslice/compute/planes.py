@@ -14,13 +14,10 @@ from thinslice.compute.guard import GuardCount, keep_map, suspect_cells
 from thinslice.models.engine import WORKERS, Enlarger
 from thinslice.physics.interpolation import INTERPOLATIONS
 from thinslice.physics.profile import downscaling_matrix
+from thinslice.progress import no_progress, part_of
 
 PIXELS = 2**19
 """Of the enlarged planes that a network makes in one call."""
-
-
-def untold(share: float) -> None:
-    """Nobody asked how much is done."""
 
 
 def enlarge_slices(
@@ -29,7 +26,7 @@ def enlarge_slices(
     interpolation: str,
     network: Enlarger | None = None,
     fuse: bool = False,
-    progress: Callable[[float], None] = untold,
+    progress: Callable[[float], None] = no_progress,
 ) -> tuple[np.ndarray, GuardCount]:
     """Make every slice ``factor`` times larger along both of its axes, outer edges kept.
 
@@ -88,7 +85,7 @@ def enlarge_depth(
     interpolation: str,
     network: Enlarger,
     fuse: bool = False,
-    progress: Callable[[float], None] = untold,
+    progress: Callable[[float], None] = no_progress,
 ) -> np.ndarray:
     """Make ``factor`` slices of every one, by planes that run through the slices; outer edges kept.
 
@@ -137,11 +134,6 @@ def _in_pixels(large: np.ndarray, factor: int) -> np.ndarray:
     """[factor h, factor w] -> [factor^2, h, w]: all that lies inside one small pixel, one after the other."""
     height, width = (size // factor for size in large.shape)
     return large.reshape(height, factor, width, factor).transpose(1, 3, 0, 2).reshape(factor**2, height, width)
-
-
-def part_of(progress: Callable[[float], None], begin: float, end: float) -> Callable[[float], None]:
-    """What a part of the work that lies between two shares of the whole has to call."""
-    return lambda share: progress(begin + share * (end - begin))
 
 
 def _at_once(work: Callable[[int], None], items: range, progress: Callable[[float], None], workers: int) -> None:

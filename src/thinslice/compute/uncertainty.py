@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from thinslice.compute.planes import part_of, untold
 from thinslice.compute.upsample import upsample
 from thinslice.io.nifti import allocate
 from thinslice.models.engine import Model
 from thinslice.plan import Plan, intensity_range
+from thinslice.progress import no_progress, part_of
 from thinslice.volume import Volume
 
 CELL_MM = 3.0
@@ -45,7 +45,7 @@ def expected_error(
     plan: Plan,
     model: Model,
     fell_back: np.ndarray | None = None,
-    progress: Callable[[float], None] = untold,
+    progress: Callable[[float], None] = no_progress,
 ) -> Uncertainty | None:
     """Ask the network once more, and compare; None for an interpolation, which says the same to every mirror image.
 

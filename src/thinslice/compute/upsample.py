@@ -14,12 +14,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from thinslice.compute.guard import GuardCount, keep_map, suspect_cells
-from thinslice.compute.planes import enlarge_depth, enlarge_slices, part_of, untold
+from thinslice.compute.planes import enlarge_depth, enlarge_slices
 from thinslice.models.conditioning import geometry_of, position_code
 from thinslice.models.engine import Model, one_blas_thread
 from thinslice.physics.interpolation import INTERPOLATIONS
 from thinslice.physics.projection import along_first_axis, bands, correction_matrix, damping_of
 from thinslice.plan import Plan, intensity_range
+from thinslice.progress import no_progress, part_of
 from thinslice.volume import Volume, patient_axes
 
 PROJECTION_HALO = 20
@@ -69,7 +70,7 @@ def upsample(
     plan: Plan,
     model: Model,
     out: np.ndarray | None = None,
-    progress: Callable[[float], None] = untold,
+    progress: Callable[[float], None] = no_progress,
 ) -> Upsampled:
     """Compute the thin slices of a plan.
 

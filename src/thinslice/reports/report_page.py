@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from thinslice.compute.consistency import Report, misfit
-from thinslice.compute.planes import part_of, untold
 from thinslice.compute.uncertainty import expected_error
 from thinslice.compute.upsample import upsample
 from thinslice.io.nifti import allocate
 from thinslice.models.engine import Model, interpolation
 from thinslice.plan import Plan, intensity_range
+from thinslice.progress import no_progress, part_of
 from thinslice.reports.picture import demo_picture
 from thinslice.reports.viewer_page import Layer, Overlay, write_page
 from thinslice.volume import Volume
@@ -42,7 +42,7 @@ class Answer:
     fell_back: np.ndarray | None = None
 
 
-def write_explanation(path: Path, answer: Answer, progress: Callable[[float], None] = untold) -> None:
+def write_explanation(path: Path, answer: Answer, progress: Callable[[float], None] = no_progress) -> None:
     """One offline HTML page: acquired, cubic and enhanced, what was done, how well it agrees, where not to trust it.
 
     Args:
@@ -95,7 +95,7 @@ def write_figure(path: Path, answer: Answer) -> None:
     demo_picture(answer.volume, by_cubic(answer), answer.thin, path, f"computed by {answer.plan.model}", FIGURE_SIDE)
 
 
-def by_cubic(answer: Answer, progress: Callable[[float], None] = untold) -> Volume:
+def by_cubic(answer: Answer, progress: Callable[[float], None] = no_progress) -> Volume:
     """Bare cubic interpolation onto the grid of an answer, as people do it today: not projected."""
     plan = replace(answer.plan, model="cubic", model_sha256=None, projection=False, fuse=False)
     out = allocate(plan.shape_thin, answer.thin.voxels.dtype, Path(tempfile.gettempdir()))
