@@ -480,7 +480,7 @@ FAULTS = [
     ),
     Fault(
         "any scan passes for computed tomography",
-        "plan.py",
+        "models/hounsfield.py",
         "np.mean(voxels < FAT_HOUNSFIELD) < FAT_SHARE",
         "False",
         "only Hounsfield units",
@@ -488,7 +488,7 @@ FAULTS = [
     ),
     Fault(
         "any unit passes for Hounsfield units",
-        "plan.py",
+        "models/hounsfield.py",
         "np.mean(voxels < DARKEST_HOUNSFIELD) > DARKEST_SHARE",
         "False",
         "values that are not Hounsfield units are one line",
@@ -496,7 +496,7 @@ FAULTS = [
     ),
     Fault(
         "a window passes for Hounsfield units",
-        "plan.py",
+        "models/hounsfield.py",
         "lowest > WINDOW_HOUNSFIELD and np.mean(voxels == lowest) > WINDOW_SHARE",
         "False",
         "values that are not Hounsfield units are one line",
@@ -504,9 +504,9 @@ FAULTS = [
     ),
     Fault(
         "one dark voxel passes for fat",
-        "plan.py",
-        "FAT_HOUNSFIELD, FAT_SHARE = -50.0, 0.001",
-        "FAT_HOUNSFIELD, FAT_SHARE = -50.0, 1e-9",
+        "models/hounsfield.py",
+        "FAT_SHARE = 0.001",
+        "FAT_SHARE = 1e-9",
         "only Hounsfield units",
         PLANES,
     ),
@@ -592,7 +592,7 @@ FAULTS = [
     ),
     Fault(
         "every lowest value is padding",
-        "plan.py",
+        "models/hounsfield.py",
         "if not lowest < AIR_HOUNSFIELD or",
         "if",
         "the lowest value of an ordinary scan is no padding",

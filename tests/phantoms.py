@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from thinslice.models.engine import Enlarger, Model
-from thinslice.plan import Envelope, Plan, intensity_range
+from thinslice.models.envelope import Envelope
+from thinslice.plan import Plan, intensity_range
 from thinslice.volume import Volume
 
 CONTEXT = 1

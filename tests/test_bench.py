@@ -10,8 +10,9 @@ from thinslice.evaluation import benchmark
 from thinslice.evaluation.benchmark import evaluate, make_conditions, simulate
 from thinslice.evaluation.results import Condition, Score, Skip, make_table, write_line
 from thinslice.models.engine import interpolation
+from thinslice.models.envelope import Envelope
 from thinslice.physics.projection import thicken
-from thinslice.plan import Envelope, make_plan
+from thinslice.plan import make_plan
 from thinslice.volume import Volume
 
 AFFINE = np.array([[0, 0, -1.1, 30], [0.9, 0, 0, -40], [0, 1.0, 0, 12], [0, 0, 0, 1.0]])

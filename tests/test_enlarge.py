@@ -19,7 +19,8 @@ from thinslice.compute.reslice import reslice
 from thinslice.compute.upsample import upsample
 from thinslice.errors import PlanRefused
 from thinslice.models.engine import Enlarger, interpolation, one_blas_thread, together
-from thinslice.plan import Envelope, Plan, make_plan
+from thinslice.models.envelope import Envelope
+from thinslice.plan import Plan, make_plan
 from thinslice.volume import Volume
 
 ROUNDING = 2e-5

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from strategies import affines, axes, grids, millimetres, profiles, scans, scans_and_wishes, seeds
 from thinslice.errors import PlanRefused, ThinsliceError
+from thinslice.models.envelope import Envelope
 from thinslice.physics.projection import NOISE_LEVEL
-from thinslice.plan import ISOTROPIC_BELOW, MAX_SLICES, Envelope, Plan, intensity_range, make_plan, through_plane_axis
+from thinslice.plan import ISOTROPIC_BELOW, MAX_SLICES, Plan, intensity_range, make_plan, through_plane_axis
 from thinslice.volume import Volume
 
 MM = 1e-9

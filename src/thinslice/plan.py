@@ -6,67 +6,22 @@ import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 
 from thinslice.errors import PlanRefused
-from thinslice.physics.profile import GAUSSIAN_REACH_FWHM, PROFILES, Profile, profile_matrix
+from thinslice.models.envelope import GRIDS, TOLERANCE, Envelope, Grid
+from thinslice.models.hounsfield import check_hounsfield, padding_of
+from thinslice.physics.profile import GAUSSIAN_REACH_FWHM, Profile, profile_matrix
 from thinslice.physics.projection import NOISE_LEVEL
 from thinslice.volume import Volume
-
-Grid = Literal["fov", "centres"]
-GRIDS: tuple[str, ...] = get_args(Grid)
 
 ISOTROPIC_BELOW = 1.05
 """A scan whose slices are less than this many in-plane spacings apart is called isotropic."""
 
 MAX_SLICES = 32_767
 """The largest size of one axis that NIfTI-1 can store."""
-
-AIR_HOUNSFIELD, PADDING_SHARE = -1024.0, 0.001
-"""Below air lies nothing but padding, if so large a share of the scan has one and the same such value."""
-
-FAT_HOUNSFIELD, FAT_SHARE = -50.0, 0.001
-"""This share of a CT scan at least is fat or air, and darker than that."""
-
-TISSUE_HOUNSFIELD, TISSUE_SHARE = 200.0, 0.02
-"""This share of a CT scan at least is soft tissue or fat, and no farther from water than that."""
-
-DARKEST_HOUNSFIELD, DARKEST_SHARE = -1100.0, 0.05
-"""No larger share of a CT scan is darker than that, but for its padding: the rim of padding that was resampled is."""
-
-WINDOW_HOUNSFIELD, WINDOW_SHARE = -500.0, 0.01
-"""If so large a share of a scan has its lowest value, and that is above this, then what was darker was cut off."""
-
-BRIGHT_HOUNSFIELD = 2000.0
-"""If `WINDOW_SHARE` of a scan has its highest value, and that is below this, bone may have been cut off there."""
-
-MOST_HOUNSFIELD = 32_768.0
-"""Metal is brighter than bone, but its numbers fit in 16 bits."""
-
-TOLERANCE = 1e-6
-"""How far beyond its ends an envelope is still valid: the rounding of millimetres."""
-
-
-@dataclass(frozen=True)
-class Envelope:
-    """The inputs a model is valid for, both ends included.
-
-    Attributes:
-        factor, thickness_over_spacing, profiles, grids: of the plan.
-        only_factors: the only factors it has, None for any within ``factor``.
-        in_plane: the factors by which it can enlarge the slices themselves.
-        hounsfield: it needs computed tomography.
-    """
-
-    factor: tuple[float, float] = (1.0, float("inf"))
-    thickness_over_spacing: tuple[float, float] = (0.0, float("inf"))
-    profiles: tuple[str, ...] = PROFILES
-    only_factors: tuple[int, ...] | None = None
-    in_plane: tuple[int, ...] = (1,)
-    grids: tuple[str, ...] = GRIDS
-    hounsfield: bool = False
 
 
 @dataclass(frozen=True)
@@ -232,8 +187,8 @@ def make_plan(
         _check_grid(model, envelope, grid)
     padding = None
     if envelope is not None and envelope.hounsfield:
-        padding = _padding(volume.voxels)
-        notes += _check_hounsfield(model, volume, padding)
+        padding = padding_of(volume.voxels)
+        notes += check_hounsfield(model, volume.voxels, padding)
     if padding is not None:
         notes.append(f"voxels of {padding:g} are padding: computed as air, and put back where they were")
     if fuse and envelope is None:
@@ -488,53 +443,6 @@ def _check_in_plane(model: str, envelope: Envelope | None, in_plane: int, volume
             f"got --in-plane {in_plane} for a scan of {volume.shape} voxels; need at most {MAX_SLICES} along an axis; "
             "next: give a smaller one"
         )
-
-
-def _padding(voxels: np.ndarray) -> float | None:
-    """The value of what lies beyond the scanner's field of view, if there is such a value."""
-    if voxels.dtype.kind == "u" or not voxels.size:
-        return None
-    lowest = float(np.nanmin(voxels)) if voxels.dtype.kind == "f" else float(voxels.min())
-    if not lowest < AIR_HOUNSFIELD or np.mean(voxels == lowest) < PADDING_SHARE:
-        return None
-    return lowest
-
-
-def _check_hounsfield(model: str, volume: Volume, padding: float | None) -> list[str]:
-    """Air is near -1000, fat near -100 and soft tissue near 50 Hounsfield units, and nothing is far below air.
-
-    Other numbers of the same distribution cannot be told from them: an MR scan with negative noise, for instance.
-    Returns what is to be noted of those that pass.
-    """
-    voxels = volume.voxels[np.isfinite(volume.voxels)] if volume.voxels.dtype.kind == "f" else volume.voxels
-    voxels = voxels[voxels != padding] if padding is not None else voxels.ravel()
-    if not voxels.size:
-        voxels = np.zeros(1)
-    lowest, highest = float(voxels.min()), float(voxels.max())
-    convert = "convert the scan with its rescale slope and intercept"
-    reasons = {
-        "nothing as dark as fat": (np.mean(voxels < FAT_HOUNSFIELD) < FAT_SHARE, convert),
-        "too much darker than air": (np.mean(voxels < DARKEST_HOUNSFIELD) > DARKEST_SHARE, convert),
-        "hardly any soft tissue": (
-            np.mean(np.abs(voxels.astype(np.float32)) < TISSUE_HOUNSFIELD) < TISSUE_SHARE,
-            f"{convert}, or give a larger part of the body",
-        ),
-        "what was darker cut off": (
-            lowest > WINDOW_HOUNSFIELD and np.mean(voxels == lowest) > WINDOW_SHARE,
-            "export it without a window",
-        ),
-        "numbers beyond 16 bits": (max(-lowest, highest) > MOST_HOUNSFIELD, convert),
-    }
-    for reason, (holds, way_out) in reasons.items():
-        if holds:
-            raise PlanRefused(
-                f"got values from {lowest:g} to {highest:g} for model {model}, which is for computed tomography, with "
-                f"{reason}; need Hounsfield units (air near -1000, fat near -100, soft tissue near 50), unwindowed; "
-                f"next: {way_out}, or use --model planes-mr or default"
-            )
-    if highest < BRIGHT_HOUNSFIELD and np.mean(voxels == highest) > WINDOW_SHARE:
-        return [f"many voxels have the highest value, {highest:g}: if that is a window, what was brighter is lost"]
-    return []
 
 
 def _check_matrix(plan: Plan) -> None:

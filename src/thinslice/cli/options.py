@@ -19,7 +19,7 @@ DICOM = "DICOM (a series, a study)"
 
 PROFILES = ("gaussian", "box")
 GRIDS = ("fov", "centres")
-"""As `thinslice.physics.profile.PROFILES` and `thinslice.plan.GRIDS`, which would import numpy."""
+"""As `thinslice.physics.profile.PROFILES` and `thinslice.models.envelope.GRIDS`, which would import numpy."""
 
 
 # ---- options

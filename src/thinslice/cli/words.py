@@ -18,6 +18,9 @@ _WAYS_OUT = {
 
 _SETTING = re.compile(r"`(\w+)(?:=([^`]*))?`")
 
+QUOTES = "\"'"
+"""What stands around a text in Python; a shell needs none around ours."""
+
 _OTHER_NAMES = {
     ("spacing_mm", None): "--spacing",
     ("thickness_mm", None): "--thickness",
@@ -32,6 +35,8 @@ def to_options(text: str) -> str:
     Example:
         >>> to_options("give `spacing_mm=0.5` or less, or leave `fuse` out")
         'give --spacing 0.5 or less, or leave --fuse out'
+        >>> to_options("use `model='cubic'`")
+        'use --model cubic'
     """
 
     def option(match: re.Match[str]) -> str:
@@ -39,7 +44,7 @@ def to_options(text: str) -> str:
         if (setting, value) in _OTHER_NAMES:
             return _OTHER_NAMES[setting, value]
         name = _OTHER_NAMES.get((setting, None), "--" + setting.replace("_", "-"))
-        return name if value in (None, "True") else f"{name} {value}"
+        return name if value in (None, "True") else f"{name} {value.strip(QUOTES)}"
 
     return _SETTING.sub(option, text)
 

@@ -14,9 +14,9 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from thinslice.errors import ModelRefused
+from thinslice.models.envelope import Envelope
 from thinslice.models.tiling import padded, tiles
 from thinslice.physics.interpolation import INTERPOLATIONS
-from thinslice.plan import Envelope
 
 CARD_KEY = "thinslice.card"
 """Where the model file keeps its card (ONNX metadata)."""

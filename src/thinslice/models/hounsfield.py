@@ -1,0 +1,110 @@
+"""Whether a scan is in Hounsfield units, and what of it is padding: for models that need computed tomography."""
+
+import numpy as np
+
+from thinslice.errors import PlanRefused
+
+AIR_HOUNSFIELD = -1024.0
+"""Below air, in Hounsfield units, lies nothing but padding: the lowest number that 12 bits hold for air."""
+
+PADDING_SHARE = 0.001
+"""A share of the scan: so many voxels at least have one and the same value below air if that is padding, not noise."""
+
+FAT_HOUNSFIELD = -50.0
+"""Fat and air are darker than this, in Hounsfield units: fat is near -100."""
+
+FAT_SHARE = 0.001
+"""A share of the scan: fat or air take up so much of a CT scan at least, skin and lungs of any body."""
+
+TISSUE_HOUNSFIELD = 200.0
+"""Soft tissue and fat are no farther from water than this, in Hounsfield units, with and without contrast medium."""
+
+TISSUE_SHARE = 0.02
+"""A share of the scan: soft tissue or fat take up so much of a CT scan at least."""
+
+DARKEST_HOUNSFIELD = -1100.0
+"""Air with noise and with the ringing of a kernel reaches down to this, in Hounsfield units."""
+
+DARKEST_SHARE = 0.05
+"""A share of the scan: no more of a CT scan is darker than that, but for its padding; resampled padding has a rim."""
+
+WINDOW_HOUNSFIELD = -500.0
+"""If a scan was cut off below this, in Hounsfield units, lungs and air may still be told from tissue."""
+
+WINDOW_SHARE = 0.01
+"""A share of the scan: so many voxels have the lowest (highest) value where what was darker (brighter) was cut off."""
+
+BRIGHT_HOUNSFIELD = 2000.0
+"""If a scan was cut off below this, in Hounsfield units, bone may have been cut off."""
+
+MOST_HOUNSFIELD = 32_768.0
+"""Metal is brighter than bone, but its Hounsfield units fit in 16 bits."""
+
+
+def padding_of(voxels: np.ndarray) -> float | None:
+    """Returns the value of what lies beyond the scanner's field of view, None if there is no such value.
+
+    Args:
+        voxels: of a scan in Hounsfield units, of any shape.
+
+    Example:
+        >>> scan = np.zeros((4, 10, 10), np.int16)
+        >>> padding_of(scan) is None
+        True
+        >>> scan[:, 0] = -2000
+        >>> padding_of(scan)
+        -2000.0
+    """
+    if voxels.dtype.kind == "u" or not voxels.size:
+        return None
+    lowest = float(np.nanmin(voxels)) if voxels.dtype.kind == "f" else float(voxels.min())
+    if not lowest < AIR_HOUNSFIELD or np.mean(voxels == lowest) < PADDING_SHARE:
+        return None
+    return lowest
+
+
+def check_hounsfield(model: str, voxels: np.ndarray, padding: float | None) -> list[str]:
+    """Refuses a scan whose numbers are no Hounsfield units, and returns what is to be noted of one that passes.
+
+    Air is near -1000, fat near -100 and soft tissue near 50 Hounsfield units, and nothing is far below air. Other
+    numbers of the same distribution cannot be told from them: an MR scan with negative noise, for instance.
+
+    Args:
+        model: what to call the model that needs them.
+        voxels: of the scan, of any shape.
+        padding: the value of `padding_of`.
+
+    Raises:
+        PlanRefused: the numbers are none, or what is outside a window was cut off.
+    """
+    voxels = voxels[np.isfinite(voxels)] if voxels.dtype.kind == "f" else voxels
+    voxels = voxels[voxels != padding] if padding is not None else voxels.ravel()
+    if not voxels.size:
+        voxels = np.zeros(1)
+    lowest, highest = float(voxels.min()), float(voxels.max())
+    convert = "convert the scan with its rescale slope and intercept"
+    reasons = {
+        "nothing as dark as fat": (np.mean(voxels < FAT_HOUNSFIELD) < FAT_SHARE, convert),
+        "too much darker than air": (np.mean(voxels < DARKEST_HOUNSFIELD) > DARKEST_SHARE, convert),
+        "hardly any soft tissue": (
+            np.mean(np.abs(voxels.astype(np.float32)) < TISSUE_HOUNSFIELD) < TISSUE_SHARE,
+            f"{convert}, or give a larger part of the body",
+        ),
+        "what was darker cut off": (
+            lowest > WINDOW_HOUNSFIELD and np.mean(voxels == lowest) > WINDOW_SHARE,
+            "export it without a window",
+        ),
+        "numbers beyond 16 bits": (max(-lowest, highest) > MOST_HOUNSFIELD, convert),
+    }
+    for reason, (holds, way_out) in reasons.items():
+        if holds:
+            raise PlanRefused(
+                got=f"values from {lowest:g} to {highest:g} for model {model}, which is for computed tomography, with "
+                f"{reason}",
+                need="Hounsfield units (air near -1000, fat near -100, soft tissue near 50), unwindowed",
+                next=f"{way_out}, or use `model='planes-mr'` or `model='default'`",
+                code="no-hounsfield",
+            )
+    if highest < BRIGHT_HOUNSFIELD and np.mean(voxels == highest) > WINDOW_SHARE:
+        return [f"many voxels have the highest value, {highest:g}: if that is a window, what was brighter is lost"]
+    return []
