@@ -20,9 +20,8 @@ from thinslice.cli.terminal import uninterrupted
 from thinslice.compute.consistency import check
 from thinslice.errors import InputRefused
 from thinslice.io import nifti
-from thinslice.models.envelope import GRIDS
-from thinslice.physics.profile import PROFILES
 from thinslice.plan import Plan
+from thinslice.settings import GRIDS, PROFILES
 from thinslice.volume import Volume
 
 SHAPE = (24, 20, 6)

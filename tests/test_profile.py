@@ -6,8 +6,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from strategies import profiles, seeds
-from thinslice.physics.profile import PROFILES, downscaling_matrix, profile_matrix, slice_profile
+from thinslice.physics.profile import downscaling_matrix, profile_matrix, slice_profile
 from thinslice.physics.projection import spread, thicken
+from thinslice.settings import PROFILES
 
 
 def half_maximum_width(position: np.ndarray, weight: np.ndarray) -> float:

@@ -16,7 +16,7 @@ SOURCE = Path(thinslice.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
 
 LAYERS = [
-    {"errors", "progress"},
+    {"errors", "progress", "settings"},
     {"volume"},
     {"physics", "networks"},
     {"models"},

@@ -25,11 +25,10 @@ from thinslice.io.atomic import all_or_none
 from thinslice.io.outputs import LABELS_NAME, Case, find_place, find_study
 from thinslice.io.voxel_files import as_numbers, check_affine, finite, shear_notes
 from thinslice.models.engine import WORKERS, Model, load_once
-from thinslice.models.envelope import Grid
 from thinslice.models.registry import models_for
-from thinslice.physics.profile import PROFILES, Profile
 from thinslice.plan import Plan, make_plan
 from thinslice.progress import no_progress
+from thinslice.settings import PROFILES, Grid, Profile
 from thinslice.volume import Volume, ending
 
 if TYPE_CHECKING:  # pydicom takes a third of a second to import

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from thinslice.errors import PlanRefused
-from thinslice.models.envelope import GRIDS, TOLERANCE, Envelope, Grid
+from thinslice.models.envelope import TOLERANCE, Envelope
 from thinslice.models.hounsfield import check_hounsfield, padding_of
-from thinslice.physics.profile import GAUSSIAN_REACH_FWHM, Profile, profile_matrix
+from thinslice.physics.profile import GAUSSIAN_REACH_FWHM, profile_matrix
 from thinslice.physics.projection import NOISE_LEVEL
+from thinslice.settings import GRIDS, Grid, Profile
 from thinslice.volume import Volume
 
 ISOTROPIC_BELOW = 1.05

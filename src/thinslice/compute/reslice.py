@@ -6,9 +6,10 @@ import numpy as np
 
 from thinslice.compute.labels import check_whole_numbers
 from thinslice.errors import InputRefused, PlanRefused
-from thinslice.physics.profile import Profile, downscaling_matrix, profile_matrix
+from thinslice.physics.profile import downscaling_matrix, profile_matrix
 from thinslice.physics.projection import bands, thicken
 from thinslice.plan import finer_affine, through_plane_axis
+from thinslice.settings import Profile
 from thinslice.volume import Volume, corners
 
 REGIONS = 0.7

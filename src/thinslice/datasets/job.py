@@ -26,12 +26,11 @@ from thinslice.io.atomic import read_object
 from thinslice.io.formats import read, write
 from thinslice.io.voxel_files import thickness_in
 from thinslice.models.engine import WORKERS, Model
-from thinslice.models.envelope import Grid
 from thinslice.models.registry import find_model, models_for, models_in
-from thinslice.physics.profile import Profile
 from thinslice.plan import Plan, intensity_range, through_plane_axis
 from thinslice.reports.picture import Picture, picture_centre, resliced_planes, save_picture, side_by_side
 from thinslice.reports.report_page import Answer, write_explanation
+from thinslice.settings import Grid, Profile
 from thinslice.volume import Volume, ending, fingerprint, sidecar_path, stem_of
 
 if TYPE_CHECKING:  # pydicom takes a third of a second to import

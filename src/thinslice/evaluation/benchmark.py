@@ -26,10 +26,11 @@ from thinslice.io.nifti import check_acquired
 from thinslice.io.outputs import check_writable
 from thinslice.models.engine import Model
 from thinslice.models.registry import find_model
-from thinslice.physics.profile import Profile, profile_matrix
+from thinslice.physics.profile import profile_matrix
 from thinslice.physics.projection import along_first_axis
 from thinslice.plan import Plan, intensity_range, make_plan
 from thinslice.reports.picture import Picture, Plane, picture_centre, resliced_planes, save_picture, side_by_side
+from thinslice.settings import Profile
 from thinslice.volume import Volume, stem_of
 
 Axes = Literal["last", "all"]

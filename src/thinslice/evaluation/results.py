@@ -7,7 +7,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from thinslice.physics.profile import Profile
+from thinslice.settings import Profile
 
 REFERENCE = "cubic"
 """The interpolation, with projection, that gains are counted from."""

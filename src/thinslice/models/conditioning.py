@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from thinslice.physics.profile import Profile
+from thinslice.settings import Profile
 
 
 def geometry_of(factor: float, thickness_over_spacing: float, profile: Profile) -> np.ndarray:

@@ -1,15 +1,8 @@
 """The envelope of a model: the scans it is valid for."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
 
-from thinslice.physics.profile import PROFILES
-
-Grid = Literal["fov", "centres"]
-"""Where thin slices lie: the outer edges of the field of view are kept, or the outermost slice centres."""
-
-GRIDS: tuple[str, ...] = get_args(Grid)
-"""The names of the grids."""
+from thinslice.settings import GRIDS, PROFILES
 
 TOLERANCE = 1e-6
 """How far beyond its ends an envelope is still valid, without a unit: the rounding of millimetres."""

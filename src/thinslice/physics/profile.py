@@ -8,12 +8,9 @@ Positions are in thin-voxel units: thin slice ``j`` has its centre at ``j``, thi
 ``first_centre + i * factor``.
 """
 
-from typing import Literal, get_args
-
 import numpy as np
 
-Profile = Literal["gaussian", "box"]
-PROFILES: tuple[str, ...] = get_args(Profile)
+from thinslice.settings import PROFILES, Profile
 
 GAUSSIAN_REACH_FWHM = 2.0
 """The Gaussian is cut at this many FWHM from its centre, where it is 2e-5 of its peak."""

@@ -21,7 +21,7 @@ from thinslice.io.atomic import whole_or_not
 from thinslice.models.engine import Model, load_model
 from thinslice.models.registry import embedded_names
 from thinslice.networks.slab import SlabNet
-from thinslice.physics.profile import Profile
+from thinslice.settings import Profile
 from thinslice.training.export import export, load_weights, read_card
 from thinslice.training.fit import Schedule, fit, save_whole
 from thinslice.training.losses import projected_loss

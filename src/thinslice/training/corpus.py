@@ -13,9 +13,10 @@ from thinslice.evaluation.benchmark import check_truth
 from thinslice.io.nifti import check_acquired, read
 from thinslice.models.engine import interpolation
 from thinslice.physics.interpolation import cubic_matrix
-from thinslice.physics.profile import Profile, profile_matrix
+from thinslice.physics.profile import profile_matrix
 from thinslice.physics.projection import along_first_axis, correction_matrix, damping_of
 from thinslice.plan import intensity_range, make_plan, through_plane_axis
+from thinslice.settings import Profile
 from thinslice.volume import Volume
 
 TRIES, BLANK = 4, 0.08

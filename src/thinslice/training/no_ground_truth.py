@@ -23,7 +23,7 @@ from thinslice.models.engine import Model, interpolation, load_model
 from thinslice.models.registry import embedded_names
 from thinslice.networks.slab import SlabNet
 from thinslice.networks.vae import SliceVae
-from thinslice.physics.profile import Profile
+from thinslice.settings import Profile
 from thinslice.training.corpus import NEAR_FACTOR, NEAR_THICKNESS
 from thinslice.training.divergence import Steady
 from thinslice.training.export import export, load_weights, read_card

@@ -12,7 +12,8 @@ import numpy as np
 
 from thinslice.models.engine import Part
 from thinslice.physics.interpolation import cubic_matrix
-from thinslice.physics.profile import Profile, downscaling_matrix, profile_matrix
+from thinslice.physics.profile import downscaling_matrix, profile_matrix
+from thinslice.settings import Profile
 from thinslice.training.corpus import Draw, Thin, cut, draw_block
 
 

@@ -20,9 +20,10 @@ import numpy as np
 from thinslice.compute.upsample import upsample
 from thinslice.errors import InputRefused
 from thinslice.models.engine import Model
-from thinslice.physics.profile import Profile, profile_matrix
+from thinslice.physics.profile import profile_matrix
 from thinslice.physics.projection import along_first_axis
 from thinslice.plan import Plan, intensity_range
+from thinslice.settings import Profile
 from thinslice.training.corpus import (
     BLANK,
     LOOKS,

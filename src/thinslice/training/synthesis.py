@@ -13,8 +13,8 @@ import torch
 
 from thinslice.networks.vae import SliceVae
 from thinslice.physics.interpolation import cubic_matrix, linear_matrix
-from thinslice.physics.profile import Profile
 from thinslice.plan import finer_affine
+from thinslice.settings import Profile
 from thinslice.training.corpus import LOOKS, Batch, Thin, draw_patch, geometry_near, render
 from thinslice.training.losses import has_bf16
 from thinslice.training.slices import Stack
