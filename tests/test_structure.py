@@ -16,7 +16,8 @@ SOURCE = Path(thinslice.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
 
 LAYERS = [
-    {"errors", "progress", "settings"},
+    {"errors", "progress"},
+    {"settings"},
     {"volume"},
     {"physics", "networks"},
     {"models"},
