@@ -27,6 +27,7 @@ pytest.importorskip("scipy", reason="the slices are turned with scipy, which com
 
 import torch
 
+from faults import catches
 from thinslice.networks.slab import SlabNet
 from thinslice.training import adapt as adapting
 from thinslice.training import run_state
@@ -238,6 +239,7 @@ def test_it_ends_early_when_nothing_gets_better(scan, start, tmp_path, monkeypat
     assert not done.adapted
 
 
+@catches("training/adapt.py", "*about, unseen=True)", "*about, unseen=False)")
 def test_looks_are_at_what_is_held_out_and_always_the_same(scan, start, tmp_path, monkeypatch):
     """Lessons and looks are asked for by what they are; the looks are the same ones every time."""
     asked = {"target_batch_at": [], "thicker_batch_at": [], "lesson_at": []}
@@ -340,6 +342,7 @@ def test_it_is_adapted_to_the_factor_that_is_asked_for(run, scan, start, tmp_pat
         assert card_of(tmp_path / f"m{factor}.onnx")["adapted_to"][0]["factor"] == pytest.approx(factor)
 
 
+@catches("training/adapt.py", ' and look["worst"] <= 1]', "]")
 def test_what_harms_one_of_the_scans_is_not_kept(scan, start, tmp_path, monkeypatch):
     """Losses of the first and the second scan, within the slices and across them, at the start and at every look."""
     others = save_thick(tmp_path / "other.nii.gz", seed=1)
@@ -419,6 +422,7 @@ def test_where_no_scan_can_be_used_nothing_is_written(run, tmp_path, start, per_
     assert not (tmp_path / "o").exists()
 
 
+@catches("training/usable_scans.py", "if scan.fingerprint in found:", "if False:")
 def test_the_same_scan_under_two_names_is_learnt_from_once(run, scan, start, tmp_path):
     copy = Path(shutil.copy(scan, tmp_path / "copy.nii.gz"))
     words = ["adapt", "-i", scan, copy, scan, "--model", start, "--per-scan", "-o", tmp_path / "mine"]
@@ -506,6 +510,7 @@ def test_a_name_that_model_would_not_find_is_refused(run, scan, start, tmp_path)
     assert files_in(tmp_path) == ["file", "mine.depth-x2.onnx"]
 
 
+@catches("training/model_outputs.py", "if card.exists() and not _is_card(card):", "if False:")
 def test_the_file_beside_a_scan_is_not_taken_for_a_card(run, start, tmp_path):
     """Named as its scan, a model would put its card in the place of the scan's sidecar."""
     scan = save_thick(tmp_path / "scan.nii.gz")
@@ -626,6 +631,7 @@ def test_a_scan_keeps_its_model_when_another_of_its_name_comes(run, two, start, 
     assert files_in(tmp_path / "mine") == ["scan-1.json", "scan-1.onnx", "scan.json", "scan.onnx"]
 
 
+@catches("training/adapt.py", "            begun = monotonic()\n", "")
 def test_every_scan_has_the_whole_time(two, start, tmp_path, monkeypatch):
     begun, real = [], adapting._one
     monkeypatch.setattr(adapting, "_one", lambda *rest: begun.append((rest[5], monotonic())) or real(*rest))
@@ -634,6 +640,7 @@ def test_every_scan_has_the_whole_time(two, start, tmp_path, monkeypatch):
     assert second > first
 
 
+@catches("training/adapt.py", 'job.wish.keys() - {"minutes", "steps"}', '{"scans"}')
 @pytest.mark.parametrize("other", ["another start", "another thickness", "another profile"])
 def test_a_model_under_another_wish_is_not_taken_for_the_answer(undisturbed, scan, start, tmp_path, other):
     scans, model, wish = others(other, scan, start, tmp_path)
@@ -819,6 +826,7 @@ def test_killed_before_its_answer_was_noted_it_goes_on_from_the_end(run, undistu
     assert differ(tmp_path / "mine.onnx", undisturbed[0].model) <= 1e-6
 
 
+@catches("training/run_state.py", "fcntl.flock(self.held, fcntl.LOCK_EX | fcntl.LOCK_NB)", "pass")
 def test_two_runs_under_one_name_do_not_meet(begun, scan, start, tmp_path):
     out = Path(shutil.copytree(begun, tmp_path / "out")) / "mine"
     work = run_state.Unfinished(out.with_name("mine.adapting"))
@@ -840,6 +848,7 @@ def test_what_a_kill_left_of_a_file_is_not_taken_for_work(begun, scan, start, tm
     assert not folder.exists()
 
 
+@catches("training/fit.py", 'state.get("stop", False)', "False")
 def test_what_ended_early_is_not_trained_on(scan, start, tmp_path, monkeypatch):
     steps = 4 * PATIENCE
     make_quick(monkeypatch, steps, save_every=1)

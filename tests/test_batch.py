@@ -21,6 +21,7 @@ import pytest
 
 import thinslice
 from data_sets import make_job, make_latin, make_raw, tree
+from faults import catches
 from test_cli import make_scan
 from thinslice.cli.batch import _duration, _ProgressLines
 from thinslice.compute.consistency import plan_beside
@@ -161,6 +162,7 @@ def test_workers_fit_the_memory():
 # ---- the engine, with real processes
 
 
+@catches("datasets/engine.py", "memory_limit=0,", 'memory_limit="auto",')
 def test_a_worker_may_use_all_the_memory_of_the_machine():
     """Dask would end it at 95 % of its share, even where nothing runs beside it."""
     needs_engine()
@@ -174,6 +176,7 @@ def test_a_worker_may_use_all_the_memory_of_the_machine():
         assert not any(one.memory_limit and one.memory_terminate_fraction for one in watched)
 
 
+@catches("datasets/engine.py", "security=True,", "security=None,")
 def test_nobody_else_gives_the_workers_orders():
     needs_engine()
     from distributed import Client
@@ -186,6 +189,13 @@ def test_nobody_else_gives_the_workers_orders():
                 Client(other, timeout="2s")
 
 
+@catches("datasets/engine.py", "    if isinstance(error, KilledWorker):\n        return None\n", "")
+@catches("cli/batch.py", "return 0 if told and not any(one.state in _BAD for one in outcomes) else REFUSED", "return 0")
+@catches(
+    "datasets/engine.py",
+    "            suspects.append(job)\n",
+    "            end(job, Outcome(job.name, 'failed', 'died'))\n",
+)
 def test_what_fails_is_named_and_the_rest_is_done(world):
     needs_engine()
     for name in ("a/one.nii.gz", "b/two.nii.gz", "three.nii.gz", "four.nii.gz", "poison.nii.gz"):
@@ -228,6 +238,7 @@ def test_a_worker_that_is_killed_costs_nothing(world):
     check_whole(world, scans)
 
 
+@catches("cli/batch.py", "for name in rest]", "for name in rest[:0]]")
 def test_an_interrupted_run_sums_up_what_was_done(world):
     """And what fails is told when it fails, not at the end."""
     needs_engine()
@@ -248,6 +259,7 @@ def test_an_interrupted_run_sums_up_what_was_done(world):
     assert "not done yet" in (world / "out" / "summary.html").read_text()
 
 
+@catches("datasets/engine.py", "        with _held_back():  # the workers end", "        if True:  # the workers end")
 @pytest.mark.parametrize("seconds", [0.0, 0.1, 0.3, 0.6])
 def test_ctrl_c_twice(world, seconds):
     needs_engine()
@@ -269,6 +281,7 @@ def test_ctrl_c_twice(world, seconds):
     assert not started_by(process.pid)
 
 
+@catches("datasets/engine.py", "                        clean_up(job)\n", "                        pass\n")
 def test_an_interruption_removes_what_was_begun(world):
     """The worker is in the middle of a scan that takes long, and is ended there."""
     needs_engine()
@@ -292,6 +305,9 @@ def test_names_give_no_orders_to_the_terminal(world):
     assert "\x1b" not in out
 
 
+@catches(
+    "datasets/engine.py", "signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM}", "signal.SIG_BLOCK, {signal.SIGTERM}"
+)
 @pytest.mark.parametrize("seconds", [0.0, 0.2, 0.6])
 @pytest.mark.parametrize("killer", [signal.SIGINT, signal.SIGTERM])
 def test_a_run_is_interrupted_while_workers_start(world, killer, seconds):
@@ -323,6 +339,7 @@ def started_by(pid):
     return found
 
 
+@catches("cli/terminal.py", '*([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])', "")
 @pytest.mark.parametrize("killer", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_run_that_is_killed_goes_on(world, killer):
     needs_engine()
@@ -357,6 +374,7 @@ def test_a_run_that_is_killed_goes_on(world, killer):
     check_whole(world, scans)
 
 
+@catches("datasets/job.py", "fcntl.LOCK_EX | (0", "fcntl.LOCK_SH | (0")
 def test_two_runs_on_one_output_do_every_scan_once(world):
     needs_engine()
     os.environ["TEST_SECONDS"] = "0.2"
@@ -399,6 +417,11 @@ def test_a_full_disk_is_told_and_what_fits_is_done(world):
         check_whole(world, ["small1.nii.gz", "small2.nii.gz"])
 
 
+@catches(
+    "cli/batch.py",
+    "        except (OSError, ValueError) as error:\n            self.complain(reason_of(error))\n",
+    "        except (OSError, ValueError) as error:\n            raise error\n",
+)
 def test_a_disk_that_is_full_to_the_end_is_told(world):
     """No room for any answer, nor for the summary, nor for a log: the run goes on to the end, and says what it can."""
     needs_engine()
@@ -418,6 +441,7 @@ def test_a_disk_that_is_full_to_the_end_is_told(world):
         assert sorted(os.listdir(world / "out")) == ["other", "rest"]
 
 
+@catches("cli/batch.py", "_if_heard(redraw, line, sys.stderr)", "redraw(line)")
 def test_a_terminal_that_is_closed(world):
     """The end of a window, and one that ignores the hang-up, as after disown: the latter goes on to the end."""
     needs_engine()
@@ -440,6 +464,11 @@ def test_a_terminal_that_is_closed(world):
         (world / "log").unlink()
 
 
+@catches(
+    "datasets/engine.py",
+    "            if not _has_landed(landing):\n                continue\n",
+    "            while not _has_landed(landing):\n                pass\n",
+)
 def test_workers_that_come_late_get_scans_at_once(monkeypatch, tmp_path):
     """Before any has ended."""
     needs_engine()
@@ -471,6 +500,7 @@ def test_workers_that_come_late_get_scans_at_once(monkeypatch, tmp_path):
         list(engine._each(Client(), jobs, lambda: next(rooms, 5)))
 
 
+@catches("cli/batch.py", "    except OSError:\n        os.dup2", "    except KeyError:\n        os.dup2")
 def test_nobody_listens(world):
     """As with | head -1, or a log on a full disk."""
     needs_engine()
@@ -537,6 +567,7 @@ def scheduler(world, monkeypatch, request):
         process.wait()
 
 
+@catches("datasets/engine.py", "lambda: min(1, crew.room())", "crew.room")
 @pytest.mark.parametrize("scheduler", ["0"], indirect=True)
 def test_a_scan_that_dies_of_its_neighbour_is_done_alone(world, scheduler):
     """Both are in one process; it dies, and both are set aside at once."""
@@ -639,6 +670,7 @@ def test_a_bids_data_set(world, raw):
     check_with_validator(world / "out")
 
 
+@catches("cli/batch.py", "            describe()\n            done = ", "            done = ")
 def test_a_run_that_was_killed_leaves_a_data_set(world, raw):
     needs_engine()
     words = [sys.executable, "-m", "thinslice", "batch", raw, world / "out", "participant", "--workers", "1"]
@@ -773,6 +805,9 @@ def test_waiting_for_workers_is_said(world):
         assert finish(process)[0] == 0
 
 
+@catches("datasets/engine.py", "        if found != version:\n", "        if False:\n")
+@catches("datasets/engine.py", "        raise InputRefused(_WITHOUT_US.format(reason_of(error)))\n", "        pass\n")
+@catches("datasets/engine.py", "if self.told is not bool(workers):", "if self.told is not bool(workers) and workers:")
 @pytest.mark.parametrize("found", [None, "0.0.1"])
 def test_a_worker_that_cannot_help_is_named(world, scheduler, found):
     """It comes late, when others have done a part; nothing hangs, and what is done stays."""
@@ -844,6 +879,7 @@ def test_the_time_left_is_that_of_what_has_to_be_computed(tmp_path):
     assert clock.after(range(11, 30), "done", 20.0) == pytest.approx(70 * 20 / 2)
 
 
+@catches("datasets/engine.py", "zip(self.left, shares, strict=True)", "zip(self.left, [1.0, 1.0], strict=True)")
 def test_the_time_left_learns_from_what_became_of_others(tmp_path):
     """Half of the scans are thin; and answers that are there are not kept, since the model is another one."""
     clock = Clock(tmp_path)

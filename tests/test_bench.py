@@ -4,6 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from faults import catches
 from thinslice.compute.upsample import upsample
 from thinslice.errors import InputRefused, ModelRefused, OutputRefused, PlanRefused
 from thinslice.evaluation import benchmark
@@ -224,6 +225,7 @@ def test_an_infinite_psnr_is_null_in_the_results_and_never_a_number(tmp_path):
     assert " inf |" in make_table([score(psnr_db=float("inf"))])
 
 
+@catches("evaluation/benchmark.py", "fuse and model.sha256 is not None", "False")
 def test_networks_are_asked_in_several_orientations_where_that_is_wished(scans, tmp_path):
     scans["a.nii"] = thin_volume(affine=np.eye(4))
     found = {

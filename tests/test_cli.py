@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from faults import catches
 from make_scans import save_scan
 from test_nifti import BAD_SCANS, DATA
 from thinslice import cli
@@ -216,6 +217,7 @@ def test_labels_of_a_folder_and_under_another_name(run, scan, tmp_path):
     assert names(tmp_path / "out2") == ["a.json", "a.nii"]
 
 
+@catches("cli/enhance.py", "for path in (case.source, source)}", "for path in (case.source,)}")
 def test_an_answer_never_replaces_the_segmentation(run, scan, tmp_path):
     seg = make_labels(tmp_path / "seg.nii.gz")
     before = seg.read_bytes()
@@ -225,6 +227,7 @@ def test_an_answer_never_replaces_the_segmentation(run, scan, tmp_path):
     assert seg.read_bytes() == before
 
 
+@catches("cli/enhance.py", "if target is not None and os.path.realpath(target[1]) in taken:", "if False:")
 def test_labels_of_one_scan_never_replace_the_answer_to_another(run, tmp_path):
     for name in ("a.nii.gz", "a_labels.nii.gz"):
         make_scan(tmp_path / "in" / name)
@@ -482,6 +485,7 @@ def test_labels_there_and_back(run, scan, tmp_path):
     assert (before == after).mean() > 0.97
 
 
+@catches("compute/reslice.py", "np.mean(near[drawn] == far[drawn]) > REGIONS", "False")
 def test_reslice_sees_what_is_a_segmentation_and_what_is_not(run, scan, tmp_path):
     drawn = make_labels(tmp_path / "seg.nii.gz")
     thin = tmp_path / "thin.nii.gz"
@@ -549,6 +553,7 @@ def test_evaluate(run, tmp_path):
     assert run("evaluate", "-i", tmp_path / "none", "-o", tmp_path / "out", *words)[0] == 2
 
 
+@catches("api.py", "thin = as_stored(answer.volume, target)", "thin = answer.volume")
 def test_the_report_is_about_what_is_in_the_file(run, tmp_path):
     """Also where the file stores whole numbers with a rescale, on the scale that just holds the acquired values."""
     voxels = (np.random.default_rng(0).integers(0, 2, (24, 24, 9)) * 65535 - 32768).astype(np.int16)

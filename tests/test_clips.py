@@ -17,6 +17,7 @@ from thinslice.training.manifest import is_share_alike, provenance
 
 pytest.importorskip("av", reason="clips are read with PyAV, which comes with thinslice[video]")
 
+from faults import catches
 from make_clips import CODECS, save_clip
 
 KEPT = Ranges(factor=(2.0, 4.0), whole=(2, 3, 4), fractional=False, kept=1.0, ends="slices")
@@ -47,6 +48,7 @@ def drawn(seed, ranges, corpus, flip=None):
 # ---- reading
 
 
+@catches("training/clips.py", "islice(container.decode(video=0), most)", "islice(container.decode(video=0), 1, None)")
 @pytest.mark.parametrize("suffix", [".mkv", ".avi", ".gif"])
 def test_a_clip_is_read_as_it_was_written(tmp_path, suffix):
     frames = noise(9, 18, 46)
@@ -104,6 +106,7 @@ def test_without_its_package_the_name_of_it_is_told(tmp_path, monkeypatch):
 # ---- folders
 
 
+@catches("training/clips.py", "(0,), frames.size**0.5", "(0, 1, 2), frames.size**0.5")
 @pytest.mark.parametrize("suffix", sorted(CODECS))
 def test_every_kind_of_clip_becomes_a_volume_of_frames(tmp_path, suffix):
     save_clip(tmp_path / f"clip{suffix}", noise(10, 32, 48))
@@ -159,6 +162,7 @@ def test_a_folder_of_clips_is_told_by_what_it_holds(tmp_path):
 # ---- licences
 
 
+@catches("training/manifest.py", "return _SHARE_ALIKE.search(licence) is not None", "return False")
 @pytest.mark.parametrize(
     "licence",
     [
@@ -177,6 +181,7 @@ def test_share_alike_licences_are_told(licence):
     assert is_share_alike(licence)
 
 
+@catches("training/manifest.py", "sa(?!-?[a-z])", "sa|[ ;]sa")
 @pytest.mark.parametrize(
     "licence",
     ["repo Apache-2.0; SA-V videos CC BY 4.0 (read)", "CC BY 4.0", "CC BY SA-V", "by Sara Sand", "MIT", "unknown", ""],
@@ -195,6 +200,7 @@ def licensed(tmp_path):
     return folder
 
 
+@catches("training/manifest.py", '_rows(folder / "manifest.csv").items()}', "{}.items()}")
 @pytest.mark.parametrize(("place", "named"), [(".", "video/b.mkv"), (".", "b.mkv"), ("..", "video/b.mkv")])
 def test_share_alike_clips_are_left_out_whichever_manifest_says_so(licensed, place, named):
     assert len(load_clips(licensed)) == 3
@@ -231,6 +237,17 @@ def test_a_manifest_that_tells_no_licence_is_refused(licensed):
 # ---- made thick
 
 
+@catches(
+    "training/corpus.py",
+    "acquire = profile_matrix(geometry.thick_centres - low,",
+    "acquire = profile_matrix(geometry.thick_centres - low + 1,",
+)
+@catches(
+    "training/corpus.py",
+    "thickness, phase = 1 / factor, float(rng.integers(int(factor)))",
+    "thickness, phase = 1 / factor, (factor - 1) / 2",
+)
+@catches("training/corpus.py", "thickness, phase = 1 / factor, float", "thickness, phase = 2 / factor, float")
 @given(seed=seeds, flip=st.booleans())
 def test_every_nth_frame_is_kept_as_it_is(seed, flip):
     corpus = [Thin("noise", np.random.default_rng(seed).random((60, SIZE, SIZE)).astype(np.float16), (0,), 1.0)]
@@ -265,6 +282,7 @@ def test_what_is_predicted_lies_inside_a_clip_of_sixteen_frames(seed, ranges):
     np.testing.assert_array_equal(np.abs(np.diff(batch.truth[0, :, 0, 0])), 1)
 
 
+@catches("training/corpus.py", 'if geometry.ends == "slices":', "if False:")
 @given(seed=seeds)
 def test_beyond_the_ends_of_a_clip_its_outermost_kept_frame_repeats(seed):
     corpus = numbered()

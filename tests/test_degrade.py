@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from faults import catches
 from strategies import profiles, seeds
 from thinslice.physics.profile import profile_matrix
 from thinslice.physics.projection import (
@@ -43,6 +44,7 @@ def root(n: int, factor: float) -> np.ndarray:
     return vectors * np.sqrt(values.clip(0))
 
 
+@catches("physics/projection.py", "thin + along_first_axis(repair", "thin - along_first_axis(repair")
 @given(case=acquisitions, seed=seeds)
 def test_projection_without_noise_gives_back_what_was_acquired(case, seed):
     matrix, factor = case
@@ -59,6 +61,13 @@ def test_projection_leaves_a_consistent_answer_alone(case, seed):
     np.testing.assert_allclose(project(thin, thicken(thin, matrix), matrix, factor), thin, atol=1e-12)
 
 
+@catches(
+    "physics/projection.py",
+    "smoothed: np.ndarray = covariance @ matrix.T",
+    "smoothed: np.ndarray = np.eye(len(covariance)) @ matrix.T",
+)
+@catches("physics/projection.py", "for d in distances)", "for d in distances[:1])")
+@catches("physics/projection.py", "(d / CORRELATION_LENGTH)", "(d * factor / CORRELATION_LENGTH)")
 @given(case=acquisitions, seed=seeds)
 def test_projection_is_the_smallest_change_that_agrees_in_the_norm_of_w(case, seed):
     matrix, factor = case
@@ -71,6 +80,12 @@ def test_projection_is_the_smallest_change_that_agrees_in_the_norm_of_w(case, se
     np.testing.assert_allclose(change, smallest, atol=1e-7)
 
 
+@catches(
+    "physics/projection.py",
+    "return float(noise * np.median((matrix @ smooth_spread(matrix, factor)).sum(axis=1)))",
+    "return float(noise)",
+)
+@catches("physics/projection.py", "noise * np.median(", "noise * np.max(")
 @given(case=acquisitions, seed=seeds)
 def test_projection_with_noise_is_the_regularised_least_squares_answer(case, seed):
     matrix, factor = case

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from faults import catches
 from make_scans import save_scan
 from test_cli import names
 from thinslice.cli.enhance import SAMPLE
@@ -147,6 +148,8 @@ def test_what_a_model_does_not_have_is_one_line(run, chest, tmp_path, words, rea
     refused(run, chest, tmp_path / "out", words, reason)
 
 
+@catches("models/hounsfield.py", "np.mean(voxels < DARKEST_HOUNSFIELD) > DARKEST_SHARE", "False")
+@catches("models/hounsfield.py", "lowest > WINDOW_HOUNSFIELD and np.mean(voxels == lowest) > WINDOW_SHARE", "False")
 @pytest.mark.parametrize(
     ("change", "got"),
     [
@@ -188,6 +191,7 @@ def test_a_window_that_cut_off_what_is_bright_is_noted(run, chest, tmp_path):
     assert any("highest value, 400: if that is a window" in line for line in said)
 
 
+@catches("io/voxel_files.py", "and not AIR[0] <= low <= AIR[1] else", "else")
 def test_missing_voxels_of_tomography_are_air(chest, tmp_path):
     thick = read(chest)
     voxels = thick.voxels.astype(np.float32)

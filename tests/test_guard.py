@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 
+from faults import catches
 from phantoms import acquired, knowing, network, silent, thick_grid
 from strategies import seeds
 from thinslice.compute.guard import CELL, DISAGREEMENT, MARGIN, OVERSHOOT, GuardCount, keep_map, suspect_cells
@@ -66,6 +67,11 @@ def test_a_zero_residual_is_never_suspect(seed, height, width):
     np.testing.assert_array_equal(keep_map(cells, (height, width)), 1)
 
 
+@catches(
+    "compute/upsample.py",
+    "max(slab - self.plan_reach, 0), min(slab + self.plan_reach + 1, self.plan.n_thick)",
+    "slab, slab + 1",
+)
 def test_the_count_of_a_silent_network_is_zero(scan):
     volume, plan, cubic = scan
     result = upsample(volume, plan, silent())
@@ -86,6 +92,10 @@ SPOILERS = {
 }
 
 
+@catches("compute/upsample.py", "if cells.any():", "if False:")
+@catches("compute/guard.py", "> 0\n        suspect", "> 2\n        suspect")
+@catches("compute/guard.py", "np.maximum(MARGIN * accepted, DISAGREEMENT)", "np.inf")
+@catches("compute/upsample.py", "own, 0.0) * keep", "own, 0.0) * 0.0")
 @pytest.mark.parametrize("kind", SPOILERS)
 def test_a_bad_region_falls_back_to_projected_cubic_there_and_only_there(scan, kind):
     volume, plan, cubic = scan
@@ -169,6 +179,7 @@ def test_what_a_slab_adds_is_judged_together_with_its_neighbours():
     assert upsample(volume, plan, knowing(volume, plan, residual)).guard.suspect == 0
 
 
+@catches("compute/upsample.py", "missed[0, slab - spline_low] -= 1.0", "missed[:] = 0.0")
 def test_a_good_answer_is_left_alone_it_mends_what_interpolation_misses():
     voxels = 0.3 + 0.4 * np.random.default_rng(3).random((CELL, CELL, 9), dtype=np.float32)
     voxels[:2], voxels[-2:] = 0, 1  # so that nothing leaves the range of the scan

@@ -13,6 +13,7 @@ import pytest
 
 import thinslice
 from data_sets import CUBIC, make_job, orders
+from faults import catches
 from make_scans import save_scan
 from test_cli import make_scan, raising
 from thick_scans import save_start
@@ -99,6 +100,7 @@ def test_a_model_is_loaded_once_for_all_scans_of_a_process(tmp_path, monkeypatch
     assert len(loaded) == 1
 
 
+@catches("datasets/find.py", "threads=orders.threads,", "threads=2,")
 @pytest.mark.parametrize(("threads", "each", "at_once"), [(1, 1, 1), (2, 1, 2), (8, 4, 2)])
 def test_the_threads_of_a_worker_are_shared_out(tmp_path, scan, monkeypatch, threads, each, at_once):
     asked = []
@@ -196,6 +198,11 @@ def test_a_scan_that_is_elsewhere(tmp_path):
     assert "check links" in outcome.reason
 
 
+@catches(
+    "datasets/job.py",
+    "    if series is None and os.path.exists(job.source) and not os.path.isfile(job.source):",
+    "    if False:",
+)
 def test_what_is_no_file_is_named(tmp_path):
     """To open a pipe waits until somebody writes, here at once, else for ever."""
     (tmp_path / "in").mkdir()
@@ -206,6 +213,7 @@ def test_what_is_no_file_is_named(tmp_path):
     assert (outcome.state, outcome.reason.split(";")[0]) == ("failed", "got scan.nii.gz, which is no file")
 
 
+@catches("datasets/job.py", "THICK_FROM = 1.4", "THICK_FROM = 1.5")
 @pytest.mark.parametrize(("spacing", "state"), [(1.35, "thin"), (1.45, "done")])
 def test_where_thick_begins(tmp_path, spacing, state):
     """1.4 times the coarser side of a pixel."""
@@ -241,6 +249,7 @@ def test_what_is_half_made_elsewhere_is_removed(tmp_path, scan, monkeypatch):
     assert not list((tmp_path / "out").rglob("*"))
 
 
+@catches("datasets/job.py", "    _sweep(job)\n    _remove(stage)\n", "    _remove(stage)\n")
 def test_what_a_dead_run_left_elsewhere_is_removed_by_the_next(tmp_path, scan):
     """Of a page, though the next run makes none; whether it computes or keeps."""
     page = tmp_path / "far" / "scan.html"
@@ -253,6 +262,11 @@ def test_what_a_dead_run_left_elsewhere_is_removed_by_the_next(tmp_path, scan):
         assert os.listdir(page.parent) == ["scan.png"]
 
 
+@catches(
+    "datasets/job.py",
+    "if beside is not None and os.path.lexists(beside) else []",
+    "if beside is not None and beside.is_file() else []",
+)
 def test_a_json_that_is_elsewhere_is_named(tmp_path, scan):
     """As in a DataLad data set: it may tell the slice thickness."""
     scan.with_name("scan.json").symlink_to(tmp_path / "annex" / "key")
@@ -261,6 +275,7 @@ def test_a_json_that_is_elsewhere_is_named(tmp_path, scan):
     assert "scan.json" in outcome.reason
 
 
+@catches("datasets/job.py", "return os.path.samestat(os.fstat(held), os.stat(path))", "return True")
 def test_a_lock_that_was_removed_is_no_lock(tmp_path):
     """Who waited for it while its holder removed it takes a new one, which others see."""
     lock, seen = tmp_path / ".lock", []

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import strategies
+from faults import catches
 from make_scans import make_affine, make_voxels
 from thinslice.errors import InputRefused, OutputRefused
 from thinslice.io import mgh
@@ -68,6 +69,8 @@ def test_every_type_goes_round_exactly(tmp_path, dtype, suffix, frames):
     np.testing.assert_array_equal(read(tmp_path / f"b{suffix}").voxels, stored)
 
 
+@catches("io/mgh.py", 'columns @ (start["dims"][:3] / 2)', 'columns @ ((start["dims"][:3] - 1) / 2)')
+@catches("io/mgh.py", "columns = turn.T * delta", "columns = turn * delta")
 @few
 @given(data=st.data(), spacing=st.tuples(*[strategies.millimetres(0.2, 9)] * 3))
 def test_every_affine_is_nibabels_vox2ras_and_goes_round(tmp_path, data, spacing):
@@ -152,6 +155,7 @@ def test_big_plain_files_are_mapped(tmp_path, monkeypatch):
 # ---- types that the format does not have
 
 
+@catches("io/mgh.py", '"uint16": np.int32', '"uint16": np.int16')
 @pytest.mark.parametrize(
     ("dtype", "stored"),
     [("?", "u1"), ("i1", "i2"), ("u2", "i4"), ("u4", "i4"), ("i8", "i4"), ("u8", "i4"), ("f2", "f4"), ("f8", "f4")],
@@ -166,6 +170,7 @@ def test_other_types_become_wider_ones(tmp_path, dtype, stored):
     np.testing.assert_array_equal(again, voxels)
 
 
+@catches("io/mgh.py", '    if dtype == np.int32 and volume.voxels.dtype.kind in "iu":\n', "    if False:\n")
 @pytest.mark.parametrize(("dtype", "value"), [("u4", 2**31), ("i8", -(2**31) - 1), ("u8", 2**64 - 1)])
 def test_whole_numbers_beyond_32_bits_are_refused(tmp_path, dtype, value):
     volume = Volume(np.full(SHAPE, value, dtype), make_affine())

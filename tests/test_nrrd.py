@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import strategies
+from faults import catches
 from make_scans import make_affine, make_voxels
 from thinslice.errors import InputRefused, OutputRefused
 from thinslice.io import nrrd
@@ -66,6 +67,12 @@ def assert_refused(path: Path, *words: str) -> None:
 # ---- where it is
 
 
+@catches("io/nrrd.py", "LPS: (-1.0, -1.0, 1.0),", "LPS: (1.0, 1.0, 1.0),")
+@catches(
+    "io/nrrd.py",
+    "    affine = np.diag([*_TO_RAS.get(space, _TO_RAS[LPS]), 1.0]) @ affine + 0.0",
+    "    affine[:3, :3] = np.diag(_TO_RAS.get(space, _TO_RAS[LPS])) @ affine[:3, :3]",
+)
 @pytest.mark.parametrize(
     ("space", "signs"),
     [
@@ -119,6 +126,11 @@ def test_blanks_in_vectors_do_not_matter(tmp_path, text):
     np.testing.assert_array_equal(read(save(tmp_path / "b.nrrd", space_directions=text)).affine, plain)
 
 
+@catches(
+    "io/nrrd.py",
+    "affine[:3, :3], affine[:3, 3] = columns * mm, origin * mm",
+    "affine[:3, :3], affine[:3, 3] = columns * mm, origin",
+)
 @pytest.mark.parametrize(
     ("unit", "mm"), [("mm", 1), ("millimeter", 1), ("", 1), ("cm", 10), ("m", 1000), ("um", 1e-3), ("µm", 1e-3)]
 )
@@ -211,6 +223,7 @@ def test_thickness_follows_the_slice_axis_and_is_not_kept_for_thin_slices(tmp_pa
 # ---- axes
 
 
+@catches("io/nrrd.py", "return 3 if source is None or source.place is None else source.place", "return 3")
 @pytest.mark.parametrize("kind", ["list", "time"])
 @pytest.mark.parametrize("place", range(4))
 def test_an_axis_beside_space_becomes_the_last_and_goes_back_to_its_place(tmp_path, place, kind):
@@ -349,6 +362,7 @@ def test_non_finite_voxels_are_replaced_as_elsewhere(tmp_path):
 # ---- what is kept
 
 
+@catches("io/nrrd.py", "if same_grid or not OF_THE_GRID.match(key)", "if True or not OF_THE_GRID.match(key)")
 def test_what_still_holds_is_kept(tmp_path):
     lines = (
         "measurement frame: (1,0,0) (0,0,1) (0,1,0)",
@@ -443,6 +457,7 @@ def test_voxels_in_the_headers_folder_are_read(tmp_path, data_file):
     np.testing.assert_array_equal(read(tmp_path / "b.nrrd").voxels, VOXELS)
 
 
+@catches("io/nrrd.py", ' or ".." in way.parts for way in ways)', " for way in ways)")
 @pytest.mark.parametrize(
     "data_file",
     [

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from faults import catches
 from strategies import profiles, seeds
 from thinslice.physics.profile import downscaling_matrix, profile_matrix, slice_profile
 from thinslice.physics.projection import spread, thicken
@@ -21,6 +22,8 @@ def half_maximum_width(position: np.ndarray, weight: np.ndarray) -> float:
     return float(right - left)
 
 
+@catches("physics/profile.py", "-4.0 * np.log(2.0) * (distance / fwhm) ** 2", "-0.5 * (distance / fwhm) ** 2")
+@catches("physics/profile.py", "np.minimum(distance + 0.5, fwhm / 2)", "np.minimum(distance + 0.5, fwhm)")
 @given(fwhm=st.floats(1.0, 9.0), profile=profiles)
 def test_the_half_maximum_width_of_the_profile_is_the_thickness(fwhm, profile):
     position = np.linspace(-20, 20, 40001)
@@ -38,6 +41,9 @@ def test_the_half_maximum_width_of_a_matrix_row_is_the_thickness(fwhm, profile, 
     assert half_maximum_width(np.arange(300.0), row) == pytest.approx(fwhm, abs=0.04 if profile == "gaussian" else 0.2)
 
 
+@catches("physics/profile.py", "[None, :] - thick_centres[:, None]", "[None, :] - thick_centres[:, None] - 0.5")
+@catches("physics/profile.py", "= weights / total", "= weights")
+@catches("physics/profile.py", "GAUSSIAN_REACH_FWHM = 2.0", "GAUSSIAN_REACH_FWHM = 0.6")
 @given(fwhm=st.floats(2.0, 9.0), profile=profiles, centre=st.floats(30.0, 31.0))
 def test_the_profile_is_centred(fwhm, profile, centre):
     row = profile_matrix(np.array([centre]), 62, fwhm, profile)[0]
@@ -78,6 +84,11 @@ def test_rows_sum_to_one_and_are_not_negative(fwhm, profile, factor, first, n):
     assert (matrix >= 0).all()
 
 
+@catches(
+    "physics/projection.py",
+    "along_first_axis(matrix.T, thick)",
+    "along_first_axis(matrix.T / matrix.sum(axis=0)[:, None].clip(1e-9), thick)",
+)
 @given(seed=seeds, profile=profiles, factor=st.floats(1.1, 6.0), ratio=st.floats(0.6, 1.4), n=st.integers(2, 9))
 def test_spread_is_the_adjoint_of_thicken(seed, profile, factor, ratio, n):
     rng = np.random.default_rng(seed)
@@ -135,6 +146,7 @@ def test_downscaling_says_the_centre_of_its_pixels_on_a_ramp(n, factor, sigma):
     np.testing.assert_allclose(said[3:-3], centres[3:-3], atol=1e-9)
 
 
+@catches("physics/profile.py", "- centres[:, None]) / factor\n    near", "- centres[:, None])\n    near")
 @pytest.mark.parametrize("factor", [2, 3, 4])
 def test_downscaling_is_that_of_a_picture_library(factor):
     image = pytest.importorskip("PIL.Image", reason="Pillow comes with the test extra")

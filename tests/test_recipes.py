@@ -23,6 +23,7 @@ pytest.importorskip("onnx", reason="the export needs onnx, which comes with thin
 
 import torch
 
+from faults import catches
 from thinslice.networks.slab import SlabNet
 from thinslice.training import recipes
 from thinslice.training.clips import FEWEST
@@ -100,6 +101,7 @@ def test_training_goes_on_from_a_model_file(trained, data, tmp_path):
         load_weights(SlabNet(width=32), trained)
 
 
+@catches("networks/slab.py", "torch.zeros_like(weight) if name.startswith", "weight if name.startswith")
 def test_a_deeper_network_begins_with_what_the_shallower_one_computes(tmp_path):
     shallow = SlabNet(width=8, deep_width=8, deep=1)
     envelope = {"factor": (2, 4), "thickness_over_spacing": (1, 1), "profiles": ["gaussian"]}
@@ -171,6 +173,11 @@ def test_the_planes_recipe_ends_with_a_family_for_mr_and_one_for_ct(data_for_pla
     assert np.isfinite(answer).all()
 
 
+@catches(
+    "training/recipes.py",
+    'start / f"{stage.model}.onnx" for stage in stages if',
+    'start / f"{stages[0].model}.onnx" for stage in stages if',
+)
 def test_every_network_for_planes_goes_on_from_its_own_file(data_for_planes, tmp_path):
     run("planes", data_for_planes, tmp_path / "first", steps=8, report=silent)
     models = run("planes", data_for_planes, tmp_path / "more", steps=8, start=tmp_path / "first", report=silent)
@@ -182,6 +189,7 @@ def test_every_network_for_planes_goes_on_from_its_own_file(data_for_planes, tmp
         run("planes", data_for_planes, tmp_path / "third", steps=8, start=tmp_path / "empty", report=silent)
 
 
+@catches("training/export.py", "for name in exported.inputs.keys() - traced:", "for name in ():")
 def test_a_network_that_makes_the_image_anew_can_be_used_like_any_other(data_for_planes, tmp_path):
     models = run("planes-paper", data_for_planes, tmp_path, steps=8, report=silent)
     assert len(models) == 8
@@ -239,6 +247,7 @@ def test_a_quarter_of_the_steps_goes_to_video():
     assert (video.task.ranges.kept, video_mr(kept=0.0)[0].task.ranges.kept) == (1.0, 0.0)
 
 
+@catches("training/recipes.py", "network.load_state_dict(trained[stage.start].state_dict())", "pass")
 def test_the_second_stage_starts_from_the_averaged_weights_of_the_first(
     data_with_video, short_video_mr, tmp_path, monkeypatch
 ):
@@ -259,6 +268,7 @@ def test_the_second_stage_starts_from_the_averaged_weights_of_the_first(
     assert any(not torch.equal(weight, saved["network"][name]) for name, weight in begun[1].items())
 
 
+@catches("training/recipes.py", "for path in find_clips(folder)[0]:", "for path in sum(find_clips(folder), []):")
 def test_the_card_names_the_clips_that_were_learnt_from(data_with_video, short_video_mr, tmp_path):
     told = []
     (path,) = run("video-mr", data_with_video, tmp_path, steps=8, report=told.append)
@@ -277,6 +287,7 @@ def test_the_card_names_the_clips_that_were_learnt_from(data_with_video, short_v
     assert find_model(str(path)).residual is not None
 
 
+@catches("training/recipes.py", "return [stage for stage in stages if stage in used]", "return list(stages)")
 def test_from_an_earlier_run_of_two_stages_only_the_last_one_is_trained(data_with_video, short_video_mr, tmp_path):
     (first,) = run("video-mr", data_with_video, tmp_path / "first", steps=8, report=silent)
     told = []
@@ -305,6 +316,7 @@ def test_the_average_of_the_frames_is_a_recipe_too():
     assert [stages[-1].model for stages in (picks, averages)] == ["video-mr", "video-mr-average"]
 
 
+@catches("training/recipes.py", "{name: 1.0}) if fit else stage", "{name: 1.0})")
 def test_a_new_source_is_a_folder_name(data_with_video, short_video_mr, tmp_path):
     """Volumes and clips that are put beside the others are learnt from by the stages that learn from such."""
     folder = shutil.copytree(data_with_video, tmp_path / "data")
@@ -318,6 +330,7 @@ def test_a_new_source_is_a_folder_name(data_with_video, short_video_mr, tmp_path
     assert ["films/a.mkv"] in [row.get("files") for row in rows]
 
 
+@catches("training/recipes.py", "asked[key] = known.get(key, asked[key])", "pass")
 def test_a_resumed_run_learns_from_what_it_was_begun_with(data, trained, tmp_path):
     folder = shutil.copytree(data, tmp_path / "data")
     shutil.copytree(folder / "iso_train", folder / "iso_more")
@@ -354,6 +367,7 @@ def test_a_source_that_no_stage_learns_from_is_refused_with_a_way_out(data, tmp_
     assert not (tmp_path / "out").exists()
 
 
+@catches("training/recipes.py", "*(_length_of(out, minutes, steps) if resume else (minutes, steps))", "minutes, steps")
 @pytest.mark.parametrize(("stage", "step"), [("video", 2), ("iso", 3)])
 def test_a_killed_run_of_two_stages_goes_on_where_it_was(data_with_video, short_video_mr, tmp_path, stage, step):
     class Killed(Exception):

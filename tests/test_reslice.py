@@ -5,6 +5,7 @@ from itertools import permutations
 import numpy as np
 import pytest
 
+from faults import catches
 from thinslice.compute.labels import labels_to_thin
 from thinslice.compute.reslice import reslice
 from thinslice.compute.upsample import upsample
@@ -152,6 +153,7 @@ def test_probabilities_are_no_labels():
         reslice(Volume(np.full(plan.shape_thin, 0.5), np.array(plan.affine_thin)), thick, labels=True)
 
 
+@catches("compute/reslice.py", "[(k - 1) / 2 for k in finer]", "[0.0 for k in finer]")
 @pytest.mark.parametrize("order", list(permutations(range(3))))
 @pytest.mark.parametrize("times", [2, 3])
 def test_slices_that_were_enlarged_come_back_too(order, times):
@@ -171,6 +173,7 @@ def test_slices_that_were_enlarged_come_back_too(order, times):
         reslice(apart, thick)
 
 
+@catches("compute/reslice.py", "np.where(beyond, thin[~beyond].min(), thin)", "thin")
 @pytest.mark.parametrize("times", [1, 2])
 def test_padding_takes_no_part_in_what_a_slice_sees(times):
     x, y, z = np.indices((24 * times, 20 * times, 24))

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import thinslice
-from faults import FAULTS
+from faults import all_faults
 
 SOURCE = Path(thinslice.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
@@ -153,11 +153,6 @@ def test_enhancing_a_scan_does_not_load_torch():
     assert not loaded & {"torch", "onnx", "onnxruntime"}
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
-def test_every_planted_fault_still_fits_the_source(fault):
-    text = (SOURCE / fault.file).read_text()
-    assert text.count(fault.old) == 1, f"{fault.file}: {fault.old!r} is there {text.count(fault.old)} times"
-    assert fault.old != fault.new
-    for place in fault.tests:
-        file, _, test = place.partition("::")
-        assert f"def {test}(" in (Path(__file__).parent / file).read_text() or not test
+def test_every_planted_fault_still_fits_the_source():
+    misfits = [f"{why}: {fault}" for fault in all_faults() if (why := fault.misfit())]
+    assert not misfits, "\n".join(misfits)

@@ -17,6 +17,7 @@ from thinslice.volume import Volume
 pytest.importorskip("torch", reason="training needs torch, which comes with thinslice[train]")
 pytest.importorskip("scipy", reason="the slices are turned with scipy, which comes with thinslice[train]")
 
+from faults import catches
 from thinslice.training import self_supervision
 from thinslice.training.corpus import NEAR_FACTOR, NEAR_THICKNESS, Thin, cut, geometry_of_block, normalised
 from thinslice.training.self_supervision import (
@@ -57,6 +58,18 @@ def parts_of(target):
     return [*target.volumes, target.acquired], [*target.unseen, target.unseen_acquired]
 
 
+@catches(
+    "training/self_supervision.py",
+    "for part in (learnt, held_out)\n    ]",
+    "for part in ((crop[0], crop[1]), held_out)\n    ]",
+)
+@catches(
+    "training/self_supervision.py",
+    "(2,), 1.0) for p in (learnt, held_out))",
+    "(2,), 1.0) for p in (slice(None), held_out))",
+)
+@catches("training/self_supervision.py", "HELD_OUT * shown.sum()", "HELD_OUT * 0")
+@catches("training/self_supervision.py", "    if last:\n", "    if not last:\n")
 @pytest.mark.parametrize("bright", ["first", "last"])
 @pytest.mark.parametrize("axis", [0, 2])
 @pytest.mark.parametrize("shape", [(160, 60, 12), (60, 96, 12), (52, 48, 6)])
@@ -78,6 +91,7 @@ def test_nothing_held_out_is_learnt_from_by_lessons_of_either_kind(shape, axis, 
         assert part.voxels.shape[1 - side] == shape[1 - side]
 
 
+@catches("training/self_supervision.py", "min(LEAST_HELD_OUT, n // 3, most)", "min(LEAST_HELD_OUT, n // 3)")
 @given(
     lines=st.integers(48, 200),
     begin=st.floats(0, 0.8),
@@ -131,6 +145,11 @@ def without(volumes):
     return [replace(thin, voxels=np.full_like(thin.voxels, np.nan)) for thin in volumes]
 
 
+@catches(
+    "training/self_supervision.py",
+    "(target.unseen, target.unseen_places) if unseen else",
+    "(target.unseen, target.unseen_places) if not unseen else",
+)
 def test_lessons_are_cut_from_what_is_learnt_from_and_looks_from_what_is_held_out():
     lessons = replace(TARGET, unseen=without(TARGET.unseen))
     looks = replace(TARGET, volumes=without(TARGET.volumes))
@@ -141,6 +160,14 @@ def test_lessons_are_cut_from_what_is_learnt_from_and_looks_from_what_is_held_ou
             assert np.isfinite(batch.thick).all()
 
 
+@catches(
+    "training/self_supervision.py", "target.unseen_acquired if unseen else target.acquired", "target.unseen_acquired"
+)
+@catches(
+    "training/self_supervision.py",
+    "return batch_at(step, seed, targets, patches, size, slabs, context)",
+    "return batch_at(step, seed, targets, patches, size, slabs, context, True)",
+)
 def test_no_lesson_of_either_kind_shows_what_is_held_out():
     nothing = replace(TARGET.unseen_acquired, voxels=np.full_like(TARGET.unseen_acquired.voxels, np.nan))
     lessons = replace(TARGET, unseen=without(TARGET.unseen), unseen_acquired=nothing)
@@ -161,6 +188,11 @@ def smearing():
     return replace(CUBIC, residual=residual, context=1)
 
 
+@catches(
+    "training/self_supervision.py",
+    "_thin_of(part, scan, plan, model)[..., depth]",
+    "_thin_of((slice(None), slice(None)), scan, plan, model)[part][..., depth]",
+)
 @pytest.mark.parametrize("unseen", [False, True])
 def test_thin_slices_of_either_part_are_computed_from_that_part_alone(unseen):
     """The network sees far: what it says near the border must not tell what lies beyond."""
@@ -177,6 +209,7 @@ def test_thin_slices_of_either_part_are_computed_from_that_part_alone(unseen):
     assert not np.array_equal(getattr(one, changed)[0].voxels, getattr(two, changed)[0].voxels)
 
 
+@catches("training/self_supervision.py", "square = max(spacing_mm) <= SQUARE * min(spacing_mm)", "square = True")
 def test_pixels_that_are_not_square_are_learnt_from_along_the_coarser_side():
     volume = thick_volume()
     stretched = Volume(volume.voxels, np.diag([0.5, 1.0, 4.0, 1.0]))
@@ -212,6 +245,16 @@ def share_of(places, axis):
     return places.chance[places.axis == axis].sum()
 
 
+@catches(
+    "training/self_supervision.py",
+    "return Places(volume, axis, middle, chance / chance.sum())",
+    "return Places(volume, axis, middle, np.full(len(chance), 1 / len(chance)))",
+)
+@catches(
+    "training/self_supervision.py",
+    "share_wanted / np.maximum(share_own, 1e-9)",
+    "share_own / np.maximum(share_wanted, 1e-9)",
+)
 @pytest.mark.parametrize("alike", [0, 1])
 def test_places_that_look_like_the_slices_get_most_of_the_chance(alike):
     """Along one axis the image changes slowly, as it does from slice to slice; along the other fast."""
@@ -252,6 +295,11 @@ def test_larger_scans_are_drawn_more_often():
     assert 0.6 < np.mean(found) < 0.9
 
 
+@catches(
+    "training/self_supervision.py",
+    "depth = shape[0] - 1 - int(middle[0]) if look.flips[0] else int(middle[0])",
+    "depth = int(middle[0])",
+)
 @given(seed=seeds, axis=st.integers(0, 2), depth=st.integers(30, 50), line=st.integers(30, 50))
 def test_a_patch_lies_around_the_place_that_was_drawn(seed, axis, depth, line):
     x, y, z = np.meshgrid(np.arange(80), np.arange(84), np.arange(88), indexing="ij")
@@ -313,6 +361,7 @@ def test_lessons_of_the_slice_direction_come_from_what_is_not_held_out():
             assert same(thicker_batch_at(step, 1, *about), thicker_batch_at(step, 1, *alone))
 
 
+@catches("training/self_supervision.py", "random() < THICKER", "random() < 0")
 def test_a_quarter_of_the_lessons_lies_across_the_slices():
     asked = []
     with pytest.MonkeyPatch.context() as patch:

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from faults import catches
 from strategies import seeds
 from thinslice.compute.upsample import upsample
 from thinslice.errors import ModelRefused
@@ -18,6 +19,9 @@ from thinslice.volume import Volume
 lengths = st.integers(1, 90)
 
 
+@catches(
+    "models/tiling.py", "low, high = max(start - margin, 0), min(stop + margin, length)", "low, high = start, stop"
+)
 @given(height=lengths, width=lengths, limit=st.integers(4, 60), margin=st.integers(0, 20))
 def test_tiles_cover_every_pixel_once_with_their_margins(height, width, limit, margin):
     assume(limit > 2 * margin)
@@ -86,6 +90,7 @@ def tiny(request, tmp_path_factory):
 GEOMETRY = geometry_of(4.0, 1.0, "gaussian")
 
 
+@catches("models/engine.py", 'int(card["multiple"]), int(card["reach"])', 'int(card["multiple"]), 0')
 @pytest.mark.parametrize("size", [(96, 130), (95, 131), (33, 200)])
 def test_tiled_equals_whole(tiny, monkeypatch, size):
     network, path, _ = tiny

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import ndimage
 
+from faults import catches
 from phantoms import acquired, curved, knowing, lopsided, network, psnr, sampled, shift_mm, silent, straight, thick_grid
 from strategies import axes, grids, interpolations, scans, scans_and_wishes, seeds, wishes
 from thinslice.compute import upsample as engine
@@ -56,6 +57,16 @@ def same(answer, wanted, tolerance=ROUNDING):
     np.testing.assert_allclose(answer.affine, wanted.affine, atol=1e-9)
 
 
+@catches(
+    "compute/upsample.py",
+    "thick = np.moveaxis(series[..., t], plan.axis, 0)",
+    "thick = np.swapaxes(series[..., t], plan.axis, 0)",
+)
+@catches(
+    "compute/upsample.py", "turned if nearest[stored[1]] < nearest[stored[2]] else turned.swapaxes(1, 2)", "turned"
+)
+@catches("compute/upsample.py", "PROJECTION_HALO = 20", "PROJECTION_HALO = 1")
+@catches("compute/upsample.py", "position_code(offset)", "position_code(offset * self.plan.factor)")
 @given(case=scans_and_wishes(), model=models | st.just(lopsided()), order=st.permutations(range(3)))
 def test_axes_are_only_names(case, model, order):
     volume, wish = case
@@ -63,6 +74,8 @@ def test_axes_are_only_names(case, model, order):
     same(thinned(turned(volume, order), model, **wish)[0], turned(answer, order))
 
 
+@catches("compute/upsample.py", "affine = np.array(plan.affine_thin)", "affine = np.array(plan.affine_thick)")
+@catches("compute/upsample.py", "1 if affine[nearest[a], a] > 0 else -1", "1")
 @given(case=scans_and_wishes(), model=models | st.just(lopsided()), axis=axes)
 def test_flipping_the_input_flips_the_output_and_moves_nothing_in_the_patient(case, model, axis):
     volume, wish = case
@@ -75,6 +88,11 @@ def mirrored(volume):
     return replace(volume, voxels=np.flip(volume.voxels, (0, 1, 2)))
 
 
+@catches("compute/upsample.py", "for near in (slab - 1, slab, slab + 1):", "for near in (slab, slab + 1):")
+@catches("compute/upsample.py", "(slab - 1 + 1e-9, slab + 1 - 1e-9)", "(slab - 0.5, slab + 0.5)")
+@catches("compute/upsample.py", "position_code(offset)", "position_code(-offset)")
+@catches("compute/upsample.py", "position_code(-offset)", "position_code(offset)")
+@catches("compute/upsample.py", ")[:, ::-1, ::-1]", ")")
 @given(case=scans_and_wishes())
 def test_a_fused_answer_does_not_tell_a_scan_from_its_mirror_image(case):
     volume, wish = case
@@ -87,6 +105,9 @@ def test_a_fused_answer_does_not_tell_a_scan_from_its_mirror_image(case):
         same(fused, replace(fused, voxels=mean))
 
 
+@catches(
+    "compute/upsample.py", "answer += along_first_axis(keep, np.concatenate([r[band] for r in residuals]))", "pass"
+)
 def test_a_lopsided_network_tells_a_scan_from_its_mirror_image():
     grid = thick_grid()
     volume = Volume(np.random.default_rng(0).random(grid.shape, dtype=np.float32), grid.affine)
@@ -94,6 +115,13 @@ def test_a_lopsided_network_tells_a_scan_from_its_mirror_image():
     assert np.abs(answer.voxels - mirrored(other).voxels).max() > 100 * ROUNDING
 
 
+@catches("compute/upsample.py", "answer += np.float32(self.low)", "pass")
+@catches(
+    "compute/upsample.py",
+    "shown[0], shown[1] - shown[0]\n        self.geometry",
+    "shown[0], shown[1]\n        self.geometry",
+)
+@catches("compute/upsample.py", "shown = intensity_range(thick)", "shown = 0.0, float(np.abs(thick).max() or 1)")
 @given(
     case=scans_and_wishes(),
     model=models,
@@ -110,6 +138,7 @@ def test_intensity_scale_and_offset_do_not_matter(case, model, scale, offset, dt
     np.testing.assert_allclose(got.voxels / scale - offset, answer.voxels, atol=ROUNDING * (1 + abs(offset)))
 
 
+@catches("compute/upsample.py", "if voxels.dtype in WIDE:", "if False:")
 @pytest.mark.parametrize(("dtype", "offset"), [(np.float64, 1e9), (np.int32, 2e9), (np.int64, -4e12), (np.uint32, 3e9)])
 @pytest.mark.parametrize("model", [CUBIC, curved()], ids=["cubic", "network"])
 def test_an_offset_far_larger_than_the_signal_does_not_matter(model, dtype, offset):
@@ -154,6 +183,7 @@ def test_a_network_that_adds_nothing_leaves_cubic(case, projection):
     np.testing.assert_array_equal(answer.affine, np.array(plan.affine_thin))
 
 
+@catches("physics/interpolation.py", '"cubic": cubic_matrix', '"cubic": linear_matrix')
 @given(case=scans_and_wishes())
 def test_cubic_without_projection_is_scipys(case):
     volume, wish = case
@@ -165,6 +195,11 @@ def test_cubic_without_projection_is_scipys(case):
     np.testing.assert_allclose(answer.voxels.ravel(), wanted, atol=ROUNDING)
 
 
+@catches("compute/upsample.py", "if self.plan.projection:", "if False:")
+@catches(
+    "compute/upsample.py", "to_thin[:, whole - spline_low] += correct", "to_thin[:, whole - spline_low] -= correct"
+)
+@catches("compute/upsample.py", "return to_thin, keep", "return to_thin, np.eye(window.stop - window.start)[inside]")
 @given(case=scans_and_wishes(), model=models)
 def test_without_noise_reslicing_gives_back_what_was_acquired(case, model):
     volume, wish = case
@@ -174,6 +209,11 @@ def test_without_noise_reslicing_gives_back_what_was_acquired(case, model):
     np.testing.assert_allclose(again, np.moveaxis(volume.voxels, plan.axis, 0), atol=5 * ROUNDING)
 
 
+@catches(
+    "compute/upsample.py",
+    "self.damping = damping_of(self.acquire(middle, middle + 2 * PROJECTION_HALO)[1], plan.factor, plan.noise)",
+    "self.damping = plan.noise",
+)
 @given(case=scans_and_wishes(), model=models, noise=st.sampled_from([0.01, 0.05, 0.5]))
 def test_the_projection_is_that_of_degrade_on_the_whole_stack(case, model, noise):
     volume, wish = case
@@ -226,6 +266,16 @@ def test_a_smooth_blob_keeps_its_centre_of_mass_in_millimetres(factor, grid, cen
     assert (line @ mm) / line.sum() == pytest.approx(4.0 * centre, abs=tolerance)
 
 
+@catches(
+    "compute/upsample.py",
+    "around = self.slices(slab - self.model.context, slab + self.model.context + 1)",
+    "around = self.slices(slab - self.model.context, slab + self.model.context + 1)[::-1]",
+)
+@catches(
+    "compute/upsample.py",
+    "index = np.clip(np.arange(low, high), 0, self.plan.n_thick - 1)",
+    "index = np.arange(low, high) % self.plan.n_thick",
+)
 @given(factor=st.floats(1.8, 6.0), grid=grids, axis=axes, direction=st.sampled_from([-1.0, 1.0]))
 def test_a_network_that_continues_straight_lines_makes_a_ramp_of_a_ramp(factor, grid, axis, direction):
     ramp = (direction * np.arange(14, dtype=np.float32))[:, None, None] * np.ones((1, 3, 5), np.float32)
@@ -376,6 +426,8 @@ def test_any_in_plane_size_and_anisotropy(height, width, seed):
     np.testing.assert_allclose(row.voxels[0], whole.voxels[-1], atol=ROUNDING)
 
 
+@catches("compute/upsample.py", "np.rint(values, out=values)", "np.trunc(values, out=values)")
+@catches("compute/upsample.py", "np.clip(values, info.min, top, out=values)", "values = values.astype(np.int64)")
 @pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.int16, np.uint16, np.int32])
 def test_whole_number_answers_are_rounded_and_clipped(dtype):
     info = np.iinfo(dtype)
@@ -443,6 +495,7 @@ def test_how_many_slabs_are_computed_at_once_does_not_matter(case, workers):
     np.testing.assert_array_equal(answer.voxels, wanted.voxels)
 
 
+@catches("models/engine.py", "workers = min(WORKERS, threads)", "workers = WORKERS")
 def test_with_one_thread_the_network_is_asked_once_at_a_time():
     lock, now, most = threading.Lock(), [0], []
 
