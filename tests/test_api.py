@@ -25,9 +25,10 @@ from thick_scans import texture
 from thinslice import api, cli
 from thinslice.errors import InputRefused, ModelRefused, OutputRefused, PlanRefused, ThinsliceError
 from thinslice.io import formats, nifti
+from thinslice.io.formats import stem_of
 from thinslice.models import engine
 from thinslice.models.registry import find_model
-from thinslice.volume import Volume, stem_of
+from thinslice.volume import Volume
 
 DOCS = Path(__file__).parents[1] / "docs" / "python.md"
 AFFINE = np.diag([1.0, 1.0, 4.0, 1.0])

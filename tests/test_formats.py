@@ -16,9 +16,9 @@ import strategies
 from faults import catches
 from make_scans import make_affine, make_voxels
 from thinslice.errors import InputRefused, OutputRefused
-from thinslice.io.formats import READABLE, WRITABLE, as_stored, name_to_write, read, write
+from thinslice.io.formats import READABLE, WRITABLE, as_stored, name_to_write, read, sidecar_path, stem_of, write
 from thinslice.io.outputs import find_cases, find_namesake, find_sources
-from thinslice.volume import Volume, sidecar_path, stem_of
+from thinslice.volume import Volume
 
 SHAPE = (24, 20, 6)
 AFFINE = make_affine((1.0, 1.0, 4.0), angles_deg=(0, 12, 0))

@@ -22,6 +22,7 @@ from thinslice.compute.upsample import Upsampled, upsample
 from thinslice.errors import InputRefused, OutputRefused, PlanRefused
 from thinslice.io import formats, nifti
 from thinslice.io.atomic import all_or_none
+from thinslice.io.formats import ending
 from thinslice.io.outputs import LABELS_NAME, Case, find_place, find_study
 from thinslice.io.voxel_files import as_numbers, check_affine, finite, shear_notes
 from thinslice.models.engine import WORKERS, Model, load_once
@@ -29,7 +30,7 @@ from thinslice.models.registry import models_for
 from thinslice.plan import Plan, make_plan
 from thinslice.progress import no_progress
 from thinslice.settings import PROFILES, Grid, Profile
-from thinslice.volume import Volume, ending
+from thinslice.volume import Volume
 
 if TYPE_CHECKING:  # pydicom takes a third of a second to import
     from thinslice.io.dicom.series import Series
@@ -113,7 +114,7 @@ class Enhanced:
 
     def stored_in(self, target: Path) -> tuple[Volume, Report]:
         """As a file of that name, perhaps of another format than the scan's own, holds it; and the report on that."""
-        if formats.same_format(ending(target) or "", formats.own_ending(self.acquired)):
+        if formats.is_same_format(ending(target) or "", formats.own_ending(self.acquired)):
             return self.volume, self.report
         voxels = nifti.allocate(self.array.shape, self.array.dtype, target.parent)
         voxels[...] = self.array

@@ -7,9 +7,6 @@ from typing import Any
 
 import numpy as np
 
-ENDINGS = (".nii.gz", ".nii", ".mgz", ".mgh", ".nrrd", ".nhdr")
-"""How the names of files end that hold one scan; what each is: `thinslice.io.formats`."""
-
 
 @dataclass(frozen=True)
 class Volume:
@@ -73,19 +70,3 @@ def corners(shape: tuple[int, ...]) -> np.ndarray:
 def grid_distance_mm(one: np.ndarray, other: np.ndarray, shape: tuple[int, ...]) -> float:
     """The largest distance between equal indices of two grids: affines [4, 4], spatial shape."""
     return float(np.linalg.norm((corners(shape) @ (one - other).T)[:, :3], axis=1).max())
-
-
-def ending(path: Path) -> str | None:
-    """Which of `ENDINGS` a file's name ends with, in small letters; None where it is not a scan's name."""
-    found = (suffix for suffix in ENDINGS if path.name.lower().endswith(suffix) and len(path.name) > len(suffix))
-    return next(found, None)
-
-
-def stem_of(path: Path) -> str:
-    """A file's name without a scan's ending: scan.nii.gz, scan.nrrd -> scan."""
-    return path.name[: len(path.name) - len(ending(path) or "")]
-
-
-def sidecar_path(path: Path) -> Path | None:
-    """scan.nii.gz, scan.mgz, scan.nrrd ... -> scan.json in the same folder; None where the name is not a scan's."""
-    return path.with_name(f"{stem_of(path)}.json") if ending(path) else None

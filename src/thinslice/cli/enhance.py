@@ -254,7 +254,7 @@ def _labels_case(case: "Case", arguments: argparse.Namespace, is_folder: bool) -
 
 def _with_labels(path: Path) -> Path:
     """scan.nii.gz -> scan_labels.nii.gz, and so with other endings."""
-    from thinslice.volume import stem_of
+    from thinslice.io.formats import stem_of
 
     return path.with_name(f"{stem_of(path)}_labels{path.name[len(stem_of(path)) :]}")
 
@@ -331,7 +331,7 @@ def _check_pages(
 
 def _pages(case: "Case", arguments: argparse.Namespace) -> dict[str, Path]:
     """Option -> the file it asks for; in a folder it is called after the answer."""
-    from thinslice.volume import stem_of
+    from thinslice.io.formats import stem_of
 
     wishes = {"--report": (arguments.report, ".html"), "--figure": (arguments.figure, ".png")}
     found = {}

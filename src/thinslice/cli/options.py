@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from thinslice.cli.terminal import REFUSED, complain
+from thinslice.io.formats import formats_in_words
 
 if TYPE_CHECKING:
     from thinslice.models.engine import Model
     from thinslice.plan import Plan
     from thinslice.volume import Volume
 
-SCAN = "scan: NIfTI (.nii, .nii.gz), FreeSurfer (.mgh, .mgz) or NRRD (.nrrd, .nhdr)"
+SCAN = f"scan: {formats_in_words()}"
 DICOM = "DICOM (a series, a study)"
 
 PROFILES = ("gaussian", "box")

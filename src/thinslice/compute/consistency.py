@@ -11,11 +11,12 @@ import numpy as np
 
 from thinslice.compute.guard import GuardCount
 from thinslice.io.atomic import whole_or_not
+from thinslice.io.formats import sidecar_path
 from thinslice.io.outputs import REPORT_NAME
 from thinslice.physics.profile import downscaling_matrix
 from thinslice.physics.projection import bands, thicken
 from thinslice.plan import Plan, intensity_range
-from thinslice.volume import Volume, sidecar_path
+from thinslice.volume import Volume
 
 CHUNK = 8
 """Acquired slices that are compared together."""

@@ -21,9 +21,8 @@ from thinslice.datasets.bids import (
 from thinslice.datasets.job import Job, Outcome, Wish, key_of_series
 from thinslice.errors import InputRefused, OutputRefused
 from thinslice.io.atomic import is_inside, looks_like_dicom
-from thinslice.io.formats import name_to_write
+from thinslice.io.formats import ending, name_to_write, sidecar_path, stem_of
 from thinslice.io.outputs import check_writable, names_of_series
-from thinslice.volume import ending, sidecar_path, stem_of
 
 THUMBNAILS, PAGES = "thumbnails", "reports"
 """Folders of the output with a small picture and, on request, a page of every scan."""

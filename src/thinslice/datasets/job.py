@@ -23,7 +23,7 @@ from thinslice.api import enhance
 from thinslice.compute.consistency import Report
 from thinslice.errors import InputRefused, ModelRefused, OutputRefused, ThinsliceError
 from thinslice.io.atomic import read_object
-from thinslice.io.formats import read, write
+from thinslice.io.formats import has_detached_voxels, read, sidecar_path, stem_of, write
 from thinslice.io.voxel_files import thickness_in
 from thinslice.models.engine import WORKERS, Model
 from thinslice.models.registry import find_model, models_for, models_in
@@ -31,7 +31,7 @@ from thinslice.plan import Plan, intensity_range, through_plane_axis
 from thinslice.reports.picture import Picture, picture_centre, resliced_planes, save_picture, side_by_side
 from thinslice.reports.report_page import Answer, write_explanation
 from thinslice.settings import Grid, Profile
-from thinslice.volume import Volume, ending, fingerprint, sidecar_path, stem_of
+from thinslice.volume import Volume, fingerprint
 
 if TYPE_CHECKING:  # pydicom takes a third of a second to import
     from thinslice.io.dicom.series import Series
@@ -248,11 +248,11 @@ def _unreadable(job: Job, error: OSError) -> InputRefused:
 def _hash_of_scan(path: Path) -> str:
     """Of the bytes of a scan, and of the JSON beside it, which tells the slice thickness.
 
-    Of an .nhdr, whose voxels are elsewhere, of these voxels.
+    Of a header whose voxels are elsewhere, of these voxels.
     """
     beside = sidecar_path(path)
     facts = [_sha256(beside)] if beside is not None and os.path.lexists(beside) else []
-    if ending(path) == ".nhdr":
+    if has_detached_voxels(path):
         volume = read(path)
         return _joined([fingerprint(volume), str(volume.thickness_mm), *facts])
     return _joined([_sha256(path), *facts])

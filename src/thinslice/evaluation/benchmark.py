@@ -21,7 +21,7 @@ from thinslice.compute.upsample import upsample
 from thinslice.errors import InputRefused, PlanRefused, ThinsliceError
 from thinslice.evaluation.metrics import banding, data_range, foreground, psnr, reslice_rms, ssim, stripes
 from thinslice.evaluation.results import REFERENCE, Condition, Score, Skip, make_table, write_line
-from thinslice.io.formats import read
+from thinslice.io.formats import read, stem_of
 from thinslice.io.nifti import check_acquired
 from thinslice.io.outputs import check_writable
 from thinslice.models.engine import Model
@@ -31,7 +31,7 @@ from thinslice.physics.projection import along_first_axis
 from thinslice.plan import Plan, intensity_range, make_plan
 from thinslice.reports.picture import Picture, Plane, picture_centre, resliced_planes, save_picture, side_by_side
 from thinslice.settings import Profile
-from thinslice.volume import Volume, stem_of
+from thinslice.volume import Volume
 
 Axes = Literal["last", "all"]
 

@@ -12,6 +12,7 @@ import numpy as np
 from nibabel.freesurfer.mghformat import DATA_OFFSET, MGHHeader, footer_dtype, header_dtype
 
 from thinslice.errors import OutputRefused
+from thinslice.io.formats import ending
 from thinslice.io.voxel_files import (
     AGAIN,
     WHOLE,
@@ -37,7 +38,7 @@ from thinslice.io.voxel_files import (
     unwritable,
     writing,
 )
-from thinslice.volume import Volume, ending
+from thinslice.volume import Volume
 
 VERSION = 1
 INTENTS = (0, 1, 0xFFFF)

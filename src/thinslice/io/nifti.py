@@ -20,6 +20,7 @@ from nibabel.spatialimages import HeaderDataError, SpatialImage
 from numpy.typing import DTypeLike
 
 from thinslice.errors import InputRefused, OutputRefused
+from thinslice.io.formats import ending
 from thinslice.io.voxel_files import (
     AGAIN,
     ON_DISK_BYTES,
@@ -52,7 +53,7 @@ from thinslice.io.voxel_files import (
     unwritable,
     writing,
 )
-from thinslice.volume import Volume, ending, grid_distance_mm
+from thinslice.volume import Volume, grid_distance_mm
 
 SYNTHETIC = b"synthesised by thinslice, not a scan"
 """Description in the header of a volume that shows, between acquired slices, what nobody saw."""

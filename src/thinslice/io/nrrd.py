@@ -17,6 +17,7 @@ import nrrd
 import numpy as np
 
 from thinslice.errors import InputRefused
+from thinslice.io.formats import ending
 from thinslice.io.voxel_files import (
     AGAIN,
     SLAB_BYTES,
@@ -44,7 +45,7 @@ from thinslice.io.voxel_files import (
     unwritable,
     writing,
 )
-from thinslice.volume import Volume, ending
+from thinslice.volume import Volume
 
 MOST_HEADER_BYTES = 16 * 2**20
 MOST_AXES = 16

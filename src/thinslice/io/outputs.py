@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 
 from thinslice.errors import InputRefused, OutputRefused
 from thinslice.io.atomic import is_inside, looks_like_dicom
-from thinslice.io.formats import READABLE, WRITABLE, name_to_write
-from thinslice.volume import ending, sidecar_path, stem_of
+from thinslice.io.formats import READABLE, WRITABLE, ending, name_to_write, sidecar_path, stem_of
 
 if TYPE_CHECKING:  # pydicom takes a third of a second to import
     from thinslice.io.dicom.series import Series, Study
@@ -61,7 +60,7 @@ def find_cases(
     A file goes to a file, or under its own name into a folder: one that exists, or a name that ends with a separator
     (pass the destination as it was typed: a Path has lost its last separator). A folder goes to a folder: every scan
     that lies directly in it, hidden files left out, in the order of their names. Into a folder each answer goes in its
-    source's format, but .nhdr, whose voxels are in another file, becomes .nrrd.
+    source's format, but a header whose voxels are in another file (.nhdr) becomes one file (.nrrd).
 
     Without ``sidecars`` nothing will be written beside the answers, and what lies there does not matter.
 

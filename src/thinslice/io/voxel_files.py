@@ -14,7 +14,7 @@ import numpy as np
 
 from thinslice.errors import InputRefused, OutputRefused
 from thinslice.io.atomic import whole_or_not
-from thinslice.volume import sidecar_path
+from thinslice.io.formats import FORMATS, sidecar_path
 
 ON_DISK_BYTES = 512 * 2**20  # arrays from this size on live in a file, not in memory
 SLAB_BYTES = 16 * 2**20
@@ -28,11 +28,10 @@ WHOLE = "the whole file"
 AGAIN = "copy or download it again"
 
 _SIGNATURES = {
-    b"NRRD": "an NRRD file", b"\x89PNG": "a PNG picture", b"\xff\xd8\xff": "a JPEG picture",
+    b"\x89PNG": "a PNG picture", b"\xff\xd8\xff": "a JPEG picture",
     b"II*\x00": "a TIFF picture", b"PK\x03\x04": "a zip archive", b"BZh": "a bzip2 file",
     b"\x28\xb5\x2f\xfd": "a zstd file", b"\x89HDF": "an HDF5 or MINC file", b"\x1f\x8b": "a gzip file",
 }  # fmt: skip
-_NIFTI_SIZES = (348, 540)
 
 
 # ---- refusals
@@ -157,13 +156,10 @@ def kind_of(start: bytes) -> str:
     """What a file of another kind seems to be, from its first bytes."""
     if not start:
         return "no content"
-    if start[128:132] == b"DICM":
-        return "a DICOM file"
-    for signature, kind in _SIGNATURES.items():
-        if start.startswith(signature):
-            return kind
-    if int.from_bytes(start[:4], "little") in _NIFTI_SIZES or int.from_bytes(start[:4], "big") in _NIFTI_SIZES:
-        return "a plain NIfTI or Analyze file"
+    ours = [row.kind for row in FORMATS if row.starts(start)]
+    others = [kind for signature, kind in _SIGNATURES.items() if start.startswith(signature)]
+    if ours or others:
+        return (ours + others)[0]
     if all(byte in b"\t\n\r\f" or 32 <= byte < 127 for byte in start):
         return "a text file"
     return "an unknown kind of file"

@@ -21,11 +21,12 @@ import numpy as np
 from thinslice.compute.reslice import looks_like_labels
 from thinslice.errors import InputRefused, OutputRefused
 from thinslice.io.atomic import whole_or_not
+from thinslice.io.formats import stem_of
 from thinslice.io.outputs import check_writable
 from thinslice.plan import intensity_range, through_plane_axis
 from thinslice.reports.downsample import BUDGET_BYTES, Excerpt, box_mm, make_excerpts
 from thinslice.reports.picture import picture_centre
-from thinslice.volume import Volume, patient_axes, stem_of
+from thinslice.volume import Volume, patient_axes
 
 VIEWER = Path(__file__).parent / "viewer"
 NIIVUE = "niivue-0.69.0.umd.js"

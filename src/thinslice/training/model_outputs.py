@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from thinslice.errors import ModelRefused, OutputRefused
+from thinslice.io.formats import stem_of
 from thinslice.io.outputs import check_writable
 from thinslice.models.registry import EMBEDDED, embedded_names, planes_files
 from thinslice.physics.interpolation import INTERPOLATIONS
 from thinslice.training.export import read_card
-from thinslice.volume import stem_of
 
 
 def check_name(out: Path, per_scan: bool, may_exist: bool) -> None:

@@ -14,7 +14,7 @@ from thinslice.io.nifti import allocate
 from thinslice.volume import Volume
 
 
-def read_only_series(path: Path) -> Volume:
+def read(path: Path) -> Volume:
     """The series of a folder, or of a file, that holds one; acquired or computed.
 
     Raises:
