@@ -40,8 +40,7 @@ from thinslice.io.atomic import whole_or_not
 from thinslice.io.nifti import read, write
 from thinslice.models.engine import Model
 from thinslice.models.registry import find_model
-from thinslice.physics.profile import profile_matrix
-from thinslice.physics.projection import along_first_axis
+from thinslice.physics.acquisition import Acquisition
 from thinslice.plan import make_plan
 from thinslice.volume import Volume
 
@@ -391,8 +390,9 @@ def agreement(thin: Volume, other: Volume) -> float:
     to_thin = np.linalg.inv(thin.affine) @ other.affine
     place = np.tensordot(to_thin[:3, :3], index, axes=1) + to_thin[:3, 3].reshape(3, 1, 1, 1)
     sampled = map_coordinates(thin.voxels.astype(np.float32), place, order=1, cval=np.nan)
-    acquire = profile_matrix((times - 1) / 2 + times * np.arange(count), count * times, float(times), "gaussian")
-    answer = along_first_axis(acquire, np.moveaxis(sampled, axis, 0))
+    centres_vox = (times - 1) / 2 + times * np.arange(count)
+    acquisition = Acquisition(centres_vox, count * times, float(times), "gaussian")
+    answer = acquisition.forward(np.moveaxis(sampled, axis, 0))
     truth = np.moveaxis(other.voxels.astype(np.float32), axis, 0)
     seen = np.isfinite(answer) & foreground(truth)
     sigma = [0.0, *(DETAIL_MM / mm for mm in inside)]

@@ -51,8 +51,8 @@ from thinslice.evaluation.benchmark import simulate
 from thinslice.evaluation.metrics import data_range, foreground, psnr, ssim
 from thinslice.io.nifti import read
 from thinslice.models.registry import EMBEDDED, find_model
+from thinslice.physics.acquisition import Acquisition
 from thinslice.physics.interpolation import cubic_matrix
-from thinslice.physics.profile import profile_matrix
 from thinslice.physics.projection import correction_matrix, damping_of, project
 from thinslice.plan import intensity_range, make_plan
 from thinslice.reports.picture import Picture, picture_centre, resliced_planes, save_picture, side_by_side
@@ -238,7 +238,7 @@ def paired_batch_at(step: int, pairs: Sequence[tuple[Any, np.ndarray]], context:
     position = (inner - geometry.thick_centres[0]) / factor
     cubic = np.einsum("pt,bthw->bphw", cubic_matrix(position, wide.shape[1]).astype(np.float32), wide)
     own = geometry.thick_centres[context : len(geometry.thick_centres) - context]
-    matrix = profile_matrix(own - inner[0], len(inner), factor, "gaussian")
+    matrix = Acquisition(own - inner[0], len(inner), factor, "gaussian").matrix()
     correction = correction_matrix(matrix, factor, damping_of(matrix, factor))
     arrays = (wide, cubic, np.stack(truth), matrix.astype(np.float32), correction.astype(np.float32))
     return Batch(geometry, *arrays)
@@ -340,7 +340,7 @@ def own_answer(where: str, thick: Volume, coder: str, arguments: argparse.Namesp
     low, high = intensity_range(thick.voxels)
     thin = synthesised(coder_of(where, coder, arguments), stack, plan.factor, detail=False).astype(np.float32)
     acquired = np.moveaxis(thick.voxels, plan.axis, 0).astype(np.float32)
-    answer = project(thin * (high - low) + low, acquired, plan.matrix(), plan.factor)
+    answer = project(thin * (high - low) + low, acquired, plan.acquisition().matrix(), plan.factor)
     return Volume(np.moveaxis(answer, 0, plan.axis), np.array(plan.affine_thin))
 
 

@@ -42,7 +42,8 @@ from thinslice.evaluation.metrics import data_range, foreground, psnr, ssim
 from thinslice.io.nifti import read
 from thinslice.models.engine import Model
 from thinslice.models.registry import find_model
-from thinslice.physics.profile import downscaling_matrix, profile_matrix
+from thinslice.physics.acquisition import Acquisition
+from thinslice.physics.profile import downscaling_matrix
 from thinslice.plan import intensity_range, make_plan, through_plane_axis
 from thinslice.volume import Volume
 
@@ -229,7 +230,7 @@ def thick_slices(
 
 def gaussian(size: int, factor: int) -> np.ndarray:
     """[size, factor * size]: a Gaussian slice profile as wide as the factor."""
-    return profile_matrix((np.arange(size) + 0.5) * factor - 0.5, factor * size, float(factor))
+    return Acquisition((np.arange(size) + 0.5) * factor - 0.5, factor * size, float(factor), "gaussian").matrix()
 
 
 def table(records: Sequence[Record]) -> str:

@@ -4,6 +4,7 @@ import numpy as np
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn
 
+from thinslice.physics.acquisition import Acquisition
 from thinslice.volume import Volume
 
 seeds = st.integers(0, 2**31 - 1)
@@ -78,3 +79,12 @@ def scans_and_wishes(draw: DrawFn, **limits: object) -> tuple[Volume, dict[str, 
     """A scan and a wish that suits it."""
     volume = draw(scans(**limits))  # type: ignore[arg-type]
     return volume, draw(wishes(volume))
+
+
+@st.composite
+def acquisitions(draw: DrawFn, n_thin: tuple[int, int] = (1, 40), axis: int = 0) -> Acquisition:
+    """Slices at any places within the field of view: not even, not in order, some twice, with gaps and overlaps."""
+    count = draw(st.integers(*n_thin))
+    places = st.floats(-0.45, count - 0.55) | st.integers(0, count - 1).map(float)
+    centres_vox = np.array(draw(st.lists(places, min_size=1, max_size=12)))
+    return Acquisition(centres_vox, count, draw(st.floats(0.6, 9.0)), draw(profiles), axis)

@@ -12,7 +12,6 @@ from thinslice.evaluation.benchmark import evaluate, make_conditions, simulate
 from thinslice.evaluation.results import Condition, Score, Skip, make_table, write_line
 from thinslice.models.engine import interpolation
 from thinslice.models.envelope import Envelope
-from thinslice.physics.projection import thicken
 from thinslice.plan import make_plan
 from thinslice.volume import Volume
 
@@ -60,7 +59,7 @@ def test_the_plan_of_a_simulated_scan_gives_the_truths_grid_and_the_simulations_
     assert plan.shape_thick == thick.shape
     np.testing.assert_allclose(plan.affine_thin, truth.affine, atol=1e-9)
     assert plan.thickness_over_spacing == pytest.approx(ratio)
-    again = np.moveaxis(thicken(np.moveaxis(truth.voxels, axis, 0), plan.matrix()), 0, axis)
+    again = plan.acquisition().forward(truth.voxels)
     np.testing.assert_allclose(again, thick.voxels, rtol=1e-5)
     assert truth.shape[axis] > volume.shape[axis] - factor
 

@@ -239,8 +239,8 @@ def test_a_manifest_that_tells_no_licence_is_refused(licensed):
 
 @catches(
     "training/corpus.py",
-    "acquire = profile_matrix(geometry.thick_centres - low,",
-    "acquire = profile_matrix(geometry.thick_centres - low + 1,",
+    "acquisition = Acquisition(geometry.thick_centres - low,",
+    "acquisition = Acquisition(geometry.thick_centres - low + 1,",
 )
 @catches(
     "training/corpus.py",

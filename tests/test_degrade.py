@@ -7,24 +7,21 @@ from hypothesis import strategies as st
 
 from faults import catches
 from strategies import profiles, seeds
-from thinslice.physics.profile import profile_matrix
+from thinslice.physics.acquisition import Acquisition, along_first_axis
 from thinslice.physics.projection import (
     CORRELATION_LENGTH,
     NOISE_LEVEL,
-    along_first_axis,
     bands,
     correction_matrix,
     damping_of,
     project,
     smooth_spread,
-    spread,
-    thicken,
 )
 
 
 def acquisition(n: int, factor: float, ratio: float, profile: str) -> tuple[np.ndarray, float]:
     centres = (factor - 1) / 2 + factor * np.arange(n)
-    return profile_matrix(centres, round(n * factor), factor * ratio, profile), factor
+    return Acquisition(centres, round(n * factor), factor * ratio, profile).matrix(), factor
 
 
 acquisitions = st.builds(acquisition, st.integers(2, 9), st.floats(1.6, 6.0), st.floats(0.6, 1.2), profiles)
@@ -51,14 +48,16 @@ def test_projection_without_noise_gives_back_what_was_acquired(case, seed):
     rng = np.random.default_rng(seed)
     thin, thick = rng.standard_normal((matrix.shape[1], 2, 3)), rng.standard_normal((len(matrix), 2, 3))
     # float64; A W At has a condition number below 1e4 for these thicknesses.
-    np.testing.assert_allclose(thicken(project(thin, thick, matrix, factor, noise=0), matrix), thick, atol=1e-10)
+    np.testing.assert_allclose(
+        along_first_axis(matrix, project(thin, thick, matrix, factor, noise=0)), thick, atol=1e-10
+    )
 
 
 @given(case=acquisitions, seed=seeds)
 def test_projection_leaves_a_consistent_answer_alone(case, seed):
     matrix, factor = case
     thin = np.random.default_rng(seed).standard_normal((matrix.shape[1], 4))
-    np.testing.assert_allclose(project(thin, thicken(thin, matrix), matrix, factor), thin, atol=1e-12)
+    np.testing.assert_allclose(project(thin, along_first_axis(matrix, thin), matrix, factor), thin, atol=1e-12)
 
 
 @catches(
@@ -95,7 +94,7 @@ def test_projection_with_noise_is_the_regularised_least_squares_answer(case, see
     damping = NOISE_LEVEL * np.median((matrix @ w @ matrix.T).sum(axis=1))
     change = project(thin, thick, matrix, factor) - thin
     # The gradient of |A (x + d) - y|^2 + damping dt W^-1 d, times W, vanishes at the answer.
-    gradient = w @ spread(thicken(thin + change, matrix) - thick, matrix) + damping * change
+    gradient = w @ matrix.T @ (matrix @ (thin + change) - thick) + damping * change
     np.testing.assert_allclose(gradient, 0, atol=1e-10)
 
 
@@ -133,7 +132,7 @@ def test_smooth_spread_is_w_times_the_adjoint(case, seed):
 @pytest.mark.parametrize("ratio", [0.75, 1.0, 1.25])
 @pytest.mark.parametrize(("shift", "n_thin"), [(1.5, 240), (0.0, 237)], ids=["fov", "centres"])
 def test_the_damping_is_the_noise_in_units_of_what_a_flat_image_keeps(shift, n_thin, ratio, noise):
-    matrix = profile_matrix(shift + 4.0 * np.arange(60), n_thin, 4.0 * ratio)
+    matrix = Acquisition(shift + 4.0 * np.arange(60), n_thin, 4.0 * ratio, "gaussian").matrix()
     inside = (matrix @ covariance(n_thin, 4.0) @ matrix.T)[10:50, 10:50]
     assert damping_of(matrix, 4.0, noise) == pytest.approx(noise * np.linalg.eigvalsh(inside)[-1], rel=0.01)
 
@@ -144,7 +143,7 @@ def test_projection_never_moves_away_from_a_truth_in_the_norm_of_w(case, seed):
     rng = np.random.default_rng(seed)
     truth, error = rng.standard_normal((2, matrix.shape[1], 5))
     scale = root(matrix.shape[1], factor)
-    answer = project(truth + scale @ error, thicken(truth, matrix), matrix, factor)
+    answer = project(truth + scale @ error, along_first_axis(matrix, truth), matrix, factor)
     left = np.linalg.lstsq(scale, answer - truth, rcond=1e-6)[0]
     assert np.linalg.norm(left) <= np.linalg.norm(error) * (1 + 1e-9)
 
@@ -153,8 +152,10 @@ def test_projection_never_moves_away_from_a_truth_in_the_norm_of_w(case, seed):
 def test_flat_stays_flat(case, value):
     matrix, factor = case
     thin = np.full((matrix.shape[1], 2, 2), value)
-    np.testing.assert_allclose(thicken(thin, matrix), value, rtol=1e-12, atol=1e-12)
-    np.testing.assert_allclose(project(thin, thicken(thin, matrix), matrix, factor), value, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(along_first_axis(matrix, thin), value, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(
+        project(thin, along_first_axis(matrix, thin), matrix, factor), value, rtol=1e-12, atol=1e-12
+    )
 
 
 @given(case=acquisitions)
@@ -187,9 +188,9 @@ def test_a_matrix_acts_on_the_first_axis_only_and_keeps_the_dtype(seed, dtype):
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int64, bool])
 def test_whole_numbers_are_made_thick_like_any_others(dtype):
-    matrix = profile_matrix(np.array([1.5, 5.5]), 8, 4.0)
+    matrix = Acquisition(np.array([1.5, 5.5]), 8, 4.0, "gaussian").matrix()
     thin = (np.arange(0, 240, 30)[:, None] % 77).astype(dtype)
-    thick = thicken(thin, matrix)
+    thick = along_first_axis(matrix, thin)
     assert thick.dtype == np.float32
-    np.testing.assert_allclose(thick, thicken(thin.astype(float), matrix), rtol=1e-6)
+    np.testing.assert_allclose(thick, along_first_axis(matrix, thin.astype(float)), rtol=1e-6)
     np.testing.assert_allclose(project(thin, thick, matrix, 4.0), thin, atol=1e-4)

@@ -401,7 +401,7 @@ def test_with_the_embedded_model_the_series_gives_the_scan_back(tmp_path, run):
     from thinslice.plan import Plan
 
     plan = Plan.from_json(json.dumps(report["plan"]))
-    again = np.tensordot(plan.matrix(), thin, axes=1)
+    again = np.tensordot(plan.acquisition().matrix(), thin, axes=1)
     assert np.sqrt(np.mean((again - values) ** 2)) < 0.005 * (values.max() - values.min())
 
 

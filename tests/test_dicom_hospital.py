@@ -94,7 +94,7 @@ def test_a_series_goes_through_an_archive_and_its_computed_one_is_found_beside_i
         assert sent.PatientID == got.PatientID == "4711"
         assert "COMPUTED" in got.SeriesDescription
     plan = Plan.from_json(json.dumps(json.loads((tmp_path / "thin" / "thinslice.json").read_text())["plan"]))
-    again = np.tensordot(plan.matrix(), np.stack([ds.pixel_array for ds in back]).astype(float), axes=1)
+    again = np.tensordot(plan.acquisition().matrix(), np.stack([ds.pixel_array for ds in back]).astype(float), axes=1)
     assert np.abs(again - values).max() < 0.1 * values.max()
 
 

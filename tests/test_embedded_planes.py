@@ -17,7 +17,7 @@ from thinslice.compute.upsample import upsample
 from thinslice.io.nifti import read
 from thinslice.models.engine import Enlarger
 from thinslice.models.registry import embedded_names, find_model
-from thinslice.physics.profile import profile_matrix
+from thinslice.physics.acquisition import Acquisition
 from thinslice.plan import Plan, make_plan, through_plane_axis
 
 FAMILIES = ("planes-mr", "planes-ct")
@@ -104,7 +104,9 @@ def test_the_embedded_weights_beat_lanczos_on_what_they_never_saw(name, part, fa
         truth = np.moveaxis(read(chest).voxels, 2, 0)[:4, :, :56].astype(np.float32)
     truth = (truth - truth.min()) / np.ptp(truth)
     truth = truth if part == "in-plane" else np.ascontiguousarray(truth.swapaxes(0, 1))
-    shrink = [profile_matrix((np.arange(n // factor) + 0.5) * factor - 0.5, n, factor) for n in truth.shape]
+    shrink = [
+        Acquisition((np.arange(n // factor) + 0.5) * factor - 0.5, n, factor, "gaussian").matrix() for n in truth.shape
+    ]
     network = find_model(name).planes[part, factor]
     if part == "in-plane":
         small = (shrink[1] @ truth @ shrink[2].T).astype(np.float32)

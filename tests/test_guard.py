@@ -146,7 +146,7 @@ def test_a_plausible_answer_in_the_null_space_is_not_flagged(grid, factor):
     thick = thick_grid(side=48)
     volume = Volume(acquired(thick.shape, thick.affine, 2, 4.0).astype(np.float32), thick.affine)
     plan = make_plan(volume, factor=factor, grid=grid)
-    matrix = plan.matrix()
+    matrix = plan.acquisition().matrix()
     wish = np.random.default_rng(1).standard_normal((plan.n_thin, 48, 48)) * 0.1
     unseen = wish - np.einsum("ij,jhw->ihw", np.linalg.pinv(matrix) @ matrix, wish)
     assert np.abs(np.einsum("ij,jhw->ihw", matrix, unseen)).max() < 1e-12
@@ -165,7 +165,7 @@ def test_what_a_slab_adds_is_judged_together_with_its_neighbours():
     voxels[:, CELL:] = 0.5  # a flat cell, where little is allowed
     volume = Volume(voxels, np.diag([1.0, 1.0, 4.0, 1.0]))
     plan = make_plan(volume, thickness_mm=5.2)
-    matrix = plan.matrix()
+    matrix = plan.acquisition().matrix()
     own = np.zeros(plan.n_thin)
     middle = slice(4 * 4, 5 * 4)
     own[middle] = matrix[4, middle]
@@ -185,7 +185,7 @@ def test_a_good_answer_is_left_alone_it_mends_what_interpolation_misses():
     voxels[:2], voxels[-2:] = 0, 1  # so that nothing leaves the range of the scan
     volume = Volume(voxels, np.diag([1.0, 1.0, 4.0, 1.0]))
     plan = make_plan(volume)
-    matrix = plan.matrix()
+    matrix = plan.acquisition().matrix()
     low, high = intensity_range(voxels)
     thick = np.moveaxis((voxels - low) / (high - low), 2, 0)
     base = cubic_matrix(plan.positions(), plan.n_thick)

@@ -1,10 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from thinslice.evaluation.metrics import banding, data_range, foreground, psnr, reslice_rms, ssim, stripes
+from thinslice.physics.acquisition import Acquisition
 from thinslice.physics.interpolation import INTERPOLATIONS
-from thinslice.physics.profile import profile_matrix
 
 
 def anatomy(shape: tuple[int, int, int] = (48, 40, 36), seed: int = 0) -> np.ndarray:
@@ -102,7 +104,9 @@ def test_truth_with_a_little_noise_has_no_banding(factor):
 def test_banding_sees_a_staircase_on_any_axis(factor, axis):
     truth = anatomy()
     position, n_thick = stack_positions(48, factor)
-    thick = profile_matrix((factor - 1) / 2 + factor * np.arange(n_thick), 48, factor) @ truth.reshape(48, -1)
+    thick = Acquisition(
+        (factor - 1) / 2 + factor * np.arange(n_thick), 48, factor, "gaussian"
+    ).matrix() @ truth.reshape(48, -1)
     mask = foreground(truth)
     stairs, cubic = (
         (INTERPOLATIONS[name](position, n_thick) @ thick).reshape(truth.shape) for name in ("nearest", "cubic")
@@ -166,9 +170,9 @@ def test_a_stripe_at_another_frequency_is_not_banding_of_the_slices():
 
 def test_reslice_rms_is_zero_for_what_was_acquired_and_measures_an_offset():
     truth = anatomy().astype(np.float32)
-    matrix = profile_matrix(1.5 + 4 * np.arange(12), 48, 4.0)
-    thick = (matrix @ truth.reshape(48, -1)).reshape(12, *truth.shape[1:])
-    assert reslice_rms(truth, thick, matrix) < 1e-3
-    assert reslice_rms(truth + 7, thick, matrix) == pytest.approx(7, rel=1e-3)
-    moved = reslice_rms(np.moveaxis(truth, 0, 2), np.moveaxis(thick, 0, 2), matrix, axis=2)
-    assert moved == pytest.approx(reslice_rms(truth, thick, matrix), abs=1e-6)
+    acquisition = Acquisition(1.5 + 4 * np.arange(12), 48, 4.0, "gaussian")
+    thick = (acquisition.matrix() @ truth.reshape(48, -1)).reshape(12, *truth.shape[1:])
+    assert reslice_rms(truth, thick, acquisition) < 1e-3
+    assert reslice_rms(truth + 7, thick, acquisition) == pytest.approx(7, rel=1e-3)
+    moved = reslice_rms(np.moveaxis(truth, 0, 2), np.moveaxis(thick, 0, 2), replace(acquisition, axis=2))
+    assert moved == pytest.approx(reslice_rms(truth, thick, acquisition), abs=1e-6)

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from faults import catches
 from strategies import profiles, seeds
-from thinslice.physics.profile import downscaling_matrix, profile_matrix, slice_profile
-from thinslice.physics.projection import spread, thicken
+from thinslice.physics.acquisition import Acquisition
+from thinslice.physics.profile import downscaling_matrix, slice_profile
 from thinslice.settings import PROFILES
 
 
@@ -34,19 +34,19 @@ def test_the_half_maximum_width_of_the_profile_is_the_thickness(fwhm, profile):
 
 @given(fwhm=st.floats(20.0, 60.0), profile=profiles, phase=st.floats(-0.5, 0.5))
 def test_the_half_maximum_width_of_a_matrix_row_is_the_thickness(fwhm, profile, phase):
-    row = profile_matrix(np.array([150 + phase]), 300, fwhm, profile)[0]
+    row = Acquisition(np.array([150 + phase]), 300, fwhm, profile).matrix()[0]
     # The row is sampled at whole voxels. The largest sample of a Gaussian of 20 voxels lies up to half a voxel off its
     # top and is 0.17 % lower, which widens the half by 0.025, and a chord replaces the curve (0.01). The box has its
     # ramp, one voxel wide, between two samples at each end, which linear interpolation places to 0.1 voxel.
     assert half_maximum_width(np.arange(300.0), row) == pytest.approx(fwhm, abs=0.04 if profile == "gaussian" else 0.2)
 
 
-@catches("physics/profile.py", "[None, :] - thick_centres[:, None]", "[None, :] - thick_centres[:, None] - 0.5")
-@catches("physics/profile.py", "= weights / total", "= weights")
+@catches("physics/acquisition.py", "[None, :] - centres_vox[:, None]", "[None, :] - centres_vox[:, None] - 0.5")
+@catches("physics/acquisition.py", "= weights / total", "= weights")
 @catches("physics/profile.py", "GAUSSIAN_REACH_FWHM = 2.0", "GAUSSIAN_REACH_FWHM = 0.6")
 @given(fwhm=st.floats(2.0, 9.0), profile=profiles, centre=st.floats(30.0, 31.0))
 def test_the_profile_is_centred(fwhm, profile, centre):
-    row = profile_matrix(np.array([centre]), 62, fwhm, profile)[0]
+    row = Acquisition(np.array([centre]), 62, fwhm, profile).matrix()[0]
     # A Gaussian of FWHM 2 sampled at whole voxels is centred to 4e-6 and its cut-off to 2e-4; a box that covers
     # whole voxels by their share is centred to (1/8)/fwhm at worst (two part-covered voxels at its ends).
     tolerance = 1e-3 if profile == "gaussian" else 0.125 / fwhm + 1e-9
@@ -57,15 +57,15 @@ def test_the_profile_is_centred(fwhm, profile, centre):
 @pytest.mark.parametrize("factor", [2, 3, 4, 5])
 def test_a_slice_on_the_field_of_view_grid_is_exactly_symmetric(profile, factor):
     first = (factor - 1) / 2
-    row = profile_matrix(np.array([first + 10 * factor]), 21 * factor, 1.1 * factor, profile)[0]
+    row = Acquisition(np.array([first + 10 * factor]), 21 * factor, 1.1 * factor, profile).matrix()[0]
     np.testing.assert_allclose(row, row[::-1], atol=1e-15)
 
 
 @pytest.mark.parametrize("fwhm", [2.0, 3.0, 4.5])
 def test_the_profiles_have_their_known_variance(fwhm):
     position = np.arange(101.0)
-    gauss = profile_matrix(np.array([50.0]), 101, fwhm, "gaussian")[0] @ (position - 50) ** 2
-    box = profile_matrix(np.array([50.0]), 101, fwhm, "box")[0] @ (position - 50) ** 2
+    gauss = Acquisition(np.array([50.0]), 101, fwhm, "gaussian").matrix()[0] @ (position - 50) ** 2
+    box = Acquisition(np.array([50.0]), 101, fwhm, "box").matrix()[0] @ (position - 50) ** 2
     # Gaussian: (fwhm / 2.3548)^2, less 0.1 % for the cut-off. Box: width^2 / 12, give or take 1/6 for whole voxels.
     assert gauss == pytest.approx((fwhm / np.sqrt(8 * np.log(2))) ** 2, rel=2e-3)
     assert box == pytest.approx(fwhm**2 / 12, abs=1 / 6 + 1e-9)
@@ -79,34 +79,36 @@ def test_the_profiles_have_their_known_variance(fwhm):
     n=st.integers(1, 12),
 )
 def test_rows_sum_to_one_and_are_not_negative(fwhm, profile, factor, first, n):
-    matrix = profile_matrix(first + factor * np.arange(n), int(np.ceil(first + factor * n)) + 1, fwhm, profile)
+    matrix = Acquisition(first + factor * np.arange(n), int(np.ceil(first + factor * n)) + 1, fwhm, profile).matrix()
     np.testing.assert_allclose(matrix.sum(axis=1), 1.0, atol=1e-12)
     assert (matrix >= 0).all()
 
 
 @catches(
-    "physics/projection.py",
-    "along_first_axis(matrix.T, thick)",
-    "along_first_axis(matrix.T / matrix.sum(axis=0)[:, None].clip(1e-9), thick)",
+    "physics/acquisition.py",
+    "_along_axis(self._matrix.T, thick)",
+    "_along_axis(self._matrix.T / self._matrix.sum(axis=0)[:, None].clip(1e-9), thick)",
 )
 @given(seed=seeds, profile=profiles, factor=st.floats(1.1, 6.0), ratio=st.floats(0.6, 1.4), n=st.integers(2, 9))
-def test_spread_is_the_adjoint_of_thicken(seed, profile, factor, ratio, n):
+def test_the_adjoint_of_even_slices_is_the_adjoint(seed, profile, factor, ratio, n):
     rng = np.random.default_rng(seed)
-    matrix = profile_matrix((factor - 1) / 2 + factor * np.arange(n), round(n * factor), factor * ratio, profile)
-    thin = rng.standard_normal((matrix.shape[1], 3, 4))
+    operator = Acquisition((factor - 1) / 2 + factor * np.arange(n), round(n * factor), factor * ratio, profile)
+    thin = rng.standard_normal((operator.n_thin, 3, 4))
     thick = rng.standard_normal((n, 3, 4))
     # Both sides are sums of at most 650 float64 products of order one.
-    assert np.vdot(thicken(thin, matrix), thick) == pytest.approx(np.vdot(thin, spread(thick, matrix)), abs=1e-11)
+    assert np.vdot(operator.forward(thin), thick) == pytest.approx(np.vdot(thin, operator.adjoint(thick)), abs=1e-11)
 
 
 def test_a_gap_narrows_and_an_overlap_widens_the_rows():
     centres, position = np.array([50.0]), np.arange(101.0)
-    width = [profile_matrix(centres, 101, 4 * ratio)[0] @ (position - 50) ** 2 for ratio in (0.7, 1.0, 1.3)]
+    width = [
+        Acquisition(centres, 101, 4 * ratio, "gaussian").matrix()[0] @ (position - 50) ** 2 for ratio in (0.7, 1.0, 1.3)
+    ]
     np.testing.assert_allclose(np.array(width) / width[1], [0.49, 1.0, 1.69], rtol=5e-3)  # as thickness squared
 
 
 def test_the_box_covers_whole_thin_voxels_evenly():
-    row = profile_matrix(np.array([1.5, 5.5]), 8, 4.0, "box")
+    row = Acquisition(np.array([1.5, 5.5]), 8, 4.0, "box").matrix()
     np.testing.assert_array_equal(row, np.repeat([[0.25, 0.0], [0.0, 0.25]], 4, axis=1))
 
 
@@ -125,7 +127,7 @@ def test_an_unknown_profile_is_refused_by_name():
 def test_a_slice_outside_the_field_of_view_is_refused(centre, fwhm, profile):
     assume(centre - 2 * fwhm > 10)
     with pytest.raises(ValueError, match="touches none"):
-        profile_matrix(np.array([2.0, centre]), 10, fwhm, profile)
+        Acquisition(np.array([2.0, centre]), 10, fwhm, profile).matrix()
 
 
 # How papers shrink pictures.

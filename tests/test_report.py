@@ -34,7 +34,7 @@ def test_it_is_the_difference_to_the_acquired_slices(axis):
     volume = scan(tuple(shape), axis)
     thin, plan = answered(volume, projection=False)
     found = check(volume, thin, plan)
-    again = np.tensordot(plan.matrix(), np.moveaxis(thin.voxels, axis, 0).astype(np.float64), axes=1)
+    again = np.tensordot(plan.acquisition().matrix(), np.moveaxis(thin.voxels, axis, 0).astype(np.float64), axes=1)
     difference = again - np.moveaxis(volume.voxels, axis, 0)
     assert found.rms == pytest.approx(np.sqrt(np.mean(difference**2)))
     assert found.worst == pytest.approx(np.abs(difference).max())

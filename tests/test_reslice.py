@@ -51,7 +51,9 @@ def test_it_is_the_matrix_of_the_plan(wish):
     plan = make_plan(thick, thickness_mm=2.5, profile="box", **wish)
     thin = Volume(np.random.default_rng(0).normal(size=plan.shape_thin), np.array(plan.affine_thin))
     back = reslice(thin, thick, thickness_mm=2.5, profile="box")
-    np.testing.assert_allclose(back.voxels, np.einsum("ij,xyj->xyi", plan.matrix(), thin.voxels), atol=1e-9)
+    np.testing.assert_allclose(
+        back.voxels, np.einsum("ij,xyj->xyi", plan.acquisition().matrix(), thin.voxels), atol=1e-9
+    )
 
 
 @pytest.mark.parametrize("order", list(permutations(range(3))))

@@ -20,7 +20,7 @@ from thinslice.compute.upsample import upsample
 from thinslice.models.conditioning import geometry_of, position_code
 from thinslice.models.engine import Model
 from thinslice.networks.slab import SlabNet
-from thinslice.physics.profile import profile_matrix
+from thinslice.physics.acquisition import Acquisition
 from thinslice.physics.projection import project
 from thinslice.plan import intensity_range, make_plan
 from thinslice.training import losses
@@ -203,8 +203,8 @@ def test_on_a_ramp_thick_truth_and_cubic_all_say_the_position(seed, gain):
 
 @catches(
     "training/corpus.py",
-    "acquire = profile_matrix(geometry.thick_centres - low, len(wide), fwhm, geometry.profile)",
-    "acquire = profile_matrix(geometry.thick_centres - low, len(wide), geometry.factor, geometry.profile)",
+    "acquisition = Acquisition(geometry.thick_centres - low, len(wide), fwhm, geometry.profile)",
+    "acquisition = Acquisition(geometry.thick_centres - low, len(wide), geometry.factor, geometry.profile)",
 )
 @given(seed=seeds)
 def test_the_thick_slices_are_the_profile_matrix_times_the_thin_ones(seed):
@@ -213,7 +213,9 @@ def test_the_thick_slices_are_the_profile_matrix_times_the_thin_ones(seed):
     corpus = [Thin("noise", voxels, (0,), 1.0)]
     batch = render(corpus, geometry, [replace(PLAIN, corner=(60, 0, 0))], SIZE, AROUND)
     fwhm = geometry.factor * geometry.thickness_over_spacing
-    wanted = np.einsum("mn,nyx->myx", profile_matrix(60 + geometry.thick_centres, 120, fwhm, geometry.profile), voxels)
+    wanted = np.einsum(
+        "mn,nyx->myx", Acquisition(60 + geometry.thick_centres, 120, fwhm, geometry.profile).matrix(), voxels
+    )
     np.testing.assert_allclose(batch.thick[0], wanted, atol=ATOL)
 
 

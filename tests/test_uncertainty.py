@@ -161,7 +161,7 @@ def test_the_misfit_is_what_the_report_measures_at_its_place(axis):
     assert np.array_equal(found.affine, volume.affine)
     assert np.sqrt(np.mean(found.voxels.astype(float) ** 2)) == pytest.approx(measured.rms, rel=1e-5)
     assert found.voxels.max() == pytest.approx(measured.worst, rel=1e-5)
-    again = np.tensordot(plan.matrix(), np.moveaxis(thin.voxels, plan.axis, 0), axes=1)
+    again = np.tensordot(plan.acquisition().matrix(), np.moveaxis(thin.voxels, plan.axis, 0), axes=1)
     assert np.allclose(found.voxels, np.abs(np.moveaxis(again, 0, plan.axis) - volume.voxels), atol=1e-2)
 
 

@@ -204,7 +204,9 @@ def test_cubic_without_projection_is_scipys(case):
 def test_without_noise_reslicing_gives_back_what_was_acquired(case, model):
     volume, wish = case
     answer, plan = thinned(volume, model, noise=0.0, **wish)
-    again = np.einsum("mn,n...->m...", plan.matrix(), np.moveaxis(answer.voxels.astype(float), plan.axis, 0))
+    again = np.einsum(
+        "mn,n...->m...", plan.acquisition().matrix(), np.moveaxis(answer.voxels.astype(float), plan.axis, 0)
+    )
     # A At has eigenvalues down to 1e-2 for overlapping slices: a hundred times the rounding of float32 at worst.
     np.testing.assert_allclose(again, np.moveaxis(volume.voxels, plan.axis, 0), atol=5 * ROUNDING)
 
@@ -220,7 +222,7 @@ def test_the_projection_is_that_of_degrade_on_the_whole_stack(case, model, noise
     free, plan = thinned(volume, model, noise=noise, projection=False, **wish)
     answer, _ = thinned(volume, model, noise=noise, **wish)
     thin, thick = (np.moveaxis(v.voxels.astype(float), plan.axis, 0) for v in (free, volume))
-    wanted = project(thin, thick, plan.matrix(), plan.factor, noise)
+    wanted = project(thin, thick, plan.acquisition().matrix(), plan.factor, noise)
     np.testing.assert_allclose(np.moveaxis(answer.voxels, plan.axis, 0), wanted, atol=ROUNDING)
 
 
@@ -230,7 +232,7 @@ def test_with_the_default_noise_reslicing_gives_back_what_was_acquired_to_one_pe
     thick = thick_grid()
     volume = Volume(acquired(thick.shape, thick.affine, 2, 4.0), thick.affine)
     answer, plan = thinned(volume, model, grid=grid)
-    again = answer.voxels.astype(float) @ plan.matrix().T
+    again = answer.voxels.astype(float) @ plan.acquisition().matrix().T
     # Measured on the phantom with cubic: 0.02 % RMS, 0.10 % at worst.
     error = np.abs(again - volume.voxels) / np.ptp(volume.voxels)
     assert np.sqrt(np.mean(error**2)) < 0.001
@@ -294,7 +296,7 @@ def test_a_network_that_knows_the_truth_gives_the_truth(grid, factor, axis):
     thick = thick_grid(axis, n_thick=10)
     plan = make_plan(Volume(np.zeros(thick.shape), thick.affine), factor=factor, grid=grid)
     truth = np.moveaxis(sampled(plan.shape_thin, np.array(plan.affine_thin)), axis, 0)
-    voxels = np.moveaxis(np.einsum("mn,n...->m...", plan.matrix(), truth), 0, axis).astype(np.float32)
+    voxels = np.moveaxis(np.einsum("mn,n...->m...", plan.acquisition().matrix(), truth), 0, axis).astype(np.float32)
     volume = Volume(voxels, thick.affine)
     cubic = np.moveaxis(thinned(volume, factor=factor, grid=grid, projection=False)[0].voxels, axis, 0)
     low, high = intensity_range(volume.voxels)

@@ -13,7 +13,8 @@ import numpy as np
 from thinslice.errors import PlanRefused
 from thinslice.models.envelope import TOLERANCE, Envelope
 from thinslice.models.hounsfield import check_hounsfield, padding_of
-from thinslice.physics.profile import GAUSSIAN_REACH_FWHM, profile_matrix
+from thinslice.physics.acquisition import Acquisition
+from thinslice.physics.profile import GAUSSIAN_REACH_FWHM
 from thinslice.physics.projection import NOISE_LEVEL
 from thinslice.settings import GRIDS, Grid, Profile
 from thinslice.volume import Volume
@@ -95,30 +96,11 @@ class Plan:
         """[thin] centres of the thin slices in thick-slice index units."""
         return (np.arange(self.n_thin) - self.first_centre) / self.factor
 
-    def matrix(self) -> np.ndarray:
-        """The acquisition matrix A [thick, thin] of this plan."""
-        return self._acquire(0, self.n_thick, slice(0, self.n_thin))
-
-    def _acquire(self, start: int, stop: int, thin: slice) -> np.ndarray:
-        centres = self.first_centre + self.factor * np.arange(start, stop) - thin.start
-        fwhm = self.thickness_over_spacing * self.factor
-        return profile_matrix(centres, thin.stop - thin.start, fwhm, self.profile)
-
-    def seen_by(self, start: int, stop: int) -> slice:
-        """The thin slices that acquired slices start .. stop - 1 see."""
-        fwhm = self.thickness_over_spacing * self.factor
-        reach = GAUSSIAN_REACH_FWHM * fwhm if self.profile == "gaussian" else (fwhm + 1) / 2
-        first = int(np.floor(self.first_centre + self.factor * start - reach))
-        last = int(np.ceil(self.first_centre + self.factor * (stop - 1) + reach))
-        return slice(max(first, 0), min(last + 1, self.n_thin))
-
-    def rows(self, start: int, stop: int) -> tuple[slice, np.ndarray]:
-        """Rows start .. stop - 1 of `matrix`: the thin slices they see, and what they make of them.
-
-        All rows together grow with the square of the number of slices, these do not.
-        """
-        seen = self.seen_by(start, stop)
-        return seen, self._acquire(start, stop, seen)
+    def acquisition(self) -> Acquisition:
+        """Returns the operator by which the acquired slices of this plan see the thin ones."""
+        centres_vox = self.first_centre + self.factor * np.arange(self.n_thick)
+        fwhm_vox = self.thickness_over_spacing * self.factor
+        return Acquisition(centres_vox, self.n_thin, fwhm_vox, self.profile, self.axis)
 
     def to_json(self) -> str:
         """Readable JSON; `from_json` gives back an equal plan."""
@@ -449,7 +431,7 @@ def _check_in_plane(model: str, envelope: Envelope | None, in_plane: int, volume
 def _check_matrix(plan: Plan) -> None:
     """A slice much thinner than the new spacing may lie between two new slices and see neither."""
     try:
-        plan.matrix()
+        plan.acquisition().matrix()
     except ValueError:
         thin_mm = plan.spacing_thin_mm[plan.axis]
         enough = 1.01 * thin_mm * 0.5 / GAUSSIAN_REACH_FWHM  # half a spacing is the farthest; rounded up in the text

@@ -13,8 +13,9 @@ from thinslice.compute.guard import GuardCount
 from thinslice.io.atomic import whole_or_not
 from thinslice.io.formats import sidecar_path
 from thinslice.io.outputs import REPORT_NAME
+from thinslice.physics.acquisition import along_first_axis
 from thinslice.physics.profile import downscaling_matrix
-from thinslice.physics.projection import bands, thicken
+from thinslice.physics.projection import bands
 from thinslice.plan import Plan, intensity_range
 from thinslice.volume import Volume
 
@@ -179,9 +180,9 @@ def _without_padding(thick: np.ndarray, thin: np.ndarray, plan: Plan) -> tuple[n
 
 def _seen_again(thick: np.ndarray, thin: np.ndarray, plan: Plan, start: int, stop: int) -> Iterator[np.ndarray]:
     """Differences of some acquired slices, band by band."""
-    seen, matrix = plan.rows(start, stop)
+    seen, matrix = plan.acquisition().rows(start, stop)
     for band in bands(thin):
-        again = thicken(thin[seen][band].astype(np.float64, order="C"), matrix)
+        again = along_first_axis(matrix, thin[seen][band].astype(np.float64, order="C"))
         yield again - thick[start:stop][band]
 
 
@@ -191,6 +192,6 @@ def _seen_again_and_small(
     """Differences of some acquired slices, one by one; the thin slices are larger in-plane by a whole factor."""
     rows, columns = (downscaling_matrix(size, plan.in_plane) for size in thick.shape[1:])
     for index in range(start, stop):
-        seen, matrix = plan.rows(index, index + 1)
+        seen, matrix = plan.acquisition().rows(index, index + 1)
         large = np.tensordot(matrix[0], thin[seen].astype(np.float64), axes=1)
         yield rows @ large @ columns.T - thick[index]

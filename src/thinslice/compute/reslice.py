@@ -6,8 +6,9 @@ import numpy as np
 
 from thinslice.compute.labels import check_whole_numbers
 from thinslice.errors import InputRefused, PlanRefused
-from thinslice.physics.profile import downscaling_matrix, profile_matrix
-from thinslice.physics.projection import bands, thicken
+from thinslice.physics.acquisition import Acquisition, along_first_axis
+from thinslice.physics.profile import downscaling_matrix
+from thinslice.physics.projection import bands
 from thinslice.plan import finer_affine, through_plane_axis
 from thinslice.settings import Profile
 from thinslice.volume import Volume, corners
@@ -87,7 +88,7 @@ def _matrix(centres: np.ndarray, n_thin: int, thickness_mm: float, thin_mm: floa
     if not (np.isfinite(thickness_mm) and thickness_mm > 0):
         raise refusal
     try:
-        return profile_matrix(centres, n_thin, thickness_mm / thin_mm, profile)
+        return Acquisition(centres, n_thin, thickness_mm / thin_mm, profile).matrix()
     except ValueError:
         raise refusal from None
 
@@ -156,7 +157,7 @@ def _fill_image(
         return
     if times == 1:
         for band in bands(thin):
-            _put(thicken(thin[band].astype(np.float64, order="C"), matrix), out[band])
+            _put(along_first_axis(matrix, thin[band].astype(np.float64, order="C")), out[band])
         return
     rows, columns = (downscaling_matrix(size, times) for size in out.shape[1:])
     for i, weights in enumerate(matrix):

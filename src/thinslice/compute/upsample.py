@@ -17,8 +17,9 @@ from thinslice.compute.guard import GuardCount, keep_map, suspect_cells
 from thinslice.compute.planes import enlarge_depth, enlarge_slices
 from thinslice.models.conditioning import geometry_of, position_code
 from thinslice.models.engine import Model, one_blas_thread
+from thinslice.physics.acquisition import along_first_axis
 from thinslice.physics.interpolation import INTERPOLATIONS
-from thinslice.physics.projection import along_first_axis, bands, correction_matrix, damping_of
+from thinslice.physics.projection import bands, correction_matrix, damping_of
 from thinslice.plan import Plan, intensity_range
 from thinslice.progress import no_progress, part_of
 from thinslice.volume import Volume, patient_axes
@@ -165,6 +166,7 @@ class _Lines:
         self.positions = plan.positions()
         self.owner = np.clip(np.floor(self.positions + 0.5).astype(int), 0, plan.n_thick - 1)
         self.interpolation = INTERPOLATIONS[base]
+        self.acquisition = plan.acquisition()
         middle = max(plan.n_thick // 2 - PROJECTION_HALO, 0)
         self.damping = damping_of(self.acquire(middle, middle + 2 * PROJECTION_HALO)[1], plan.factor, plan.noise)
 
@@ -184,11 +186,11 @@ class _Lines:
         """The acquired slices that see nothing but thin slices of slabs low .. high - 1, and their rows [., thin]."""
         high = min(high, self.plan.n_thick)
         window = self.thin_of(low, high)
-        around = ((slab, self.plan.seen_by(slab, slab + 1)) for slab in range(low, high))
+        around = ((slab, self.acquisition.seen_by(slab, slab + 1)) for slab in range(low, high))
         whole = [slab for slab, seen in around if window.start <= seen.start and seen.stop <= window.stop]
         rows = np.zeros((len(whole), window.stop - window.start))
         if whole:
-            seen, weights = self.plan.rows(whole[0], whole[-1] + 1)
+            seen, weights = self.acquisition.rows(whole[0], whole[-1] + 1)
             rows[:, seen.start - window.start : seen.stop - window.start] = weights
         return np.array(whole, int), rows
 
@@ -357,7 +359,7 @@ class _Stack:
         if slab not in self.kept:
             low, high = max(slab - self.plan_reach, 0), min(slab + self.plan_reach + 1, self.plan.n_thick)
             near = self.lines.thin_of(low, high)
-            thin, weights = self.plan.rows(slab, slab + 1)
+            thin, weights = self.lines.acquisition.rows(slab, slab + 1)
             seen = np.zeros((1, near.stop - near.start))
             seen[:, thin.start - near.start : thin.stop - near.start] = weights
             residuals = np.concatenate([self.residual(s) for s in range(low, high)])

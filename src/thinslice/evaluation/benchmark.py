@@ -26,8 +26,7 @@ from thinslice.io.nifti import check_acquired
 from thinslice.io.outputs import check_writable
 from thinslice.models.engine import Model
 from thinslice.models.registry import find_model
-from thinslice.physics.profile import profile_matrix
-from thinslice.physics.projection import along_first_axis
+from thinslice.physics.acquisition import Acquisition
 from thinslice.plan import Plan, intensity_range, make_plan
 from thinslice.reports.picture import Picture, Plane, picture_centre, resliced_planes, save_picture, side_by_side
 from thinslice.settings import Profile
@@ -109,8 +108,7 @@ def simulate(
     start = (n - n_thin) // 2
     thin = np.take(volume.voxels, np.arange(start, start + n_thin), axis=axis).astype(np.float32)
     centres = first_centre + realised * np.arange(n_thick)
-    matrix = profile_matrix(centres, n_thin, thickness_over_spacing * realised, profile)
-    thick = np.moveaxis(along_first_axis(matrix, np.moveaxis(thin, axis, 0)), 0, axis)
+    thick = Acquisition(centres, n_thin, thickness_over_spacing * realised, profile, axis).forward(thin)
     affine = np.array(volume.affine, dtype=np.float64)
     affine[:3, 3] += start * affine[:3, axis]
     truth = replace(volume, voxels=thin, affine=affine, thickness_mm=None)
@@ -262,7 +260,7 @@ def _answers(
             banding=banding(voxels, truth.voxels, plan.factor, mask, axis),
             seconds=seconds,
             guard_share=answer.guard.share,
-            reslice_rms=reslice_rms(voxels, thick.voxels, plan.matrix(), axis) / span,
+            reslice_rms=reslice_rms(voxels, thick.voxels, plan.acquisition()) / span,
             fuse=plan.fuse,
         )
         yield _Answer(resliced_planes(answer.volume, axis, centre), score)

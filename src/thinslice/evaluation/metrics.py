@@ -7,7 +7,7 @@ of 7 x 7 x 7 voxels. Identical images have an infinite PSNR, and it is reported 
 
 import numpy as np
 
-from thinslice.physics.projection import thicken
+from thinslice.physics.acquisition import Acquisition
 from thinslice.plan import intensity_range
 
 FOREGROUND_SHARE = 0.05
@@ -143,17 +143,17 @@ def banding(answer: np.ndarray, truth: np.ndarray, factor: float, mask: np.ndarr
     return float(np.sqrt(ours / theirs)) if theirs > 0 else (1.0 if ours == 0 else float("inf"))
 
 
-def reslice_rms(thin: np.ndarray, thick: np.ndarray, matrix: np.ndarray, axis: int = 0) -> float:
+def reslice_rms(thin: np.ndarray, thick: np.ndarray, acquisition: Acquisition) -> float:
     """RMS difference between what was acquired and the answer made thick again, in the scan's units.
 
     Args:
-        thin: the answer, [x, y, z] with thin slices along ``axis``.
+        thin: the answer, [x, y, z] with thin slices along the acquisition's axis.
         thick: the acquired slices, likewise.
-        matrix: A [thick, thin] from `thinslice.plan.Plan.matrix`.
-        axis: the array axis across the slices.
+        acquisition: from `thinslice.plan.Plan.acquisition`.
     """
-    again = thicken(np.moveaxis(thin, axis, 0).astype(np.float32, copy=False), matrix)
-    difference = again.astype(np.float64) - np.moveaxis(thick, axis, 0)
+    again = acquisition.forward(thin.astype(np.float32, copy=False))
+    across = acquisition.axis
+    difference = np.moveaxis(again, across, 0).astype(np.float64) - np.moveaxis(thick, across, 0)
     return float(np.sqrt(np.mean(difference**2)))
 
 

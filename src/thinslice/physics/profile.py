@@ -1,12 +1,4 @@
-"""The slice profile: how thick slices see thin ones, as one matrix.
-
-A 2-D acquisition excites a slab. The signal of a thick slice is the thin anatomy weighted by the slice-selection
-profile along the slab normal. Everything that blurs, spreads or projects in this project goes through the matrix
-made here; there is no second blur.
-
-Positions are in thin-voxel units: thin slice ``j`` has its centre at ``j``, thick slice ``i`` at
-``first_centre + i * factor``.
-"""
+"""The slice profile: how sensitive a thick slice is to the anatomy at a distance from its centre."""
 
 import numpy as np
 
@@ -39,33 +31,6 @@ def slice_profile(distance: np.ndarray, fwhm: float, profile: Profile) -> np.nda
         share: np.ndarray = np.maximum(high - low, 0.0)
         return share
     raise ValueError(f"profile is {profile!r}; choose one of {', '.join(PROFILES)}")
-
-
-def profile_matrix(thick_centres: np.ndarray, n_thin: int, fwhm: float, profile: Profile = "gaussian") -> np.ndarray:
-    """The acquisition matrix A: ``thick = A @ thin`` along the through-plane axis.
-
-    Args:
-        thick_centres: centres of the thick slices in thin-voxel units, shape [thick].
-        n_thin: number of thin slices, centres at 0 .. n_thin - 1.
-        fwhm: slice thickness in thin-voxel units.
-        profile: see `slice_profile`.
-
-    Returns:
-        float64 matrix [thick, thin]; every row sums to one. Where a slab reaches over the edge of the field of
-        view, what lies inside it carries the whole weight.
-
-    Raises:
-        ValueError: a slice does not touch any thin voxel, or the thickness is not positive.
-    """
-    thick_centres = np.asarray(thick_centres, dtype=np.float64)
-    distance = np.arange(n_thin, dtype=np.float64)[None, :] - thick_centres[:, None]
-    weights = slice_profile(distance, fwhm, profile)
-    total = weights.sum(axis=1, keepdims=True)
-    if (total <= 0).any():
-        lost = thick_centres[int(np.argmin(total))]
-        raise ValueError(f"the slice centred at {lost:g} touches none of the {n_thin} thin voxels")
-    matrix: np.ndarray = weights / total
-    return matrix
 
 
 def downscaling_matrix(n_thick: int, factor: int, sigma_vox: float = 0.0) -> np.ndarray:

@@ -1,12 +1,14 @@
-"""Thin to thick, its transpose, and the projection back onto what was acquired.
+"""The projection of an answer onto what was acquired.
 
 Arrays here have the through-plane axis first: thin [thin, ...], thick [thick, ...]. The matrix A [thick, thin] comes
-from `thinslice.physics.profile`; nothing else in the project blurs.
+from `thinslice.physics.acquisition`.
 """
 
 from collections.abc import Iterator
 
 import numpy as np
+
+from thinslice.physics.acquisition import along_first_axis
 
 NOISE_LEVEL = 0.003
 """Default regularisation of the projection, see `damping_of`.
@@ -21,16 +23,6 @@ CORRELATION_LENGTH = 0.5
 
 BAND = 16
 """Lines of a slice that are computed together: what then is in use fits into a processor's cache."""
-
-
-def thicken(thin: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """What the scanner would acquire: A x. Shapes [thin, ...] -> [thick, ...], see `along_first_axis`."""
-    return along_first_axis(matrix, thin)
-
-
-def spread(thick: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """The adjoint of `thicken`: At y. Shapes [thick, ...] -> [thin, ...], see `along_first_axis`."""
-    return along_first_axis(matrix.T, thick)
 
 
 def smooth_spread(matrix: np.ndarray, factor: float) -> np.ndarray:
@@ -89,10 +81,10 @@ def project(
         thick: the acquired slices [thick, ...].
         matrix: A [thick, thin].
         factor: thin slices per slice spacing.
-        noise: gives the damping d, see `damping_of`; 0 makes ``thicken(result) == thick`` to rounding.
+        noise: gives the damping d, see `damping_of`; 0 makes ``A result == thick`` to rounding.
     """
     repair = correction_matrix(matrix, factor, damping_of(matrix, factor, noise))
-    answer: np.ndarray = thin + along_first_axis(repair, thick - thicken(thin, matrix))
+    answer: np.ndarray = thin + along_first_axis(repair, thick - along_first_axis(matrix, thin))
     return answer
 
 
@@ -101,14 +93,3 @@ def bands(stack: np.ndarray) -> Iterator[tuple[slice, ...]]:
     slower = 1 if abs(stack.strides[1]) >= abs(stack.strides[2]) else 2
     for top in range(0, stack.shape[slower], BAND):
         yield (*[slice(None)] * slower, slice(top, top + BAND))
-
-
-def along_first_axis(matrix: np.ndarray, array: np.ndarray) -> np.ndarray:
-    """``matrix`` [m, n] applied to the first axis of ``array`` [n, ...] -> [m, ...].
-
-    Computed in the array's dtype if that is a float one, otherwise in float32.
-    """
-    array = array if array.dtype.kind == "f" else array.astype(np.float32)
-    flat = array.reshape(len(array), -1)
-    product: np.ndarray = matrix.astype(array.dtype, copy=False) @ flat
-    return product.reshape(len(matrix), *array.shape[1:])

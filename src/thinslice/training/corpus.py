@@ -12,9 +12,9 @@ from thinslice.errors import InputRefused
 from thinslice.evaluation.benchmark import check_truth
 from thinslice.io.nifti import check_acquired, read
 from thinslice.models.engine import interpolation
+from thinslice.physics.acquisition import Acquisition, along_first_axis
 from thinslice.physics.interpolation import cubic_matrix
-from thinslice.physics.profile import profile_matrix
-from thinslice.physics.projection import along_first_axis, correction_matrix, damping_of
+from thinslice.physics.projection import correction_matrix, damping_of
 from thinslice.plan import intensity_range, make_plan, through_plane_axis
 from thinslice.settings import Profile
 from thinslice.volume import Volume
@@ -327,10 +327,10 @@ def render(corpus: Sequence[Thin], geometry: Geometry, draws: Sequence[Draw], si
     high = int(np.ceil(geometry.thick_centres[-1])) + reach
     wide = np.arange(low, high + 1)
     inner = np.concatenate(geometry.thin_positions)
-    acquire = profile_matrix(geometry.thick_centres - low, len(wide), fwhm, geometry.profile)
+    acquisition = Acquisition(geometry.thick_centres - low, len(wide), fwhm, geometry.profile)
     side = np.arange(size)
     thin = np.stack([cut(corpus, draw, wide, side, side) for draw in draws], axis=1)
-    thick = along_first_axis(acquire, thin)
+    thick = acquisition.forward(thin)
     for column, draw in enumerate(draws):
         if draw.noise:
             shape = thick[:, column].shape
@@ -341,7 +341,7 @@ def render(corpus: Sequence[Thin], geometry: Geometry, draws: Sequence[Draw], si
     position = (inner - geometry.thick_centres[0]) / geometry.factor
     cubic = along_first_axis(cubic_matrix(position, len(thick)), thick)
     own = geometry.thick_centres[context : len(thick) - context]
-    matrix = profile_matrix(own - inner[0], len(inner), fwhm, geometry.profile)
+    matrix = Acquisition(own - inner[0], len(inner), fwhm, geometry.profile).matrix()
     damping = damping_of(matrix, geometry.factor)
     correction = correction_matrix(matrix, geometry.factor, damping)
     swap = (1, 0, 2, 3)

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from thinslice.models.engine import Part
+from thinslice.physics.acquisition import Acquisition
 from thinslice.physics.interpolation import cubic_matrix
-from thinslice.physics.profile import downscaling_matrix, profile_matrix
+from thinslice.physics.profile import downscaling_matrix
 from thinslice.settings import Profile
 from thinslice.training.corpus import Draw, Thin, cut, draw_block
 
@@ -135,4 +136,5 @@ def shrinking_matrix(n_thick: int, factor: int, draw: PlaneDraw) -> np.ndarray:
     """[n_thick, factor * n_thick]: by a slice profile, or by anti-aliased bicubic downscaling."""
     if draw.fwhm_vox is None:
         return downscaling_matrix(n_thick, factor, draw.sigma_vox)
-    return profile_matrix((np.arange(n_thick) + 0.5) * factor - 0.5, factor * n_thick, draw.fwhm_vox, draw.profile)
+    centres_vox = (np.arange(n_thick) + 0.5) * factor - 0.5
+    return Acquisition(centres_vox, factor * n_thick, draw.fwhm_vox, draw.profile).matrix()

@@ -20,8 +20,7 @@ import numpy as np
 from thinslice.compute.upsample import upsample
 from thinslice.errors import InputRefused
 from thinslice.models.engine import Model
-from thinslice.physics.profile import profile_matrix
-from thinslice.physics.projection import along_first_axis
+from thinslice.physics.acquisition import Acquisition
 from thinslice.plan import Plan, intensity_range
 from thinslice.settings import Profile
 from thinslice.training.corpus import (
@@ -286,8 +285,8 @@ def _places(
             block = np.moveaxis(thin.voxels, along, 0)
             count = max(int(len(block) / factor), 1)
             centres = (len(block) - factor * (count - 1) - 1) / 2 + factor * np.arange(count)
-            acquire = profile_matrix(centres, len(block), thickness_over_spacing * factor, profile)
-            seen, middle = _looks(along_first_axis(acquire, block))
+            acquisition = Acquisition(centres, len(block), thickness_over_spacing * factor, profile)
+            seen, middle = _looks(acquisition.forward(block))
             looks.append(seen)
             where = np.stack([np.round(centres[middle[:, 0]]).astype(int), middle[:, 1], middle[:, 2]], axis=1)
             found.append((np.full(len(where), number), np.full(len(where), along), where))

@@ -1,0 +1,155 @@
+"""The acquisition operator: how thick slices see thin ones, and the adjoint that carries them back.
+
+A 2-D acquisition excites a slab. The signal of a thick slice is the thin anatomy weighted by the slice-selection
+profile along the slab normal: ``thick = A thin``. Whatever makes slices thick in this package goes through the operator
+made here. Two blurs are not acquisitions and lie elsewhere, named for what they are: the papers' bicubic shrinking of
+pictures (`thinslice.physics.profile.downscaling_matrix`), and the covariance that keeps corrections smooth
+(`thinslice.physics.projection.smooth_spread`).
+
+Positions are in thin-voxel units: thin slice ``j`` has its centre at ``j``.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property, reduce
+
+import numpy as np
+
+from thinslice.physics.profile import GAUSSIAN_REACH_FWHM, slice_profile
+from thinslice.settings import Profile
+
+
+@dataclass(frozen=True, eq=False)
+class Acquisition:
+    """The linear operator A by which thick slices see thin ones along one axis.
+
+    Every row of its matrix sums to one. Where a slab reaches over the edge of the field of view, what lies inside it
+    carries the whole weight.
+
+    Attributes:
+        centres_vox: centres of the thick slices [thick], in thin-voxel units; they need not be even, ascending or
+            whole.
+        n_thin: number of thin slices, centres at 0 .. n_thin - 1.
+        fwhm_vox: slice thickness, the full width at half maximum of the profile, in thin-voxel units.
+        profile: see `thinslice.physics.profile.slice_profile`.
+        axis: the array axis across the slices, for `forward` and `adjoint`.
+
+    Example:
+        >>> acquisition = Acquisition(np.array([0.5, 2.5]), n_thin=4, fwhm_vox=2.0, profile="box")
+        >>> acquisition.forward(np.array([1.0, 3.0, 5.0, 5.0]))
+        array([2., 5.])
+        >>> acquisition.adjoint(np.array([2.0, 4.0]))
+        array([1., 1., 2., 2.])
+    """
+
+    centres_vox: np.ndarray
+    n_thin: int
+    fwhm_vox: float
+    profile: Profile
+    axis: int = 0
+
+    def __post_init__(self) -> None:
+        """Take a copy of the centres that nobody can change."""
+        centres_vox = np.array(self.centres_vox, dtype=np.float64)
+        centres_vox.setflags(write=False)
+        object.__setattr__(self, "centres_vox", centres_vox)
+
+    @property
+    def n_thick(self) -> int:
+        """Number of thick slices."""
+        return len(self.centres_vox)
+
+    def forward(self, thin: np.ndarray) -> np.ndarray:
+        """Returns what the scanner would acquire: A x.
+
+        Args:
+            thin: thin slices along ``axis``, any number of other axes. Computed in its dtype if that is a float one,
+                otherwise in float32.
+        """
+        return self._along_axis(self._matrix, thin)
+
+    def adjoint(self, thick: np.ndarray) -> np.ndarray:
+        """Returns At y, thin slices along ``axis``: <A x, y> = <x, At y>. Arrays as in `forward`."""
+        return self._along_axis(self._matrix.T, thick)
+
+    def matrix(self) -> np.ndarray:
+        """Returns the whole matrix A [thick, thin], float64, read-only.
+
+        Raises:
+            ValueError: a slice does not touch any thin voxel, or the thickness is not positive.
+        """
+        return self._matrix
+
+    def seen_by(self, start: int, stop: int) -> slice:
+        """Returns the thin slices that thick slices start .. stop - 1 see."""
+        reach = GAUSSIAN_REACH_FWHM * self.fwhm_vox if self.profile == "gaussian" else (self.fwhm_vox + 1) / 2
+        centres_vox = self.centres_vox[start:stop]
+        first = int(np.floor(centres_vox.min() - reach))
+        last = int(np.ceil(centres_vox.max() + reach))
+        return slice(max(first, 0), min(last + 1, self.n_thin))
+
+    def rows(self, start: int, stop: int) -> tuple[slice, np.ndarray]:
+        """Returns rows start .. stop - 1 of `matrix`: the thin slices they see, and their weights of these.
+
+        The whole matrix grows with the square of the number of slices, these rows do not.
+        """
+        seen = self.seen_by(start, stop)
+        return seen, self._weights(start, stop, seen)
+
+    @cached_property
+    def _matrix(self) -> np.ndarray:
+        matrix = self._weights(0, self.n_thick, slice(0, self.n_thin))
+        matrix.setflags(write=False)
+        return matrix
+
+    def _weights(self, start: int, stop: int, thin: slice) -> np.ndarray:
+        """Returns rows start .. stop - 1, columns of some thin slices that hold all that they see."""
+        n_thin = thin.stop - thin.start
+        centres_vox = self.centres_vox[start:stop] - thin.start
+        distance = np.arange(n_thin, dtype=np.float64)[None, :] - centres_vox[:, None]
+        weights = slice_profile(distance, self.fwhm_vox, self.profile)
+        total = weights.sum(axis=1, keepdims=True)
+        if (total <= 0).any():
+            lost = self.centres_vox[start + int(np.argmin(total))]
+            raise ValueError(f"the slice centred at {lost:g} touches none of the {self.n_thin} thin voxels")
+        normalised: np.ndarray = weights / total
+        return normalised
+
+    def _along_axis(self, matrix: np.ndarray, array: np.ndarray) -> np.ndarray:
+        return np.moveaxis(along_first_axis(matrix, np.moveaxis(array, self.axis, 0)), 0, self.axis)
+
+
+@dataclass(frozen=True)
+class StackedAcquisition:
+    """Several acquisitions of one thin volume, each along its own axis: one operator with a tuple for its range.
+
+    Attributes:
+        parts: the acquisitions, in the order of the thick arrays.
+
+    Example:
+        >>> along = [Acquisition(np.array([0.5]), n_thin=2, fwhm_vox=2.0, profile="box", axis=axis) for axis in (0, 1)]
+        >>> both = StackedAcquisition(tuple(along))
+        >>> both.forward(np.array([[1.0, 2.0], [3.0, 4.0]]))
+        (array([[2., 3.]]), array([[1.5],
+               [3.5]]))
+    """
+
+    parts: tuple[Acquisition, ...]
+
+    def forward(self, thin: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Returns the thick volumes that the acquisitions see of one thin volume."""
+        return tuple(part.forward(thin) for part in self.parts)
+
+    def adjoint(self, thick: tuple[np.ndarray, ...]) -> np.ndarray:
+        """Returns the sum of the adjoints: <A x, y> = <x, At y> with the sum over all parts on the left."""
+        return reduce(np.add, (part.adjoint(own) for part, own in zip(self.parts, thick, strict=True)))
+
+
+def along_first_axis(matrix: np.ndarray, array: np.ndarray) -> np.ndarray:
+    """Applies ``matrix`` [m, n] to the first axis of ``array`` [n, ...] and returns [m, ...].
+
+    Computed in the array's dtype if that is a float one, otherwise in float32.
+    """
+    array = array if array.dtype.kind == "f" else array.astype(np.float32)
+    flat = array.reshape(len(array), -1)
+    product: np.ndarray = matrix.astype(array.dtype, copy=False) @ flat
+    return product.reshape(len(matrix), *array.shape[1:])
