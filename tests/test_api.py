@@ -389,7 +389,7 @@ def test_a_folder_of_scans_is_refused(scan):
         thinslice.enhance(scan.parent)
 
 
-@catches("io/voxel_files.py", 'voxels.copy(order="K") if ours else voxels', "voxels")
+@catches("io/encoding.py", 'voxels.copy(order="K") if ours else voxels', "voxels")
 def test_nothing_is_printed_and_nothing_that_went_in_is_changed(tmp_path, capfd):
     voxels = picture().astype(np.float32)
     voxels[2, 3, 4] = np.nan
@@ -439,7 +439,9 @@ def test_another_format_holds_what_the_command_line_writes_there(scan, tmp_path,
 
 
 @catches(
-    "api.py", 'if formats.same_format(ending(target) or "", formats.own_ending(self.acquired)):', "if ending(target):"
+    "api.py",
+    'if formats.is_same_format(ending(target) or "", formats.own_ending(self.acquired)):',
+    "if ending(target):",
 )
 def test_a_format_that_rounds_gets_a_report_on_what_it_holds(tmp_path):
     voxels = picture() / 1e3 + 1e7  # whose digits 32 bits do not hold
@@ -564,10 +566,8 @@ def test_threads_are_shared_by_the_workers(scan, opened):
 
 @catches("api.py", "Path(scratch or tempfile.gettempdir())", "Path(tempfile.gettempdir())")
 def test_a_large_answer_lives_where_it_was_told_to(scan, tmp_path, monkeypatch):
-    places, real = [], nifti.allocate
-    monkeypatch.setattr(
-        nifti, "allocate", lambda shape, kind, folder: places.append(folder) or real(shape, kind, folder)
-    )
+    places, real = [], api.allocate
+    monkeypatch.setattr(api, "allocate", lambda shape, kind, folder: places.append(folder) or real(shape, kind, folder))
     thinslice.enhance(scan, model="cubic")
     thinslice.enhance(scan, model="cubic", scratch=tmp_path / "large")
     assert places == [Path(tempfile.gettempdir()), tmp_path / "large"]

@@ -193,7 +193,7 @@ def test_a_window_that_cut_off_what_is_bright_is_noted(run, chest, tmp_path):
     assert any("highest value, 400: if that is a window" in line for line in said)
 
 
-@catches("io/voxel_files.py", "and not AIR[0] <= low <= AIR[1] else", "else")
+@catches("io/encoding.py", "and not AIR[0] <= low <= AIR[1] else", "else")
 def test_missing_voxels_of_tomography_are_air(chest, tmp_path):
     thick = read(chest)
     voxels = thick.voxels.astype(np.float32)

@@ -143,7 +143,7 @@ def test_non_finite_voxels_are_replaced(tmp_path):
 
 
 def test_big_plain_files_are_mapped(tmp_path, monkeypatch):
-    monkeypatch.setattr("thinslice.io.voxel_files.ON_DISK_BYTES", 50)
+    monkeypatch.setattr("thinslice.io.streams.ON_DISK_BYTES", 50)
     path = save(tmp_path / "a.mgh", tr=2300.0)
     before = path.read_bytes()
     volume = read(path)

@@ -19,7 +19,7 @@ from make_scans import make_affine, make_voxels, save_scan
 from thinslice.errors import InputRefused, OutputRefused
 from thinslice.io import nifti
 from thinslice.io.nifti import allocate, read, write
-from thinslice.io.voxel_files import slabs
+from thinslice.io.streams import slabs
 from thinslice.volume import Volume
 
 DATA = Path(os.environ.get("THINSLICE_DATA", Path(__file__).parents[2] / "shared/data"))
@@ -165,7 +165,7 @@ def test_shapes_and_memory_orders_go_round(tmp_path, shape, volumes, data):
 
 def test_slabs_cover_every_voxel_once(monkeypatch):
     for slab_bytes in (1, 100, 10**6):
-        monkeypatch.setattr("thinslice.io.voxel_files.SLAB_BYTES", slab_bytes)
+        monkeypatch.setattr("thinslice.io.streams.SLAB_BYTES", slab_bytes)
         for shape in [(3, 2, 5), (3, 2, 5, 4), (1, 1, 1)]:
             order = np.arange(np.prod(shape)).reshape(shape, order="F")
             walked = [order[at].ravel(order="F") for at in slabs(shape, 2)]
@@ -519,7 +519,7 @@ def test_unreadable_files_are_refused(tmp_path, monkeypatch):
         def refuse(*_args):
             raise PermissionError(13, "Permission denied")
 
-        monkeypatch.setattr("thinslice.io.voxel_files.open", refuse, raising=False)
+        monkeypatch.setattr("thinslice.io.streams.open", refuse, raising=False)
     assert_refused(path, "Permission denied")
 
 
@@ -691,7 +691,7 @@ def test_names_that_are_not_niftis_are_refused(tmp_path, volume):
 def test_allocate_goes_to_disk_from_a_limit_on(tmp_path, monkeypatch):
     small = allocate((4, 5, 6), np.int16, tmp_path)
     assert not isinstance(small.base, np.memmap)
-    monkeypatch.setattr(nifti, "ON_DISK_BYTES", 1000)
+    monkeypatch.setattr("thinslice.io.scratch.ON_DISK_BYTES", 1000)
     big = allocate((10, 10, 10), np.float32, tmp_path / "not" / "there")
     assert isinstance(big.base, np.memmap)
     assert big.flags.f_contiguous
@@ -712,7 +712,7 @@ def test_allocate_refuses_when_the_disk_is_full(tmp_path, monkeypatch):
 
 
 def test_big_plain_files_are_mapped(tmp_path, monkeypatch):
-    monkeypatch.setattr("thinslice.io.voxel_files.ON_DISK_BYTES", 50)
+    monkeypatch.setattr("thinslice.io.streams.ON_DISK_BYTES", 50)
     for order in "<>":
         stored = make_voxels(SHAPE, "f4").astype(order + "f4")
         stored[0] = np.nan

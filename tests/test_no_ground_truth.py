@@ -20,6 +20,7 @@ from thinslice.compute.upsample import upsample
 from thinslice.errors import InputRefused, ModelRefused, OutputRefused
 from thinslice.evaluation.benchmark import check_truth
 from thinslice.io import nifti
+from thinslice.io.synthetic import as_synthetic, is_synthetic
 from thinslice.models.registry import find_model
 from thinslice.plan import make_plan
 from thinslice.volume import Volume, fingerprint
@@ -493,15 +494,13 @@ def test_a_volume_written_for_looking_lies_where_the_scan_does(axis):
 
 
 def test_it_is_refused_as_truth_wherever_truth_is_needed(tmp_path):
-    made = nifti.as_synthetic(
-        in_its_place(np.random.default_rng(0).random((40, 64, 56)).astype(np.float16), stack_of())
-    )
+    made = as_synthetic(in_its_place(np.random.default_rng(0).random((40, 64, 56)).astype(np.float16), stack_of()))
     nifti.write(made, tmp_path / "copy.nii.gz")
     again = nifti.read(tmp_path / "copy.nii.gz")
-    assert nifti.is_synthetic(again)
+    assert is_synthetic(again)
     with pytest.raises(InputRefused, match="synthesised"):
         check_truth(again)
-    assert not nifti.is_synthetic(nifti.read(save_thick(tmp_path / "scan.nii.gz")))
+    assert not is_synthetic(nifti.read(save_thick(tmp_path / "scan.nii.gz")))
 
 
 # ---- what diverges
@@ -619,7 +618,7 @@ def test_what_was_synthesised_is_kept_on_demand_and_marked(undisturbed):
     assert [path.name for path in kept] == ["synthetic-001.nii.gz", "synthetic-002.nii.gz"]
     for path, axis in zip(kept, (2, 0), strict=True):
         volume = nifti.read(path)
-        assert nifti.is_synthetic(volume)
+        assert is_synthetic(volume)
         assert volume.shape[axis] == 20
 
 

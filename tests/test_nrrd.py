@@ -341,7 +341,7 @@ def test_a_byte_skip_of_minus_one_counts_from_the_end(tmp_path):
 
 
 def test_big_plain_files_are_mapped(tmp_path, monkeypatch):
-    monkeypatch.setattr("thinslice.io.voxel_files.ON_DISK_BYTES", 50)
+    monkeypatch.setattr("thinslice.io.streams.ON_DISK_BYTES", 50)
     path = save(tmp_path / "a.nrrd", VOXELS.astype(">i2").tobytes(order="F"), endian="big")
     before = path.read_bytes()
     np.testing.assert_array_equal(read(path).voxels, VOXELS)

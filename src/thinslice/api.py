@@ -21,10 +21,12 @@ from thinslice.compute.consistency import Report, make_report
 from thinslice.compute.upsample import Upsampled, upsample
 from thinslice.errors import InputRefused, OutputRefused, PlanRefused
 from thinslice.io import formats, nifti
+from thinslice.io.affines import check_affine, shear_notes
 from thinslice.io.atomic import all_or_none
+from thinslice.io.encoding import as_numbers, finite
 from thinslice.io.formats import ending
 from thinslice.io.outputs import LABELS_NAME, Case, find_place, find_study
-from thinslice.io.voxel_files import as_numbers, check_affine, finite, shear_notes
+from thinslice.io.scratch import allocate
 from thinslice.models.engine import WORKERS, Model, load_once
 from thinslice.models.registry import models_for
 from thinslice.plan import Plan, make_plan
@@ -116,7 +118,7 @@ class Enhanced:
         """As a file of that name, perhaps of another format than the scan's own, holds it; and the report on that."""
         if formats.is_same_format(ending(target) or "", formats.own_ending(self.acquired)):
             return self.volume, self.report
-        voxels = nifti.allocate(self.array.shape, self.array.dtype, target.parent)
+        voxels = allocate(self.array.shape, self.array.dtype, target.parent)
         voxels[...] = self.array
         thin = as_stored(replace(self.volume, voxels=voxels), target)
         report = make_report(self.acquired, thin, self.plan, self.report.guard, self.report.seconds, self.clipped)
@@ -224,7 +226,7 @@ def compute(
     shape = (*plan.shape_thin, *volume.voxels.shape[3:])
     whole = "int16" if kind.itemsize == 1 else kind
     real = "float64" if kind == "float64" else "float32"
-    out = nifti.allocate(shape, whole if kind.kind in "iu" else real, target.parent)
+    out = allocate(shape, whole if kind.kind in "iu" else real, target.parent)
     started = perf_counter()
     answer = upsample(volume, plan, model, out, progress)
     seconds = perf_counter() - started

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from thinslice.compute.upsample import upsample
-from thinslice.io.nifti import allocate
+from thinslice.io.scratch import allocate
 from thinslice.models.engine import Model
 from thinslice.plan import Plan, intensity_range
 from thinslice.progress import no_progress, part_of

@@ -24,7 +24,7 @@ from thinslice.compute.consistency import Report
 from thinslice.errors import InputRefused, ModelRefused, OutputRefused, ThinsliceError
 from thinslice.io.atomic import read_object
 from thinslice.io.formats import has_detached_voxels, read, sidecar_path, stem_of, write
-from thinslice.io.voxel_files import thickness_in
+from thinslice.io.sidecars import thickness_in
 from thinslice.models.engine import WORKERS, Model
 from thinslice.models.registry import find_model, models_for, models_in
 from thinslice.plan import Plan, intensity_range, through_plane_axis

@@ -22,8 +22,8 @@ from thinslice.errors import InputRefused, PlanRefused, ThinsliceError
 from thinslice.evaluation.metrics import banding, data_range, foreground, psnr, reslice_rms, ssim, stripes
 from thinslice.evaluation.results import REFERENCE, Condition, Score, Skip, make_table, write_line
 from thinslice.io.formats import read, stem_of
-from thinslice.io.nifti import check_acquired
 from thinslice.io.outputs import check_writable
+from thinslice.io.synthetic import check_acquired
 from thinslice.models.engine import Model
 from thinslice.models.registry import find_model
 from thinslice.physics.acquisition import Acquisition

@@ -6,9 +6,7 @@ is said in `Volume.notes`.
 """
 
 import math
-import os
 import struct
-import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,46 +15,22 @@ from typing import Any, BinaryIO, Literal, cast
 import numpy as np
 from nibabel import nifti1, nifti2
 from nibabel.spatialimages import HeaderDataError, SpatialImage
-from numpy.typing import DTypeLike
 
-from thinslice.errors import InputRefused, OutputRefused
-from thinslice.io.formats import ending
-from thinslice.io.voxel_files import (
-    AGAIN,
-    ON_DISK_BYTES,
+from thinslice.io.affines import (
     SHEAR_COSINE,
-    WHOLE,
-    as_numbers,
-    by,
     check_affine,
     check_affine_to_write,
-    check_is_file,
     check_shape_to_write,
     directions,
-    drain,
-    encoded,
-    finite,
-    in_place_of,
-    kind_of,
-    most_bytes,
-    one_line,
-    put_on_steps,
-    read_voxels,
-    reading,
-    refused,
-    replace_non_finite,
     shear,
     shear_notes,
-    slabs,
-    thickness_beside,
-    unpacked,
-    unwritable,
-    writing,
 )
+from thinslice.io.encoding import as_numbers, encoded, finite, put_on_steps, replace_non_finite
+from thinslice.io.formats import ending
+from thinslice.io.refusals import AGAIN, WHOLE, by, reading, refused, unwritable, writing
+from thinslice.io.sidecars import thickness_beside
+from thinslice.io.streams import check_is_file, drain, in_place_of, kind_of, most_bytes, read_voxels, slabs, unpacked
 from thinslice.volume import Volume, grid_distance_mm
-
-SYNTHETIC = b"synthesised by thinslice, not a scan"
-"""Description in the header of a volume that shows, between acquired slices, what nobody saw."""
 
 SMALL_TURN = 3e-3
 COMMENT_EXTENSION = 6
@@ -150,58 +124,23 @@ def as_stored(volume: Volume) -> Volume:
     return replace(volume, header=header, notes=notes)
 
 
-def as_synthetic(volume: Volume) -> Volume:
-    """The volume with a header that says that nobody acquired it."""
-    header = _fresh_header(volume.voxels.dtype)
-    header["descrip"] = SYNTHETIC
-    return replace(volume, header=header)
+def described_header(dtype: np.dtype[Any], text: bytes) -> Any:
+    """Returns a fresh header for voxels of a type, with a description of at most 79 bytes."""
+    header = _fresh_header(dtype)
+    header["descrip"] = text
+    return header
 
 
-def is_synthetic(volume: Volume) -> bool:
-    """Whether a volume was written with the header of `as_synthetic`."""
+def description_of(volume: Volume) -> bytes:
+    """Returns the description in the header of a scan that was read from NIfTI; else nothing."""
     header = volume.header
-    return isinstance(header, nifti1.Nifti1Header) and bytes(header["descrip"].item()).startswith(SYNTHETIC)
-
-
-def check_acquired(volume: Volume) -> None:
-    """Refuse what `as_synthetic` marked: it is nothing to learn from or to be scored by.
-
-    Raises:
-        InputRefused: it is so marked.
-    """
-    if is_synthetic(volume):
-        raise InputRefused("got a volume that was synthesised; need a scan that was acquired; next: leave it out")
+    return bytes(header["descrip"].item()) if isinstance(header, nifti1.Nifti1Header) else b""
 
 
 def _holds(dtype: np.dtype[Any], slope: float, inter: float, low: float, high: float) -> bool:
     limits = np.iinfo(dtype)
     ends = np.rint((np.array([low, high]) - inter) / slope)
     return bool(ends.min() >= limits.min and ends.max() <= limits.max)
-
-
-def allocate(shape: tuple[int, ...], dtype: DTypeLike, folder: Path) -> np.ndarray:
-    """An uninitialised array in file order (first axis fastest): in memory below 512 MB, else on an unlinked file.
-
-    The file lies in `folder` (or its nearest existing parent) and is reserved in full, so a full disk is an error here
-    and not a crash later; it vanishes with the array.
-
-    Raises:
-        OutputRefused: the disk has no room for it.
-    """
-    dtype = np.dtype(dtype)
-    size = math.prod(shape) * dtype.itemsize
-    if size < ON_DISK_BYTES:
-        return np.empty(shape, dtype, order="F")
-    folder = next(f for f in (Path(folder).absolute(), *Path(folder).absolute().parents) if f.is_dir())
-    try:
-        with tempfile.TemporaryFile(dir=folder) as file:
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), 0, size)
-            return np.asarray(np.memmap(cast(Any, file), dtype, "w+", shape=shape, order="F"))
-    except OSError as error:
-        need = f"{size / 1e9:.1f} GB there for a while"
-        refusal = unwritable(f"no room ({error.strerror})", need, "free some room or choose another output folder")
-        raise OutputRefused(one_line(f"{folder}: {refusal}")) from None
 
 
 # ---- reading

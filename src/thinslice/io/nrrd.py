@@ -17,34 +17,12 @@ import nrrd
 import numpy as np
 
 from thinslice.errors import InputRefused
+from thinslice.io.affines import check_affine, check_affine_to_write, check_lengths, check_shape_to_write, shear_notes
+from thinslice.io.encoding import encoded, put_on_steps, replace_non_finite, type_to_store
 from thinslice.io.formats import ending
-from thinslice.io.voxel_files import (
-    AGAIN,
-    SLAB_BYTES,
-    WHOLE,
-    Packed,
-    as_native,
-    by,
-    check_affine,
-    check_affine_to_write,
-    check_is_file,
-    check_lengths,
-    check_shape_to_write,
-    drain,
-    encoded,
-    in_place_of,
-    kind_of,
-    put_on_steps,
-    read_voxels,
-    reading,
-    refused,
-    replace_non_finite,
-    shear_notes,
-    thickness_beside,
-    type_to_store,
-    unwritable,
-    writing,
-)
+from thinslice.io.refusals import AGAIN, WHOLE, by, reading, refused, unwritable, writing
+from thinslice.io.sidecars import thickness_beside
+from thinslice.io.streams import SLAB_BYTES, Packed, as_native, check_is_file, drain, in_place_of, kind_of, read_voxels
 from thinslice.volume import Volume
 
 MOST_HEADER_BYTES = 16 * 2**20

@@ -11,7 +11,7 @@ import numpy as np
 from thinslice.compute.consistency import Report, misfit
 from thinslice.compute.uncertainty import expected_error
 from thinslice.compute.upsample import upsample
-from thinslice.io.nifti import allocate
+from thinslice.io.scratch import allocate
 from thinslice.models.engine import Model, interpolation
 from thinslice.plan import Plan, intensity_range
 from thinslice.progress import no_progress, part_of

@@ -10,7 +10,8 @@ import numpy as np
 from thinslice.compute.upsample import upsample
 from thinslice.errors import InputRefused
 from thinslice.evaluation.benchmark import check_truth
-from thinslice.io.nifti import check_acquired, read
+from thinslice.io.nifti import read
+from thinslice.io.synthetic import check_acquired
 from thinslice.models.engine import interpolation
 from thinslice.physics.acquisition import Acquisition, along_first_axis
 from thinslice.physics.interpolation import cubic_matrix

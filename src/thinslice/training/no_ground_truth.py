@@ -17,8 +17,9 @@ from typing import Any
 import torch
 
 from thinslice.errors import InputRefused, OutputRefused, ThinsliceError
-from thinslice.io.nifti import as_synthetic, write
+from thinslice.io.nifti import write
 from thinslice.io.outputs import check_writable
+from thinslice.io.synthetic import as_synthetic
 from thinslice.models.engine import Model, interpolation, load_model
 from thinslice.models.registry import embedded_names
 from thinslice.networks.slab import SlabNet

@@ -9,8 +9,8 @@ import numpy as np
 
 from thinslice.errors import InputRefused, ThinsliceError
 from thinslice.io.formats import read
-from thinslice.io.nifti import check_acquired
 from thinslice.io.outputs import told_apart
+from thinslice.io.synthetic import check_acquired
 from thinslice.models.engine import Model
 from thinslice.plan import Plan, make_plan
 from thinslice.volume import Volume, fingerprint

@@ -10,7 +10,7 @@ from thinslice.errors import InputRefused
 from thinslice.io.dicom.decode import decode, decode_compressed
 from thinslice.io.dicom.headers import Image
 from thinslice.io.dicom.series import Series, find_study
-from thinslice.io.nifti import allocate
+from thinslice.io.scratch import allocate
 from thinslice.volume import Volume
 
 
