@@ -19,8 +19,8 @@ from thinslice.evaluation.benchmark import simulate
 from thinslice.evaluation.metrics import data_range, foreground, psnr
 from thinslice.io.nifti import read
 from thinslice.models.registry import find_model
-from thinslice.plan import make_plan, through_plane_axis
-from thinslice.volume import Volume
+from thinslice.plan import make_plan
+from thinslice.volume import Volume, through_plane_axis
 
 SLICES, SIDE = 8, 192
 """Middle slices, and pixels around the middle of each, that are looked at."""

@@ -52,9 +52,10 @@ from thinslice.evaluation.metrics import data_range, foreground, psnr, ssim
 from thinslice.io.nifti import read
 from thinslice.models.registry import EMBEDDED, find_model
 from thinslice.physics.acquisition import Acquisition
+from thinslice.physics.intensity import intensity_range
 from thinslice.physics.interpolation import cubic_matrix
 from thinslice.physics.projection import correction_matrix, damping_of, project
-from thinslice.plan import intensity_range, make_plan
+from thinslice.plan import make_plan
 from thinslice.reports.picture import Picture, picture_centre, resliced_planes, save_picture, side_by_side
 from thinslice.volume import Volume, fingerprint
 

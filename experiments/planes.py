@@ -43,9 +43,10 @@ from thinslice.io.nifti import read
 from thinslice.models.engine import Model
 from thinslice.models.registry import find_model
 from thinslice.physics.acquisition import Acquisition
+from thinslice.physics.intensity import intensity_range
 from thinslice.physics.profile import downscaling_matrix
-from thinslice.plan import intensity_range, make_plan, through_plane_axis
-from thinslice.volume import Volume
+from thinslice.plan import make_plan
+from thinslice.volume import Volume, through_plane_axis
 
 BASELINES = ("nearest", "linear", "cubic", "lanczos")
 FACTORS = (2, 4)

@@ -11,7 +11,8 @@ import numpy as np
 
 from thinslice.models.engine import Enlarger, Model
 from thinslice.models.envelope import Envelope
-from thinslice.plan import Plan, intensity_range
+from thinslice.physics.intensity import intensity_range
+from thinslice.plan import Plan
 from thinslice.volume import Volume
 
 CONTEXT = 1

@@ -18,7 +18,8 @@ from thinslice.io.nifti import read
 from thinslice.models.engine import Enlarger
 from thinslice.models.registry import embedded_names, find_model
 from thinslice.physics.acquisition import Acquisition
-from thinslice.plan import Plan, make_plan, through_plane_axis
+from thinslice.plan import Plan, make_plan
+from thinslice.volume import through_plane_axis
 
 FAMILIES = ("planes-mr", "planes-ct")
 METAL, SOFT, AIR = 4000, 40, -1000

@@ -12,8 +12,9 @@ from strategies import seeds
 from thinslice.compute.guard import CELL, DISAGREEMENT, MARGIN, OVERSHOOT, GuardCount, keep_map, suspect_cells
 from thinslice.compute.upsample import upsample
 from thinslice.models.engine import interpolation
+from thinslice.physics.intensity import intensity_range
 from thinslice.physics.interpolation import cubic_matrix
-from thinslice.plan import intensity_range, make_plan
+from thinslice.plan import make_plan
 from thinslice.volume import Volume
 
 ROUNDING = 1e-5

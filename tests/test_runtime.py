@@ -20,8 +20,8 @@ from thinslice.io.nifti import read
 from thinslice.models import engine
 from thinslice.models.engine import CARD_KEY, SLAB_INPUTS, load_model
 from thinslice.models.registry import EMBEDDED, find_model
-from thinslice.plan import make_plan, through_plane_axis
-from thinslice.volume import Volume
+from thinslice.plan import make_plan
+from thinslice.volume import Volume, through_plane_axis
 
 
 def foreign(path, card, inputs):

@@ -25,7 +25,8 @@ from thinslice.evaluation.reader_scores import score, sign_test, wilson
 from thinslice.evaluation.reader_study import Scan, Wish, make_study
 from thinslice.io import nifti
 from thinslice.models.registry import find_model
-from thinslice.plan import intensity_range, make_plan
+from thinslice.physics.intensity import intensity_range
+from thinslice.plan import make_plan
 from thinslice.reports.picture import Picture, render, resliced_planes
 from thinslice.volume import Volume
 

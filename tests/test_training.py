@@ -21,8 +21,9 @@ from thinslice.models.conditioning import geometry_of, position_code
 from thinslice.models.engine import Model
 from thinslice.networks.slab import SlabNet
 from thinslice.physics.acquisition import Acquisition
+from thinslice.physics.intensity import intensity_range
 from thinslice.physics.projection import project
-from thinslice.plan import intensity_range, make_plan
+from thinslice.plan import make_plan
 from thinslice.training import losses
 from thinslice.training.corpus import (
     Draw,

@@ -10,7 +10,8 @@ from thinslice.compute.consistency import check, misfit
 from thinslice.compute.uncertainty import POWER, SCALE, cell_affine, cell_means, cell_size, expected_error
 from thinslice.compute.upsample import upsample
 from thinslice.models.registry import find_model
-from thinslice.plan import intensity_range, make_plan
+from thinslice.physics.intensity import intensity_range
+from thinslice.plan import make_plan
 from thinslice.volume import Volume
 
 

@@ -20,8 +20,9 @@ from thinslice.compute.guard import GuardCount
 from thinslice.compute.upsample import upsample
 from thinslice.models.conditioning import position_code
 from thinslice.models.engine import Model, interpolation
+from thinslice.physics.intensity import intensity_range
 from thinslice.physics.projection import project
-from thinslice.plan import intensity_range, make_plan
+from thinslice.plan import make_plan
 from thinslice.volume import Volume
 
 ROUNDING = 2e-5

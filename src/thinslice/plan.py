@@ -17,7 +17,7 @@ from thinslice.physics.acquisition import Acquisition
 from thinslice.physics.profile import GAUSSIAN_REACH_FWHM
 from thinslice.physics.projection import NOISE_LEVEL
 from thinslice.settings import GRIDS, Grid, Profile
-from thinslice.volume import Volume
+from thinslice.volume import Volume, finer_affine, through_plane_axis
 
 ISOTROPIC_BELOW = 1.05
 """A scan whose slices are less than this many in-plane spacings apart is called isotropic."""
@@ -214,48 +214,6 @@ def make_plan(
     )
     _check_matrix(plan)
     return plan
-
-
-def finer_affine(affine: np.ndarray, finer: Sequence[float], first: Sequence[float]) -> np.ndarray:
-    """Of a grid so many times finer along each axis, on which the old first voxel has its centre at ``first``."""
-    thin = np.array(affine, dtype=np.float64)
-    thin[:3, :3] /= finer
-    thin[:3, 3] -= thin[:3, :3] @ first
-    return thin
-
-
-def through_plane_axis(volume: Volume) -> int:
-    """The array axis with the largest spacing; of equal ones the last, as scanners store stacks."""
-    spacing = np.asarray(volume.spacing_mm)
-    return int(np.flatnonzero(spacing >= spacing.max() * (1 - 1e-4))[-1])
-
-
-def intensity_range(voxels: np.ndarray) -> tuple[float, float]:
-    """The 0.5 and 99.5 percentiles of the finite voxels, a unit apart at least where the scan is flat.
-
-    They set the scale on which a network works. Nothing is clipped to them.
-    """
-    finite = voxels[np.isfinite(voxels)] if voxels.dtype.kind == "f" else voxels
-    if finite.size == 0:
-        return 0.0, 1.0
-    percentiles = _counted_percentiles if finite.dtype.kind in "iu" and finite.itemsize <= 2 else np.percentile
-    low, high = (float(value) for value in percentiles(finite, [0.5, 99.5]))
-    if high <= low:
-        low, high = float(finite.min()), float(finite.max())
-    return low, high if high > low else low + 1.0
-
-
-def _counted_percentiles(voxels: np.ndarray, shares: Sequence[float]) -> np.ndarray:
-    """`np.percentile` of small whole numbers, exactly, by counting them: several times faster than sorting."""
-    least = int(voxels.min())
-    counts = np.zeros(int(voxels.max()) - least + 1, np.intp)
-    for part in np.atleast_2d(voxels):
-        counts += np.bincount(part.ravel(order="K").astype(np.intp) - least, minlength=len(counts))
-    rank = np.asarray(shares) / 100 * (voxels.size - 1)
-    ranks = np.array([np.floor(rank), np.ceil(rank)])
-    below, above = np.searchsorted(np.cumsum(counts), ranks, side="right") + least
-    answer: np.ndarray = below + (above - below) * (rank - ranks[0])
-    return answer
 
 
 def _target_mm(thick_mm: float, in_plane_mm: Sequence[float], spacing_mm: float | None, factor: float | None) -> float:

@@ -1,6 +1,7 @@
 """Volume: voxels, where they are in the patient, and what the header says about the acquisition."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,20 @@ def patient_axes(affine: np.ndarray) -> tuple[int, int, int]:
         share[patient, :] = -1
         share[:, array] = -1
     return nearest[0], nearest[1], nearest[2]
+
+
+def finer_affine(affine: np.ndarray, finer: Sequence[float], first: Sequence[float]) -> np.ndarray:
+    """Of a grid so many times finer along each axis, on which the old first voxel has its centre at ``first``."""
+    thin = np.array(affine, dtype=np.float64)
+    thin[:3, :3] /= finer
+    thin[:3, 3] -= thin[:3, :3] @ first
+    return thin
+
+
+def through_plane_axis(volume: Volume) -> int:
+    """The array axis with the largest spacing; of equal ones the last, as scanners store stacks."""
+    spacing = np.asarray(volume.spacing_mm)
+    return int(np.flatnonzero(spacing >= spacing.max() * (1 - 1e-4))[-1])
 
 
 def corners(shape: tuple[int, ...]) -> np.ndarray:

@@ -105,7 +105,7 @@ def _facts(
 def _seen(volume: "Volume") -> dict[str, object]:
     import numpy as np
 
-    from thinslice.plan import through_plane_axis
+    from thinslice.volume import through_plane_axis
 
     axis = through_plane_axis(volume)
     direction = np.abs(volume.affine[:3, axis]).argmax()

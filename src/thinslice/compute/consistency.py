@@ -14,9 +14,10 @@ from thinslice.io.atomic import whole_or_not
 from thinslice.io.formats import sidecar_path
 from thinslice.io.outputs import REPORT_NAME
 from thinslice.physics.acquisition import along_first_axis
+from thinslice.physics.intensity import intensity_range
 from thinslice.physics.profile import downscaling_matrix
 from thinslice.physics.projection import bands
-from thinslice.plan import Plan, intensity_range
+from thinslice.plan import Plan
 from thinslice.volume import Volume
 
 CHUNK = 8

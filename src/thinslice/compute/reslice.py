@@ -9,9 +9,8 @@ from thinslice.errors import InputRefused, PlanRefused
 from thinslice.physics.acquisition import Acquisition, along_first_axis
 from thinslice.physics.profile import downscaling_matrix
 from thinslice.physics.projection import bands
-from thinslice.plan import finer_affine, through_plane_axis
 from thinslice.settings import Profile
-from thinslice.volume import Volume, corners
+from thinslice.volume import Volume, corners, finer_affine, through_plane_axis
 
 REGIONS = 0.7
 """Share of equal neighbours from which on whole numbers are taken for labels."""

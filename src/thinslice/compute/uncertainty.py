@@ -15,7 +15,8 @@ import numpy as np
 from thinslice.compute.upsample import upsample
 from thinslice.io.scratch import allocate
 from thinslice.models.engine import Model
-from thinslice.plan import Plan, intensity_range
+from thinslice.physics.intensity import intensity_range
+from thinslice.plan import Plan
 from thinslice.progress import no_progress, part_of
 from thinslice.volume import Volume
 

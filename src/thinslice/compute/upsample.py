@@ -18,9 +18,10 @@ from thinslice.compute.planes import enlarge_depth, enlarge_slices
 from thinslice.models.conditioning import geometry_of, position_code
 from thinslice.models.engine import Model, one_blas_thread
 from thinslice.physics.acquisition import along_first_axis
+from thinslice.physics.intensity import intensity_range
 from thinslice.physics.interpolation import INTERPOLATIONS
 from thinslice.physics.projection import bands, correction_matrix, damping_of
-from thinslice.plan import Plan, intensity_range
+from thinslice.plan import Plan
 from thinslice.progress import no_progress, part_of
 from thinslice.volume import Volume, patient_axes
 

@@ -27,11 +27,12 @@ from thinslice.io.formats import has_detached_voxels, read, sidecar_path, stem_o
 from thinslice.io.sidecars import thickness_in
 from thinslice.models.engine import WORKERS, Model
 from thinslice.models.registry import find_model, models_for, models_in
-from thinslice.plan import Plan, intensity_range, through_plane_axis
+from thinslice.physics.intensity import intensity_range
+from thinslice.plan import Plan
 from thinslice.reports.picture import Picture, picture_centre, resliced_planes, save_picture, side_by_side
 from thinslice.reports.report_page import Answer, write_explanation
 from thinslice.settings import Grid, Profile
-from thinslice.volume import Volume, fingerprint
+from thinslice.volume import Volume, fingerprint, through_plane_axis
 
 if TYPE_CHECKING:  # pydicom takes a third of a second to import
     from thinslice.io.dicom.series import Series

@@ -27,7 +27,8 @@ from thinslice.io.synthetic import check_acquired
 from thinslice.models.engine import Model
 from thinslice.models.registry import find_model
 from thinslice.physics.acquisition import Acquisition
-from thinslice.plan import Plan, intensity_range, make_plan
+from thinslice.physics.intensity import intensity_range
+from thinslice.plan import Plan, make_plan
 from thinslice.reports.picture import Picture, Plane, picture_centre, resliced_planes, save_picture, side_by_side
 from thinslice.settings import Profile
 from thinslice.volume import Volume

@@ -8,7 +8,7 @@ of 7 x 7 x 7 voxels. Identical images have an infinite PSNR, and it is reported 
 import numpy as np
 
 from thinslice.physics.acquisition import Acquisition
-from thinslice.plan import intensity_range
+from thinslice.physics.intensity import intensity_range
 
 FOREGROUND_SHARE = 0.05
 """Foreground begins this far on the way from the 0.5 to the 99.5 percentile."""

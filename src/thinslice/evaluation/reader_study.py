@@ -27,7 +27,8 @@ from thinslice.compute.upsample import upsample
 from thinslice.errors import InputRefused, PlanRefused
 from thinslice.evaluation.metrics import FOREGROUND_SHARE
 from thinslice.models.engine import Model
-from thinslice.plan import Plan, intensity_range
+from thinslice.physics.intensity import intensity_range
+from thinslice.plan import Plan
 from thinslice.reports.picture import Picture, Plane, render, resliced_planes
 from thinslice.reports.viewer_page import VIEWER
 from thinslice.volume import Volume, fingerprint

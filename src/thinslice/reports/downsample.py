@@ -10,8 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from thinslice.plan import through_plane_axis
-from thinslice.volume import Volume, patient_axes
+from thinslice.volume import Volume, patient_axes, through_plane_axis
 
 BUDGET_BYTES = 48 * 2**20
 """Of voxels on one page, before compression: what a browser on a laptop or a phone still opens."""

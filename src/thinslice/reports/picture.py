@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from thinslice.io.atomic import whole_or_not
-from thinslice.plan import intensity_range, through_plane_axis
-from thinslice.volume import Volume, patient_axes
+from thinslice.physics.intensity import intensity_range
+from thinslice.volume import Volume, patient_axes, through_plane_axis
 
 LONG_SIDE, DEMO_LONG_SIDE = 340, 460
 """Length of the longest side of the largest plane, in pixels, on evaluation and demonstration sheets."""

@@ -13,7 +13,8 @@ from thinslice.compute.uncertainty import expected_error
 from thinslice.compute.upsample import upsample
 from thinslice.io.scratch import allocate
 from thinslice.models.engine import Model, interpolation
-from thinslice.plan import Plan, intensity_range
+from thinslice.physics.intensity import intensity_range
+from thinslice.plan import Plan
 from thinslice.progress import no_progress, part_of
 from thinslice.reports.picture import demo_picture
 from thinslice.reports.viewer_page import Layer, Overlay, write_page

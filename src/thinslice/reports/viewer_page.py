@@ -23,10 +23,10 @@ from thinslice.errors import InputRefused, OutputRefused
 from thinslice.io.atomic import whole_or_not
 from thinslice.io.formats import stem_of
 from thinslice.io.outputs import check_writable
-from thinslice.plan import intensity_range, through_plane_axis
+from thinslice.physics.intensity import intensity_range
 from thinslice.reports.downsample import BUDGET_BYTES, Excerpt, box_mm, make_excerpts
 from thinslice.reports.picture import picture_centre
-from thinslice.volume import Volume, patient_axes
+from thinslice.volume import Volume, patient_axes, through_plane_axis
 
 VIEWER = Path(__file__).parent / "viewer"
 NIIVUE = "niivue-0.69.0.umd.js"
@@ -101,7 +101,7 @@ def write_page(
         overlays: maps that can be laid over the right.
         facts, notes: what was done, as a table of words and numbers, and as sentences.
         warning: one sentence beside the heading.
-        window: values shown black and white; default: `thinslice.plan.intensity_range` of the acquired scan.
+        window: values shown black and white; default: the acquired scan's intensity range.
         start_mm: patient millimetres of the crosshair at first; default: the middle of what is bright.
         budget_bytes: of voxels on the page; see `thinslice.reports.downsample`.
 

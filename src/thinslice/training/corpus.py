@@ -14,11 +14,12 @@ from thinslice.io.nifti import read
 from thinslice.io.synthetic import check_acquired
 from thinslice.models.engine import interpolation
 from thinslice.physics.acquisition import Acquisition, along_first_axis
+from thinslice.physics.intensity import intensity_range
 from thinslice.physics.interpolation import cubic_matrix
 from thinslice.physics.projection import correction_matrix, damping_of
-from thinslice.plan import intensity_range, make_plan, through_plane_axis
+from thinslice.plan import make_plan
 from thinslice.settings import Profile
-from thinslice.volume import Volume
+from thinslice.volume import Volume, through_plane_axis
 
 TRIES, BLANK = 4, 0.08
 """A patch whose middle is darker than BLANK is drawn again, up to TRIES times: air teaches nothing."""

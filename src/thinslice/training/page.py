@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 
 from thinslice.io.atomic import whole_or_not
-from thinslice.plan import intensity_range
+from thinslice.physics.intensity import intensity_range
 from thinslice.reports.picture import Picture, picture_centre, resliced_planes, side_by_side
 from thinslice.volume import Volume
 

@@ -21,7 +21,8 @@ from thinslice.compute.upsample import upsample
 from thinslice.errors import InputRefused
 from thinslice.models.engine import Model
 from thinslice.physics.acquisition import Acquisition
-from thinslice.plan import Plan, intensity_range
+from thinslice.physics.intensity import intensity_range
+from thinslice.plan import Plan
 from thinslice.settings import Profile
 from thinslice.training.corpus import (
     BLANK,

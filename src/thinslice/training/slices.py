@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from thinslice.plan import Plan, intensity_range
+from thinslice.physics.intensity import intensity_range
+from thinslice.plan import Plan
 from thinslice.training.corpus import BLANK, TRIES
 from thinslice.training.manifest import UNKNOWN, person_of, provenance
 from thinslice.training.usable_scans import Scan, check_enough

@@ -13,13 +13,12 @@ import torch
 
 from thinslice.networks.vae import SliceVae
 from thinslice.physics.interpolation import cubic_matrix, linear_matrix
-from thinslice.plan import finer_affine
 from thinslice.settings import Profile
 from thinslice.training.corpus import LOOKS, Batch, Thin, draw_patch, geometry_near, render
 from thinslice.training.losses import has_bf16
 from thinslice.training.slices import Stack
 from thinslice.training.usable_scans import LEAST_SIDE
-from thinslice.volume import Volume
+from thinslice.volume import Volume, finer_affine
 
 AT_ONCE = 4
 """Slices that are encoded or decoded together."""
