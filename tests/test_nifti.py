@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from make_scans import make_affine, make_voxels, save_scan
 from thinslice.errors import InputRefused, OutputRefused
 from thinslice.io import nifti
-from thinslice.io.nifti import allocate, read, write
+from thinslice.io.nifti import read, write
+from thinslice.io.scratch import allocate
 from thinslice.io.streams import slabs
 from thinslice.volume import Volume
 
