@@ -109,7 +109,7 @@ def train(start: str, arguments: argparse.Namespace) -> None:
     import torch
 
     from thinslice.training.export import export
-    from thinslice.training.objectives import Slabs
+    from thinslice.training.objectives import SlabObjective
     from thinslice.training.recipes import Stage, load_sources, video_mr
 
     _one_thread_each(arguments)
@@ -117,7 +117,7 @@ def train(start: str, arguments: argparse.Namespace) -> None:
     if start == "default" or (out / f"{start}.onnx").exists():
         return
     torch.manual_seed(0)
-    network = Slabs().make_network()
+    network = SlabObjective().make_network()
     video, mr = video_mr(kept=0.0 if start == "video-average" else 1.0)
     share = {"nothing": (0, 0), "video": (1, 0), "video-average": (1, 0), "mr": (0, 1)}
     stages: list[tuple[Stage, float]] = list(
@@ -130,16 +130,16 @@ def train(start: str, arguments: argparse.Namespace) -> None:
         if not steps:
             continue
         corpus = load_sources(arguments.data, stage.sources)
-        network, points = _trained(network, stage.task, corpus, steps, out / start / stage.name, scans)
+        network, points = _trained(network, stage.objective, corpus, steps, out / start / stage.name, scans)
         curve += [(done + step, gain) for step, gain in points]
         done += steps
     out.mkdir(parents=True, exist_ok=True)
     (out / f"{start}.curve.json").write_text(json.dumps(curve))
-    export(network, {"name": start, "envelope": mr.task.envelope}, out / f"{start}.onnx")
+    export(network, {"name": start, "envelope": mr.objective.envelope}, out / f"{start}.onnx")
 
 
 def _trained(
-    network: Any, task: Any, corpus: Any, steps: int, folder: Path, scans: Sequence[Any], gentle: bool = False
+    network: Any, objective: Any, corpus: Any, steps: int, folder: Path, scans: Sequence[Any], gentle: bool = False
 ) -> tuple[Any, list[tuple[int, float]]]:
     """A network after so many steps, and its mean gain over the scans on the way."""
     from thinslice.training.adapt import SCHEDULE
@@ -166,8 +166,8 @@ def _trained(
     )
     answer = fit(
         network.requires_grad_(True),  # what an earlier stage averaged does not learn
-        lambda number: task.batch_at(number, 0, corpus),
-        task.loss,
+        lambda number: objective.batch_at(number, 0, corpus),
+        objective.loss,
         folder,
         schedule,
         resume=True,
@@ -211,25 +211,27 @@ def upper_bound(start: str, thick: dict[str, Path], arguments: argparse.Namespac
     import torch
 
     from thinslice.models.registry import EMBEDDED
-    from thinslice.training.corpus import Ranges, Thin, normalised
+    from thinslice.training.corpus import AcquisitionRanges, TrainingVolume, normalise
     from thinslice.training.export import export, load_weights
-    from thinslice.training.objectives import Slabs
+    from thinslice.training.objectives import SlabObjective
 
     _one_thread_each(arguments)
-    task = Slabs(  # an acquisition near that of the scans, as an adaptation has it
-        ranges=Ranges(factor=(3.6, 4.4), thickness_over_spacing=(0.95, 1.05), typical=0.0, box=0.0, noisy=0.1)
+    objective = SlabObjective(  # an acquisition near that of the scans, as an adaptation has it
+        ranges=AcquisitionRanges(
+            factor=(3.6, 4.4), thickness_over_spacing=(0.95, 1.05), typical=0.0, box=0.0, noisy=0.1
+        )
     )
-    truths = [normalised(truth.voxels) for truth, *_ in _scored(arguments)]
-    corpus = [Thin(case, voxels, (2,), voxels.size**0.5) for case, voxels in zip(thick, truths, strict=True)]
+    truths = [normalise(truth.voxels) for truth, *_ in _scored(arguments)]
+    corpus = [TrainingVolume(case, voxels, (2,), voxels.size**0.5) for case, voxels in zip(thick, truths, strict=True)]
     out = arguments.output / "adapted" / f"{start} truth.onnx"
     if out.exists():
         return
     torch.manual_seed(0)
-    network = task.make_network()
+    network = objective.make_network()
     load_weights(network, _start_file(start, arguments) if start != "default" else EMBEDDED / "default.onnx")
     steps = arguments.adapt_steps * len(thick)
-    network, _ = _trained(network, task, corpus, steps, out.with_suffix(".training"), (), gentle=True)
-    export(network, {"name": f"{start} truth", "envelope": task.envelope}, out)
+    network, _ = _trained(network, objective, corpus, steps, out.with_suffix(".training"), (), gentle=True)
+    export(network, {"name": f"{start} truth", "envelope": objective.envelope}, out)
 
 
 def cells() -> Iterator[tuple[str, str]]:

@@ -8,7 +8,7 @@ slices alone an auto-encoder learns, plain and then introspective. The same netw
     iv            the method: volumes synthesised by the introspective auto-encoder, made thick
     iv-bare       the same from the decoder's answers alone, without the detail that codes do not hold
     iv-plain      as iv-bare, by the plain auto-encoder
-    iv-all        as iv-bare, with as many slices as the thin scan would have (`rate_of` makes half as many)
+    iv-all        as iv-bare, with as many slices as the thin scan would have (otherwise half)
     iii, iii-all  volumes that cubic interpolation made, as many slices, made thick
     ...-2         the same as iv, iv-bare and iii with other first weights and other batches
     iv-default    as iv-bare, from the embedded default weights at half the rates; beside it those weights as they are
@@ -130,9 +130,9 @@ def _keep_wish(arguments: argparse.Namespace) -> None:
 
 def targets(where: str, data: Path) -> tuple[list[Any], list[np.ndarray]]:
     """The slices of the thick scans, and of simulated ones the thin truth [slices, h, w], which only `v` may see."""
-    from thinslice.training.corpus import normalised
+    from thinslice.training.corpus import normalise
     from thinslice.training.slices import make_stack
-    from thinslice.training.usable_scans import Scan
+    from thinslice.training.usable_scans import UsableScan
 
     stacks, truths = [], []
     for path in sorted((data / ("thick" if where == "real" else "iso_train")).glob("*.nii*")):
@@ -142,12 +142,12 @@ def targets(where: str, data: Path) -> tuple[list[Any], list[np.ndarray]]:
             try:
                 wish = {} if where == "real" else {"factor": FACTOR, "thickness_mm": thick.thickness_mm}
                 plan = make_plan(thick, model="cubic", **wish)
-                stacks.append(make_stack(Scan(path.name, path, thick, plan, fingerprint(thick))))
+                stacks.append(make_stack(UsableScan(path.name, path, thick, plan, fingerprint(thick))))
             except ThinsliceError as refusal:  # crops that are too small
                 print(f"{path.name}: left out: {refusal}")
                 continue
             if truth is not None:
-                truths.append(np.moveaxis(normalised(truth.voxels), plan.axis, 0).astype(np.float16))
+                truths.append(np.moveaxis(normalise(truth.voxels), plan.axis, 0).astype(np.float16))
     return stacks, truths
 
 
@@ -157,14 +157,14 @@ def train_coders(where: str, arguments: argparse.Namespace) -> None:
 
     from thinslice.training.fit import save_whole
     from thinslice.training.no_ground_truth import auto_encoder, no_ground_truth
-    from thinslice.training.recipes import of_length
+    from thinslice.training.recipes import share_length
 
     torch.set_num_threads(max(1, torch.get_num_threads() // min(2, arguments.jobs)))
     out = arguments.output / where
     if all((out / f"{coder}.pt").exists() for coder in CODERS):
         return
     stacks, _ = targets(where, arguments.data)
-    stages = of_length(no_ground_truth()[:2], None, arguments.coder_steps)
+    stages = share_length(no_ground_truth()[:2], None, arguments.coder_steps)
     for coder, count in zip(CODERS, (1, 2), strict=True):
         vae, looks = auto_encoder(stages[:count], stacks, stacks, out / "coders", print)
         (out / f"{coder}.json").write_text(json.dumps(looks))  # whether it diverged, and what was gone back to
@@ -175,17 +175,17 @@ def train_coders(where: str, arguments: argparse.Namespace) -> None:
 def coder_of(where: str, coder: str, arguments: argparse.Namespace) -> Any:
     import torch
 
-    from thinslice.training.objectives import Slices
+    from thinslice.training.objectives import SliceObjective
 
-    vae = Slices().make_network()
+    vae = SliceObjective().make_network()
     vae.load_state_dict(torch.load(arguments.output / where / f"{coder}.pt", weights_only=True))
     return vae.requires_grad_(False).to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def corpus_of(where: str, arm: str, arguments: argparse.Namespace) -> list[Any]:
     """What an arm but `ii` learns from: volumes, each with the acquisition that it is made thick by."""
-    from thinslice.training.corpus import Thin
-    from thinslice.training.synthesis import Synthetic, positions, rate_of, synthesised
+    from thinslice.training.corpus import TrainingVolume
+    from thinslice.training.synthesis import Synthetic, slices_per_acquired_slice, synthesise, synthetic_slice_positions
 
     stacks, truths = targets(where, arguments.data)
     coder = None if arm == "v" or arm.startswith("iii") else "plain" if arm == "iv-plain" else "introspective"
@@ -193,23 +193,23 @@ def corpus_of(where: str, arm: str, arguments: argparse.Namespace) -> list[Any]:
     corpus = []
     for index, stack in enumerate(stacks):
         plan, n = stack.plan, len(stack.slices)
-        rate = plan.factor if arm.endswith("-all") else rate_of(plan.factor)
+        rate = plan.factor if arm.endswith("-all") else slices_per_acquired_slice(plan.factor)
         if arm == "v":
             voxels = truths[index]
         elif vae is None:
-            weights = cubic_matrix(positions(n, rate), n).astype(np.float32)
+            weights = cubic_matrix(synthetic_slice_positions(n, rate), n).astype(np.float32)
             voxels = np.tensordot(weights, stack.slices.astype(np.float32), axes=1).astype(np.float16)
         else:
-            voxels = synthesised(vae, stack, rate, detail=arm in ("iv", "iv-2"))
+            voxels = synthesise(vae, stack, rate, detail=arm in ("iv", "iv-2"))
         about = (plan.factor, plan.thickness_over_spacing, plan.profile)
         about = (plan.factor, 0.5 * plan.thickness_over_spacing, "box") if arm == "vi" else about
-        corpus.append(Synthetic(Thin(stack.name, voxels, (0,), voxels.size**0.5), *about))
+        corpus.append(Synthetic(TrainingVolume(stack.name, voxels, (0,), voxels.size**0.5), *about))
     return corpus
 
 
 def paired_batch_at(step: int, pairs: Sequence[tuple[Any, np.ndarray]], context: int) -> Any:
     """Real thick slices and the volume that was synthesised from them: what the product has no way to do."""
-    from thinslice.training.corpus import BLANK, LOOKS, TRIES, Batch, geometry_of_block
+    from thinslice.training.corpus import BLANK, THICK_SCAN_RANGES, TRIES, Batch, geometry_of_block
 
     rng = np.random.default_rng([0, step])
     weights = np.array([volume.size**0.5 for _, volume in pairs])
@@ -231,7 +231,7 @@ def paired_batch_at(step: int, pairs: Sequence[tuple[Any, np.ndarray]], context:
         offset = float(rng.uniform(-0.15, 0.15)) + (1.0 if gain < 0 else 0.0)
         flips = tuple(slice(None, None, int(rng.choice((-1, 1)))) for _ in range(3))
         order = (0, 2, 1) if rng.random() < 0.5 else (0, 1, 2)
-        noise = rng.uniform(*LOOKS.noise) if rng.random() < LOOKS.noisy else 0.0
+        noise = rng.uniform(*THICK_SCAN_RANGES.noise) if rng.random() < THICK_SCAN_RANGES.noisy else 0.0
         for images, block in ((thick, stack.slices[(seen, *at)]), (truth, volume[(thin, *at)])):
             images.append(block.astype(np.float32)[flips].transpose(order) * np.float32(gain) + np.float32(offset))
         thick[-1] += np.float32(noise) * rng.standard_normal(thick[-1].shape, np.float32)
@@ -254,32 +254,32 @@ def train_arm(where: str, arm: str, arguments: argparse.Namespace) -> None:
 
     from thinslice.training.export import load_weights
     from thinslice.training.fit import Schedule, fit, save_whole
-    from thinslice.training.objectives import Synthesised
-    from thinslice.training.recipes import gentler
-    from thinslice.training.synthesis import synthesised
+    from thinslice.training.objectives import SyntheticSlabObjective
+    from thinslice.training.recipes import with_gentle_rates
+    from thinslice.training.synthesis import synthesise
 
     torch.set_num_threads(max(1, torch.get_num_threads() // arguments.jobs))
     out = arguments.output / where
     if (out / f"{arm}.pt").exists():
         return
-    task = Synthesised(patches=PATCHES, size=SIZE, slabs=SLABS)
+    objective = SyntheticSlabObjective(patches=PATCHES, size=SIZE, slabs=SLABS)
     seed = 1 if arm.endswith("-2") else 0
     torch.manual_seed(seed)
-    network = task.make_network()
+    network = objective.make_network()
     batch_at: Callable[[int], Any]
     if arm == "ii":
         stacks, _ = targets(where, arguments.data)
         vae = coder_of(where, "introspective", arguments)
-        pairs = [(stack, synthesised(vae, stack, stack.plan.factor, detail=False)) for stack in stacks]
+        pairs = [(stack, synthesise(vae, stack, stack.plan.factor, detail=False)) for stack in stacks]
         batch_at = lambda number: paired_batch_at(number, pairs, network.context + 1)  # noqa: E731
     else:
         corpus = corpus_of(where, arm, arguments)
-        batch_at = lambda number: task.batch_at(number, seed, corpus)  # noqa: E731
+        batch_at = lambda number: objective.batch_at(number, seed, corpus)  # noqa: E731
     schedule = Schedule(steps=arguments.steps, warm_up=max(1, min(100, arguments.steps // 4)), ema=0.99)
     if arm == "iv-default":
         load_weights(network, EMBEDDED / "default.onnx")
-        schedule = gentler(schedule)
-    network = fit(network, batch_at, task.loss, out / arm, schedule, resume=True, report=_silent)
+        schedule = with_gentle_rates(schedule)
+    network = fit(network, batch_at, objective.loss, out / arm, schedule, resume=True, report=_silent)
     save_whole({name: weight.cpu() for name, weight in network.state_dict().items()}, out / f"{arm}.pt")
     print(f"{where} {arm}: trained", flush=True)
 
@@ -288,10 +288,10 @@ def export_arm(where: str, arm: str, arguments: argparse.Namespace) -> None:
     import torch
 
     from thinslice.training.export import export
-    from thinslice.training.objectives import Synthesised
+    from thinslice.training.objectives import SyntheticSlabObjective
 
     out = arguments.output / where
-    network = Synthesised().make_network()
+    network = SyntheticSlabObjective().make_network()
     network.load_state_dict(torch.load(out / f"{arm}.pt", weights_only=True))
     envelope = {"factor": (1.4, 10.5), "thickness_over_spacing": (0.55, 1.35), "profiles": ["gaussian", "box"]}
     export(network, {"name": arm, "envelope": envelope}, out / f"{arm}.onnx")
@@ -333,13 +333,13 @@ def _answer(thick: Volume, name: str) -> tuple[np.ndarray, float]:
 def own_answer(where: str, thick: Volume, coder: str, arguments: argparse.Namespace) -> Volume:
     """The auto-encoder's own interpolation of a scan, projected."""
     from thinslice.training.slices import make_stack
-    from thinslice.training.synthesis import synthesised
-    from thinslice.training.usable_scans import Scan
+    from thinslice.training.synthesis import synthesise
+    from thinslice.training.usable_scans import UsableScan
 
     plan = make_plan(thick, model="cubic", **({"factor": FACTOR} if where == "simulated" else {}))
-    stack = make_stack(Scan("", Path("scan.nii.gz"), thick, plan, ""))
+    stack = make_stack(UsableScan("", Path("scan.nii.gz"), thick, plan, ""))
     low, high = intensity_range(thick.voxels)
-    thin = synthesised(coder_of(where, coder, arguments), stack, plan.factor, detail=False).astype(np.float32)
+    thin = synthesise(coder_of(where, coder, arguments), stack, plan.factor, detail=False).astype(np.float32)
     acquired = np.moveaxis(thick.voxels, plan.axis, 0).astype(np.float32)
     answer = project(thin * (high - low) + low, acquired, plan.acquisition().matrix(), plan.factor)
     return Volume(np.moveaxis(answer, 0, plan.axis), np.array(plan.affine_thin))

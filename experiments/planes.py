@@ -115,7 +115,7 @@ def train(cell: str, seed: int, arguments: argparse.Namespace) -> Path:
     """All networks of one cell, unless they are there; returns the path of their family without scanner."""
     import torch
 
-    from thinslice.training.objectives import Planes
+    from thinslice.training.objectives import PlaneObjective
     from thinslice.training.recipes import CT_SHARE, RECIPES, run_stages
 
     recipe, weight, sigma = CELLS[cell]
@@ -124,13 +124,13 @@ def train(cell: str, seed: int, arguments: argparse.Namespace) -> Path:
     folder = arguments.output / f"{cell} seed {seed} steps {arguments.steps}"
     stages = []
     for stage in RECIPES[recipe]():
-        task = stage.task
-        assert isinstance(task, Planes)
-        shrinking = replace(task.shrinking, scanner=0.0, sigma_vox=sigma, blurred=0.5)
-        task = replace(task, shrinking=shrinking, intermediate=weight)
+        objective = stage.objective
+        assert isinstance(objective, PlaneObjective)
+        shrinking = replace(objective.shrinking, scanner=0.0, sigma_vox=sigma, blurred=0.5)
+        objective = replace(objective, shrinking=shrinking, intermediate=weight)
         model = f"{cell} seed {seed}-{stage.model.removeprefix('planes-')}" if stage.model else None
         schedule = replace(stage.schedule, steps=arguments.steps, warm_up=min(200, -(-arguments.steps // 4)))
-        stages.append(replace(stage, task=task, model=model, schedule=schedule, start=None))
+        stages.append(replace(stage, objective=objective, model=model, schedule=schedule, start=None))
     if len(list(folder.glob("*.onnx"))) < len(stages):
         run_stages(stages, arguments.data, folder, resume=folder.exists(), seed=seed)
     return folder / f"{cell} seed {seed}"

@@ -34,7 +34,7 @@ from thinslice.training import run_state
 from thinslice.training import usable_scans as reading
 from thinslice.training.adapt import NOT_BEFORE, PATIENCE, adapt
 from thinslice.training.export import load_weights
-from thinslice.training.model_outputs import names_of
+from thinslice.training.model_outputs import name_models
 
 STEPS = 6
 OF_THE_TIME = adapting._left
@@ -239,10 +239,10 @@ def test_it_ends_early_when_nothing_gets_better(scan, start, tmp_path, monkeypat
     assert not done.adapted
 
 
-@catches("training/adapt.py", "*about, unseen=True)", "*about, unseen=False)")
+@catches("training/adapt.py", "*about, held_out=True)", "*about, held_out=False)")
 def test_looks_are_at_what_is_held_out_and_always_the_same(scan, start, tmp_path, monkeypatch):
     """Lessons and looks are asked for by what they are; the looks are the same ones every time."""
-    asked = {"target_batch_at": [], "thicker_batch_at": [], "lesson_at": []}
+    asked = {"in_plane_batch_at": [], "thicker_slices_batch_at": [], "self_supervised_batch_at": []}
 
     def listening(name):
         real = getattr(adapting, name)
@@ -256,9 +256,9 @@ def test_looks_are_at_what_is_held_out_and_always_the_same(scan, start, tmp_path
     for name in asked:
         monkeypatch.setattr(adapting, name, listening(name))
     adapt([scan], tmp_path / "mine", start=start, steps=STEPS, report=quiet)
-    looks = [(number, {"unseen": True}) for number in range(adapting.WATCHED)]
-    assert asked["target_batch_at"] == asked["thicker_batch_at"] == looks
-    lessons = sorted(number for number, _ in asked["lesson_at"])
+    looks = [(number, {"held_out": True}) for number in range(adapting.WATCHED)]
+    assert asked["in_plane_batch_at"] == asked["thicker_slices_batch_at"] == looks
+    lessons = sorted(number for number, _ in asked["self_supervised_batch_at"])
     assert lessons[: STEPS * adapting.SCHEDULE.batches] == list(range(STEPS * adapting.SCHEDULE.batches))
 
 
@@ -304,8 +304,8 @@ def test_scans_whose_turn_comes_late_are_named_and_left_out_now_and_when_it_goes
 
 def test_however_many_scans_there_are_a_look_takes_only_so_long(tmp_path, monkeypatch):
     looked = []
-    for name in ("target_batch_at", "thicker_batch_at"):
-        monkeypatch.setattr(adapting, name, lambda number, seed, scans, *_, unseen: looked.append(scans[0]))
+    for name in ("in_plane_batch_at", "thicker_slices_batch_at"):
+        monkeypatch.setattr(adapting, name, lambda number, seed, scans, *_, held_out: looked.append(scans[0]))
     for count, most in ((50, adapting.MOST_WATCHED), (5, 10)):
         looked.clear()
         adapting._Watch(small_network(), list(range(count)), tmp_path, 1, quiet)
@@ -318,18 +318,18 @@ def test_however_many_scans_there_are_a_look_takes_only_so_long(tmp_path, monkey
 def test_every_scan_is_looked_at_alike(scan, start, tmp_path, monkeypatch):
     others = [save_thick(tmp_path / f"scan{seed}.nii.gz", seed=seed) for seed in (1, 2)]
     monkeypatch.setattr(adapting, "WATCHED", 1)
-    looked, real = {"directions": [], "thicker": []}, (adapting.target_batch_at, adapting.thicker_batch_at)
+    looked, real = {"directions": [], "thicker": []}, (adapting.in_plane_batch_at, adapting.thicker_slices_batch_at)
 
-    def direction(number, seed, targets, *rest, unseen):
-        looked["directions"] += [target.name for target in targets] if unseen else []
-        return real[0](number, seed, targets, *rest, unseen=unseen)
+    def direction(number, seed, targets, *rest, held_out):
+        looked["directions"] += [target.name for target in targets] if held_out else []
+        return real[0](number, seed, targets, *rest, held_out=held_out)
 
-    def thicker(number, seed, targets, *rest, unseen):
-        looked["thicker"] += [target.name for target in targets] if unseen else []
-        return real[1](number, seed, targets, *rest, unseen=unseen)
+    def thicker(number, seed, targets, *rest, held_out):
+        looked["thicker"] += [target.name for target in targets] if held_out else []
+        return real[1](number, seed, targets, *rest, held_out=held_out)
 
-    monkeypatch.setattr(adapting, "target_batch_at", direction)
-    monkeypatch.setattr(adapting, "thicker_batch_at", thicker)
+    monkeypatch.setattr(adapting, "in_plane_batch_at", direction)
+    monkeypatch.setattr(adapting, "thicker_slices_batch_at", thicker)
     adapt([scan, *others], tmp_path / "mine", start=start, steps=1, report=quiet)
     names = sorted(2 * ["scan.nii.gz", "scan1.nii.gz", "scan2.nii.gz"])
     assert sorted(looked["directions"]) == sorted(looked["thicker"]) == names
@@ -364,7 +364,7 @@ def test_without_git_the_commit_is_unknown(monkeypatch):
     from thinslice.training import recipes
 
     monkeypatch.setenv("PATH", "")
-    assert recipes.this_commit() == "unknown"
+    assert recipes.current_commit() == "unknown"
 
 
 # ---- which scans
@@ -441,13 +441,13 @@ def test_a_model_learns_from_so_many_scans_at_most(scan, start, tmp_path, monkey
 
 
 def test_scans_share_what_may_be_kept_of_them(scan, start, tmp_path, monkeypatch):
-    other, asked, real = save_thick(tmp_path / "other.nii.gz", seed=1), [], adapting.make_target
+    other, asked, real = save_thick(tmp_path / "other.nii.gz", seed=1), [], adapting.make_target_scan
 
     def listening(*rest):
         asked.append(rest[-1])
         return real(*rest)
 
-    monkeypatch.setattr(adapting, "make_target", listening)
+    monkeypatch.setattr(adapting, "make_target_scan", listening)
     adapt([scan, other], tmp_path / "mine", start=start, steps=1, report=quiet)
     assert asked == [adapting.VOXELS // 2] * 2
 
@@ -463,7 +463,7 @@ def test_scans_of_one_file_name_are_told_apart_in_what_is_said(run, scan, start,
     assert [line.split(": ")[1] for line in err[1:]] == [str(tmp_path / name / "torn.nii.gz") for name in "ab"]
 
 
-@pytest.mark.parametrize(("module", "step"), [(adapting, "make_target"), (reading, "make_plan")])
+@pytest.mark.parametrize(("module", "step"), [(adapting, "make_target_scan"), (reading, "make_plan")])
 def test_a_scan_too_large_for_the_memory_is_left_out_with_a_way_out(
     run, scan, start, tmp_path, monkeypatch, module, step
 ):
@@ -613,9 +613,9 @@ def test_a_scan_without_a_model_of_its_own_is_refused_with_a_way_out(run, two, t
 
 def test_names_of_models_never_collide():
     paths = [Path("a/x.nii"), Path("b/x.nii.gz"), Path("c/x-1.nii"), Path("d/y.nii"), Path("e/Y.nii")]
-    assert names_of(paths, list("12345"), {}) == ["x-2", "x-3", "x-1", "y-1", "Y-2"]
-    assert names_of(paths[:2], list("12"), {"2": "x"}) == ["x-1", "x"]
-    assert names_of(paths[3:4], ["4"], {"9": "y"}) == ["y-1"]
+    assert name_models(paths, list("12345"), {}) == ["x-2", "x-3", "x-1", "y-1", "Y-2"]
+    assert name_models(paths[:2], list("12"), {"2": "x"}) == ["x-1", "x"]
+    assert name_models(paths[3:4], ["4"], {"9": "y"}) == ["y-1"]
 
 
 def test_a_scan_keeps_its_model_when_another_of_its_name_comes(run, two, start, tmp_path):

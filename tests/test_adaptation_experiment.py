@@ -99,7 +99,7 @@ def test_a_curve_keeps_its_points_when_the_training_goes_on(experiment, tmp_path
             self.settings = {}
             self.weight = torch.nn.Parameter(torch.zeros(1))
 
-    class Task:
+    class Objective:
         batch_at = staticmethod(lambda number, seed, corpus: number)
         loss = staticmethod(lambda network, batch, device: (network.weight - batch).square().sum())
 
@@ -110,7 +110,7 @@ def test_a_curve_keeps_its_points_when_the_training_goes_on(experiment, tmp_path
         return float(len(asked))
 
     monkeypatch.setattr(experiment, "_gain", gain)
-    wish = (Task, None, 10, tmp_path, [("scan",)])
+    wish = (Objective, None, 10, tmp_path, [("scan",)])
     with pytest.raises(KeyboardInterrupt):
         experiment._trained(Network(), *wish)
     _, curve = experiment._trained(Network(), *wish)

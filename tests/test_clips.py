@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 from strategies import seeds
 from thinslice.errors import InputRefused
 from thinslice.training.clips import FEWEST, MOST, find_clips, holds_clips, load_clips, read_clip
-from thinslice.training.corpus import Draw, Ranges, Thin, batch_at, draw_geometry, draw_patch, render
+from thinslice.training.corpus import (
+    AcquisitionRanges,
+    Draw,
+    TrainingVolume,
+    batch_at,
+    draw_geometry,
+    draw_patch,
+    render,
+)
 from thinslice.training.manifest import is_share_alike, provenance
 
 pytest.importorskip("av", reason="clips are read with PyAV, which comes with thinslice[video]")
@@ -20,7 +28,7 @@ pytest.importorskip("av", reason="clips are read with PyAV, which comes with thi
 from faults import catches
 from make_clips import CODECS, save_clip
 
-KEPT = Ranges(factor=(2.0, 4.0), whole=(2, 3, 4), fractional=False, kept=1.0, ends="slices")
+KEPT = AcquisitionRanges(factor=(2.0, 4.0), whole=(2, 3, 4), fractional=False, kept=1.0, ends="slices")
 AVERAGED = replace(KEPT, kept=0.0)
 SLABS, AROUND, SIZE, FRAMES = 2, 4, 8, 16
 PLAIN = Draw(0, 0, False, (False, False, False), (0, 0, 0), 1.0, 0.0, 0.0, 0)
@@ -33,7 +41,7 @@ def noise(frames=FRAMES, height=20, width=24, seed=0):
 def numbered(frames=FRAMES):
     """A clip whose frames say their number."""
     ramp = np.arange(frames, dtype=np.float16)[:, None, None]
-    return [Thin("numbered", np.ascontiguousarray(np.broadcast_to(ramp, (frames, SIZE, SIZE))), (0,), 1.0)]
+    return [TrainingVolume("numbered", np.ascontiguousarray(np.broadcast_to(ramp, (frames, SIZE, SIZE))), (0,), 1.0)]
 
 
 def drawn(seed, ranges, corpus, flip=None):
@@ -250,7 +258,9 @@ def test_a_manifest_that_tells_no_licence_is_refused(licensed):
 @catches("training/corpus.py", "thickness, phase = 1 / factor, float", "thickness, phase = 2 / factor, float")
 @given(seed=seeds, flip=st.booleans())
 def test_every_nth_frame_is_kept_as_it_is(seed, flip):
-    corpus = [Thin("noise", np.random.default_rng(seed).random((60, SIZE, SIZE)).astype(np.float16), (0,), 1.0)]
+    corpus = [
+        TrainingVolume("noise", np.random.default_rng(seed).random((60, SIZE, SIZE)).astype(np.float16), (0,), 1.0)
+    ]
     geometry, draw = drawn(seed, KEPT, corpus, flip)
     batch = render(corpus, geometry, [replace(draw, transpose=False, corner=(20, 0, 0))], SIZE, AROUND)
     frames = corpus[0].voxels[::-1] if flip else corpus[0].voxels
@@ -295,7 +305,9 @@ def test_beyond_the_ends_of_a_clip_its_outermost_kept_frame_repeats(seed):
 
 @given(seed=seeds)
 def test_beyond_the_ends_an_averaged_slice_repeats_with_its_noise(seed):
-    corpus = [Thin("noise", np.random.default_rng(seed).random((FRAMES, SIZE, SIZE)).astype(np.float16), (0,), 1.0)]
+    corpus = [
+        TrainingVolume("noise", np.random.default_rng(seed).random((FRAMES, SIZE, SIZE)).astype(np.float16), (0,), 1.0)
+    ]
     geometry, draw = drawn(seed, AVERAGED, corpus)
     shown = render(corpus, geometry, [replace(draw, noise=0.1)], SIZE, AROUND).thick[0]
     place = geometry.thick_centres + draw.corner[0]
@@ -319,7 +331,7 @@ def test_the_share_kept_is_what_was_asked_for():
 def test_a_moving_bar_passes_every_column_when_it_does_in_the_clip(seed, ranges):
     time, column = np.arange(90.0)[:, None], np.arange(SIZE)[None, :]
     bar = np.exp(-0.5 * ((time - 45 - 0.8 * column) / 3.0) ** 2)
-    corpus = [Thin("bar", bar[:, None, :].repeat(SIZE, 1).astype(np.float16), (0,), 1.0)]
+    corpus = [TrainingVolume("bar", bar[:, None, :].repeat(SIZE, 1).astype(np.float16), (0,), 1.0)]
     ranges = replace(ranges, thickness_over_spacing=(0.9, 1.1))
     factor = draw_geometry(np.random.default_rng(seed), ranges, 1, 0).factor
     geometry = draw_geometry(np.random.default_rng(seed), ranges, int(80 / factor), AROUND)

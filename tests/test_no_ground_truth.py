@@ -31,27 +31,27 @@ pytest.importorskip("onnx", reason="the export needs onnx, which comes with thin
 import torch
 from torch import nn
 
-from thinslice.networks.vae import SliceVae, divergence, drawn
+from thinslice.networks.vae import SliceVae, kl_divergence, sample_codes
 from thinslice.training import losses, no_ground_truth, synthesis
-from thinslice.training.divergence import WORSE, Steady
+from thinslice.training.divergence import WORSE, DivergenceCheck
 from thinslice.training.export import export
 from thinslice.training.fit import Schedule
 from thinslice.training.losses import vae_loss
 from thinslice.training.manifest import person_of
 from thinslice.training.no_ground_truth import NAME, Wish, _split_by_person, run
-from thinslice.training.objectives import Slices, Synthesised
+from thinslice.training.objectives import SliceObjective, SyntheticSlabObjective
 from thinslice.training.recipes import Stage
-from thinslice.training.slices import SliceBatch, make_stack, slice_batch_at, unlike
+from thinslice.training.slices import SliceBatch, group_similar, make_stack, slice_batch_at
 from thinslice.training.synthesis import (
     Synthetic,
-    in_its_place,
     make_synthetic,
-    positions,
-    rate_of,
-    synthesised,
+    slices_per_acquired_slice,
+    synthesise,
     synthetic_batch_at,
+    synthetic_slice_positions,
+    to_patient_space,
 )
-from thinslice.training.usable_scans import Scan
+from thinslice.training.usable_scans import UsableScan
 
 CPU = torch.device("cpu")
 SMALL = {"width": 8, "before": 1, "deep_width": 8, "deep": 1, "after": 0}
@@ -75,8 +75,8 @@ def _exact(monkeypatch):
 def small_recipe(adversarial=0.25):
     """The recipe with small networks; a third of the steps for each stage."""
     schedule = Schedule(steps=4, rate=1e-3, muon_rate=0.0, warm_up=1, ema=0.5, save_every=2)
-    coder = Slices(network={"widths": (4, 8), "latent": 2}, adversarial=0.0, patches=2, size=16)
-    network = Synthesised(network=SMALL, patches=2, size=24, slabs=2)
+    coder = SliceObjective(network={"widths": (4, 8), "latent": 2}, adversarial=0.0, patches=2, size=16)
+    network = SyntheticSlabObjective(network=SMALL, patches=2, size=24, slabs=2)
     return [
         Stage("vae", {}, coder, schedule),
         Stage("introvae", {}, replace(coder, adversarial=adversarial), schedule, start="vae"),
@@ -92,7 +92,7 @@ def _quick(monkeypatch):
 
 def stack_of(volume=None, name="scan.nii.gz", person="a", **wish):
     volume = thick_volume(**wish) if volume is None else volume
-    scan = Scan(name, Path(name), volume, make_plan(volume, model="cubic"), fingerprint(volume))
+    scan = UsableScan(name, Path(name), volume, make_plan(volume, model="cubic"), fingerprint(volume))
     return replace(make_stack(scan), person=person)
 
 
@@ -142,13 +142,13 @@ def test_the_divergence_is_that_of_two_normal_distributions():
     mean, log_variance = torch.tensor([0.0, 1.0, -2.0, 0.5]), torch.tensor([0.0, 0.0, 1.0, -1.0])
     codes = torch.distributions.Normal(mean, torch.exp(0.5 * log_variance))
     wanted = torch.distributions.kl_divergence(codes, torch.distributions.Normal(0.0, 1.0))
-    found = divergence(mean.reshape(4, 1, 1, 1), log_variance.reshape(4, 1, 1, 1))
+    found = kl_divergence(mean.reshape(4, 1, 1, 1), log_variance.reshape(4, 1, 1, 1))
     torch.testing.assert_close(found, wanted)
 
 
 def test_codes_are_drawn_around_their_means():
     mean, log_variance = torch.full((1, 1, 200, 200), 3.0), torch.full((1, 1, 200, 200), np.log(0.25))
-    codes = drawn(mean, log_variance, torch.randn(mean.shape, generator=torch.Generator().manual_seed(0)))
+    codes = sample_codes(mean, log_variance, torch.randn(mean.shape, generator=torch.Generator().manual_seed(0)))
     assert codes.mean().item() == pytest.approx(3.0, abs=0.01)
     assert codes.std().item() == pytest.approx(0.5, abs=0.01)
 
@@ -166,7 +166,7 @@ def by_hand(vae, batch):
     images = torch.from_numpy(batch.slices)
     noise = torch.Generator().manual_seed(batch.seed)
     mean, log_variance = vae.encode(images)
-    code = drawn(mean, log_variance, torch.randn(mean.shape, generator=noise))
+    code = sample_codes(mean, log_variance, torch.randn(mean.shape, generator=noise))
     prior = torch.randn(mean.shape, generator=noise)
     return images, mean, log_variance, code, prior
 
@@ -205,9 +205,9 @@ def close(found, wanted):
 def test_the_encoder_learns_to_tell_made_slices_from_given_ones():
     vae, batch = learning_coder(), patches()
     _, mean, log_variance, code, prior = by_hand(vae, batch)
-    margin = losses.MARGIN * divergence(mean, log_variance).detach()
+    margin = losses.MARGIN * kl_divergence(mean, log_variance).detach()
     made = [vae.decode(code).detach(), vae.decode(prior).detach()]
-    caught = sum(torch.relu(margin - divergence(*vae.encode(image))).mean() for image in made)
+    caught = sum(torch.relu(margin - kl_divergence(*vae.encode(image))).mean() for image in made)
     per_number = 2 / vae.multiple**2
     loss = 0.5 * per_number * caught
     wanted = torch.autograd.grad(loss, list(vae.encoder.parameters()))
@@ -223,7 +223,7 @@ def test_the_decoder_learns_to_make_slices_that_pass_of_codes_and_of_noise():
     names = [name for name, _ in vae.named_parameters() if name.startswith("decoder")]
     parts = []
     for codes in (code.detach(), prior):
-        passed = 0.5 * 2 / vae.multiple**2 * divergence(*vae.encode(vae.decode(codes))).mean()
+        passed = 0.5 * 2 / vae.multiple**2 * kl_divergence(*vae.encode(vae.decode(codes))).mean()
         parts.append(torch.autograd.grad(passed, list(vae.decoder.parameters())))
     assert all(any(gradient.abs().max() > 1e-9 for gradient in part) for part in parts)
     wanted = {name: one + other for name, one, other in zip(names, *parts, strict=True)}
@@ -298,7 +298,7 @@ def test_what_there_is_too_little_of_is_refused(volume, got):
     plan = make_plan(thick_volume(), model="cubic")
     plan = replace(plan, shape_thick=volume.shape)
     with pytest.raises(InputRefused, match=got):
-        make_stack(Scan("x", Path("x.nii"), volume, plan, ""))
+        make_stack(UsableScan("x", Path("x.nii"), volume, plan, ""))
 
 
 def shape_scan(kind, turn=0, side=64):
@@ -310,11 +310,11 @@ def shape_scan(kind, turn=0, side=64):
 
 
 def test_scans_of_one_kind_look_alike_in_whatever_position_and_size():
-    assert len(unlike([shape_scan("bar"), shape_scan("bar", 1), shape_scan("bar", 2, side=90)])) == 1
+    assert len(group_similar([shape_scan("bar"), shape_scan("bar", 1), shape_scan("bar", 2, side=90)])) == 1
 
 
 def test_scans_of_several_kinds_are_told_apart():
-    found = unlike(
+    found = group_similar(
         [shape_scan("disc"), shape_scan("bar"), shape_scan("bar", 1), shape_scan("corner"), shape_scan("bar", 2)]
     )
     assert found[0] == ["bar064", "bar164", "bar264"]
@@ -366,7 +366,7 @@ def test_nobody_is_learnt_from_and_looked_at(numbers):
 
 @given(st.integers(1, 9), st.floats(1.0, 6.0))
 def test_a_synthesised_volume_has_the_field_of_view_of_the_slices(n, rate):
-    place = positions(n, rate)
+    place = synthetic_slice_positions(n, rate)
     assert len(place) == round(n * rate)
     np.testing.assert_allclose(np.diff(place), n / len(place))
     step = place[1] - place[0] if len(place) > 1 else n
@@ -377,7 +377,7 @@ def test_a_synthesised_volume_has_the_field_of_view_of_the_slices(n, rate):
 @pytest.mark.parametrize("multiple", [1, 8])
 def test_pixels_go_through_unblurred_and_unmoved(multiple):
     stack = stack_of(shape=(61, 53, 10))
-    np.testing.assert_array_equal(synthesised(Unchanged(multiple), stack, 1.0, detail=False), stack.slices)
+    np.testing.assert_array_equal(synthesise(Unchanged(multiple), stack, 1.0, detail=False), stack.slices)
 
 
 def test_what_the_codes_do_not_hold_is_added_as_cubic_interpolation_has_it():
@@ -385,9 +385,9 @@ def test_what_the_codes_do_not_hold_is_added_as_cubic_interpolation_has_it():
     from scipy.ndimage import map_coordinates
 
     stack = stack_of()
-    np.testing.assert_allclose(synthesised(Unchanged(answer=0.25), stack, 1.0), stack.slices, atol=2e-3)
-    volume = synthesised(Unchanged(answer=0.25), stack, 2.0)
-    places = np.stack(np.meshgrid(positions(10, 2.0), np.arange(64), np.arange(56), indexing="ij"))
+    np.testing.assert_allclose(synthesise(Unchanged(answer=0.25), stack, 1.0), stack.slices, atol=2e-3)
+    volume = synthesise(Unchanged(answer=0.25), stack, 2.0)
+    places = np.stack(np.meshgrid(synthetic_slice_positions(10, 2.0), np.arange(64), np.arange(56), indexing="ij"))
     wanted = map_coordinates(stack.slices.astype(np.float64), places, order=3, mode="mirror")
     np.testing.assert_allclose(volume, wanted, atol=5e-3)
 
@@ -395,7 +395,7 @@ def test_what_the_codes_do_not_hold_is_added_as_cubic_interpolation_has_it():
 def test_codes_are_interpolated_on_straight_lines_and_held_at_the_ends():
     stack = stack_of()
     slices = stack.slices.astype(np.float32)
-    volume = synthesised(Unchanged(), stack, 2.0)
+    volume = synthesise(Unchanged(), stack, 2.0)
     assert volume.shape == (20, 64, 56)
     np.testing.assert_allclose(volume[0], slices[0], atol=2e-3)
     np.testing.assert_allclose(volume[1], 0.75 * slices[0] + 0.25 * slices[1], atol=2e-3)
@@ -405,15 +405,15 @@ def test_codes_are_interpolated_on_straight_lines_and_held_at_the_ends():
 
 def test_the_means_of_the_codes_are_decoded_nothing_is_drawn():
     vae, stack = small_coder(), stack_of()
-    one, again = (synthesised(vae, stack, 2.0) for _ in range(2))
+    one, again = (synthesise(vae, stack, 2.0) for _ in range(2))
     np.testing.assert_array_equal(one, again)
     images = torch.from_numpy(stack.slices[2:3, None].astype(np.float32))
-    middle = synthesised(vae, stack, 1.0, detail=False)[2]
+    middle = synthesise(vae, stack, 1.0, detail=False)[2]
     np.testing.assert_allclose(middle, vae(images)[0, 0].numpy(), atol=2e-3)
 
 
 def test_every_slice_is_a_decoders_those_at_acquired_places_too():
-    assert (synthesised(Unchanged(answer=7.0), stack_of(), 3.0, detail=False) == 7).all()
+    assert (synthesise(Unchanged(answer=7.0), stack_of(), 3.0, detail=False) == 7).all()
 
 
 def test_a_scan_cannot_come_along_with_what_was_made_of_it():
@@ -442,7 +442,7 @@ def test_a_batch_is_made_thick_as_the_scan_was():
 
 @pytest.mark.parametrize(("factor", "rate"), [(2.0, 1.5), (4.0, 2.0), (9.0, 4.5)])
 def test_about_half_as_many_slices_are_made_as_a_thin_scan_would_have(factor, rate):
-    assert rate_of(factor) == rate
+    assert slices_per_acquired_slice(factor) == rate
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
@@ -479,7 +479,7 @@ def test_a_part_lies_where_it_was_cut_from(axis):
 def test_a_volume_written_for_looking_lies_where_the_scan_does(axis):
     volume = thick_volume(axis=axis)
     stack = stack_of(volume)
-    made = in_its_place(synthesised(Unchanged(), stack, 2.0), stack)
+    made = to_patient_space(synthesise(Unchanged(), stack, 2.0), stack)
     assert made.spacing_mm[axis] == pytest.approx(2.0)
     assert made.shape[axis] == 20
     edges = []
@@ -494,7 +494,7 @@ def test_a_volume_written_for_looking_lies_where_the_scan_does(axis):
 
 
 def test_it_is_refused_as_truth_wherever_truth_is_needed(tmp_path):
-    made = as_synthetic(in_its_place(np.random.default_rng(0).random((40, 64, 56)).astype(np.float16), stack_of()))
+    made = as_synthetic(to_patient_space(np.random.default_rng(0).random((40, 64, 56)).astype(np.float16), stack_of()))
     nifti.write(made, tmp_path / "copy.nii.gz")
     again = nifti.read(tmp_path / "copy.nii.gz")
     assert is_synthetic(again)
@@ -519,7 +519,7 @@ class Answers(nn.Module):
 
 def watched(folder, errors, first=0):
     """A watch after looks with these errors, two steps apart; and what it answered."""
-    watch, network, said = Steady([patches()], folder, lambda line: None), Answers(), []
+    watch, network, said = DivergenceCheck([patches()], folder, lambda line: None), Answers(), []
     for number, error in enumerate(errors):
         network.error.fill_(error)
         said.append(watch(first + 2 * number, network))
@@ -553,7 +553,7 @@ def test_a_little_worse_is_no_divergence(tmp_path):
 
 def test_a_resumed_watch_knows_the_looks_before(tmp_path):
     watched(tmp_path, [3.0, 1.0, 9.0])
-    again = Steady([patches()], tmp_path)
+    again = DivergenceCheck([patches()], tmp_path)
     assert again.diverged
     assert again.last_good()["step"] == 2
     again, said = watched(tmp_path, [1.1, 1.0], first=4)  # the third look is taken again
@@ -807,14 +807,14 @@ def test_a_diverging_introspective_stage_is_ended_and_the_warm_up_stands(tmp_pat
     coder = SliceVae((4, 8), 2)
     coder.load_state_dict(weights_in(out, "vae"))
     stack = stack_of(nifti.read(scans[0]))
-    wanted = in_its_place(synthesised(coder, stack, 2.0), stack).voxels
+    wanted = to_patient_space(synthesise(coder, stack, 2.0), stack).voxels
     np.testing.assert_allclose(made, wanted, atol=2)
 
 
 @pytest.mark.usefixtures("_quick")
 def test_it_can_start_from_a_model_at_gentler_rates(tmp_path, scans):
     torch.manual_seed(3)
-    network = small_recipe()[-1].task.make_network()
+    network = small_recipe()[-1].objective.make_network()
     envelope = {"factor": (1.4, 10.5), "thickness_over_spacing": (0.55, 1.35), "profiles": ["gaussian", "box"]}
     export(network, {"name": "start", "envelope": envelope}, tmp_path / "start.onnx")
     out = tmp_path / "out"
@@ -833,13 +833,13 @@ def test_it_can_start_from_a_model_at_gentler_rates(tmp_path, scans):
 def test_who_is_looked_at_teaches_neither_the_auto_encoder_nor_the_network(tmp_path, scans, monkeypatch):
     monkeypatch.setattr(no_ground_truth, "LEAST_PERSONS", 2)
     monkeypatch.setattr(no_ground_truth, "HELD_OUT", 0.5)
-    seen, honest = {}, Slices.batch_at
+    seen, honest = {}, SliceObjective.batch_at
 
-    def listening(task, step, seed, corpus):
+    def listening(objective, step, seed, corpus):
         seen.setdefault(seed, set()).update(stack.name for stack in corpus)
-        return honest(task, step, seed, corpus)
+        return honest(objective, step, seed, corpus)
 
-    monkeypatch.setattr(Slices, "batch_at", listening)
+    monkeypatch.setattr(SliceObjective, "batch_at", listening)
     run(scans, tmp_path / "out", steps=STEPS, keep_synthetic=True, report=quietly)
     card = json.loads((tmp_path / "out" / f"{NAME}.json").read_text())
     learnt = {Path(row["file"]).name for row in card["data"] if row["learnt_from"]}
@@ -854,7 +854,7 @@ def test_scans_that_look_unlike_each_other_are_named(tmp_path):
     for kind in ("disc", "bar"):
         stack = shape_scan(kind)
         paths.append(tmp_path / f"{kind}.nii.gz")
-        nifti.write(in_its_place(stack.slices, stack), paths[-1])
+        nifti.write(to_patient_space(stack.slices, stack), paths[-1])
     said = []
     run(paths, tmp_path / "out", steps=3, report=said.append)
     (note,) = [line for line in said if line.startswith("note:")]

@@ -15,7 +15,7 @@ import torch
 
 from faults import catches
 from thinslice.networks.planes import PlaneNet
-from thinslice.training.corpus import Thin, normalised
+from thinslice.training.corpus import TrainingVolume, normalise
 from thinslice.training.losses import intermediate_loss
 from thinslice.training.planes import Shrinking, draw_planes, plane_batch_at, render_planes
 
@@ -27,8 +27,8 @@ PARTS = st.sampled_from(["in-plane", "depth"])
 def a_corpus():
     rough = np.random.default_rng(0).random((60, 56, 40))
     return [
-        Thin("isotropic", normalised(rough), (0, 1, 2), 1.0),
-        Thin("thick along its last axis", normalised(rough[:50]), (0, 1), 1.0),
+        TrainingVolume("isotropic", normalise(rough), (0, 1, 2), 1.0),
+        TrainingVolume("thick along its last axis", normalise(rough[:50]), (0, 1), 1.0),
     ]
 
 
@@ -59,7 +59,7 @@ def test_a_batch_is_a_function_of_its_number_and_fits_together(step, part, facto
 @given(seed=seeds, part=PARTS, factor=FACTORS, scanner=st.sampled_from([0.0, 1.0]))
 def test_on_a_ramp_planes_interpolation_and_truth_all_say_the_position(seed, part, factor, scanner):
     x, y, z = np.meshgrid(*[np.arange(160)] * 3, indexing="ij")
-    corpus = [Thin("ramp", ((x + 0.7 * y + 0.4 * z) / 100).astype(np.float32), (0, 1, 2), 1.0)]
+    corpus = [TrainingVolume("ramp", ((x + 0.7 * y + 0.4 * z) / 100).astype(np.float32), (0, 1, 2), 1.0)]
     draw = draw_planes(np.random.default_rng(seed), corpus, part, Shrinking(factor, scanner), LINES, SIZE)
     draw = replace(draw, place=replace(draw.place, corner=(60, 60, 60)))
     planes, base, truth = render_planes(corpus, draw, part, factor, LINES, SIZE, MARGIN)
@@ -83,7 +83,7 @@ def test_on_a_ramp_planes_interpolation_and_truth_all_say_the_position(seed, par
 @given(seed=seeds)
 def test_in_plane_patches_of_a_thick_scan_lie_in_its_slices(seed):
     steps = np.zeros((60, 60, 30), np.float32) + np.arange(30) % 2  # neighbouring slices differ, each is flat
-    corpus = [Thin("thick", steps + 0.2, (0, 1), 1.0)]
+    corpus = [TrainingVolume("thick", steps + 0.2, (0, 1), 1.0)]
     draw = draw_planes(np.random.default_rng(seed), corpus, "in-plane", Shrinking(), LINES, SIZE)
     _, _, truth = render_planes(corpus, draw, "in-plane", 2, LINES, SIZE, MARGIN)
     assert np.ptp(truth, axis=(1, 2)).max() == 0

@@ -28,7 +28,7 @@ from thinslice.networks.slab import SlabNet
 from thinslice.training import recipes
 from thinslice.training.clips import FEWEST
 from thinslice.training.export import export, load_weights
-from thinslice.training.objectives import Slabs
+from thinslice.training.objectives import SlabObjective
 from thinslice.training.recipes import load_sources, planes_paper, run, video_mr
 
 
@@ -226,7 +226,7 @@ def short_video_mr(monkeypatch):
     stages = [
         replace(
             stage,
-            task=replace(stage.task, network=small, patches=2, size=16),
+            objective=replace(stage.objective, network=small, patches=2, size=16),
             schedule=replace(stage.schedule, steps=stage.schedule.steps // 1250, save_every=1, log_every=1, warm_up=2),
         )
         for stage in video_mr()
@@ -239,12 +239,12 @@ def test_a_quarter_of_the_steps_goes_to_video():
     video, iso = video_mr()
     assert video.schedule.steps * 3 == iso.schedule.steps
     assert video.schedule.steps + iso.schedule.steps == recipes.default()[0].schedule.steps
-    assert iso.task == recipes.default()[0].task  # so it is the first stage alone that differs
+    assert iso.objective == recipes.default()[0].objective  # so it is the first stage alone that differs
     assert (video.start, video.model, iso.start, iso.model) == (None, None, "video", "video-mr")
-    assert isinstance(video.task, Slabs)
-    assert video.task.make_network().settings == iso.task.make_network().settings
-    assert video.task.slabs * max(video.task.ranges.whole) == FEWEST
-    assert (video.task.ranges.kept, video_mr(kept=0.0)[0].task.ranges.kept) == (1.0, 0.0)
+    assert isinstance(video.objective, SlabObjective)
+    assert video.objective.make_network().settings == iso.objective.make_network().settings
+    assert video.objective.slabs * max(video.objective.ranges.whole) == FEWEST
+    assert (video.objective.ranges.kept, video_mr(kept=0.0)[0].objective.ranges.kept) == (1.0, 0.0)
 
 
 @catches("training/recipes.py", "network.load_state_dict(trained[stage.start].state_dict())", "pass")
@@ -312,7 +312,7 @@ def test_the_start_of_the_first_stage_is_on_the_card_of_the_last(data_with_video
 
 def test_the_average_of_the_frames_is_a_recipe_too():
     picks, averages = (recipes.RECIPES[name]() for name in ("video-mr", "video-mr-average"))
-    assert (picks[0].task.ranges.kept, averages[0].task.ranges.kept) == (1.0, 0.0)
+    assert (picks[0].objective.ranges.kept, averages[0].objective.ranges.kept) == (1.0, 0.0)
     assert [stages[-1].model for stages in (picks, averages)] == ["video-mr", "video-mr-average"]
 
 
@@ -439,9 +439,9 @@ def test_a_resumed_run_keeps_its_length_and_leaves_what_is_done(data, tmp_path, 
 
 def test_the_papers_setting_is_a_recipe():
     for stage in planes_paper():
-        assert (stage.task.shrinking.scanner, stage.task.intermediate) == (0.0, 1.0)
-        assert stage.task.shrinking.sigma_vox == (0.0, 0.5)
-        network = stage.task.make_network()
+        assert (stage.objective.shrinking.scanner, stage.objective.intermediate) == (0.0, 1.0)
+        assert stage.objective.shrinking.sigma_vox == (0.0, 0.5)
+        network = stage.objective.make_network()
         assert not network.residual
         assert sum(p.numel() for p in network.parameters()) == pytest.approx(57_000, rel=0.08)
         assert stage.schedule.muon_rate == 0

@@ -19,15 +19,15 @@ pytest.importorskip("scipy", reason="the slices are turned with scipy, which com
 
 from faults import catches
 from thinslice.training import self_supervision
-from thinslice.training.corpus import NEAR_FACTOR, NEAR_THICKNESS, Thin, cut, geometry_of_block, normalised
+from thinslice.training.corpus import NEAR_FACTOR, NEAR_THICKNESS, TrainingVolume, cut, geometry_of_block, normalise
 from thinslice.training.self_supervision import (
     CELL,
     LEAST_VOXELS,
-    Places,
-    lesson_at,
-    make_target,
-    target_batch_at,
-    thicker_batch_at,
+    PatchPlaces,
+    in_plane_batch_at,
+    make_target_scan,
+    self_supervised_batch_at,
+    thicker_slices_batch_at,
 )
 from thinslice.training.usable_scans import LEAST_SIDE, LEAST_SLICES
 
@@ -36,14 +36,14 @@ CUBIC = interpolation("cubic")
 
 
 def a_target(volume, **wish):
-    return make_target("scan", volume, make_plan(volume, model="cubic", **wish), CUBIC)
+    return make_target_scan("scan", volume, make_plan(volume, model="cubic", **wish), CUBIC)
 
 
 TARGET = a_target(thick_volume())
 
 
-def batches(step, seed=3, scans=(TARGET,), unseen=False):
-    return target_batch_at(step, seed, scans, patches=2, size=SIZE, slabs=SLABS, context=AROUND, unseen=unseen)
+def batches(step, seed=3, scans=(TARGET,), held_out=False):
+    return in_plane_batch_at(step, seed, scans, patches=2, size=SIZE, slabs=SLABS, context=AROUND, held_out=held_out)
 
 
 def same(one, other):
@@ -55,7 +55,7 @@ def same(one, other):
 
 def parts_of(target):
     """All that lessons are cut from, and all that looks are."""
-    return [*target.volumes, target.acquired], [*target.unseen, target.unseen_acquired]
+    return [*target.volumes, target.acquired], [*target.held_out, target.held_out_acquired]
 
 
 @catches(
@@ -65,8 +65,8 @@ def parts_of(target):
 )
 @catches(
     "training/self_supervision.py",
-    "(2,), 1.0) for p in (learnt, held_out))",
-    "(2,), 1.0) for p in (slice(None), held_out))",
+    "(2,), 1.0) for p in (learnt, held_out)",
+    "(2,), 1.0) for p in (slice(None), held_out)",
 )
 @catches("training/self_supervision.py", "HELD_OUT * shown.sum()", "HELD_OUT * 0")
 @catches("training/self_supervision.py", "    if last:\n", "    if not last:\n")
@@ -81,11 +81,11 @@ def test_nothing_held_out_is_learnt_from_by_lessons_of_either_kind(shape, axis, 
     ramp = ramp if bright == "last" else np.flip(ramp, side)
     affine = np.diag([1.0, 1.0, 4.0, 1.0])[:, [*np.roll([0, 1, 2], axis + 1), 3]]
     target = a_target(Volume(np.moveaxis(ramp, 2, axis).astype(np.float32), affine))
-    learnt, unseen = parts_of(target)
+    learnt, held_out = parts_of(target)
     step = np.diff(np.unique(target.acquired.voxels)).min()
     border = target.acquired.voxels.max() + step / 2
-    assert max(thin.voxels.max() for thin in learnt) < border < min(thin.voxels.min() for thin in unseen)
-    for whole, part in ((target.volumes[0], target.unseen[0]), (target.acquired, target.unseen_acquired)):
+    assert max(thin.voxels.max() for thin in learnt) < border < min(thin.voxels.min() for thin in held_out)
+    for whole, part in ((target.volumes[0], target.held_out[0]), (target.acquired, target.held_out_acquired)):
         assert whole.voxels.shape[side] + part.voxels.shape[side] == shape[side]
         assert part.voxels.shape[side] >= min(self_supervision.LEAST_HELD_OUT, shape[side] // 3)
         assert part.voxels.shape[1 - side] == shape[1 - side]
@@ -147,21 +147,23 @@ def without(volumes):
 
 @catches(
     "training/self_supervision.py",
-    "(target.unseen, target.unseen_places) if unseen else",
-    "(target.unseen, target.unseen_places) if not unseen else",
+    "(target.held_out, target.held_out_places) if held_out else",
+    "(target.held_out, target.held_out_places) if not held_out else",
 )
 def test_lessons_are_cut_from_what_is_learnt_from_and_looks_from_what_is_held_out():
-    lessons = replace(TARGET, unseen=without(TARGET.unseen))
+    lessons = replace(TARGET, held_out=without(TARGET.held_out))
     looks = replace(TARGET, volumes=without(TARGET.volumes))
     for step in range(12):
-        for scan, unseen in ((lessons, False), (looks, True)):
-            batch = batches(step, scans=[scan], unseen=unseen)
+        for scan, held_out in ((lessons, False), (looks, True)):
+            batch = batches(step, scans=[scan], held_out=held_out)
             assert np.isfinite(batch.truth).all()
             assert np.isfinite(batch.thick).all()
 
 
 @catches(
-    "training/self_supervision.py", "target.unseen_acquired if unseen else target.acquired", "target.unseen_acquired"
+    "training/self_supervision.py",
+    "target.held_out_acquired if held_out else target.acquired",
+    "target.held_out_acquired",
 )
 @catches(
     "training/self_supervision.py",
@@ -169,10 +171,10 @@ def test_lessons_are_cut_from_what_is_learnt_from_and_looks_from_what_is_held_ou
     "return batch_at(step, seed, targets, patches, size, slabs, context, True)",
 )
 def test_no_lesson_of_either_kind_shows_what_is_held_out():
-    nothing = replace(TARGET.unseen_acquired, voxels=np.full_like(TARGET.unseen_acquired.voxels, np.nan))
-    lessons = replace(TARGET, unseen=without(TARGET.unseen), unseen_acquired=nothing)
+    nothing = replace(TARGET.held_out_acquired, voxels=np.full_like(TARGET.held_out_acquired.voxels, np.nan))
+    lessons = replace(TARGET, held_out=without(TARGET.held_out), held_out_acquired=nothing)
     for step in range(24):
-        batch = lesson_at(step, 1, [lessons], 2, SIZE, SLABS, AROUND)
+        batch = self_supervised_batch_at(step, 1, [lessons], 2, SIZE, SLABS, AROUND)
         assert np.isfinite(batch.truth).all()
         assert np.isfinite(batch.thick).all()
 
@@ -193,17 +195,17 @@ def smearing():
     "_thin_of(part, scan, plan, model)[..., depth]",
     "_thin_of((slice(None), slice(None)), scan, plan, model)[part][..., depth]",
 )
-@pytest.mark.parametrize("unseen", [False, True])
-def test_thin_slices_of_either_part_are_computed_from_that_part_alone(unseen):
+@pytest.mark.parametrize("of_held_out", [False, True])
+def test_thin_slices_of_either_part_are_computed_from_that_part_alone(of_held_out):
     """The network sees far: what it says near the border must not tell what lies beyond."""
     scan = thick_volume(shape=(96, 56, 10), dtype=np.float32)
     learnt, held_out = self_supervision._split(scan.voxels)
-    part = learnt if unseen else held_out
+    part = learnt if of_held_out else held_out
     other = scan.voxels.copy()
     other[part] = other[part][..., ::-1]  # of the same intensity range
     plan = make_plan(scan, model="smearing")
-    one, two = (make_target("scan", replace(scan, voxels=v), plan, smearing()) for v in (scan.voxels, other))
-    (same_of, changed) = ("unseen", "volumes") if unseen else ("volumes", "unseen")
+    one, two = (make_target_scan("scan", replace(scan, voxels=v), plan, smearing()) for v in (scan.voxels, other))
+    (same_of, changed) = ("held_out", "volumes") if of_held_out else ("volumes", "held_out")
     for mine, its in zip(getattr(one, same_of), getattr(two, same_of), strict=True):
         np.testing.assert_array_equal(mine.voxels, its.voxels)
     assert not np.array_equal(getattr(one, changed)[0].voxels, getattr(two, changed)[0].voxels)
@@ -214,7 +216,7 @@ def test_pixels_that_are_not_square_are_learnt_from_along_the_coarser_side():
     volume = thick_volume()
     stretched = Volume(volume.voxels, np.diag([0.5, 1.0, 4.0, 1.0]))
     target = a_target(stretched)
-    assert [thin.axes for thin in (*target.volumes, *target.unseen)] == [(1,), (1,)]
+    assert [thin.axes for thin in (*target.volumes, *target.held_out)] == [(1,), (1,)]
 
 
 def test_no_class_of_places_is_drawn_more_than_so_often():
@@ -230,7 +232,7 @@ def test_no_class_of_places_is_drawn_more_than_so_often():
 
 
 def test_places_lie_inside_and_their_chances_are_chances():
-    for volumes, places in ((TARGET.volumes, TARGET.places), (TARGET.unseen, TARGET.unseen_places)):
+    for volumes, places in ((TARGET.volumes, TARGET.places), (TARGET.held_out, TARGET.held_out_places)):
         assert places.chance.sum() == pytest.approx(1)
         assert places.chance.min() > 0
         assert set(places.axis) == {0, 1}
@@ -247,8 +249,8 @@ def share_of(places, axis):
 
 @catches(
     "training/self_supervision.py",
-    "return Places(volume, axis, middle, chance / chance.sum())",
-    "return Places(volume, axis, middle, np.full(len(chance), 1 / len(chance)))",
+    "return PatchPlaces(volume, axis, middle, chance / chance.sum())",
+    "return PatchPlaces(volume, axis, middle, np.full(len(chance), 1 / len(chance)))",
 )
 @catches(
     "training/self_supervision.py",
@@ -259,8 +261,8 @@ def share_of(places, axis):
 def test_places_that_look_like_the_slices_get_most_of_the_chance(alike):
     """Along one axis the image changes slowly, as it does from slice to slice; along the other fast."""
     lengths = (16, 2, 4) if alike == 0 else (2, 16, 4)
-    volume = Thin("made", normalised(texture((96, 96, 64), lengths)), (0, 1), 1.0)
-    own = normalised(texture((64, 96, 96), (16, 2, 4), seed=1))  # slice axis first
+    volume = TrainingVolume("made", normalise(texture((96, 96, 64), lengths)), (0, 1), 1.0)
+    own = normalise(texture((64, 96, 96), (16, 2, 4), seed=1))  # slice axis first
     wanted = self_supervision._looks(own.reshape(16, 4, 96, 96).mean(axis=1))[0]
     places = self_supervision._places([volume], wanted, 4.0, 1.0, "box")
     assert share_of(places, alike) > 0.8
@@ -269,18 +271,20 @@ def test_places_that_look_like_the_slices_get_most_of_the_chance(alike):
 
 
 def test_dark_places_are_left_out():
-    voxels = normalised(texture((64, 64, 64)))
+    voxels = normalise(texture((64, 64, 64)))
     voxels[:, 32:] = 0
-    places = self_supervision._places([Thin("half", voxels, (0,), 1.0)], np.zeros((1, 2)), 4.0, 1.0, "gaussian")
+    places = self_supervision._places(
+        [TrainingVolume("half", voxels, (0,), 1.0)], np.zeros((1, 2)), 4.0, 1.0, "gaussian"
+    )
     assert places.middle[:, 1].max() < 32 + CELL
 
 
 # ---- draws
 
 
-@given(step=st.integers(0, 10**6), seed=seeds, unseen=st.booleans())
-def test_a_batch_is_a_function_of_seed_and_step_alone(step, seed, unseen):
-    assert same(batches(step, seed, unseen=unseen), batches(step, seed, unseen=unseen))
+@given(step=st.integers(0, 10**6), seed=seeds, held_out=st.booleans())
+def test_a_batch_is_a_function_of_seed_and_step_alone(step, seed, held_out):
+    assert same(batches(step, seed, held_out=held_out), batches(step, seed, held_out=held_out))
 
 
 def test_other_steps_and_seeds_are_other_batches():
@@ -303,9 +307,9 @@ def test_larger_scans_are_drawn_more_often():
 @given(seed=seeds, axis=st.integers(0, 2), depth=st.integers(30, 50), line=st.integers(30, 50))
 def test_a_patch_lies_around_the_place_that_was_drawn(seed, axis, depth, line):
     x, y, z = np.meshgrid(np.arange(80), np.arange(84), np.arange(88), indexing="ij")
-    volume = Thin("map", (x + 100 * y + 10_000 * z).astype(np.float32), (0, 1, 2), 1.0)
+    volume = TrainingVolume("map", (x + 100 * y + 10_000 * z).astype(np.float32), (0, 1, 2), 1.0)
     middle = np.array([depth, line, 35])
-    places = Places(np.array([0]), np.array([axis]), middle[None], np.array([1.0]))
+    places = PatchPlaces(np.array([0]), np.array([axis]), middle[None], np.array([1.0]))
     geometry = geometry_of_block(4.0, 1.0, "gaussian", 1.5, SLABS, AROUND)
     draw = self_supervision._draw(np.random.default_rng(seed), [volume], places, geometry, SIZE)
     inner = np.concatenate(geometry.thin_positions)
@@ -320,9 +324,9 @@ def test_a_patch_lies_around_the_place_that_was_drawn(seed, axis, depth, line):
 
 def test_patches_near_the_ends_stay_inside_where_there_is_room():
     x, y, z = np.meshgrid(np.arange(40), np.arange(42), np.arange(44), indexing="ij")
-    volume = Thin("map", (x + 100 * y + 10_000 * z).astype(np.float32), (0,), 1.0)
+    volume = TrainingVolume("map", (x + 100 * y + 10_000 * z).astype(np.float32), (0,), 1.0)
     corners = np.array([[a, b, c] for a in (0, 39) for b in (0, 41) for c in (0, 43)])
-    places = Places(np.zeros(8, int), np.zeros(8, int), corners, np.full(8, 1 / 8))
+    places = PatchPlaces(np.zeros(8, int), np.zeros(8, int), corners, np.full(8, 1 / 8))
     geometry = geometry_of_block(4.0, 1.0, "gaussian", 1.5, SLABS, AROUND)
     inner, side = np.concatenate(geometry.thin_positions), np.arange(SIZE)
     for seed in range(40):
@@ -345,36 +349,38 @@ def test_lessons_are_acquired_nearly_as_the_scan_was():
 
 
 def test_the_acquired_slices_are_made_twice_as_thick_along_their_own_axis():
-    (batch,) = [thicker_batch_at(0, 1, [TARGET], 2, SIZE, SLABS, AROUND)]
+    (batch,) = [thicker_slices_batch_at(0, 1, [TARGET], 2, SIZE, SLABS, AROUND)]
     assert batch.geometry.factor == 2
     assert TARGET.acquired.axes == (2,)
-    assert same(batch, thicker_batch_at(0, 1, [TARGET], 2, SIZE, SLABS, AROUND))
+    assert same(batch, thicker_slices_batch_at(0, 1, [TARGET], 2, SIZE, SLABS, AROUND))
 
 
 def test_lessons_of_the_slice_direction_come_from_what_is_not_held_out():
     ones, twos = (replace(TARGET.acquired, voxels=np.full(SHAPE, value, np.float32)) for value in (1, 2))
-    for unseen in (False, True):
-        about = ([replace(TARGET, acquired=ones, unseen_acquired=twos)], 2, SIZE, SLABS, AROUND, unseen)
-        wanted = twos if unseen else ones
-        alone = ([replace(TARGET, acquired=wanted, unseen_acquired=wanted)], *about[1:])
+    for held_out in (False, True):
+        about = ([replace(TARGET, acquired=ones, held_out_acquired=twos)], 2, SIZE, SLABS, AROUND, held_out)
+        wanted = twos if held_out else ones
+        alone = ([replace(TARGET, acquired=wanted, held_out_acquired=wanted)], *about[1:])
         for step in range(5):
-            assert same(thicker_batch_at(step, 1, *about), thicker_batch_at(step, 1, *alone))
+            assert same(thicker_slices_batch_at(step, 1, *about), thicker_slices_batch_at(step, 1, *alone))
 
 
 @catches("training/self_supervision.py", "random() < THICKER", "random() < 0")
 def test_a_quarter_of_the_lessons_lies_across_the_slices():
     asked = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(self_supervision, "thicker_batch_at", lambda *wish: asked.append("across"))
-        patch.setattr(self_supervision, "target_batch_at", lambda *wish: asked.append("within"))
+        patch.setattr(self_supervision, "thicker_slices_batch_at", lambda *wish: asked.append("across"))
+        patch.setattr(self_supervision, "in_plane_batch_at", lambda *wish: asked.append("within"))
         for step in range(2000):
-            lesson_at(step, 1, [TARGET], 2, SIZE, SLABS, AROUND)
+            self_supervised_batch_at(step, 1, [TARGET], 2, SIZE, SLABS, AROUND)
     assert asked.count("across") / len(asked) == pytest.approx(self_supervision.THICKER, abs=0.03)
 
 
 def test_the_slice_direction_of_a_small_scan_is_shown_in_smaller_patches():
     small = replace(TARGET.acquired, voxels=TARGET.acquired.voxels[:20])
-    batch = thicker_batch_at(0, 1, [replace(TARGET, unseen_acquired=small)], 1, 40, SLABS, AROUND, unseen=True)
+    batch = thicker_slices_batch_at(
+        0, 1, [replace(TARGET, held_out_acquired=small)], 1, 40, SLABS, AROUND, held_out=True
+    )
     assert batch.thick.shape[0] == 4
     assert batch.thick.shape[2:] == (20, 20)
 
@@ -404,10 +410,10 @@ def test_turned_slices_hold_nothing_from_beyond_the_image(shape):
 def test_the_order_of_the_axes_is_only_a_name(axis):
     turned = a_target(thick_volume(axis))
     assert [v.name for v in turned.volumes] == [v.name for v in TARGET.volumes]
-    for mine, its in zip([*turned.volumes, *turned.unseen], [*TARGET.volumes, *TARGET.unseen], strict=True):
+    for mine, its in zip([*turned.volumes, *turned.held_out], [*TARGET.volumes, *TARGET.held_out], strict=True):
         np.testing.assert_allclose(mine.voxels, its.voxels, atol=1e-4)
     np.testing.assert_allclose(turned.acquired.voxels, TARGET.acquired.voxels, atol=1e-5)
-    np.testing.assert_allclose(turned.unseen_acquired.voxels, TARGET.unseen_acquired.voxels, atol=1e-5)
+    np.testing.assert_allclose(turned.held_out_acquired.voxels, TARGET.held_out_acquired.voxels, atol=1e-5)
     assert share_of(turned.places, 0) == pytest.approx(share_of(TARGET.places, 0), abs=0.01)
 
 
@@ -445,4 +451,4 @@ def test_what_cannot_be_learnt_from_is_refused_with_a_way_out(change, reason):
     plan = make_plan(scan, model="cubic")
     scan = replace(scan, voxels=change(scan.voxels))
     with np.errstate(invalid="ignore"), pytest.raises(InputRefused, match=rf"got .*{reason}.*; need .*; next: "):
-        make_target("scan", scan, make_plan(scan, model="cubic") if scan.shape != SHAPE else plan, CUBIC)
+        make_target_scan("scan", scan, make_plan(scan, model="cubic") if scan.shape != SHAPE else plan, CUBIC)

@@ -26,15 +26,15 @@ from thinslice.physics.projection import project
 from thinslice.plan import make_plan
 from thinslice.training import losses
 from thinslice.training.corpus import (
+    AcquisitionRanges,
     Draw,
     Geometry,
-    Ranges,
-    Thin,
+    TrainingVolume,
     batch_at,
     cut,
     draw_geometry,
     draw_patch,
-    normalised,
+    normalise,
     render,
 )
 from thinslice.training.fit import (
@@ -71,14 +71,14 @@ def a_corpus():
         rough = rng.random(shape)
         for axis in range(3):
             rough = (rough + np.roll(rough, 1, axis) + np.roll(rough, 2, axis)) / 3
-        volumes.append(Thin(name, normalised(rough), axes, rough.size**0.5))
+        volumes.append(TrainingVolume(name, normalise(rough), axes, rough.size**0.5))
     return volumes
 
 
 CORPUS = a_corpus()
 
 
-def batches(step, seed=3, ranges=Ranges()):  # noqa: B008 # frozen
+def batches(step, seed=3, ranges=AcquisitionRanges()):  # noqa: B008 # frozen
     return batch_at(step, seed, CORPUS, ranges, patches=2, size=SIZE, slabs=SLABS, context=AROUND)
 
 
@@ -99,11 +99,11 @@ def test_the_default_recipe_draws_what_it_has_always_drawn():
     lines = []
     for step in range(40):
         rng = np.random.default_rng([3, step])
-        geometry = draw_geometry(rng, Ranges(), 4, 4)
+        geometry = draw_geometry(rng, AcquisitionRanges(), 4, 4)
         said = [geometry.factor, geometry.thickness_over_spacing, geometry.profile == "box"]
         said += [*geometry.thick_centres, *np.concatenate(geometry.thin_positions)]
         for _ in range(3):
-            d = draw_patch(rng, CORPUS, Ranges(), geometry, SIZE)
+            d = draw_patch(rng, CORPUS, AcquisitionRanges(), geometry, SIZE)
             said += [d.volume, d.axis, d.transpose, *d.flips, *d.corner, d.gain, d.offset, d.noise, d.seed]
         lines.append(" ".join(f"{float(number):.6f}" for number in said))
     assert hashlib.sha256("\n".join(lines).encode()).hexdigest().startswith("56447527421a87b32360f72cd18a57ae")
@@ -127,7 +127,7 @@ def test_steps_see_many_acquisitions():
 
 @given(seed=seeds, slabs=st.integers(1, 4), context=st.integers(0, 3))
 def test_every_thin_slice_lies_in_the_slab_of_its_nearest_thick_slice(seed, slabs, context):
-    geometry = draw_geometry(np.random.default_rng(seed), Ranges(), slabs, context)
+    geometry = draw_geometry(np.random.default_rng(seed), AcquisitionRanges(), slabs, context)
     assert len(geometry.thick_centres) == slabs + 2 * context
     np.testing.assert_allclose(np.diff(geometry.thick_centres), geometry.factor)
     inner = np.concatenate(geometry.thin_positions)
@@ -139,7 +139,7 @@ def test_every_thin_slice_lies_in_the_slab_of_its_nearest_thick_slice(seed, slab
 
 @given(seed=seeds)
 def test_draws_are_reproducible_and_stay_inside(seed):
-    ranges = Ranges(noisy=1.0)
+    ranges = AcquisitionRanges(noisy=1.0)
     geometry = draw_geometry(np.random.default_rng(seed), ranges, SLABS, AROUND)
     draw, again = (draw_patch(np.random.default_rng(seed), CORPUS, ranges, geometry, SIZE) for _ in range(2))
     assert draw == again
@@ -163,7 +163,7 @@ PLAIN = Draw(0, 0, False, (False, False, False), (0, 0, 0), 1.0, 0.0, 0.0, 0)
 )
 def test_a_patch_is_cut_from_where_the_draw_says(axis, transpose, flips, corner, gain):
     x, y, z = np.meshgrid(np.arange(9), np.arange(10), np.arange(11), indexing="ij")
-    corpus = [Thin("ramp", (x + 20 * y + 400 * z).astype(np.float32), (0, 1, 2), 1.0)]
+    corpus = [TrainingVolume("ramp", (x + 20 * y + 400 * z).astype(np.float32), (0, 1, 2), 1.0)]
     draw = Draw(0, axis, transpose, flips, corner, gain, 0.25, 0.0, 0)
     got = cut(corpus, draw, np.arange(4), np.arange(5), np.arange(5))
     assert got.shape == (4, 5, 5)
@@ -188,11 +188,11 @@ def test_a_patch_is_cut_from_where_the_draw_says(axis, transpose, flips, corner,
 )
 @given(seed=seeds, gain=st.sampled_from([1.0, -1.0]))
 def test_on_a_ramp_thick_truth_and_cubic_all_say_the_position(seed, gain):
-    geometry = draw_geometry(np.random.default_rng(seed), Ranges(factor=(3.0, 4.0), typical=0.0), 3, 4)
+    geometry = draw_geometry(np.random.default_rng(seed), AcquisitionRanges(factor=(3.0, 4.0), typical=0.0), 3, 4)
     geometry = replace(geometry, profile="gaussian")
     ramp = np.broadcast_to(np.arange(300, dtype=np.float32)[:, None, None] / 100, (300, 4, 4))
     draw = replace(PLAIN, corner=(150, 0, 0), gain=gain)
-    batch = render([Thin("ramp", ramp, (0,), 1.0)], geometry, [draw], 4, 4)
+    batch = render([TrainingVolume("ramp", ramp, (0,), 1.0)], geometry, [draw], 4, 4)
     inner = np.concatenate(geometry.thin_positions)
     np.testing.assert_allclose(batch.truth[0, :, 0, 0], gain * (150 + inner) / 100, atol=ATOL)
     # A Gaussian is symmetric: on a ramp it says its centre; sampled at whole voxels, to 2e-3 voxel from FWHM 1.65 on.
@@ -209,9 +209,11 @@ def test_on_a_ramp_thick_truth_and_cubic_all_say_the_position(seed, gain):
 )
 @given(seed=seeds)
 def test_the_thick_slices_are_the_profile_matrix_times_the_thin_ones(seed):
-    geometry = draw_geometry(np.random.default_rng(seed), replace(Ranges(), factor=(1.4, 4.0)), SLABS, AROUND)
+    geometry = draw_geometry(
+        np.random.default_rng(seed), replace(AcquisitionRanges(), factor=(1.4, 4.0)), SLABS, AROUND
+    )
     voxels = np.random.default_rng(seed).random((120, SIZE, SIZE), dtype=np.float32)
-    corpus = [Thin("noise", voxels, (0,), 1.0)]
+    corpus = [TrainingVolume("noise", voxels, (0,), 1.0)]
     batch = render(corpus, geometry, [replace(PLAIN, corner=(60, 0, 0))], SIZE, AROUND)
     fwhm = geometry.factor * geometry.thickness_over_spacing
     wanted = np.einsum(
@@ -226,7 +228,7 @@ def test_the_truth_made_thick_is_the_acquired_slice(factor):
     positions = tuple(np.arange(factor * i, factor * (i + 1)) for i in range(3))
     geometry = Geometry(float(factor), 1.0, "box", centres, positions)
     voxels = np.random.default_rng(0).random((60, SIZE, SIZE), dtype=np.float32)
-    batch = render([Thin("noise", voxels, (0,), 1.0)], geometry, [replace(PLAIN, corner=(20, 0, 0))], SIZE, 1)
+    batch = render([TrainingVolume("noise", voxels, (0,), 1.0)], geometry, [replace(PLAIN, corner=(20, 0, 0))], SIZE, 1)
     again = np.einsum("sp,bphw->bshw", batch.matrix, batch.truth)
     np.testing.assert_allclose(again, batch.thick[:, 1:-1], atol=ATOL)
 
@@ -246,7 +248,7 @@ def test_the_matrix_of_a_batch_sums_to_one_and_fits_its_slabs(seed):
 
 
 def test_noise_is_added_to_the_acquired_slices_only_and_repeats():
-    geometry = draw_geometry(np.random.default_rng(1), Ranges(typical=1.0), SLABS, AROUND)
+    geometry = draw_geometry(np.random.default_rng(1), AcquisitionRanges(typical=1.0), SLABS, AROUND)
     draw = replace(PLAIN, corner=(8, 0, 0), seed=5)
     clean, noisy, again = (render(CORPUS, geometry, [replace(draw, noise=n)], SIZE, AROUND) for n in (0.0, 0.02, 0.02))
     same_batch(noisy, again)
@@ -296,7 +298,7 @@ def test_the_loss_of_the_truth_is_zero_and_of_anything_else_is_not(step):
 
 
 def test_the_loss_forgives_what_the_projection_repairs():
-    batch = batches(0, ranges=Ranges(typical=1.0))
+    batch = batches(0, ranges=AcquisitionRanges(typical=1.0))
     right = batch.truth - batch.cubic
     seen = np.einsum("ps,bs->bp", batch.correction, np.ones((2, SLABS), np.float32))[:, :, None, None]
     repaired = torch.from_numpy(right + 0.1 * seen)
@@ -307,7 +309,7 @@ def test_the_loss_forgives_what_the_projection_repairs():
 
 
 def test_the_loss_projects_as_inference_does():
-    batch = batches(0, ranges=Ranges(typical=1.0))
+    batch = batches(0, ranges=AcquisitionRanges(typical=1.0))
     error = 0.1 * np.random.default_rng(0).standard_normal(batch.truth.shape).astype(np.float32)
     wrong = torch.from_numpy(batch.truth - batch.cubic + error)
     left = np.stack([project(e, np.zeros_like(e[:SLABS]), batch.matrix, batch.geometry.factor) for e in error])
@@ -334,7 +336,7 @@ def test_the_loss_gives_every_patch_the_same_say():
 
 
 def test_training_and_inference_show_the_network_the_same():
-    batch = batches(11, ranges=Ranges(typical=1.0))
+    batch = batches(11, ranges=AcquisitionRanges(typical=1.0))
     geometry = batch.geometry
     spy = Answering(torch.zeros(batch.truth.shape), batch.geometry)
     projected_loss(spy, batch, torch.device("cpu"), 0.2)
@@ -359,7 +361,7 @@ def test_training_and_inference_show_the_network_the_same():
 
 
 def test_training_positions_are_offsets_from_every_slice_up_to_its_neighbours():
-    batch = batches(5, ranges=Ranges(typical=0.0))
+    batch = batches(5, ranges=AcquisitionRanges(typical=0.0))
     geometry = batch.geometry
     spy = Answering(torch.zeros(batch.truth.shape), geometry)
     projected_loss(spy, batch, torch.device("cpu"), 0.2)

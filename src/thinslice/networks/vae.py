@@ -81,12 +81,12 @@ def mean_and_log_variance(encoded: Tensor) -> tuple[Tensor, Tensor]:
     return mean, log_variance.clamp(LOWEST, HIGHEST)
 
 
-def divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
+def kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
     """Kullback-Leibler divergence of codes from a standard normal distribution, nats per number, [n]."""
     each = -0.5 * (1 + log_variance - mean.square() - log_variance.exp())
     return each.mean(dim=(1, 2, 3))
 
 
-def drawn(mean: Tensor, log_variance: Tensor, noise: Tensor) -> Tensor:
+def sample_codes(mean: Tensor, log_variance: Tensor, noise: Tensor) -> Tensor:
     """Codes drawn from their distributions, by noise of their shape."""
     return mean + noise * torch.exp(0.5 * log_variance)

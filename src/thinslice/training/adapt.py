@@ -25,18 +25,24 @@ from thinslice.settings import Profile
 from thinslice.training.export import export, load_weights, read_card
 from thinslice.training.fit import Schedule, fit, save_whole
 from thinslice.training.losses import projected_loss
-from thinslice.training.model_outputs import check_answer, check_name, names_of, names_there, start_file
-from thinslice.training.recipes import lineage, this_commit
+from thinslice.training.model_outputs import (
+    check_answer,
+    check_model_name,
+    find_adapted_models,
+    find_start,
+    name_models,
+)
+from thinslice.training.recipes import current_commit, describe_start
 from thinslice.training.run_state import Unfinished, keep
 from thinslice.training.self_supervision import (
     VOXELS,
-    Target,
-    lesson_at,
-    make_target,
-    target_batch_at,
-    thicker_batch_at,
+    TargetScan,
+    in_plane_batch_at,
+    make_target_scan,
+    self_supervised_batch_at,
+    thicker_slices_batch_at,
 )
-from thinslice.training.usable_scans import Scan, reason, usable_ones
+from thinslice.training.usable_scans import UsableScan, find_usable_scans, one_line_reason
 
 SCHEDULE = Schedule(
     minutes=10.0, rate=1e-4, muon_rate=2e-3, muon_decay=0.0, warm_up=10, ema=0.99, save_every=80, side_by_side=True
@@ -75,7 +81,7 @@ WRITING_SECONDS = 4.0
 class Job:
     """One model to be made: of which scans, where it goes, and what was asked for."""
 
-    scans: list[Scan]
+    scans: list[UsableScan]
     answer: Path
     wish: dict[str, Any]
 
@@ -145,8 +151,8 @@ def adapt(
     out = out.with_suffix("") if out.suffix == ".onnx" else out
     with Unfinished(out.with_name(f"{out.name}.adapting") if out.name else out) as unfinished:
         resume = resume or unfinished.folder.exists()  # some of its models may be there already
-        check_name(out, per_scan, resume or overwrite)
-        file = start_file(start)
+        check_model_name(out, per_scan, resume or overwrite)
+        file = find_start(start)
         network = SlabNet()
         load_weights(network, file)
         model = load_model(file, name=str(start) if str(start) in embedded_names() else None)
@@ -159,7 +165,7 @@ def adapt(
             "minutes": None if steps else minutes,
             "steps": steps,
         }
-        usable = list(usable_ones(paths, model, wish, complain))
+        usable = list(find_usable_scans(paths, model, wish, complain))
         if not usable:
             raise InputRefused(NONE)
         jobs = _jobs(usable, out, per_scan, wish)
@@ -194,12 +200,12 @@ def adapt(
     return done
 
 
-def _jobs(scans: Sequence[Scan], out: Path, per_scan: bool, wish: dict[str, Any]) -> list[Job]:
+def _jobs(scans: Sequence[UsableScan], out: Path, per_scan: bool, wish: dict[str, Any]) -> list[Job]:
     """What is to be made: one model for all scans, or one for each."""
     if not per_scan:
         about = wish | {"scans": sorted(scan.fingerprint for scan in scans)}
         return [Job(list(scans), out.with_name(f"{out.name}.onnx"), about)]
-    names = names_of([scan.path for scan in scans], [scan.fingerprint for scan in scans], names_there(out))
+    names = name_models([scan.path for scan in scans], [scan.fingerprint for scan in scans], find_adapted_models(out))
     return [
         Job([scan], out / f"{name}.onnx", wish | {"scans": [scan.fingerprint]})
         for scan, name in zip(scans, names, strict=True)
@@ -231,7 +237,7 @@ def _what_is_there(
 
 def _one(
     network: SlabNet,
-    learnt: Sequence[tuple[Scan, Target]],
+    learnt: Sequence[tuple[UsableScan, TargetScan]],
     job: Job,
     start: Path,
     work: Path,
@@ -250,7 +256,7 @@ def _one(
     watch.schedule = schedule
     fit(
         network,
-        lambda number: lesson_at(number, seed, targets, PATCHES, SIZE, SLABS, around),
+        lambda number: self_supervised_batch_at(number, seed, targets, PATCHES, SIZE, SLABS, around),
         projected_loss,
         work,
         schedule,
@@ -267,11 +273,11 @@ def _one(
     known = read_card(start)
     card = {
         "name": answer.stem,
-        "recipe": [{"name": "adapt", "learns": "Target", "schedule": asdict(schedule)}],
-        "commit": this_commit(),
+        "recipe": [{"name": "adapt", "learns": "TargetScan", "schedule": asdict(schedule)}],
+        "commit": current_commit(),
         "data": known.get("data", []),
         "envelope": known["envelope"],
-        "started_from": lineage(start),
+        "started_from": describe_start(start),
         "adapted": adapted,
         "adapted_to": [
             {"file": scan.path.name, "fingerprint": scan.fingerprint, "factor": scan.plan.factor} for scan in scans
@@ -303,7 +309,7 @@ class _Watch:
     def __init__(
         self,
         start: SlabNet,
-        targets: list[Target],
+        targets: list[TargetScan],
         work: Path,
         around: int,
         report: Callable[[str], None],
@@ -317,8 +323,8 @@ class _Watch:
         for number in range(count):
             turns.setdefault(number * len(targets) // count, []).append(number)
         self.batches = {
-            kind: [[batch_at(n, 1, [targets[i]], *about, unseen=True) for n in ns] for i, ns in turns.items()]
-            for kind, batch_at in (("held_out", target_batch_at), ("thicker", thicker_batch_at))
+            kind: [[batch_at(n, 1, [targets[i]], *about, held_out=True) for n in ns] for i, ns in turns.items()]
+            for kind, batch_at in (("held_out", in_plane_batch_at), ("thicker", thicker_slices_batch_at))
         }
         self.looks: list[dict[str, Any]] = []
         self.begun = monotonic()
@@ -394,23 +400,27 @@ class _Watch:
             return sum(workers.map(one, batches)) / len(batches)
 
 
-def _target(scan: Scan, model: Model, voxels: int, complain: Callable[[str], None]) -> Target | None:
+def _target(scan: UsableScan, model: Model, voxels: int, complain: Callable[[str], None]) -> TargetScan | None:
     try:
-        return make_target(scan.path.name, scan.volume, scan.plan, model, voxels)
+        return make_target_scan(scan.path.name, scan.volume, scan.plan, model, voxels)
     except (ThinsliceError, MemoryError) as refusal:
-        complain(f"{scan.label}: left out: {reason(scan.path, refusal)}")
+        complain(f"{scan.label}: left out: {one_line_reason(scan.path, refusal)}")
         return None
 
 
 def _targets(
-    scans: Sequence[Scan], not_reached: Sequence[str], model: Model, late: float | None, complain: Callable[[str], None]
-) -> tuple[list[tuple[Scan, Target]], list[str]]:
+    scans: Sequence[UsableScan],
+    not_reached: Sequence[str],
+    model: Model,
+    late: float | None,
+    complain: Callable[[str], None],
+) -> tuple[list[tuple[UsableScan, TargetScan]], list[str]]:
     """What can be learnt from each scan, and the fingerprints of those whose turn did not come before it was late.
 
     Scans that there is nothing to learn from are named and left out, and so are those that were not reached, and those
     beyond `MOST_SCANS`.
     """
-    made: list[tuple[Scan, Target]] = []
+    made: list[tuple[UsableScan, TargetScan]] = []
     skipped = list(not_reached)
     for scan in scans:
         too_late = made and late is not None and monotonic() > late

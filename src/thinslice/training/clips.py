@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from thinslice.errors import InputRefused
-from thinslice.training.corpus import Thin, normalised
+from thinslice.training.corpus import TrainingVolume, normalise
 from thinslice.training.manifest import UNKNOWN, is_share_alike, provenance
 
 SUFFIXES = (".avi", ".gif", ".mkv", ".mov", ".mp4", ".webm")
@@ -77,7 +77,7 @@ def _clips_in(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
 
 
-def load_clips(folder: Path) -> list[Thin]:
+def load_clips(folder: Path) -> list[TrainingVolume]:
     """Every clip of a folder but the share-alike ones: time alone may play the through-plane axis.
 
     A clip should show one scene: across a cut nothing can be learnt. Voxels are float16, which tells 8-bit greys apart
@@ -98,7 +98,7 @@ def load_clips(folder: Path) -> list[Thin]:
         frames = read_clip(path, MOST)
         if len(frames) < FEWEST:
             short.append(f"{path.name} ({len(frames)})")
-        clips.append(Thin(path.name, normalised(frames).astype(np.float16), (0,), frames.size**0.5))
+        clips.append(TrainingVolume(path.name, normalise(frames).astype(np.float16), (0,), frames.size**0.5))
     if short:
         named = ", ".join(short[:3]) + (", ..." if len(short) > 3 else "")
         raise InputRefused(

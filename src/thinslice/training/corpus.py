@@ -29,7 +29,7 @@ Ends = Literal["voxels", "slices"]
 
 
 @dataclass(frozen=True)
-class Thin:
+class TrainingVolume:
     """A volume that can be made thick along some of its axes.
 
     Attributes:
@@ -77,7 +77,7 @@ class Draw:
 
 
 @dataclass(frozen=True)
-class Ranges:
+class AcquisitionRanges:
     """What the training draws from; the envelope of the model is stated from it.
 
     Attributes:
@@ -104,7 +104,7 @@ class Ranges:
     ends: Ends = "voxels"
 
 
-LOOKS = Ranges(noisy=0.1)
+THICK_SCAN_RANGES = AcquisitionRanges(noisy=0.1)
 """How patches of thick scans are recoloured: with less noise, as the scans have their own."""
 
 NEAR_FACTOR, NEAR_THICKNESS = 0.1, 0.05
@@ -127,7 +127,7 @@ class Batch:
     correction: np.ndarray
 
 
-def load_isotropic(folder: Path) -> list[Thin]:
+def load_isotropic(folder: Path) -> list[TrainingVolume]:
     """Every NIfTI of a folder of near-isotropic volumes, any axis allowed, drawn in proportion to its size.
 
     Raises:
@@ -145,12 +145,12 @@ def load_isotropic(folder: Path) -> list[Thin]:
             check_truth(volume)
         except InputRefused as refusal:
             raise InputRefused(f"{path}: {refusal}") from None
-        voxels = normalised(volume.voxels)
-        volumes.append(Thin(path.name, voxels, (0, 1, 2), voxels.size**0.5))
+        voxels = normalise(volume.voxels)
+        volumes.append(TrainingVolume(path.name, voxels, (0, 1, 2), voxels.size**0.5))
     return volumes
 
 
-def load_thick(folder: Path, share: float = 1.0) -> list[Thin]:
+def load_thick(folder: Path, share: float = 1.0) -> list[TrainingVolume]:
     """Every thick-slice NIfTI of a folder: its in-plane detail, never its slice axis, plays the thin truth.
 
     With a ``share`` below 1 only so many of its slices, from the first on, are learnt from; the rest can be scored.
@@ -175,31 +175,31 @@ def load_thick(folder: Path, share: float = 1.0) -> list[Thin]:
             check_acquired(scan)
         except InputRefused as refusal:
             raise InputRefused(f"{path}: {refusal}") from None
-        scan = first_slices(scan, share)
+        scan = take_first_slices(scan, share)
         if scan.voxels.ndim != 3:
             raise InputRefused(f"{path}: got {scan.voxels.ndim} axes; need a 3-D scan; next: give one volume of it")
         plan = make_plan(scan)
         thin = upsample(scan, plan, interpolation("cubic")).volume.voxels
         axes = tuple(axis for axis in range(3) if axis != plan.axis)
-        volumes.append(Thin(path.name, normalised(thin), axes, thin.size**0.5))
+        volumes.append(TrainingVolume(path.name, normalise(thin), axes, thin.size**0.5))
     return volumes
 
 
-def first_slices(scan: Volume, share: float) -> Volume:
+def take_first_slices(scan: Volume, share: float) -> Volume:
     """The first of its acquired slices, rounded to whole ones."""
     axis = through_plane_axis(scan)
     count = round(share * scan.shape[axis])
     return replace(scan, voxels=np.take(scan.voxels, np.arange(count), axis=axis))
 
 
-def normalised(voxels: np.ndarray) -> np.ndarray:
+def normalise(voxels: np.ndarray) -> np.ndarray:
     """Intensities scaled so that the scan's intensity range becomes 0 .. 1 (values outside it are kept)."""
     voxels = np.asarray(voxels, dtype=np.float32)
     low, high = intensity_range(voxels)
     return (voxels - np.float32(low)) / np.float32(high - low)
 
 
-def draw_geometry(rng: np.random.Generator, ranges: Ranges, slabs: int, context: int) -> Geometry:
+def draw_geometry(rng: np.random.Generator, ranges: AcquisitionRanges, slabs: int, context: int) -> Geometry:
     """A random acquisition: half of them typical (whole factor, Gaussian, thickness = spacing, slabs on the grid).
 
     Where every n-th thin slice is kept, its thickness is one voxel and its centre lies on one: a box of that width sees
@@ -254,7 +254,9 @@ def geometry_near(
     return geometry_of_block(factor, thickness_over_spacing, profile, float(rng.uniform(0, factor)), slabs, context)
 
 
-def draw_patch(rng: np.random.Generator, corpus: Sequence[Thin], ranges: Ranges, geometry: Geometry, size: int) -> Draw:
+def draw_patch(
+    rng: np.random.Generator, corpus: Sequence[TrainingVolume], ranges: AcquisitionRanges, geometry: Geometry, size: int
+) -> Draw:
     """Where a patch is cut and how it is altered."""
     inner = int(geometry.thin_positions[-1][-1] - geometry.thin_positions[0][0] + 1)
     draw = draw_block(rng, corpus, (inner, size, size))
@@ -264,7 +266,7 @@ def draw_patch(rng: np.random.Generator, corpus: Sequence[Thin], ranges: Ranges,
 
 
 def draw_block(
-    rng: np.random.Generator, corpus: Sequence[Thin], wanted: tuple[int, int, int], in_plane: bool = False
+    rng: np.random.Generator, corpus: Sequence[TrainingVolume], wanted: tuple[int, int, int], in_plane: bool = False
 ) -> Draw:
     """A place for a block of ``wanted`` voxels and how it is altered, without noise.
 
@@ -301,7 +303,11 @@ def _value_at(voxels: np.ndarray, axis: int, transpose: bool, reverse: bool, ind
 
 
 def cut(
-    corpus: Sequence[Thin], draw: Draw, thin_index: np.ndarray, row_index: np.ndarray, column_index: np.ndarray
+    corpus: Sequence[TrainingVolume],
+    draw: Draw,
+    thin_index: np.ndarray,
+    row_index: np.ndarray,
+    column_index: np.ndarray,
 ) -> np.ndarray:
     """The thin block a draw names, at indices from its corner; what lies outside the volume repeats its edge."""
     block = np.moveaxis(corpus[draw.volume].voxels, draw.axis, 0)
@@ -321,7 +327,9 @@ def cut(
     return np.ascontiguousarray(block, dtype=np.float32) * np.float32(draw.gain) + np.float32(draw.offset)
 
 
-def render(corpus: Sequence[Thin], geometry: Geometry, draws: Sequence[Draw], size: int, context: int) -> Batch:
+def render(
+    corpus: Sequence[TrainingVolume], geometry: Geometry, draws: Sequence[Draw], size: int, context: int
+) -> Batch:
     """Cut, thicken and interpolate the patches of one batch."""
     fwhm = geometry.thickness_over_spacing * geometry.factor
     reach = int(np.ceil(2 * fwhm)) + 1
@@ -357,7 +365,7 @@ def render(corpus: Sequence[Thin], geometry: Geometry, draws: Sequence[Draw], si
     )
 
 
-def _acquired(corpus: Sequence[Thin], draw: Draw, thick_centres: np.ndarray) -> np.ndarray:
+def _acquired(corpus: Sequence[TrainingVolume], draw: Draw, thick_centres: np.ndarray) -> np.ndarray:
     """Of every thick slice the number of the nearest one whose centre lies within the volume."""
     place = thick_centres + draw.corner[0]
     within = np.flatnonzero((place > -0.5) & (place < corpus[draw.volume].voxels.shape[draw.axis] - 0.5))
@@ -365,7 +373,14 @@ def _acquired(corpus: Sequence[Thin], draw: Draw, thick_centres: np.ndarray) -> 
 
 
 def batch_at(
-    step: int, seed: int, corpus: Sequence[Thin], ranges: Ranges, patches: int, size: int, slabs: int, context: int
+    step: int,
+    seed: int,
+    corpus: Sequence[TrainingVolume],
+    ranges: AcquisitionRanges,
+    patches: int,
+    size: int,
+    slabs: int,
+    context: int,
 ) -> Batch:
     """The batch of one step: a function of the seed and the step alone, so that a resumed run continues exactly."""
     rng = np.random.default_rng([seed, step])

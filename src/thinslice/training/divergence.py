@@ -19,7 +19,7 @@ WORSE = 1.5
 """An error that is worse than the best one by this factor, or no number, means that the training has diverged."""
 
 
-class Steady:
+class DivergenceCheck:
     """A ``watch`` of `thinslice.training.fit.fit`: looks at how well slices are made again, and ends what diverges.
 
     Attributes:

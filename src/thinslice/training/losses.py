@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from thinslice.models.conditioning import geometry_of, position_code
 from thinslice.networks.contract import SlabNetwork
 from thinslice.networks.planes import PlaneNet
-from thinslice.networks.vae import SliceVae, divergence, drawn, mean_and_log_variance
+from thinslice.networks.vae import SliceVae, kl_divergence, mean_and_log_variance, sample_codes
 from thinslice.training.corpus import Batch, Geometry
 from thinslice.training.planes import PlaneBatch
 from thinslice.training.slices import SliceBatch
@@ -74,19 +74,19 @@ def vae_loss(
     per_pixel = network.settings["latent"] / network.multiple**2
     with torch.autocast(device.type, torch.bfloat16, enabled=has_bf16(device)):
         mean, log_variance = network.encode(slices.contiguous(memory_format=torch.channels_last))
-        code = drawn(mean, log_variance, torch.randn(mean.shape, generator=noise, device=device))
+        code = sample_codes(mean, log_variance, torch.randn(mean.shape, generator=noise, device=device))
         again = network.decode(code).float()
-        real = divergence(mean, log_variance)
+        real = kl_divergence(mean, log_variance)
         loss = 0.5 * ((again - slices) / sigma).square().mean() + per_pixel * real.mean()
         if not adversarial:
             return loss
         invented = network.decode(torch.randn(mean.shape, generator=noise, device=device))
         of_codes = network.decode(code.detach())
         margin = MARGIN * real.detach()
-        seen = [divergence(*network.encode(made.detach())) for made in (again, invented)]
+        seen = [kl_divergence(*network.encode(made.detach())) for made in (again, invented)]
         # The same weights, but given; not swapped in the network itself, which other threads may be computing with.
         judge = deepcopy(network.encoder, {id(weight): weight.detach() for weight in network.encoder.parameters()})
-        judged = [divergence(*mean_and_log_variance(judge(made))) for made in (of_codes, invented)]
+        judged = [kl_divergence(*mean_and_log_variance(judge(made))) for made in (of_codes, invented)]
     caught = sum(F.relu(margin - each).mean() for each in seen)
     passed = sum(each.mean() for each in judged)
     return loss + adversarial * per_pixel * (caught + passed)

@@ -14,7 +14,7 @@ from thinslice.physics.interpolation import INTERPOLATIONS
 from thinslice.training.export import read_card
 
 
-def check_name(out: Path, per_scan: bool, may_exist: bool) -> None:
+def check_model_name(out: Path, per_scan: bool, may_exist: bool) -> None:
     """Refuse a name, without .onnx, that cannot be one of a model, or of a folder of them.
 
     Raises:
@@ -76,12 +76,12 @@ def _is_card(path: Path) -> bool:
     return isinstance(card, dict) and {"sha256", "envelope"} <= card.keys()
 
 
-def names_of(paths: Sequence[Path], fingerprints: Sequence[str], known: Mapping[str, str]) -> list[str]:
+def name_models(paths: Sequence[Path], fingerprints: Sequence[str], known: Mapping[str, str]) -> list[str]:
     """A name for the model of each scan: the one it has, else that of its file where no other has it.
 
     Args:
         paths, fingerprints: of the scans.
-        known: fingerprint -> name of the models that are there, see `names_there`.
+        known: fingerprint -> name of the models that are there, see `find_adapted_models`.
     """
     stems = [stem_of(path) for path in paths]
     shared = [stem.casefold() for stem in stems]
@@ -97,7 +97,7 @@ def names_of(paths: Sequence[Path], fingerprints: Sequence[str], known: Mapping[
     return names
 
 
-def names_there(folder: Path) -> dict[str, str]:
+def find_adapted_models(folder: Path) -> dict[str, str]:
     """Fingerprint of a scan -> name of the model that was adapted to it alone."""
     found: dict[str, str] = {}
     for path in sorted(folder.glob("*.onnx")):
@@ -110,7 +110,7 @@ def names_there(folder: Path) -> dict[str, str]:
     return found
 
 
-def start_file(start: str | Path, option: str = "--model") -> Path:
+def find_start(start: str | Path, option: str = "--model") -> Path:
     """The model file that a name stands for, as for ``--model``.
 
     Args:

@@ -13,7 +13,7 @@ _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the quintic Newton-Schulz iteration, chosen by its authors for a steep slope at zero."""
 
 
-def orthogonalised(matrix: Tensor, iterations: int = 5) -> Tensor:
+def orthogonalise(matrix: Tensor, iterations: int = 5) -> Tensor:
     """The nearest semi-orthogonal matrix, roughly: singular values end between 0.7 and 1.2. [m, n] -> [m, n]."""
     a, b, c = _COEFFICIENTS
     x = matrix / (matrix.norm() + 1e-7)
@@ -55,6 +55,6 @@ class Muon(torch.optim.Optimizer):
                 average.lerp_(weight.grad, 1 - group["momentum"])
                 ahead = weight.grad.lerp(average, group["momentum"])
                 flat = ahead.reshape(len(ahead), -1)
-                update = orthogonalised(flat) * max(1.0, flat.shape[0] / flat.shape[1]) ** 0.5
+                update = orthogonalise(flat) * max(1.0, flat.shape[0] / flat.shape[1]) ** 0.5
                 weight.mul_(1 - group["lr"] * group["weight_decay"])
                 weight.add_(update.reshape(weight.shape), alpha=-group["lr"])

@@ -26,17 +26,24 @@ from thinslice.networks.slab import SlabNet
 from thinslice.networks.vae import SliceVae
 from thinslice.settings import Profile
 from thinslice.training.corpus import NEAR_FACTOR, NEAR_THICKNESS
-from thinslice.training.divergence import Steady
+from thinslice.training.divergence import DivergenceCheck
 from thinslice.training.export import export, load_weights, read_card
 from thinslice.training.fit import Schedule, fit, training_length
-from thinslice.training.model_outputs import start_file
-from thinslice.training.objectives import Slices, Synthesised
+from thinslice.training.model_outputs import find_start
+from thinslice.training.objectives import SliceObjective, SyntheticSlabObjective
 from thinslice.training.page import Comparison, write_page
-from thinslice.training.recipes import Stage, gentler, is_of, lineage, of_length, this_commit
+from thinslice.training.recipes import (
+    Stage,
+    current_commit,
+    describe_start,
+    is_model_of,
+    share_length,
+    with_gentle_rates,
+)
 from thinslice.training.run_state import keep
-from thinslice.training.slices import Stack, make_stack, unlike
-from thinslice.training.synthesis import VOXELS, Synthetic, in_its_place, make_synthetic
-from thinslice.training.usable_scans import reason, usable_ones
+from thinslice.training.slices import Stack, group_similar, make_stack
+from thinslice.training.synthesis import VOXELS, Synthetic, make_synthetic, to_patient_space
+from thinslice.training.usable_scans import find_usable_scans, one_line_reason
 
 NAME = "no-ground-truth"
 """Of the recipe and of the model."""
@@ -73,12 +80,20 @@ _OF_SLICES = Schedule(
 
 def no_ground_truth(adversarial: float = ADVERSARIAL) -> list[Stage]:
     """The recipe; 0 for ``adversarial`` leaves the introspective stage out."""
-    plain = Stage("vae", {}, Slices(), _OF_SLICES)
+    plain = Stage("vae", {}, SliceObjective(), _OF_SLICES)
     introspective = Stage(
-        "introvae", {}, Slices(adversarial=adversarial), replace(_OF_SLICES, steps=2_000, rate=2e-4), start="vae"
+        "introvae",
+        {},
+        SliceObjective(adversarial=adversarial),
+        replace(_OF_SLICES, steps=2_000, rate=2e-4),
+        start="vae",
     )
     network = Stage(
-        "network", {}, Synthesised(), Schedule(steps=6_000, warm_up=100, save_every=200, side_by_side=True), model=NAME
+        "network",
+        {},
+        SyntheticSlabObjective(),
+        Schedule(steps=6_000, warm_up=100, save_every=200, side_by_side=True),
+        model=NAME,
     )
     return [plain, *([introspective] if adversarial else []), network]
 
@@ -133,16 +148,16 @@ def run(
     check_writable(out)
     _check_alone()
     begun = _begun(out, resume)
-    file = None if start is None else start_file(start, "--start-from")
+    file = None if start is None else find_start(start, "--start-from")
     model = interpolation("cubic")
     if file is not None:
-        load_weights(no_ground_truth()[-1].task.make_network(), file)  # refused before any work
+        load_weights(no_ground_truth()[-1].objective.make_network(), file)  # refused before any work
         model = load_model(file, name=str(start) if str(start) in embedded_names() else None)
         wish = replace(wish, start=model.sha256)
     stacks = _learnable(paths, model, wish, report, complain)
     asked = {"recipe": NAME} | asdict(wish) | {"scans": sorted(stack.fingerprint for stack in stacks)}
     length = _begin_or_go_on(out, begun, asked, minutes, steps)
-    stages = of_length(no_ground_truth(wish.adversarial), *length)
+    stages = share_length(no_ground_truth(wish.adversarial), *length)
     learnt, looked_at = _split_by_person(stacks)
     _say_what_is_learnt_from(learnt, looked_at, report)
     vae, looks = auto_encoder(stages[:-1], learnt, looked_at, out, report)
@@ -158,7 +173,7 @@ def run(
     network = network_of(stages[-1], made, file, out, report)
     answer = out / f"{NAME}.onnx"
     trained = {stage.name: training_length(out / stage.name) for stage in stages}
-    if not is_of(answer, trained["network"]):
+    if not is_model_of(answer, trained["network"]):
         card = _card(stages, stacks, learnt, made, model, file) | {"trained": trained, "looks": looks}
         digest = export(network, card, answer)
         report(f"wrote {answer} (sha256 {digest[:12]})")
@@ -189,7 +204,7 @@ def _learnable(
     """
     stacks: list[Stack] = []
     room = MOST_VOXELS
-    for scan in usable_ones(paths, model, asdict(wish), complain):
+    for scan in find_usable_scans(paths, model, asdict(wish), complain):
         try:
             if scan.volume.voxels.size > room:
                 raise InputRefused(
@@ -198,7 +213,7 @@ def _learnable(
                 )
             stacks.append(make_stack(scan))
         except (ThinsliceError, MemoryError) as refusal:
-            complain(f"{scan.label}: left out: {reason(scan.path, refusal)}")
+            complain(f"{scan.label}: left out: {one_line_reason(scan.path, refusal)}")
             continue
         room -= scan.volume.voxels.size
         for note in scan.volume.notes:
@@ -267,7 +282,7 @@ def _say_what_is_learnt_from(
         f"{len(learnt)} scans, {count} slices to learn from"
         + (f"; the slices of {len(apart)} persons are looked at only" if apart else "")
     )
-    kinds = unlike(learnt)
+    kinds = group_similar(learnt)
     if len(kinds) > 1:
         some = "; ".join(f"{kind[0]} and {len(kind) - 1} more" if kind[1:] else kind[0] for kind in kinds)
         report(
@@ -288,15 +303,24 @@ def auto_encoder(
     Where a stage diverges its last good weights are kept, at the worst those that it began with.
     """
     torch.manual_seed(0)
-    vae = SliceVae(**stages[0].task.make_network().settings)
+    vae = SliceVae(**stages[0].objective.make_network().settings)
     seen: dict[str, Any] = {}
     for stage in stages:
         report(f"{stage.name}:")
-        watch = Steady([stage.task.batch_at(n, 1, looked_at) for n in range(LOOKED_AT)], out / stage.name, report)
+        watch = DivergenceCheck(
+            [stage.objective.batch_at(n, 1, looked_at) for n in range(LOOKED_AT)], out / stage.name, report
+        )
         network = SliceVae(**vae.settings)
         network.load_state_dict(vae.state_dict())
         vae = fit(
-            network, _numbered(stage, learnt), stage.task.loss, out / stage.name, stage.schedule, True, _silent, watch
+            network,
+            _numbered(stage, learnt),
+            stage.objective.loss,
+            out / stage.name,
+            stage.schedule,
+            True,
+            _silent,
+            watch,
         )
         seen[stage.name] = {"looks": watch.looks, "diverged": watch.diverged}
         first, last = watch.looks[0]["error"], watch.looks[-1]["error"]
@@ -316,17 +340,17 @@ def network_of(
     """The network that learnt from synthesised volumes alone."""
     report(f"{stage.name}:")
     torch.manual_seed(0)
-    network, schedule = stage.task.make_network(), stage.schedule
+    network, schedule = stage.objective.make_network(), stage.schedule
     if start is not None:
         load_weights(network, start)
-        schedule = gentler(schedule)
-    trained = fit(network, _numbered(stage, made), stage.task.loss, out / stage.name, schedule, True, report)
+        schedule = with_gentle_rates(schedule)
+    trained = fit(network, _numbered(stage, made), stage.objective.loss, out / stage.name, schedule, True, report)
     assert isinstance(trained, SlabNet)
     return trained
 
 
 def _numbered(stage: Stage, corpus: Sequence[Any]) -> Callable[[int], Any]:
-    return lambda number: stage.task.batch_at(number, 0, corpus)
+    return lambda number: stage.objective.batch_at(number, 0, corpus)
 
 
 def _silent(line: str) -> None:
@@ -352,14 +376,14 @@ def _card(
     }
     return {
         "name": NAME,
-        "recipe": [asdict(stage) | {"learns": type(stage.task).__name__} for stage in stages],
-        "commit": this_commit(),
+        "recipe": [asdict(stage) | {"learns": type(stage.objective).__name__} for stage in stages],
+        "commit": current_commit(),
         "data": [
             stack.origin | {"fingerprint": stack.fingerprint, "learnt_from": stack.fingerprint in from_these}
             for stack in stacks
         ],
         "envelope": own if start is None else read_card(start)["envelope"],
-        "started_from": None if start is None else lineage(start),
+        "started_from": None if start is None else describe_start(start),
         "processes": f"1 x {'cuda' if torch.cuda.is_available() else 'cpu'}",
     }
 
@@ -367,7 +391,9 @@ def _card(
 def _keep(made: Sequence[Synthetic], learnt: Sequence[Stack], folder: Path) -> None:
     """Write the synthesised volumes, marked as such in their headers and by their names."""
     for number, (one, stack) in enumerate(zip(made, learnt, strict=True), 1):
-        write(as_synthetic(in_its_place(one.thin.voxels, stack, one.corner)), folder / f"synthetic-{number:03}.nii.gz")
+        write(
+            as_synthetic(to_patient_space(one.thin.voxels, stack, one.corner)), folder / f"synthetic-{number:03}.nii.gz"
+        )
 
 
 def _show(
@@ -393,5 +419,5 @@ def _show(
 def _compared(one: Synthetic, stack: Stack) -> Comparison:
     """The part of a scan that a volume was synthesised from, and the volume."""
     rows, columns = (slice(at, at + n) for at, n in zip(one.corner, one.thin.voxels.shape[1:], strict=True))
-    acquired = in_its_place(stack.slices[:, rows, columns], stack, one.corner)
-    return Comparison(stack.name, acquired, in_its_place(one.thin.voxels, stack, one.corner), stack.plan.axis)
+    acquired = to_patient_space(stack.slices[:, rows, columns], stack, one.corner)
+    return Comparison(stack.name, acquired, to_patient_space(one.thin.voxels, stack, one.corner), stack.plan.axis)

@@ -12,7 +12,7 @@ from thinslice.networks.contract import Network
 from thinslice.networks.planes import PlaneNet
 from thinslice.networks.slab import CONTEXT, SlabNet
 from thinslice.networks.vae import SliceVae
-from thinslice.training.corpus import Batch, Ranges, Thin, batch_at
+from thinslice.training.corpus import AcquisitionRanges, Batch, TrainingVolume, batch_at
 from thinslice.training.losses import intermediate_loss, projected_loss, vae_loss
 from thinslice.training.planes import PlaneBatch, Shrinking, plane_batch_at
 from thinslice.training.slices import SliceBatch, Stack, slice_batch_at
@@ -22,7 +22,7 @@ VALID_FACTOR = (1.5, 10.0)
 VALID_THICKNESS = (0.6, 1.3)
 
 
-class Task(Protocol):
+class Objective(Protocol):
     """What every task can do."""
 
     def make_network(self) -> Network:
@@ -40,7 +40,7 @@ class Task(Protocol):
 
 
 @dataclass(frozen=True)
-class Slabs:
+class SlabObjective:
     """Learn what lies between acquired slices: `SlabNet`, `projected_loss`.
 
     Attributes:
@@ -50,7 +50,7 @@ class Slabs:
     """
 
     network: dict[str, Any] = field(default_factory=dict)
-    ranges: Ranges = field(default_factory=Ranges)
+    ranges: AcquisitionRanges = field(default_factory=AcquisitionRanges)
     patches: int = 3
     size: int = 48
     slabs: int = 4
@@ -59,7 +59,7 @@ class Slabs:
         """With fresh weights."""
         return SlabNet(**self.network)
 
-    def batch_at(self, step: int, seed: int, corpus: Sequence[Thin]) -> Batch:
+    def batch_at(self, step: int, seed: int, corpus: Sequence[TrainingVolume]) -> Batch:
         """What is learnt from in one step: the slabs, and what their neighbours see."""
         around = self.network.get("context", CONTEXT) + 1
         return batch_at(step, seed, corpus, self.ranges, self.patches, self.size, self.slabs, around)
@@ -79,10 +79,10 @@ class Slabs:
 
 
 @dataclass(frozen=True)
-class Synthesised:
+class SyntheticSlabObjective:
     """Learn what lies between the slices of volumes that nobody acquired (stage 2 of Xuan et al. 2021).
 
-    As `Slabs`, but every volume is made thick as the scans were that shall be made thin.
+    As `SlabObjective`, but every volume is made thick as the scans were that shall be made thin.
     """
 
     network: dict[str, Any] = field(default_factory=dict)
@@ -110,7 +110,7 @@ class Synthesised:
 
 
 @dataclass(frozen=True)
-class Planes:
+class PlaneObjective:
     """Learn to enlarge planes by a whole factor: `PlaneNet`, `intermediate_loss` (Georgescu et al. 2020).
 
     Attributes:
@@ -139,7 +139,7 @@ class Planes:
         factor = self.shrinking.factor
         return PlaneNet((factor, factor if self.part == "in-plane" else 1), **self.network)
 
-    def batch_at(self, step: int, seed: int, corpus: Sequence[Thin]) -> PlaneBatch:
+    def batch_at(self, step: int, seed: int, corpus: Sequence[TrainingVolume]) -> PlaneBatch:
         """What is learnt from in one step."""
         return plane_batch_at(
             step, seed, corpus, self.part, self.shrinking, self.patches, self.lines, self.size, self.margin
@@ -162,7 +162,7 @@ class Planes:
 
 
 @dataclass(frozen=True)
-class Slices:
+class SliceObjective:
     """Learn to make slices from short codes: `SliceVae`, `vae_loss` (stage 1 of Xuan et al. 2021).
 
     Attributes:

@@ -15,7 +15,7 @@ from thinslice.physics.acquisition import Acquisition
 from thinslice.physics.interpolation import cubic_matrix
 from thinslice.physics.profile import downscaling_matrix
 from thinslice.settings import Profile
-from thinslice.training.corpus import Draw, Thin, cut, draw_block
+from thinslice.training.corpus import Draw, TrainingVolume, cut, draw_block
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class PlaneBatch:
 def plane_batch_at(
     step: int,
     seed: int,
-    corpus: Sequence[Thin],
+    corpus: Sequence[TrainingVolume],
     part: Part,
     shrinking: Shrinking,
     patches: int,
@@ -98,7 +98,7 @@ def plane_batch_at(
 
 
 def draw_planes(
-    rng: np.random.Generator, corpus: Sequence[Thin], part: Part, shrinking: Shrinking, lines: int, size: int
+    rng: np.random.Generator, corpus: Sequence[TrainingVolume], part: Part, shrinking: Shrinking, lines: int, size: int
 ) -> PlaneDraw:
     """Where one patch is cut and how it is made small."""
     long = shrinking.factor * size
@@ -110,7 +110,7 @@ def draw_planes(
 
 
 def render_planes(
-    corpus: Sequence[Thin], draw: PlaneDraw, part: Part, factor: int, lines: int, size: int, margin: int
+    corpus: Sequence[TrainingVolume], draw: PlaneDraw, part: Part, factor: int, lines: int, size: int, margin: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Planes [lines, h, w], their interpolation and the truth [lines, a h, b w]."""
     wide = (draw.fwhm_vox or factor) * 2.0

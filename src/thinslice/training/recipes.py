@@ -20,11 +20,11 @@ from thinslice.io.atomic import whole_or_not
 from thinslice.models.engine import Part
 from thinslice.networks.contract import Network
 from thinslice.training.clips import find_clips, holds_clips, load_clips
-from thinslice.training.corpus import Ranges, Thin, load_isotropic, load_thick
+from thinslice.training.corpus import AcquisitionRanges, TrainingVolume, load_isotropic, load_thick
 from thinslice.training.export import export, load_weights, read_card
 from thinslice.training.fit import Schedule, fit, join_world, training_length
 from thinslice.training.manifest import UNKNOWN, provenance
-from thinslice.training.objectives import Planes, Slabs, Task
+from thinslice.training.objectives import Objective, PlaneObjective, SlabObjective
 from thinslice.training.planes import Shrinking
 
 CT_SHARE = 0.6
@@ -52,7 +52,7 @@ class Stage:
 
     name: str
     sources: dict[str, float]
-    task: Task = field(default_factory=Slabs)
+    objective: Objective = field(default_factory=SlabObjective)
     schedule: Schedule = field(default_factory=Schedule)
     start: str | None = None
     model: str | None = None
@@ -66,7 +66,7 @@ def default() -> list[Stage]:
 def default_large() -> list[Stage]:
     """`default` for a GPU: steps of 32 times as many pixels, in patches of four times as many, so edges matter less."""
     schedule = Schedule(steps=10_000, batches=4, save_every=500)
-    return [Stage("iso", {"iso_train": 1.0}, Slabs(patches=12, size=96), schedule, model="default")]
+    return [Stage("iso", {"iso_train": 1.0}, SlabObjective(patches=12, size=96), schedule, model="default")]
 
 
 def video_mr(kept: float = 1.0) -> list[Stage]:
@@ -82,12 +82,12 @@ def video_mr(kept: float = 1.0) -> list[Stage]:
         kept: share of batches in which every n-th frame is kept, as in the paper; the frames of the others are averaged
             under a slice profile, as a scanner would.
     """
-    ranges = Ranges(factor=(2.0, 4.0), whole=(2, 3, 4), fractional=False, kept=kept, ends="slices")
+    ranges = AcquisitionRanges(factor=(2.0, 4.0), whole=(2, 3, 4), fractional=False, kept=kept, ends="slices")
     return [
         Stage(
             "video",
             {"video": 1.0},
-            Slabs(ranges=ranges, patches=4, slabs=2),
+            SlabObjective(ranges=ranges, patches=4, slabs=2),
             Schedule(steps=5_000, save_every=200),
         ),
         Stage(
@@ -103,17 +103,21 @@ def video_mr(kept: float = 1.0) -> list[Stage]:
 def planes() -> list[Stage]:
     """The embedded networks for planes: for x2 and x4, for MR, and from there for CT, of which there is less."""
 
-    def task(part: Part, factor: int, hounsfield: bool) -> Planes:
+    def objective(part: Part, factor: int, hounsfield: bool) -> PlaneObjective:
         narrow = part == "depth" and factor == 2  # which has the most pixels to go through for what it adds
         widths = {"width": 16 if narrow else 32, "fine_width": 16}
-        return Planes(part, Shrinking(factor), widths, hounsfield=hounsfield, patches=8 // factor)
+        return PlaneObjective(part, Shrinking(factor), widths, hounsfield=hounsfield, patches=8 // factor)
 
-    mr = [_planes_stage("mr", "iso_train", part, factor, task(part, factor, False)) for part, factor in _PLANES]
-    for_ct = [task(part, factor, True) for part, factor in _PLANES]
-    schedule = gentler(Schedule(steps=4000, save_every=200))
+    mr = [_planes_stage("mr", "iso_train", part, factor, objective(part, factor, False)) for part, factor in _PLANES]
+    for_ct = [objective(part, factor, True) for part, factor in _PLANES]
+    schedule = with_gentle_rates(Schedule(steps=4000, save_every=200))
     return mr + [
-        replace(_planes_stage("ct", "ct", task.part, task.shrinking.factor, task), schedule=schedule, start=stage.name)
-        for task, stage in zip(for_ct, mr, strict=True)
+        replace(
+            _planes_stage("ct", "ct", objective.part, objective.shrinking.factor, objective),
+            schedule=schedule,
+            start=stage.name,
+        )
+        for objective, stage in zip(for_ct, mr, strict=True)
     ]
 
 
@@ -130,7 +134,7 @@ def planes_paper() -> list[Stage]:
                 source,
                 part,
                 factor,
-                Planes(
+                PlaneObjective(
                     part,
                     Shrinking(factor, scanner=0.0),
                     {"residual": False, "fine_width": 32},
@@ -145,11 +149,11 @@ def planes_paper() -> list[Stage]:
     ]
 
 
-def _planes_stage(scanner: str, source: str, part: Part, factor: int, task: Planes) -> Stage:
+def _planes_stage(scanner: str, source: str, part: Part, factor: int, objective: PlaneObjective) -> Stage:
     return Stage(
         f"{scanner}-{part}-x{factor}",
         {source: 1.0},
-        task,
+        objective,
         Schedule(steps=8000, save_every=200),
         model=f"planes-{scanner}.{part}-x{factor}",
     )
@@ -265,7 +269,7 @@ def run_stages(
         _folder_of(data, source)
     starts = _starts(stages, start)
     stages = _needed(stages, starts)
-    stages = of_length(stages, *(_length_of(out, minutes, steps) if resume else (minutes, steps)))
+    stages = share_length(stages, *(_length_of(out, minutes, steps) if resume else (minutes, steps)))
     rank, world, device = join_world()
     report = report if rank == 0 else _silent
     trained: dict[str, Network] = {}
@@ -278,26 +282,26 @@ def run_stages(
             + (f"; {len(left_out)} clips left out, whose licence is share-alike" if left_out else "")
         )
         torch.manual_seed(seed)
-        network, batches, schedule = stage.task.make_network(), seed, stage.schedule
+        network, batches, schedule = stage.objective.make_network(), seed, stage.schedule
         begin = starts.get(stage.name)
         if begin is not None:
             load_weights(network, begin)
-            schedule = gentler(schedule)
-            batches += int(lineage(begin)["sha256"][:8], 16)  # not the batches that made the start
+            schedule = with_gentle_rates(schedule)
+            batches += int(describe_start(begin)["sha256"][:8], 16)  # not the batches that made the start
         elif stage.start is not None:
             network.load_state_dict(trained[stage.start].state_dict())
         if rank == 0:
             _keep_wish(out, minutes, steps, asked or {})
-        batch_at = _numbered(stage.task, batches, corpus)
-        network = fit(network, batch_at, stage.task.loss, out / stage.name, schedule, resume, report)
+        batch_at = _numbered(stage.objective, batches, corpus)
+        network = fit(network, batch_at, stage.objective.loss, out / stage.name, schedule, resume, report)
         trained[stage.name] = network
         if stage.model is None:
             continue
         models.append(out / f"{stage.model}.onnx")
-        if rank == 0 and not is_of(models[-1], training_length(out / stage.name)):
+        if rank == 0 and not is_model_of(models[-1], training_length(out / stage.name)):
             behind = _behind(stage, stages, starts)
             card = make_card(stage.model, behind, data) | {
-                "started_from": lineage(starts[behind[0].name]) if behind[0].name in starts else None,
+                "started_from": describe_start(starts[behind[0].name]) if behind[0].name in starts else None,
                 "trained": {s.name: training_length(out / s.name) for s in behind},
                 "processes": f"{world} x {device.type}",
             }
@@ -306,7 +310,7 @@ def run_stages(
     return models
 
 
-def load_sources(data: Path, sources: dict[str, float]) -> list[Thin]:
+def load_sources(data: Path, sources: dict[str, float]) -> list[TrainingVolume]:
     """The volumes of a stage. How a folder is read follows from what it is.
 
     One named ``iso...`` holds near-isotropic volumes, of which any axis may become thick. One that holds clips and no
@@ -314,7 +318,7 @@ def load_sources(data: Path, sources: dict[str, float]) -> list[Thin]:
 
     Of computed tomography (``ct``), which has no folder of its own to be scored on, the first slices are learnt from.
     """
-    corpus: list[Thin] = []
+    corpus: list[TrainingVolume] = []
     for name, weight in sources.items():
         folder = _folder_of(data, name)
         kind = _kind_of(folder)
@@ -356,14 +360,14 @@ def make_card(name: str, stages: Sequence[Stage], data: Path) -> dict[str, Any]:
     left_out = [file for stage in stages for file in _left_out(data, stage.sources)]
     return {
         "name": name,
-        "recipe": [asdict(stage) | {"learns": type(stage.task).__name__} for stage in stages],
-        "commit": this_commit(),
+        "recipe": [asdict(stage) | {"learns": type(stage.objective).__name__} for stage in stages],
+        "commit": current_commit(),
         "data": [row for stage in stages for name in stage.sources for row in _attribution(data / name)],
-        "envelope": stages[-1].task.envelope,
+        "envelope": stages[-1].objective.envelope,
     } | ({"left_out_as_share_alike": left_out} if left_out else {})
 
 
-def lineage(start: Path) -> dict[str, Any]:
+def describe_start(start: Path) -> dict[str, Any]:
     """What a model file says of its own training, for the card of what begins with its weights."""
     card = read_card(start)
     known = {key: card.get(key) for key in ("commit", "trained", "processes", "started_from")}
@@ -406,7 +410,7 @@ def _known(out: Path) -> dict[str, Any]:
     return known
 
 
-def is_of(model: Path, length: dict[str, float]) -> bool:
+def is_model_of(model: Path, length: dict[str, float]) -> bool:
     """Whether a model file was made at the end of a training of that length: then a resumed run leaves it alone."""
     try:
         return bool(list(read_card(model)["trained"].values())[-1] == length)
@@ -418,12 +422,12 @@ def _silent(line: str) -> None:
     """What the other processes of a parallel training have to say."""
 
 
-def gentler(schedule: Schedule) -> Schedule:
+def with_gentle_rates(schedule: Schedule) -> Schedule:
     """For weights that are good already, see `GENTLER`."""
     return replace(schedule, rate=GENTLER * schedule.rate, muon_rate=GENTLER * schedule.muon_rate)
 
 
-def of_length(stages: list[Stage], minutes: float | None, steps: int | None) -> list[Stage]:
+def share_length(stages: list[Stage], minutes: float | None, steps: int | None) -> list[Stage]:
     """The stages as they are, or sharing so many minutes or steps in proportion to their own steps."""
     whole = sum(stage.schedule.steps for stage in stages)
 
@@ -450,8 +454,8 @@ def _needed(stages: Sequence[Stage], starts: Mapping[str, Path]) -> list[Stage]:
     return [stage for stage in stages if stage in used]
 
 
-def _numbered(task: Task, seed: int, corpus: Sequence[Thin]) -> Callable[[int], Any]:
-    return lambda number: task.batch_at(number, seed, corpus)
+def _numbered(objective: Objective, seed: int, corpus: Sequence[TrainingVolume]) -> Callable[[int], Any]:
+    return lambda number: objective.batch_at(number, seed, corpus)
 
 
 def _attribution(folder: Path) -> list[dict[str, Any]]:
@@ -468,7 +472,7 @@ def _attribution(folder: Path) -> list[dict[str, Any]]:
     return [{"file": f"{folder.name}/{name}", **known.get(name, UNKNOWN), **learnt} for name in names]
 
 
-def this_commit() -> str:
+def current_commit() -> str:
     """Of the source that runs, "unknown" where it is not under version control."""
     here = Path(__file__).parent
     try:

@@ -26,17 +26,17 @@ from thinslice.plan import Plan
 from thinslice.settings import Profile
 from thinslice.training.corpus import (
     BLANK,
-    LOOKS,
+    THICK_SCAN_RANGES,
     Batch,
     Draw,
     Geometry,
-    Thin,
+    TrainingVolume,
     draw_patch,
     geometry_near,
     geometry_of_block,
     render,
 )
-from thinslice.training.usable_scans import LEAST_SIDE, check_enough
+from thinslice.training.usable_scans import LEAST_SIDE, check_large_enough
 from thinslice.volume import Volume
 
 ANGLES = (0.0, 15.0, 30.0, 45.0, 60.0, 75.0)
@@ -75,7 +75,7 @@ RARELY, OFTEN = 0.02, 1.0
 
 
 @dataclass(frozen=True)
-class Places:
+class PatchPlaces:
     """Where lessons can be cut: volume, axis and middle (thin voxels along axis, lines, columns), and their chances."""
 
     volume: np.ndarray
@@ -85,15 +85,15 @@ class Places:
 
 
 @dataclass(frozen=True)
-class Target:
+class TargetScan:
     """One thick scan, ready to be learnt from.
 
     Attributes:
         name: of the scan.
         factor, thickness_over_spacing, profile: of its plan.
         volumes, places: what is learnt from: the starting model's answer, turned by `ANGLES`, slice axis last.
-        unseen, unseen_places: the same of the end of the field of view that is held out.
-        acquired, unseen_acquired: the acquired slices themselves [x, y, slices], to be made thicker still; likewise.
+        held_out, held_out_places: the same of the end of the field of view that is held out.
+        acquired, held_out_acquired: the acquired slices themselves [x, y, slices], to be made thicker still; likewise.
         weight: how often it is drawn.
     """
 
@@ -101,16 +101,16 @@ class Target:
     factor: float
     thickness_over_spacing: float
     profile: Profile
-    volumes: list[Thin]
-    places: Places
-    unseen: list[Thin]
-    unseen_places: Places
-    acquired: Thin
-    unseen_acquired: Thin
+    volumes: list[TrainingVolume]
+    places: PatchPlaces
+    held_out: list[TrainingVolume]
+    held_out_places: PatchPlaces
+    acquired: TrainingVolume
+    held_out_acquired: TrainingVolume
     weight: float
 
 
-def make_target(name: str, scan: Volume, plan: Plan, model: Model, voxels: int = VOXELS) -> Target:
+def make_target_scan(name: str, scan: Volume, plan: Plan, model: Model, voxels: int = VOXELS) -> TargetScan:
     """Compute the thin slices by the starting model, turn them, and see which places are like the slices.
 
     Args:
@@ -123,7 +123,7 @@ def make_target(name: str, scan: Volume, plan: Plan, model: Model, voxels: int =
     Raises:
         InputRefused: there is too little of it to learn from.
     """
-    check_enough(scan, plan)
+    check_large_enough(scan, plan)
     low, high = intensity_range(scan.voxels.astype(np.float32))
     acquired = (np.moveaxis(scan.voxels, plan.axis, 2).astype(np.float32) - low) / np.float32(high - low)
     *crop, depth = _middle((*acquired.shape[:2], plan.n_thin), voxels)
@@ -132,17 +132,19 @@ def make_target(name: str, scan: Volume, plan: Plan, model: Model, voxels: int =
     thin = [
         (_thin_of(part, scan, plan, model)[..., depth] - low) / np.float32(high - low) for part in (learnt, held_out)
     ]
-    volumes, unseen = (_turned(name, part, plan.factor, _spacing_in_plane(scan, plan)) for part in thin)
-    slices, unseen_slices = (Thin(name, np.ascontiguousarray(acquired[p]), (2,), 1.0) for p in (learnt, held_out))
-    return Target(
+    volumes, held_out_volumes = (_turned(name, part, plan.factor, _spacing_in_plane(scan, plan)) for part in thin)
+    slices, held_out_slices = (
+        TrainingVolume(name, np.ascontiguousarray(acquired[p]), (2,), 1.0) for p in (learnt, held_out)
+    )
+    return TargetScan(
         name,
         *about,
         volumes,
         _places(volumes, _looks(np.moveaxis(slices.voxels, 2, 0))[0], *about),
-        unseen,
-        _places(unseen, _looks(np.moveaxis(acquired, 2, 0))[0], *about),
+        held_out_volumes,
+        _places(held_out_volumes, _looks(np.moveaxis(acquired, 2, 0))[0], *about),
         slices,
-        unseen_slices,
+        held_out_slices,
         (thin[0].size + thin[1].size) ** 0.5,
     )
 
@@ -203,7 +205,9 @@ def _split(
     return learnt, held_out
 
 
-def _turned(name: str, thin: np.ndarray, factor: float, spacing_mm: tuple[float, float] = (1.0, 1.0)) -> list[Thin]:
+def _turned(
+    name: str, thin: np.ndarray, factor: float, spacing_mm: tuple[float, float] = (1.0, 1.0)
+) -> list[TrainingVolume]:
     """The slices turned by every angle, cut to what lies inside the image; axes that have room may become thick.
 
     Where the pixels are not square, the coarser of their axes is learnt from as it is: the finer one, or one between
@@ -220,7 +224,7 @@ def _turned(name: str, thin: np.ndarray, factor: float, spacing_mm: tuple[float,
         if not angle or min(voxels.shape[:2]) >= LEAST_SIDE:
             room = min(ROOM * factor, max(voxels.shape[axis] for axis in wanted))
             axes = tuple(axis for axis in wanted if voxels.shape[axis] >= room)
-            turned.append(Thin(f"{name}, {angle:g} degrees", voxels, axes, 1.0))
+            turned.append(TrainingVolume(f"{name}, {angle:g} degrees", voxels, axes, 1.0))
     return turned
 
 
@@ -277,8 +281,12 @@ def _around(cells: np.ndarray) -> np.ndarray:
 
 
 def _places(
-    volumes: Sequence[Thin], wanted: np.ndarray, factor: float, thickness_over_spacing: float, profile: Profile
-) -> Places:
+    volumes: Sequence[TrainingVolume],
+    wanted: np.ndarray,
+    factor: float,
+    thickness_over_spacing: float,
+    profile: Profile,
+) -> PatchPlaces:
     """All places of some volumes, with chances that make their looks as frequent as the ``wanted`` ones [m, 2]."""
     looks, found = [], []
     for number, thin in enumerate(volumes):
@@ -298,7 +306,7 @@ def _places(
     share_wanted, share_own = _shares(wanted, edges), _shares(own, edges)
     chance = np.clip(share_wanted / np.maximum(share_own, 1e-9), RARELY, OFTEN)[_classes(own, edges)]
     volume, axis, middle = (np.concatenate(parts) for parts in zip(*found, strict=True))
-    return Places(volume, axis, middle, chance / chance.sum())
+    return PatchPlaces(volume, axis, middle, chance / chance.sum())
 
 
 def _classes(looks: np.ndarray, edges: Sequence[np.ndarray]) -> np.ndarray:
@@ -310,59 +318,59 @@ def _shares(looks: np.ndarray, edges: Sequence[np.ndarray]) -> np.ndarray:
     return np.bincount(_classes(looks, edges), minlength=BINS[0] * BINS[1]) / len(looks)
 
 
-def lesson_at(
-    step: int, seed: int, targets: Sequence[Target], patches: int, size: int, slabs: int, context: int
+def self_supervised_batch_at(
+    step: int, seed: int, targets: Sequence[TargetScan], patches: int, size: int, slabs: int, context: int
 ) -> Batch:
     """What is learnt from in one step: mostly a direction within the slices, sometimes across them at another scale."""
     across = np.random.default_rng([seed, step, 1]).random() < THICKER
-    batch_at = thicker_batch_at if across else target_batch_at
+    batch_at = thicker_slices_batch_at if across else in_plane_batch_at
     return batch_at(step, seed, targets, patches, size, slabs, context)
 
 
-def target_batch_at(
+def in_plane_batch_at(
     step: int,
     seed: int,
-    targets: Sequence[Target],
+    targets: Sequence[TargetScan],
     patches: int,
     size: int,
     slabs: int,
     context: int,
-    unseen: bool = False,
+    held_out: bool = False,
 ) -> Batch:
     """Patches of one scan, thick along a direction within its slices, in an acquisition near its own.
 
     Where there is less room than a patch has pixels there are more and smaller ones.
 
-    With ``unseen`` of the part held out.
+    With ``held_out`` of the part held out.
     """
     rng = np.random.default_rng([seed, step])
     target = _one_of(rng, targets)
     about = (target.factor, target.thickness_over_spacing, target.profile)
     geometry = geometry_near(rng, *about, slabs, context)
-    volumes, places = (target.unseen, target.unseen_places) if unseen else (target.volumes, target.places)
+    volumes, places = (target.held_out, target.held_out_places) if held_out else (target.volumes, target.places)
     patches, size = _fitting(patches, size, min(volumes[0].voxels.shape))
     draws = [_draw(rng, volumes, places, geometry, size) for _ in range(patches)]
     return render(volumes, geometry, draws, size, context)
 
 
-def thicker_batch_at(
+def thicker_slices_batch_at(
     step: int,
     seed: int,
-    targets: Sequence[Target],
+    targets: Sequence[TargetScan],
     patches: int,
     size: int,
     slabs: int,
     context: int,
-    unseen: bool = False,
+    held_out: bool = False,
 ) -> Batch:
-    """Patches of one scan's acquired slices, made twice as thick; with ``unseen`` of the part held out."""
+    """Patches of one scan's acquired slices, made twice as thick; with ``held_out`` of the part held out."""
     rng = np.random.default_rng([seed, step])
     target = _one_of(rng, targets)
     phase = float(rng.choice([0.0, 0.5, 1.0]))
     geometry = geometry_of_block(2.0, target.thickness_over_spacing, target.profile, phase, slabs, context)
-    slices = target.unseen_acquired if unseen else target.acquired
+    slices = target.held_out_acquired if held_out else target.acquired
     patches, size = _fitting(patches, size, min(slices.voxels.shape[:2]))
-    draws = [draw_patch(rng, [slices], LOOKS, geometry, size) for _ in range(patches)]
+    draws = [draw_patch(rng, [slices], THICK_SCAN_RANGES, geometry, size) for _ in range(patches)]
     return render([slices], geometry, draws, size, context)
 
 
@@ -372,16 +380,18 @@ def _fitting(patches: int, size: int, room: int) -> tuple[int, int]:
     return round(patches * (size / side) ** 2), side
 
 
-def _one_of(rng: np.random.Generator, targets: Sequence[Target]) -> Target:
+def _one_of(rng: np.random.Generator, targets: Sequence[TargetScan]) -> TargetScan:
     weights = np.array([target.weight for target in targets])
     return targets[int(rng.choice(len(targets), p=weights / weights.sum()))]
 
 
-def _draw(rng: np.random.Generator, volumes: Sequence[Thin], places: Places, geometry: Geometry, size: int) -> Draw:
+def _draw(
+    rng: np.random.Generator, volumes: Sequence[TrainingVolume], places: PatchPlaces, geometry: Geometry, size: int
+) -> Draw:
     """A place by its chance, moved a little, and the patch around it turned over and recoloured at random."""
     chosen = int(rng.choice(len(places.chance), p=places.chance))
     volume, axis = int(places.volume[chosen]), int(places.axis[chosen])
-    look = draw_patch(rng, [replace(volumes[volume], axes=(axis,))], LOOKS, geometry, size)
+    look = draw_patch(rng, [replace(volumes[volume], axes=(axis,))], THICK_SCAN_RANGES, geometry, size)
     shape = np.moveaxis(volumes[volume].voxels, axis, 0).shape
     middle = places.middle[chosen] + rng.integers(-CELL // 2, CELL // 2 + 1, 3)
     low, high = int(geometry.thin_positions[0][0]), int(geometry.thin_positions[-1][-1])

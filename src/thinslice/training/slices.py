@@ -11,7 +11,7 @@ from thinslice.physics.intensity import intensity_range
 from thinslice.plan import Plan
 from thinslice.training.corpus import BLANK, TRIES
 from thinslice.training.manifest import UNKNOWN, person_of, provenance
-from thinslice.training.usable_scans import Scan, check_enough
+from thinslice.training.usable_scans import UsableScan, check_large_enough
 
 LOOK, ALIKE = 16, 0.6
 """Mean slices of two scans of one kind correlate by more than ALIKE on so coarse a grid: brains of any contrast by 0.64
@@ -53,14 +53,14 @@ class SliceBatch:
     seed: int
 
 
-def make_stack(scan: Scan) -> Stack:
+def make_stack(scan: UsableScan) -> Stack:
     """Turn the slice axis of a scan to the front, and scale its intensities.
 
     Raises:
         InputRefused: there is too little of it to learn from.
     """
     voxels, plan, path = scan.volume.voxels, scan.plan, Path(os.path.abspath(scan.path))
-    check_enough(scan.volume, plan)
+    check_large_enough(scan.volume, plan)
     low, high = intensity_range(voxels)
     acquired = np.moveaxis(voxels, plan.axis, 0)
     slices = np.empty(acquired.shape, np.float16)
@@ -70,7 +70,7 @@ def make_stack(scan: Scan) -> Stack:
     return Stack(path.name, person_of(path), slices, plan, scan.volume.affine, scan.fingerprint, origin)
 
 
-def unlike(stacks: Sequence[Stack]) -> list[list[str]]:
+def group_similar(stacks: Sequence[Stack]) -> list[list[str]]:
     """The names of stacks in groups that look unlike each other, the largest first; one group where all look alike.
 
     Two stacks look alike where their mean slices do, coarsely and in any of eight positions (`ALIKE`).

@@ -2,7 +2,7 @@
 
 Stage 1 of Xuan et al. (Pattern Recognition 2021, arXiv 2003.12627). They are realistic, but between the slices the
 anatomy is invented; so they must never be paired with the scan they come from. Here nothing can: what is learnt from is
-a `Thin`, which is made thick again by `thinslice.training.corpus.render`, and the scan is not in it.
+a `TrainingVolume`, which is made thick again by `thinslice.training.corpus.render`, and the scan is not in it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,7 +14,7 @@ import torch
 from thinslice.networks.vae import SliceVae
 from thinslice.physics.interpolation import cubic_matrix, linear_matrix
 from thinslice.settings import Profile
-from thinslice.training.corpus import LOOKS, Batch, Thin, draw_patch, geometry_near, render
+from thinslice.training.corpus import THICK_SCAN_RANGES, Batch, TrainingVolume, draw_patch, geometry_near, render
 from thinslice.training.losses import has_bf16
 from thinslice.training.slices import Stack
 from thinslice.training.usable_scans import LEAST_SIDE
@@ -28,7 +28,7 @@ VOXELS = 300_000_000
 """Of all synthesised volumes together, two bytes each."""
 
 
-def rate_of(factor: float) -> float:
+def slices_per_acquired_slice(factor: float) -> float:
     """Slices that are synthesised for every acquired one.
 
     Fewer than the factor: between two of as many, hardly anything would change, unlike from one thin slice to the next,
@@ -37,13 +37,13 @@ def rate_of(factor: float) -> float:
     return max(factor / 2, 1.5)
 
 
-def positions(n_thick: int, rate: float) -> np.ndarray:
+def synthetic_slice_positions(n_thick: int, rate: float) -> np.ndarray:
     """Where a synthesised volume has slices, in spacings of the acquired ones: about ``rate`` to each, edges kept."""
     count = round(n_thick * rate)
     return (np.arange(count) + 0.5) * (n_thick / count) - 0.5
 
 
-def synthesised(vae: SliceVae, stack: Stack, rate: float, detail: bool = True) -> np.ndarray:
+def synthesise(vae: SliceVae, stack: Stack, rate: float, detail: bool = True) -> np.ndarray:
     """A volume [slices, h, w] float16 made of the slices of a stack, whose pixels are the scan's own.
 
     Codes are interpolated on straight lines, beyond the outermost acquired slices held, and decoded. Unlike in the
@@ -56,7 +56,7 @@ def synthesised(vae: SliceVae, stack: Stack, rate: float, detail: bool = True) -
         detail: False for the decoder's answer alone.
     """
     n = len(stack.slices)
-    place = positions(n, rate)
+    place = synthetic_slice_positions(n, rate)
     volume = _decoded(vae, stack.slices, linear_matrix(place, n))
     if not detail:
         return volume
@@ -98,7 +98,7 @@ class Synthetic:
         corner: line and column of the acquired slices at which it begins.
     """
 
-    thin: Thin
+    thin: TrainingVolume
     factor: float
     thickness_over_spacing: float
     profile: Profile
@@ -107,13 +107,13 @@ class Synthetic:
 
 def make_synthetic(vae: SliceVae, stack: Stack, voxels: int = VOXELS) -> Synthetic:
     """What is learnt from in place of a thin scan: about ``voxels`` at most, of large slices a part drawn by chance."""
-    rate = rate_of(stack.plan.factor)
+    rate = slices_per_acquired_slice(stack.plan.factor)
     side = max(LEAST_SIDE, int((voxels / (len(stack.slices) * rate)) ** 0.5))
     rng = np.random.default_rng(int(stack.fingerprint[:8] or "0", 16))
     top, left = (int(rng.integers(0, max(n - side, 0) + 1)) for n in stack.slices.shape[1:])
     part = replace(stack, slices=stack.slices[:, top : top + side, left : left + side])
-    volume, plan = synthesised(vae, part, rate), stack.plan
-    thin = Thin(f"made of {stack.name}", volume, (0,), volume.size**0.5)
+    volume, plan = synthesise(vae, part, rate), stack.plan
+    thin = TrainingVolume(f"made of {stack.name}", volume, (0,), volume.size**0.5)
     return Synthetic(thin, plan.factor, plan.thickness_over_spacing, plan.profile, (top, left))
 
 
@@ -125,11 +125,11 @@ def synthetic_batch_at(
     weights = np.array([volume.thin.weight for volume in volumes])
     one = volumes[int(rng.choice(len(volumes), p=weights / weights.sum()))]
     geometry = geometry_near(rng, one.factor, one.thickness_over_spacing, one.profile, slabs, context)
-    draws = [draw_patch(rng, [one.thin], LOOKS, geometry, size) for _ in range(patches)]
+    draws = [draw_patch(rng, [one.thin], THICK_SCAN_RANGES, geometry, size) for _ in range(patches)]
     return render([one.thin], geometry, draws, size, context)
 
 
-def in_its_place(slices: np.ndarray, stack: Stack, corner: tuple[int, int] = (0, 0)) -> Volume:
+def to_patient_space(slices: np.ndarray, stack: Stack, corner: tuple[int, int] = (0, 0)) -> Volume:
     """Slices [n, h, w] over the field of view of a stack, however many, as a volume in patient space, 0 .. 1000.
 
     Their first pixel lies at ``corner``, line and column of the acquired slices.

@@ -20,7 +20,7 @@ LEAST_SLICES, LEAST_SIDE = 6, 48
 
 
 @dataclass(frozen=True)
-class Scan:
+class UsableScan:
     """A thick scan that can be learnt from, and what will be done to it."""
 
     label: str
@@ -30,9 +30,9 @@ class Scan:
     fingerprint: str
 
 
-def usable_ones(
+def find_usable_scans(
     paths: Sequence[Path], model: Model, wish: dict[str, Any], complain: Callable[[str], None]
-) -> Iterator[Scan]:
+) -> Iterator[UsableScan]:
     """Every scan that can be planned, once, one after the other; the rest is named.
 
     Args:
@@ -55,7 +55,9 @@ def usable_ones(
         yield scan
 
 
-def _usable(path: Path, label: str, model: Model, wish: dict[str, Any], complain: Callable[[str], None]) -> Scan | None:
+def _usable(
+    path: Path, label: str, model: Model, wish: dict[str, Any], complain: Callable[[str], None]
+) -> UsableScan | None:
     """A scan and its plan, or None after saying why not."""
     try:
         volume = read(path)
@@ -71,12 +73,12 @@ def _usable(path: Path, label: str, model: Model, wish: dict[str, Any], complain
             envelope=model.envelope,
         )
     except (ThinsliceError, OSError, MemoryError) as refusal:
-        complain(f"{label}: left out: {reason(path, refusal)}")
+        complain(f"{label}: left out: {one_line_reason(path, refusal)}")
         return None
-    return Scan(label, path, volume, plan, fingerprint(volume))
+    return UsableScan(label, path, volume, plan, fingerprint(volume))
 
 
-def check_enough(volume: Volume, plan: Plan) -> None:
+def check_large_enough(volume: Volume, plan: Plan) -> None:
     """Refuse a scan of which there is too little to learn from.
 
     Raises:
@@ -95,7 +97,7 @@ def check_enough(volume: Volume, plan: Plan) -> None:
         raise InputRefused("got an empty image or voxels that are not finite; need a scan; next: repair it")
 
 
-def reason(path: Path, error: Exception) -> str:
+def one_line_reason(path: Path, error: Exception) -> str:
     """One line, without the name of the scan, which is said before it."""
     if isinstance(error, MemoryError):
         return "got a scan larger than the free memory; need a smaller one; next: crop it, or use a larger machine"
