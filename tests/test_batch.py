@@ -374,7 +374,7 @@ def test_a_run_that_is_killed_goes_on(world, killer):
     check_whole(world, scans)
 
 
-@catches("datasets/job.py", "fcntl.LOCK_EX | (0", "fcntl.LOCK_SH | (0")
+@catches("io/atomic.py", "fcntl.LOCK_EX | (0", "fcntl.LOCK_SH | (0")
 def test_two_runs_on_one_output_do_every_scan_once(world):
     needs_engine()
     os.environ["TEST_SECONDS"] = "0.2"

@@ -20,7 +20,7 @@ from thinslice.cli import options
 from thinslice.cli.terminal import uninterrupted
 from thinslice.compute.consistency import check
 from thinslice.errors import InputRefused
-from thinslice.io import nifti
+from thinslice.io import atomic, nifti
 from thinslice.plan import Plan
 from thinslice.settings import GRIDS, PROFILES
 from thinslice.volume import Volume
@@ -308,15 +308,14 @@ def test_a_refusal_of_one_scan_names_it(run, tmp_path, verb):
 @pytest.mark.parametrize("where", ["upsample", "write", "report", "rename"])
 def test_a_failure_leaves_no_trace(run, scan, tmp_path, monkeypatch, error, code, word, where):
     if where == "rename":
-        real, calls = os.replace, []
+        real = atomic.move_to_free_name
 
-        def second_fails(source: Path, target: Path) -> None:
-            calls.append(target)
-            if Path(target) == tmp_path / "out" / "thin.json":
+        def sidecar_fails(source: Path, target: Path) -> None:
+            if target == tmp_path / "out" / "thin.json":
                 raise error
             real(source, target)
 
-        monkeypatch.setattr(os, "replace", second_fails)
+        monkeypatch.setattr(atomic, "move_to_free_name", sidecar_fails)
     else:
         place = {
             "upsample": "thinslice.api.upsample",
@@ -337,7 +336,7 @@ def test_a_failed_overwrite_keeps_the_earlier_answer(run, scan, tmp_path, monkey
     real = os.replace
 
     def sidecar_fails(source: Path, target: Path) -> None:
-        if Path(target) == tmp_path / "out" / "thin.json" and "earlier" not in Path(source).name:
+        if Path(target) == tmp_path / "out" / "thin.json" and "earlier" not in Path(source).parts:
             raise OSError(5, "Input/output error")
         real(source, target)
 

@@ -17,7 +17,7 @@ from faults import catches
 from make_scans import make_affine, make_voxels
 from thinslice.errors import InputRefused, OutputRefused
 from thinslice.io.formats import READABLE, WRITABLE, as_stored, name_to_write, read, sidecar_path, stem_of, write
-from thinslice.io.outputs import find_cases, find_namesake, find_sources
+from thinslice.io.outputs import find_namesake, find_scan_outputs, find_sources
 from thinslice.volume import Volume
 
 SHAPE = (24, 20, 6)
@@ -150,7 +150,7 @@ def test_a_folder_of_several_formats_keeps_them(tmp_path):
         "e.NRRD",
         "f.nii.gz",
     ]
-    found = find_cases(tmp_path / "in", tmp_path / "out")
+    found = find_scan_outputs(tmp_path / "in", tmp_path / "out")
     assert [case.destination.name for case in found] == ["a.nii", "b.mgz", "c.nrrd", "d.mgh", "e.NRRD", "f.nii.gz"]
     assert [case.sidecar.name for case in found] == [f"{letter}.json" for letter in "abcdef"]
     assert name_to_write("x.NHDR") == "x.nrrd"
@@ -160,8 +160,8 @@ def test_a_folder_of_several_formats_keeps_them(tmp_path):
 def test_two_scans_that_share_a_sidecar_are_refused(tmp_path, twin):
     for name in ("a.nii.gz", twin):
         (tmp_path / name).touch()
-    with pytest.raises(OutputRefused, match=r"would both write [aA]\.json"):
-        find_cases(tmp_path, tmp_path / "out")
+    with pytest.raises(OutputRefused, match=r"[aA]\.json: got one name for"):
+        find_scan_outputs(tmp_path, tmp_path / "out")
 
 
 def test_a_namesake_is_found_in_any_format(tmp_path):

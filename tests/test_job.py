@@ -20,7 +20,7 @@ from thick_scans import save_start
 from thinslice.datasets import find, job
 from thinslice.datasets.job import Wish, run_job
 from thinslice.errors import InputRefused, ModelRefused
-from thinslice.io import nifti
+from thinslice.io import atomic, nifti
 
 
 @pytest.fixture
@@ -184,7 +184,7 @@ def test_what_goes_wrong_is_told_and_leaves_nothing(tmp_path, scan, monkeypatch,
 
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
 def test_a_file_system_without_locks(tmp_path, scan, monkeypatch, number):
-    monkeypatch.setattr(job.fcntl, "flock", raising(OSError(number, os.strerror(number))))
+    monkeypatch.setattr(atomic.fcntl, "flock", raising(OSError(number, os.strerror(number))))
     assert run_job(make_job(tmp_path)).state == "done"
     assert sorted(os.listdir(tmp_path / "out")) == ["scan.json", "scan.nii.gz", "scan.png"]
 
@@ -275,16 +275,16 @@ def test_a_json_that_is_elsewhere_is_named(tmp_path, scan):
     assert "scan.json" in outcome.reason
 
 
-@catches("datasets/job.py", "return os.path.samestat(os.fstat(held), os.stat(path))", "return True")
+@catches("io/atomic.py", "return os.path.samestat(os.fstat(held), os.stat(path))", "return True")
 def test_a_lock_that_was_removed_is_no_lock(tmp_path):
     """Who waited for it while its holder removed it takes a new one, which others see."""
     lock, seen = tmp_path / ".lock", []
 
     def wait():
-        with job._alone(lock):
+        with atomic.hold_lock(lock):
             seen.append(lock.exists())
 
-    with job._alone(lock):
+    with atomic.hold_lock(lock):
         waiting = Thread(target=wait)
         waiting.start()
         time.sleep(0.3)
@@ -303,7 +303,7 @@ def test_a_folder_that_another_process_removes_is_made_again(tmp_path, monkeypat
             self.rmdir()
 
     monkeypatch.setattr(Path, "mkdir", mkdir)
-    with job._alone(tmp_path / "out" / ".lock"):
+    with atomic.hold_lock(tmp_path / "out" / ".lock"):
         assert len(gone) == 3
     assert not (tmp_path / "out").exists()
 

@@ -515,7 +515,8 @@ def test_nothing_is_overwritten_unless_asked_to(run, tmp_path):
     key.write_text("precious")
     code, out, err = run(*words)
     assert (code, out) == (2, [])
-    assert err == [f"thinslice: {key}: got an output that exists already; next: choose another, or add --overwrite"]
+    reason = "got an output that exists already; need a free name; next: choose another, or give --overwrite"
+    assert err == [f"thinslice: {key}: {reason}"]
     assert not page.exists()
     assert run(*words, "--overwrite") == (0, [], [])
     assert json.loads(key.read_text())["format"] == reader_study.KEY_FORMAT
@@ -563,7 +564,10 @@ def test_an_input_is_never_replaced(run, tmp_path):
         (["-i", "IN", "-o", "s.html", "--methods", "linear,linear"], "got method linear twice"),
         (["-i", "IN", "-o", "s.html", "--methods", "linear"], "got 1 method"),
         (["-i", "IN", "-o", "s.html", "--methods", "linear,bicubic"], "got model 'bicubic'"),
-        (["-i", "IN", "-o", "s.nii.gz", "--methods", "linear,cubic"], "s.nii.gz: got another kind of name; need .html"),
+        (
+            ["-i", "IN", "-o", "s.nii.gz", "--methods", "linear,cubic"],
+            "s.nii.gz: got another kind of name",
+        ),
         (["-i", "IN", "-o", "s.html", "--methods", "linear,cubic", "--json"], "got --json to make one"),
         (["-i", "IN", "-o", "s.html", "--methods", "linear,cubic", "--window", "9", "1"], "got --window 9 1"),
         (["-i", "IN", "-o", "s.html", "--methods", "linear,cubic", "--pairs", "0"], "got 0 comparisons"),

@@ -25,7 +25,7 @@ from thinslice.io.affines import check_affine, shear_notes
 from thinslice.io.atomic import all_or_none
 from thinslice.io.encoding import as_numbers, finite
 from thinslice.io.formats import ending
-from thinslice.io.outputs import LABELS_NAME, Case, find_place, find_study
+from thinslice.io.outputs import LABELS_NAME, ScanOutput, find_output, find_study
 from thinslice.io.scratch import allocate
 from thinslice.models.engine import WORKERS, Model, load_once
 from thinslice.models.registry import models_for
@@ -104,7 +104,7 @@ class Enhanced:
         Raises:
             OutputRefused: it may not be written there, or there is no room.
         """
-        case = find_place(self.acquired.source or Path(), _series(self.acquired), os.fspath(path), overwrite)
+        case = find_output(self.acquired.source or Path(), _series(self.acquired), os.fspath(path), overwrite)
         try:
             thin, report = self.stored_in(case.destination)
             write_answer(case, thin, self.acquired, report)
@@ -244,7 +244,7 @@ def as_stored(thin: Volume, target: Path) -> Volume:
 
 
 def write_answer(
-    case: Case,
+    case: ScanOutput,
     thin: Volume,
     volume: Volume,
     report: Report,
@@ -266,28 +266,30 @@ def write_answer(
     """
     beside = beside or {}
     slices = _slice_files(case, report.plan.n_thin)
-    with all_or_none([case.sidecar, *beside, *slices]) as parts:
+
+    def find_stale() -> set[Path]:  # an earlier series that is replaced may have had more slices, or labels
+        if not case.is_into_series:
+            return set()
+        return {*case.destination.glob("IM*.dcm"), *case.destination.glob(LABELS_NAME)} - {*slices, *beside}
+
+    with all_or_none([case.sidecar, *beside, *slices], case.overwrite, find_stale) as parts:
         report.save(parts[0])
         for write, part in zip(beside.values(), parts[1:], strict=False):
             write(part)
         _write_thin(thin, volume, report, parts[-len(slices) :], case, anonymise)
-    if case.into_series:  # an earlier one that was replaced may have had more slices, or labels
-        stale = {*case.destination.glob("IM*.dcm"), case.destination / LABELS_NAME} - {*slices, *beside}
-        for file in stale:
-            file.unlink(missing_ok=True)
 
 
-def _slice_files(case: Case, slices: int) -> list[Path]:
+def _slice_files(case: ScanOutput, slices: int) -> list[Path]:
     """The file of the answer, or one for each slice of a new series."""
-    if not case.into_series:
+    if not case.is_into_series:
         return [case.destination]
     return [case.destination / f"IM{index:04d}.dcm" for index in range(1, slices + 1)]
 
 
 def _write_thin(
-    thin: Volume, volume: Volume, report: Report, parts: Sequence[Path], case: Case, anonymise: bool
+    thin: Volume, volume: Volume, report: Report, parts: Sequence[Path], case: ScanOutput, anonymise: bool
 ) -> None:
-    if not case.into_series:
+    if not case.is_into_series:
         formats.write(thin, parts[0])
         return
     from thinslice.io.dicom.derived import images, save

@@ -8,7 +8,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, TextIO
 
-from thinslice.cli.options import Parser, add_plan_options, add_verb, positive, whole
+from thinslice.cli.options import Parser, add_plan_options, add_verb, path_to_write, positive, whole
 from thinslice.cli.terminal import BAR_CELLS, REFUSED, complain, in_one_line, redraw, say
 from thinslice.cli.words import named, reason_of
 from thinslice.errors import InputRefused
@@ -32,7 +32,9 @@ def add_batch(verbs: "argparse._SubParsersAction[Parser]") -> None:
     verb = add_verb(verbs, "batch", batch, "enhance a whole data set, on one machine or many; goes on where it stopped")
     verb.add_argument("bids", nargs="*", metavar="BIDS_DIR OUT_DIR participant", help="a BIDS data set; as a BIDS App")
     verb.add_argument("-i", "--input", type=Path, metavar="DIR", help="or any folder of scans, with all folders in it")
-    verb.add_argument("-o", "--output", type=Path, metavar="DIR", help="folder for the answers, which keep their paths")
+    verb.add_argument(
+        "-o", "--output", type=path_to_write, metavar="DIR", help="folder for the answers, which keep their paths"
+    )
     for option, example in (("--participant-label", "01"), ("--session-label", "1"), ("--suffix", "T2w")):
         names = [option, option.replace("-label", "_label")] if "-label" in option else [option]
         verb.add_argument(*names, nargs="+", metavar=example, help="BIDS: only these; default: all")

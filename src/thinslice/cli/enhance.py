@@ -6,7 +6,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from thinslice.cli.options import DICOM, SCAN, Parser, add_model, add_plan_options, add_verb, plan_for, read_scan
+from thinslice.cli.options import (
+    DICOM,
+    SCAN,
+    Parser,
+    add_model,
+    add_plan_options,
+    add_verb,
+    path_to_write,
+    plan_for,
+    read_scan,
+)
 from thinslice.cli.terminal import bar, complain, how_many, say
 from thinslice.cli.words import named, reason_of, what_was_done
 from thinslice.errors import InputRefused, OutputRefused, ThinsliceError
@@ -16,7 +26,7 @@ if TYPE_CHECKING:
     from thinslice.compute.consistency import Report
     from thinslice.compute.guard import GuardCount
     from thinslice.io.dicom.series import Study
-    from thinslice.io.outputs import Case
+    from thinslice.io.outputs import ScanOutput
     from thinslice.models.engine import Model
     from thinslice.plan import Plan
     from thinslice.reports.report_page import Answer
@@ -34,7 +44,9 @@ DEMO_FILES = ("spine_thin.nii.gz", "spine_thin.json", "spine_thin.png", "spine_t
 def add_demo(verbs: "argparse._SubParsersAction[Parser]") -> None:
     """``thinslice demo`` and its options."""
     verb = add_verb(verbs, "demo", demo, "enhance the bundled real thick scan and draw a picture of it")
-    verb.add_argument("-o", "--output", type=Path, default=Path("thinslice-demo"), metavar="DIR", help="%(default)s")
+    verb.add_argument(
+        "-o", "--output", type=path_to_write, default=Path("thinslice-demo"), metavar="DIR", help="%(default)s"
+    )
     add_model(verb)
 
 
@@ -42,10 +54,12 @@ def demo(arguments: argparse.Namespace) -> int:
     """Enhance the bundled scan; three lines: what was done, what was measured, where the files are."""
     from thinslice.api import compute
     from thinslice.io.formats import write
+    from thinslice.io.outputs import Output, check_outputs
     from thinslice.models.registry import find_model
     from thinslice.plan import make_plan
     from thinslice.reports.report_page import Answer, write_explanation, write_figure
 
+    check_outputs([Output(arguments.output / name, "`output`") for name in DEMO_FILES], [SAMPLE], overwrite=True)
     model = find_model(arguments.model)
     volume = read_scan(SAMPLE)
     plan = make_plan(volume, model=model.name, model_sha256=model.sha256, envelope=model.envelope)
@@ -53,7 +67,7 @@ def demo(arguments: argparse.Namespace) -> int:
     with bar("demo", quiet=False) as show:
         thin, report, done = compute(volume, plan, model, folder / DEMO_FILES[0], show)
     answer = Answer(volume, thin, plan, model, report, done.fell_back)
-    with all_or_none([folder / name for name in DEMO_FILES[:3]]) as (image, facts, picture):
+    with all_or_none([folder / name for name in DEMO_FILES[:3]], overwrite=True) as (image, facts, picture):
         write(thin, image)
         report.save(facts)
         write_figure(picture, answer)
@@ -110,7 +124,7 @@ def add_enhance(verbs: "argparse._SubParsersAction[Parser]") -> None:
 
 def enhance(arguments: argparse.Namespace) -> int:
     """Compute thin slices; in a folder, a scan that is refused is named and the rest goes on."""
-    from thinslice.io.outputs import find_cases, find_study
+    from thinslice.io.outputs import find_scan_outputs, find_study
     from thinslice.models.registry import models_for
 
     study = find_study(arguments.input, Path(arguments.output))
@@ -118,7 +132,7 @@ def enhance(arguments: argparse.Namespace) -> int:
         return _enhance_study(study, arguments)
     if arguments.anonymise:
         raise InputRefused("got --anonymise for files that are no DICOM; need a DICOM series; next: leave it out")
-    cases = find_cases(arguments.input, arguments.output, arguments.overwrite)
+    cases = find_scan_outputs(arguments.input, arguments.output, arguments.overwrite)
     is_folder = arguments.input.is_dir()
     targets = [_labels_case(case, arguments, is_folder) for case in cases]
     _check_all_apart(cases, targets)
@@ -130,10 +144,10 @@ def enhance(arguments: argparse.Namespace) -> int:
 
 def _enhance_study(study: "Study", arguments: argparse.Namespace) -> int:
     """Every series that can be made thinner; what cannot is named, with the reason."""
-    from thinslice.io.outputs import find_series_cases
+    from thinslice.io.outputs import find_series_outputs
     from thinslice.models.registry import models_for
 
-    cases = find_series_cases(study, arguments.input, arguments.output, arguments.overwrite, arguments.anonymise)
+    cases = find_series_outputs(study, arguments.input, arguments.output, arguments.overwrite, arguments.anonymise)
     labels = _labels_of_series(cases, arguments)
     _check_pages(cases, [labels], arguments)
     choose = models_for(arguments.model)
@@ -148,7 +162,7 @@ def _enhance_study(study: "Study", arguments: argparse.Namespace) -> int:
 
 
 def _enhance_if_possible(
-    case: "Case",
+    case: "ScanOutput",
     labels: "tuple[Path, Path] | None",
     choose: "Callable[[Volume], Model]",
     arguments: argparse.Namespace,
@@ -167,7 +181,7 @@ def _enhance_if_possible(
 
 
 def _enhance_one(
-    case: "Case",
+    case: "ScanOutput",
     labels: "tuple[Path, Path] | None",
     choose: "Callable[[Volume], Model]",
     arguments: argparse.Namespace,
@@ -205,7 +219,7 @@ def _enhance_one(
         _explain(case, Answer(volume, thin, plan, model, report, done.fell_back), arguments)
 
 
-def _read_case(case: "Case", anonymise: bool) -> "Volume":
+def _read_case(case: "ScanOutput", anonymise: bool) -> "Volume":
     if case.series is None:
         return read_scan(case.source)
     from thinslice.io.dicom.identity import check_can_hide
@@ -219,11 +233,11 @@ def _read_case(case: "Case", anonymise: bool) -> "Volume":
 # ---- labels
 
 
-def _labels_of_series(cases: "Sequence[Case]", arguments: argparse.Namespace) -> "tuple[Path, Path] | None":
+def _labels_of_series(cases: "Sequence[ScanOutput]", arguments: argparse.Namespace) -> "tuple[Path, Path] | None":
     """The segmentation of the only series, and where its answer goes; None without --labels."""
     from thinslice.io.outputs import LABELS_NAME
 
-    if arguments.labels is None or (len(cases) == 1 and not cases[0].into_series):
+    if arguments.labels is None or (len(cases) == 1 and not cases[0].is_into_series):
         return _labels_case(cases[0], arguments, is_folder=False) if cases else None
     if len(cases) != 1:
         raise InputRefused(
@@ -234,7 +248,7 @@ def _labels_of_series(cases: "Sequence[Case]", arguments: argparse.Namespace) ->
     return arguments.labels, target
 
 
-def _labels_case(case: "Case", arguments: argparse.Namespace, is_folder: bool) -> "tuple[Path, Path] | None":
+def _labels_case(case: "ScanOutput", arguments: argparse.Namespace, is_folder: bool) -> "tuple[Path, Path] | None":
     """The segmentation of a scan, and where its answer goes; None without --labels."""
     from thinslice.io.outputs import find_namesake
 
@@ -259,7 +273,7 @@ def _with_labels(path: Path) -> Path:
     return path.with_name(f"{stem_of(path)}_labels{path.name[len(stem_of(path)) :]}")
 
 
-def _check_labels_target(target: Path, case: "Case", source: Path, overwrite: bool) -> None:
+def _check_labels_target(target: Path, case: "ScanOutput", source: Path, overwrite: bool) -> None:
     from thinslice.io.formats import check_name
 
     check_name(target)
@@ -272,7 +286,7 @@ def _check_labels_target(target: Path, case: "Case", source: Path, overwrite: bo
         raise OutputRefused(f"{target}: got an output that exists already; next: choose another, or add --overwrite")
 
 
-def _check_all_apart(cases: "Sequence[Case]", targets: "Sequence[tuple[Path, Path] | None]") -> None:
+def _check_all_apart(cases: "Sequence[ScanOutput]", targets: "Sequence[tuple[Path, Path] | None]") -> None:
     """No scan's labels take the place of another scan's answer, or of what went in."""
     taken = {os.path.realpath(path) for case in cases for path in (case.destination, case.sidecar, case.source)}
     for target in targets:
@@ -298,7 +312,7 @@ class _PageFailed(OutputRefused):
 
 
 def _check_pages(
-    cases: "Sequence[Case]", labels: "Sequence[tuple[Path, Path] | None]", arguments: argparse.Namespace
+    cases: "Sequence[ScanOutput]", labels: "Sequence[tuple[Path, Path] | None]", arguments: argparse.Namespace
 ) -> None:
     """No page takes the place of a scan, of another page, or of what is there without --overwrite."""
     from thinslice.io.outputs import check_writable
@@ -310,7 +324,7 @@ def _check_pages(
             suffix = {"--report": ".html", "--figure": ".png"}[option]
             if page.suffix.lower() not in (suffix, suffix[:-1] if suffix == ".html" else suffix):
                 raise OutputRefused(f"{page}: got another kind of name for {option}; need {suffix}; next: change it")
-            if case.into_series and os.path.realpath(page.parent) == os.path.realpath(case.destination):
+            if case.is_into_series and os.path.realpath(page.parent) == os.path.realpath(case.destination):
                 raise OutputRefused(
                     f"{page}: got a place for {option} among the slices of the new series; need another; next: name a "
                     "file or a folder beside it"
@@ -329,7 +343,7 @@ def _check_pages(
             taken.add(os.path.realpath(page))
 
 
-def _pages(case: "Case", arguments: argparse.Namespace) -> dict[str, Path]:
+def _pages(case: "ScanOutput", arguments: argparse.Namespace) -> dict[str, Path]:
     """Option -> the file it asks for; in a folder it is called after the answer."""
     from thinslice.io.formats import stem_of
 
@@ -343,7 +357,7 @@ def _pages(case: "Case", arguments: argparse.Namespace) -> dict[str, Path]:
     return found
 
 
-def _explain(case: "Case", answer: "Answer", arguments: argparse.Namespace) -> None:
+def _explain(case: "ScanOutput", answer: "Answer", arguments: argparse.Namespace) -> None:
     """The page and the figure that were asked for; whatever happens to them, the answer has been written."""
     from thinslice.reports.report_page import write_explanation, write_figure
 

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from thinslice.cli.options import Parser, add_fuse, add_verb, names, numbers, profiles, sources
+from thinslice.cli.options import Parser, add_fuse, add_verb, names, numbers, path_to_write, profiles, sources
 from thinslice.cli.terminal import bar, say
 
 
@@ -11,7 +11,9 @@ def add_evaluate(verbs: "argparse._SubParsersAction[Parser]") -> None:
     """``thinslice evaluate`` and its options."""
     verb = add_verb(verbs, "evaluate", evaluate, "make thin scans thick, compute them back, and score the models")
     verb.add_argument("-i", "--input", required=True, type=Path, metavar="DIR", help="near-isotropic scans, the truth")
-    verb.add_argument("-o", "--output", required=True, type=Path, metavar="DIR", help="results, a table and pictures")
+    verb.add_argument(
+        "-o", "--output", required=True, type=path_to_write, metavar="DIR", help="results, a table and pictures"
+    )
     verb.add_argument("--factors", type=numbers, default=[4.0], metavar="2,3,4", help="slice spacings in thin voxels")
     verb.add_argument("--models", type=names, default=["default", "cubic"], metavar="NAMES", help="default,cubic")
     verb.add_argument(

@@ -126,6 +126,13 @@ def whole(text: str) -> int:
     return int(text)
 
 
+def path_to_write(text: str) -> Path:
+    """A parser of the path of an output: an empty one, of a variable that is not set, would mean the current folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("got an empty name; need the name of a file or folder; next: name it")
+    return Path(text)
+
+
 def numbers(text: str) -> list[float]:
     """A parser of positive numbers, as in 2,3,4."""
     try:

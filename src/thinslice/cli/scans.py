@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,13 +13,14 @@ from thinslice.cli.options import (
     Parser,
     add_plan_options,
     add_verb,
+    path_to_write,
     plan_for,
     read_scan,
     sources,
 )
 from thinslice.cli.terminal import REFUSED, complain, say
 from thinslice.cli.words import named, reason_of, what_was_done
-from thinslice.errors import OutputRefused, ThinsliceError
+from thinslice.errors import ThinsliceError
 from thinslice.io.atomic import all_or_none
 
 if TYPE_CHECKING:
@@ -175,19 +175,17 @@ def reslice(arguments: argparse.Namespace) -> int:
     from thinslice.compute.reslice import looks_like_labels
     from thinslice.compute.reslice import reslice as to_thick
     from thinslice.io.formats import write
-    from thinslice.io.outputs import find_reslice_case
+    from thinslice.io.outputs import find_reslice_output
 
+    case = find_reslice_output(arguments.input, arguments.like, arguments.output, arguments.overwrite)
     thin, like = read_scan(arguments.input), read_scan(arguments.like)
-    case = find_reslice_case(arguments.input, arguments.output, arguments.overwrite)
-    if os.path.realpath(case.destination) == os.path.realpath(arguments.like):
-        raise OutputRefused(f"{case.destination}: got an output that is an input; next: choose another")
     plan = plan_beside(arguments.input)
     thickness_mm = arguments.thickness if arguments.thickness is not None or plan is None else plan.thickness_mm
     profile = arguments.profile or (plan.profile if plan is not None else "gaussian")
     labels = arguments.labels or (not arguments.image and looks_like_labels(thin))
     padding = plan.padding if plan is not None else None
     thick = to_thick(thin, like, thickness_mm=thickness_mm, profile=profile, labels=labels, padding=padding)
-    with all_or_none([case.destination]) as (part,):
+    with all_or_none([case.destination], arguments.overwrite) as (part,):
         write(thick, part)
     how = "segmentation, majority" if labels else "image, mean"
     say(f"{case.source.name}: {how} under a {profile} profile of {thick.thickness_mm:.4g} mm -> {case.destination}")
@@ -204,18 +202,20 @@ def add_view(verbs: "argparse._SubParsersAction[Parser]") -> None:
     verb = add_verb(verbs, "view", view, "write a page on which two scans are compared in a browser, offline")
     verb.add_argument("acquired", type=Path, metavar="A", help=f"{SCAN}, {DICOM}; shown as it was acquired")
     verb.add_argument("other", type=Path, metavar="B", help="another scan of the same patient space, on any grid")
-    verb.add_argument("-o", "--output", type=Path, metavar="OUT", help="the page; default: A-B.html, here")
+    verb.add_argument("-o", "--output", type=path_to_write, metavar="OUT", help="the page; default: A-B.html, here")
     verb.add_argument("--overwrite", action="store_true", help="replace OUT if it exists already")
 
 
 def view(arguments: argparse.Namespace) -> int:
     """Put two scans onto one page."""
-    from thinslice.io.outputs import told_apart
-    from thinslice.reports.viewer_page import find_page, view_page
+    from thinslice.io.outputs import PAGE_ENDINGS, Output, check_outputs, unique_names
+    from thinslice.reports.viewer_page import name_of_page, view_page
 
     acquired, other = arguments.acquired, arguments.other
-    target = find_page(arguments.output, acquired, other, arguments.overwrite)
-    names = told_apart([acquired, other])
-    view_page(target, [(names[path], read_scan(path)) for path in (acquired, other)])
+    target = arguments.output or Path(name_of_page(acquired, other))
+    check_outputs([Output(target, "the page", PAGE_ENDINGS)], [acquired, other], arguments.overwrite)
+    names = unique_names([acquired, other])
+    with all_or_none([target], arguments.overwrite) as (part,):
+        view_page(part, [(names[path], read_scan(path)) for path in (acquired, other)])
     say(f"{names[acquired]} and {names[other]} -> {target} (open it in a browser)")
     return 0

@@ -1,7 +1,6 @@
 """The verb study: a blinded comparison of methods by readers, made and scored."""
 
 import argparse
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -13,6 +12,7 @@ from thinslice.cli.options import (
     add_plan_options,
     add_verb,
     names,
+    path_to_write,
     plan_for,
     read_scan,
     sources,
@@ -20,7 +20,7 @@ from thinslice.cli.options import (
 )
 from thinslice.cli.terminal import bar, complain, how_many, say
 from thinslice.cli.words import named, reason_of
-from thinslice.errors import InputRefused, OutputRefused, ThinsliceError
+from thinslice.errors import InputRefused, ThinsliceError
 from thinslice.io.atomic import all_or_none
 
 if TYPE_CHECKING:
@@ -36,7 +36,9 @@ def add_study(verbs: "argparse._SubParsersAction[Parser]") -> None:
     verb.add_argument(
         "-i", "--input", type=Path, metavar="CASES", help=f"thick scans: {SCAN}, a folder of them, or {DICOM}"
     )
-    verb.add_argument("-o", "--output", type=Path, metavar="PAGE", help="the page, .html; its key goes beside it")
+    verb.add_argument(
+        "-o", "--output", type=path_to_write, metavar="PAGE", help="the page, .html; its key goes beside it"
+    )
     verb.add_argument(
         "--methods", type=names, metavar="NAMES", help="two or more, as --model of enhance: lanczos,default"
     )
@@ -100,7 +102,7 @@ def _make_study(arguments: argparse.Namespace) -> int:
     if sound:
         with bar("study", arguments.quiet) as show:
             made = make_study(sound, models, plan, wish, show)
-        with all_or_none(files) as parts:
+        with all_or_none(files, arguments.overwrite) as parts:
             for part, text in zip(parts, (made.page, made.key), strict=True):
                 part.write_text(text, encoding="utf-8")
         if not arguments.quiet:
@@ -110,19 +112,14 @@ def _make_study(arguments: argparse.Namespace) -> int:
 
 def _study_files(arguments: argparse.Namespace) -> tuple[Path, Path]:
     """The page and the key beside it, if they may be written."""
-    from thinslice.io.outputs import check_writable
+    from thinslice.evaluation.reader_scores import KEY_ENDING
+    from thinslice.io.outputs import PAGE_ENDINGS, Output, check_outputs
 
     page: Path = arguments.output
-    if page.suffix.lower() not in (".html", ".htm"):
-        raise OutputRefused(f"{page}: got another kind of name; need .html; next: change the output's name")
-    files = page, page.with_suffix(".key.json")
-    for file in files:
-        if os.path.realpath(file) == os.path.realpath(arguments.input):
-            raise OutputRefused(f"{file}: got an output that is an input; need another place; next: choose another")
-        if file.is_dir() or (os.path.lexists(file) and not arguments.overwrite):
-            raise OutputRefused(f"{file}: got an output that exists already; next: choose another, or add --overwrite")
-    check_writable(page.parent)
-    return files
+    key = page.parent / f"{page.stem}{KEY_ENDING}"
+    outputs = [Output(page, "the page", PAGE_ENDINGS), Output(key, "its key")]
+    check_outputs(outputs, [arguments.input], arguments.overwrite)
+    return page, key
 
 
 def _window(ends: Sequence[float] | None) -> tuple[float, float] | None:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from shlex import quote
 
-from thinslice.cli.options import PROFILES, Parser, add_verb, positive, sources
+from thinslice.cli.options import PROFILES, Parser, add_verb, path_to_write, positive, sources
 from thinslice.cli.terminal import complain, say, uninterrupted
 from thinslice.errors import InputRefused
 
@@ -28,7 +28,12 @@ def add_adapt(verbs: "argparse._SubParsersAction[Parser]") -> None:
     verb = add_verb(verbs, "adapt", adapt, "adapt the model to your own thick scans; no thin truth is needed")
     verb.add_argument("-i", "--input", required=True, type=Path, nargs="+", metavar="SCANS", help="files, folders")
     verb.add_argument(
-        "-o", "--output", required=True, type=Path, metavar="NAME", help="the model, for --model NAME; in NAME.onnx"
+        "-o",
+        "--output",
+        required=True,
+        type=path_to_write,
+        metavar="NAME",
+        help="the model, for --model NAME; in NAME.onnx",
     )
     verb.add_argument(
         "--minutes", type=positive(float), default=10.0, metavar="M", help="length of one adaptation (default: 10)"
@@ -95,7 +100,9 @@ def add_train(verbs: "argparse._SubParsersAction[Parser]") -> None:
     verb.add_argument(
         "--target", type=Path, nargs="+", metavar="SCANS", help="no-ground-truth: thick scans, files or folders"
     )
-    verb.add_argument("-o", "--output", required=True, type=Path, metavar="DIR", help="checkpoints, logs, the model")
+    verb.add_argument(
+        "-o", "--output", required=True, type=path_to_write, metavar="DIR", help="checkpoints, logs, the model"
+    )
     verb.add_argument(
         "--add-source",
         action="append",
@@ -206,9 +213,9 @@ def _add_acquisition(verb: argparse.ArgumentParser, recipe: str = "") -> None:
 
 def _sources_of_all(wishes: Sequence[Path]) -> list[Path]:
     """The scans at some paths, each once."""
-    from thinslice.io.outputs import told_apart
+    from thinslice.io.outputs import unique_names
 
-    labels = told_apart(wishes)
+    labels = unique_names(wishes)
     return list(dict.fromkeys(path for wish in labels for path in _sources_or_none(wish, labels[wish])))
 
 

@@ -6,7 +6,6 @@ wish. A scan whose JSON says the same is not computed again; anything else is.
 """
 
 import dataclasses
-import errno
 import hashlib
 import json
 import os
@@ -22,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from thinslice.api import enhance
 from thinslice.compute.consistency import Report
 from thinslice.errors import InputRefused, ModelRefused, OutputRefused, ThinsliceError
-from thinslice.io.atomic import read_object
+from thinslice.io.atomic import hold_lock, read_object
 from thinslice.io.formats import has_detached_voxels, read, sidecar_path, stem_of, write
 from thinslice.io.sidecars import thickness_in
 from thinslice.models.engine import WORKERS, Model
@@ -37,11 +36,6 @@ from thinslice.volume import Volume, fingerprint, through_plane_axis
 if TYPE_CHECKING:  # pydicom takes a third of a second to import
     from thinslice.io.dicom.series import Series
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
-
 State = Literal["done", "kept", "thin", "refused", "failed", "left"]
 """Computed now; computed earlier; thin already, left out; not to be made thinner as wished; anything else that went
 wrong; not reached before the run ended."""
@@ -52,11 +46,6 @@ THICK_FROM = 1.4
 THUMBNAIL_SIDE = 180
 
 _CHUNK_BYTES = 1 << 20
-
-_MOST_TRIES = 100
-
-_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
-"""What file systems say that have none, such as Lustre without its option for that."""
 
 _MOVING = "moving"
 """The file of the hidden folder that says that answers are being moved into their places."""
@@ -160,7 +149,7 @@ def run_job(job: Job) -> Outcome:
     """Do one job, unless it was done already; whatever goes wrong is told in the outcome, never raised."""
     started = perf_counter()
     try:
-        with _alone(job.lock):
+        with hold_lock(job.lock):
             series = _series(job)
             made_of = _made_of(job, series)
             kept = _done_earlier(job, made_of)
@@ -192,7 +181,7 @@ def clean_up(job: Job) -> None:
 
     Where it was killed between the renames the hidden folder stays: it says that an answer without its JSON is ours.
     """
-    with suppress(OSError), _alone(job.lock, wait=False):
+    with suppress(OSError), hold_lock(job.lock, wait=False):
         _sweep(job)
         if not _is_torn(job.stage):
             _remove(job.stage)
@@ -515,62 +504,3 @@ def _stage(job: Job) -> Iterator[Callable[[], None]]:
         raise
     _sweep(job)
     _remove(stage)
-
-
-@contextmanager
-def _alone(path: Path, wait: bool = True) -> Iterator[None]:
-    """While this process holds the file no other does; a process that dies holds it no longer.
-
-    Folders that were made for it and are empty at the end are removed.
-
-    Where the system or the file system has no locks, two runs on one output are the user's care.
-
-    Raises:
-        BlockingIOError: another does, and ``wait`` is False.
-    """
-    if fcntl is None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield
-        return
-    made = [folder for folder in path.parents if not os.path.exists(folder)]
-    while True:
-        held = _opened(path)
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            if _is_still(held, path):
-                break
-        except OSError as error:
-            if error.errno in _NO_LOCKS:
-                break
-            os.close(held)
-            raise
-        except BaseException:
-            os.close(held)
-            raise
-        os.close(held)  # its holder has removed it meanwhile
-    try:
-        yield
-    finally:
-        with suppress(OSError):
-            path.unlink()
-        os.close(held)
-        for folder in made:  # nothing came of it
-            with suppress(OSError):
-                folder.rmdir()
-
-
-def _opened(path: Path) -> int:
-    """A file that is made where it is missing, and its folders, which another process may be about to remove."""
-    for _ in range(_MOST_TRIES):
-        with suppress(FileNotFoundError, FileExistsError):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-
-
-def _is_still(held: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(held), os.stat(path))
-    except OSError:
-        return False

@@ -1,20 +1,30 @@
-"""Cases: which files go in, where answers go. Everything that can be refused is refused here, before any work."""
+"""Which scans go in, and where answers go: the one policy for everything that thinslice writes.
 
+`check_outputs` refuses what may not or cannot be written before anything is computed; every verb and the Python API
+call it. That nothing was put there meanwhile is seen at the end, see `thinslice.io.atomic`.
+"""
+
+import logging
 import os
 import re
+import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from thinslice.errors import InputRefused, OutputRefused
-from thinslice.io.atomic import is_inside, looks_like_dicom
+from thinslice.io.atomic import HIDDEN, exists_already, folder_in_place, is_inside, looks_like_dicom
 from thinslice.io.formats import READABLE, WRITABLE, ending, name_to_write, sidecar_path, stem_of
 
 if TYPE_CHECKING:  # pydicom takes a third of a second to import
     from thinslice.io.dicom.series import Series, Study
 
+logger = logging.getLogger(__name__)
+
 WAY_FROM_DICOM = "make one from the DICOM series with dcm2niix"
+"""What leads from a file of an unknown kind to a scan: most often it is a slice as the scanner wrote it."""
+
 WAYS_TO_NIFTI = (
     ((".img", ".hdr"), "join the pair into one file with FSL: fslchfiletype NIFTI_GZ IN OUT"),
     ((".mha", ".mhd", ".mnc"), "convert it with ITK-SNAP's c3d: c3d IN -o OUT.nii.gz"),
@@ -23,10 +33,312 @@ WAYS_TO_NIFTI = (
 )
 """What leads to a file that can be read from files that end so."""
 
+REPORT_NAME = "thinslice.json"
+"""The report among the slices of a computed DICOM series."""
+
+LABELS_NAME = "labels.nii.gz"
+"""The segmentation among the slices of a computed DICOM series."""
+
+LONGEST_NAME = 60
+"""Letters of the name of a series' folder: with its path it stays within the 260 of Windows."""
+
+PAGE_ENDINGS = (".html", ".htm")
+"""How the name of a page may end that is opened in a browser."""
+
+FIGURE_ENDINGS = (".png",)
+"""How the name of a picture may end."""
+
+
+# ---- the policy
+
 
 @dataclass(frozen=True)
-class Case:
-    """One scan to be made thinner.
+class Output:
+    """One file that a run will write, or the folder of a new DICOM series.
+
+    Attributes:
+        path: where.
+        what: what a message calls it: "the answer to a.nii", or the setting that names it, such as "`report`".
+        endings: how its name may end, in small letters; any way where empty.
+        is_series: whether it is a folder, for the slices of a new DICOM series.
+        way_out: what to do where another output has the same name.
+    """
+
+    path: Path
+    what: str
+    endings: tuple[str, ...] = ()
+    is_series: bool = False
+    way_out: str = "choose another name or folder"
+
+
+def check_outputs(outputs: Sequence[Output], inputs: Iterable[Path], overwrite: bool) -> None:
+    """Refuses what may not or cannot be written, before anything is computed; nothing is left behind by the check.
+
+    Args:
+        outputs: everything that the run will write.
+        inputs: the files that it reads; the JSON beside each counts as one too.
+        overwrite: whether files, or computed DICOM series, that are there already may be replaced.
+
+    Raises:
+        OutputRefused: an output has no name or one of another kind; is an input or its JSON, by whatever link; is there
+            already, without ``overwrite``; is a folder; shares its name with another output; lies among the slices of a
+            new series; or cannot be written where it is to be, for want of permission or since the file system takes
+            no such name.
+
+    Example:
+        >>> picture = Output(Path("thin.jpg"), "`figure`", FIGURE_ENDINGS)
+        >>> check_outputs([picture], inputs=[], overwrite=False)
+        Traceback (most recent call last):
+        ...
+        thinslice.errors.OutputRefused: thin.jpg: got another kind of name for `figure`; need .png; next: change it
+    """
+    for output in outputs:
+        _check_name(output)
+    _check_not_an_input(outputs, inputs)
+    for output in outputs:
+        _check_free(output, overwrite)
+    _check_apart(outputs)
+    for folder in dict.fromkeys(_folder_of(output) for output in outputs):
+        names = [output.path.name for output in outputs if not output.is_series and output.path.parent == folder]
+        check_writable(folder, names)
+    logger.debug("%d outputs may be written", len(outputs))
+
+
+def check_writable(folder: Path, names: Sequence[str] = ()) -> None:
+    """Refuses a folder that cannot be written into or made, and names that its file system does not take.
+
+    It is tried out, in a hidden folder that is removed again: what `os.access` says is wrong for administrators and on
+    network shares, and no question tells which names a file system takes.
+
+    Raises:
+        OutputRefused: it is a file, or cannot be written to.
+    """
+    existing = next(place for place in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(place))
+    if not existing.is_dir():
+        raise OutputRefused(
+            got="a file",
+            need="a folder to write into",
+            next="choose another output",
+            place=existing,
+            code="output-not-writable",
+        )
+    tried = folder
+    try:
+        with tempfile.TemporaryDirectory(prefix=HIDDEN, dir=existing) as trial:
+            tried = existing
+            place = Path(trial) / folder.absolute().relative_to(existing)
+            tried = folder
+            place.mkdir(parents=True, exist_ok=True)
+            for name in names:
+                tried = folder / name
+                (place / name).touch()
+    except (OSError, ValueError) as error:  # a ValueError for a name with a zero byte
+        raise _not_writable(tried, existing, error) from error
+
+
+def _not_writable(path: Path, existing: Path, error: OSError | ValueError) -> OutputRefused:
+    if isinstance(error, PermissionError):
+        return OutputRefused(
+            got="a folder without write permission",
+            need="one with it",
+            next="choose another output",
+            place=existing,
+            code="output-not-writable",
+        )
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return OutputRefused(
+        got=f"an output that cannot be written there ('{reason}')",
+        need="a place that takes a file of that name",
+        next="choose a shorter or plainer name, or another folder",
+        place=path,
+        code="output-not-writable",
+    )
+
+
+def _check_name(output: Output) -> None:
+    if not output.path.name:
+        raise empty_name(output.what)
+    if output.is_series:
+        return
+    name = output.path.name.lower()
+    if output.endings and not any(name.endswith(end) and len(name) > len(end) for end in output.endings):
+        *others, last = output.endings
+        raise OutputRefused(
+            got=f"another kind of name for {output.what}",
+            need=f"{', '.join(others)} or {last}" if others else last,
+            next="change it",
+            place=output.path,
+            code="output-ending",
+        )
+
+
+def empty_name(what: str) -> OutputRefused:
+    """Returns the error for an output whose name is empty, such as that of a shell's variable which is not set."""
+    return OutputRefused(
+        got=f"an empty name for {what}",
+        need="the name of a file or folder",
+        next="name it; a variable of the shell may be empty",
+        code="output-empty-name",
+    )
+
+
+def _check_not_an_input(outputs: Sequence[Output], inputs: Iterable[Path]) -> None:
+    """No output, under whatever name or link, is one of the inputs or the facts that lie beside one."""
+    read = [file for scan in dict.fromkeys(inputs) for file in (scan, sidecar_path(scan)) if file is not None]
+    places, files = {os.path.realpath(file) for file in read}, _identities(read)
+    for output in outputs:
+        if os.path.realpath(output.path) in places or _identities([output.path]) & files:
+            raise OutputRefused(
+                got=f"an output that is an input, or its sidecar, as the place of {output.what}",
+                need="another place",
+                next="choose a new name or folder: inputs are never replaced",
+                place=output.path,
+                code="output-is-input",
+            )
+
+
+def _identities(files: Iterable[Path]) -> set[tuple[int, int]]:
+    """(device, inode) of those that exist: the same for all links to one file."""
+    states = [os.stat(file) for file in files if os.path.exists(file)]
+    return {(state.st_dev, state.st_ino) for state in states}
+
+
+def _check_free(output: Output, overwrite: bool) -> None:
+    if output.is_series:
+        _check_series_folder(output.path, overwrite)
+    elif os.path.isdir(output.path):
+        raise folder_in_place(output.path)
+    elif not overwrite and os.path.lexists(output.path):
+        raise exists_already(output.path)
+
+
+def _check_apart(outputs: Sequence[Output]) -> None:
+    """No two outputs share a name, and none lies in another; letter case does not count, as on Windows and macOS."""
+    taken: dict[str, Output] = {}
+    for output in outputs:
+        other = taken.setdefault(os.path.realpath(output.path).casefold(), output)
+        if other is not output:
+            raise OutputRefused(
+                got=f"one name for {other.what} and {output.what}",
+                need="two",
+                next=output.way_out,
+                place=output.path,
+                code="output-twice",
+            )
+    for output in outputs:
+        folder, name = os.path.split(os.path.realpath(output.path))
+        while folder != os.path.dirname(folder):
+            above = taken.get(folder.casefold())
+            if above is not None and above.is_series and name not in (REPORT_NAME, LABELS_NAME):
+                raise OutputRefused(
+                    got=f"a place for {output.what} among the slices of the new series",
+                    need="another",
+                    next="name a file or a folder beside it",
+                    place=output.path,
+                    code="output-in-series",
+                )
+            if above is not None and not above.is_series:
+                raise OutputRefused(
+                    got=f"a place for {output.what} in a folder that is the file of {above.what}",
+                    need="another",
+                    next=output.way_out,
+                    place=output.path,
+                    code="output-twice",
+                )
+            folder, name = os.path.split(folder)
+
+
+def _folder_of(output: Output) -> Path:
+    return output.path if output.is_series else output.path.parent
+
+
+def _check_series_folder(folder: Path, overwrite: bool) -> None:
+    """Free, or empty, or, to overwrite it, without anything but what a run like this one left there."""
+    if not os.path.lexists(folder):
+        return
+    if not folder.is_dir():
+        raise OutputRefused(
+            got="a file as output",
+            need="a folder for slices",
+            next="name a folder",
+            place=folder,
+            code="output-not-a-folder",
+        )
+    there = sorted(file for file in folder.iterdir() if not file.name.startswith(HIDDEN))  # of a run that was killed
+    if there and not overwrite:
+        raise OutputRefused(
+            got="an output folder that is not empty",
+            need="an empty or a new one",
+            next="choose another, or give `overwrite=True`",
+            place=folder,
+            code="output-exists",
+        )
+    from thinslice.io.dicom.headers import is_computed
+
+    foreign = [file for file in there if file.name not in (REPORT_NAME, LABELS_NAME) and not is_computed(file)]
+    if foreign:
+        raise OutputRefused(
+            got=f"a folder with {foreign[0].name}, which thinslice did not write",
+            need="a folder of its own for the series",
+            next="choose another",
+            place=folder,
+            code="output-with-other-files",
+        )
+
+
+# ---- names
+
+
+def unique_names(paths: Sequence[Path]) -> dict[Path, str]:
+    """Returns what to call each of some paths in a message: its last name, or all of it where another has that too.
+
+    Example:
+        >>> names = unique_names([Path("a/scan.nii"), Path("b/scan.nii"), Path("b/other.nii")])
+        >>> list(names.values())
+        ['a/scan.nii', 'b/scan.nii', 'other.nii']
+    """
+    names = [path.name for path in dict.fromkeys(paths)]
+    return {path: path.name if path.name and names.count(path.name) == 1 else str(path) for path in paths}
+
+
+def name_after_answer(wanted: Path | str, answer: Path, suffix: str) -> Path:
+    """Returns where a page or a picture about an answer goes; in a folder it is called after the answer.
+
+    Args:
+        wanted: a file's name, or that of a folder: one that exists, or a name without an ending or with a separator at
+            its end (pass it as it was typed: a Path has lost that).
+        answer: the file of the answer, or the folder of a new series.
+        suffix: the ending in a folder.
+
+    Example:
+        >>> name_after_answer("pages/", Path("out/thin.nii.gz"), ".html").as_posix()
+        'pages/thin.html'
+    """
+    into_folder = _is_folder_name(wanted) or not Path(wanted).suffix
+    return Path(wanted) / f"{stem_of(answer.absolute())}{suffix}" if into_folder else Path(wanted)
+
+
+def labels_beside(answer: Path) -> Path:
+    """Returns where the segmentation of a scan goes by default: scan.nii.gz -> scan_labels.nii.gz, and so on.
+
+    Example:
+        >>> labels_beside(Path("thin.nrrd")).name
+        'thin_labels.nrrd'
+    """
+    stem = stem_of(answer)
+    return answer.with_name(f"{stem}_labels{answer.name[len(stem) :]}")
+
+
+def _is_folder_name(typed: Path | str) -> bool:
+    return Path(typed).is_dir() or str(typed).endswith(("/", os.sep))
+
+
+# ---- scans and the places of their answers
+
+
+@dataclass(frozen=True)
+class ScanOutput:
+    """One scan to be made thinner, and the place of its answer.
 
     Attributes:
         source: the scan that goes in.
@@ -34,12 +346,14 @@ class Case:
         sidecar: the JSON beside it: destination with .json instead of that ending.
         series: of DICOM: source is the folder of its files, and destination a file, or the folder of a new series, in
             which the sidecar lies.
+        overwrite: whether what is there already may be replaced.
     """
 
     source: Path
     destination: Path
     sidecar: Path
     series: "Series | None" = None
+    overwrite: bool = False
 
     @property
     def name(self) -> str:
@@ -47,44 +361,92 @@ class Case:
         return self.source.name if self.series is None else self.series.label
 
     @property
-    def into_series(self) -> bool:
+    def is_into_series(self) -> bool:
         """Whether the answer is a DICOM series, one file a slice."""
         return sidecar_path(self.destination) is None
 
+    @property
+    def outputs(self) -> list[Output]:
+        """The files of the answer, for `check_outputs`."""
+        endings = () if self.is_into_series else WRITABLE
+        way_out = "rename one of the scans, or move it to another folder"
+        return [
+            Output(self.destination, f"the answer to {self.name}", endings, self.is_into_series, way_out),
+            Output(self.sidecar, f"the JSON of the answer to {self.name}", way_out=way_out),
+        ]
 
-def find_cases(
-    source: Path | str, destination: Path | str, overwrite: bool = False, sidecars: bool = True
-) -> list[Case]:
-    """Pair every scan with its answer; nothing is created.
+
+def find_scan_outputs(source: Path | str, destination: Path | str, overwrite: bool = False) -> list[ScanOutput]:
+    """Pairs every scan with the place of its answer; nothing is created.
 
     A file goes to a file, or under its own name into a folder: one that exists, or a name that ends with a separator
     (pass the destination as it was typed: a Path has lost its last separator). A folder goes to a folder: every scan
     that lies directly in it, hidden files left out, in the order of their names. Into a folder each answer goes in its
     source's format, but a header whose voxels are in another file (.nhdr) becomes one file (.nrrd).
 
-    Without ``sidecars`` nothing will be written beside the answers, and what lies there does not matter.
-
     Raises:
         InputRefused: there is no scan at `source`.
         OutputRefused: an answer would replace an input or another answer, exists already without `overwrite`, or cannot
             be put there.
     """
-    source, target = Path(source), Path(destination)
+    source, target = Path(source), _to_path(destination)
     sources = find_sources(source)
-    into_folder = source.is_dir() or target.is_dir() or str(destination).endswith(("/", os.sep))
+    into_folder = source.is_dir() or _is_folder_name(destination)
     if into_folder:
         _check_folder(target, sources)
-    cases = [_pair(file, target / name_to_write(file.name) if into_folder else target) for file in sources]
-    _check_collisions(cases)
-    _check_not_an_input(cases)
-    for case in cases:
-        _check_free(case, overwrite, sidecars)
-    check_writable(cases[0].destination.parent)
-    return cases
+    found = [_pair(file, target / name_to_write(file.name) if into_folder else target, overwrite) for file in sources]
+    check_outputs([output for one in found for output in one.outputs], sources, overwrite)
+    return found
+
+
+def find_reslice_output(source: Path, like: Path, destination: Path | str, overwrite: bool = False) -> ScanOutput:
+    """Pairs a thin scan with the file it goes to on the grid of a thick one; no JSON is written beside that.
+
+    Raises:
+        OutputRefused: see `find_scan_outputs`; a DICOM series goes to a file.
+    """
+    target = _to_path(destination)
+    if _is_folder_name(destination) and not _holds_dicom(source):
+        target = target / name_to_write(source.name)
+    found = _pair(source, target, overwrite)
+    answer, sidecar = found.outputs
+    _check_not_an_input([sidecar], [source, like])  # it would be taken for that of the new file
+    check_outputs([answer], [source, like], overwrite)
+    return found
+
+
+def find_output(source: Path, series: "Series | None", destination: Path | str, overwrite: bool = False) -> ScanOutput:
+    """Finds where the answer to a scan goes that has been read; nothing is created.
+
+    Args:
+        source: the file it came from, "" for none.
+        series: of DICOM; its answer may go to a file or to the folder of a new series.
+        destination: as it was typed.
+        overwrite: whether an answer that is there already may be replaced.
+
+    Raises:
+        OutputRefused: it would replace the input, exists already without `overwrite`, or cannot be put there.
+    """
+    if series is not None:
+        from thinslice.io.dicom.series import Study
+
+        return find_series_outputs(Study((series,), (), ()), source, destination, overwrite)[0]
+    target = _to_path(destination)
+    if _is_folder_name(destination):
+        raise OutputRefused(
+            got="a folder as output",
+            need="a file's name",
+            next="add a name, such as thin.nii.gz",
+            place=target,
+            code="output-is-folder",
+        )
+    found = _pair(source, target, overwrite)
+    check_outputs(found.outputs, [source], overwrite)
+    return found
 
 
 def find_sources(source: Path) -> list[Path]:
-    """The scans at a path: the file itself, or every one that lies directly in the folder, by name.
+    """Returns the scans at a path: the file itself, or every one that lies directly in the folder, by name.
 
     Raises:
         InputRefused: there is no scan at `source`.
@@ -95,18 +457,20 @@ def find_sources(source: Path) -> list[Path]:
             visible = (f for f in source.iterdir() if not f.name.startswith("."))
             found = sorted(f for f in visible if sidecar_path(f) and not f.is_dir())
             if not found:
-                raise InputRefused(_say(source, "a folder with no scan directly in it", need, then))
+                got = "a folder with no scan directly in it"
+                raise InputRefused(got=got, need=need, next=then, place=source, code="folder-without-scans")
             return found
         source.stat()
     except OSError as error:
-        raise InputRefused(_say(source, f"no access ({error.strerror})", need, "check the name")) from None
+        got = f"no access ({error.strerror})"
+        raise InputRefused(got=got, need=need, next="check the name", place=source, code="no-access") from error
     if sidecar_path(source) is None:
-        raise InputRefused(_say(source, "another kind of file", need, then))
+        raise InputRefused(got="another kind of file", need=need, next=then, place=source, code="not-a-scan")
     return [source]
 
 
 def find_namesake(folder: Path, scan: Path) -> Path:
-    """The file of a folder that is called as a scan is, of whatever format; one of the very name comes first.
+    """Returns the file of a folder that is called as a scan is, in whatever format; one of the very name comes first.
 
     Raises:
         InputRefused: there are several.
@@ -116,22 +480,65 @@ def find_namesake(folder: Path, scan: Path) -> Path:
         return same
     found = sorted(file for file in folder.iterdir() if ending(file) and stem_of(file) == stem_of(scan))
     if len(found) > 1:
-        names = " and ".join(file.name for file in found)
-        raise InputRefused(_say(folder, f"{names} for {scan.name}", "one of them", "move the others away"))
+        raise InputRefused(
+            got=f"{' and '.join(file.name for file in found)} for {scan.name}",
+            need="one of them",
+            next="move the others away",
+            place=folder,
+            code="several-namesakes",
+        )
     return found[0] if found else same
 
 
-# ---- DICOM
+def _way_to_nifti(path: Path) -> str:
+    suffix = path.suffix.lower()
+    return next((way for suffixes, way in WAYS_TO_NIFTI if suffix in suffixes), WAY_FROM_DICOM)
 
 
-REPORT_NAME, LABELS_NAME = "thinslice.json", "labels.nii.gz"
-"""What lies beside the slices of a computed series."""
+def _to_path(destination: Path | str) -> Path:
+    """As a path what was typed as `output`; an empty text would otherwise mean the current folder."""
+    if not str(destination):
+        raise empty_name("`output`")
+    return Path(destination)
 
-LONGEST_NAME = 60
+
+def _pair(source: Path, destination: Path, overwrite: bool, series: "Series | None" = None) -> ScanOutput:
+    sidecar = sidecar_path(destination)
+    if sidecar is None or ending(destination) not in WRITABLE:
+        raise OutputRefused(
+            got="an output of another kind",
+            need=f"a name that ends in {' or '.join(WRITABLE)}, or a folder",
+            next="end a folder's name with /",
+            place=destination,
+            code="output-ending",
+        )
+    return ScanOutput(source, destination, sidecar, series, overwrite)
+
+
+def _check_folder(folder: Path, sources: Sequence[Path]) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise OutputRefused(
+            got="a file as output",
+            need=f"a folder for {len(sources)} scan(s)",
+            next="name a folder",
+            place=folder,
+            code="output-not-a-folder",
+        )
+    if not folder.exists() and sidecar_path(folder):
+        raise OutputRefused(
+            got="a file's name as output",
+            need="a folder's",
+            next=f"leave out {ending(folder)}",
+            place=folder,
+            code="output-not-a-folder",
+        )
+
+
+# ---- DICOM series and the places of their answers
 
 
 def find_study(path: Path, output: Path | None = None) -> "Study | None":
-    """The DICOM series at a path; None where it holds other scans, or none: those are for `find_sources`.
+    """Finds the DICOM series at a path; None where it holds other scans, or none: those are for `find_sources`.
 
     A folder with other scans directly in it is a folder of these, unless slices lie directly beside them: then these
     are the scan, and what lies beside was made of it. What thinslice computed earlier, in ``output``, is not looked at.
@@ -153,7 +560,8 @@ def find_study(path: Path, output: Path | None = None) -> "Study | None":
         found = replace(found, notes=(*found.notes, f"{', '.join(beside)} beside the slices left alone"))
     if not found.series and not found.unusable:
         then = "name another folder" if path.is_dir() else "name the folder that the images lie in"
-        raise InputRefused(_say(path, "DICOM without any image", "MR or CT images", then))
+        got = "DICOM without any image"
+        raise InputRefused(got=got, need="MR or CT images", next=then, place=path, code="dicom-without-images")
     return found
 
 
@@ -172,10 +580,10 @@ def _holds_dicom(path: Path) -> bool:
     return any(looks_like_dicom(folder / name) for folder, files in walk for name in files if not name.startswith("."))
 
 
-def find_series_cases(
+def find_series_outputs(
     study: "Study", source: Path, destination: Path | str, overwrite: bool = False, nameless: bool = False
-) -> list[Case]:
-    """Pair every series that can be read with its answer; nothing is created.
+) -> list[ScanOutput]:
+    """Pairs every series that can be read with the place of its answer; nothing is created.
 
     One series goes to a file, or its slices directly into a folder. Several go to a folder each, in one folder.
 
@@ -189,79 +597,43 @@ def find_series_cases(
         OutputRefused: an answer would replace anything else than a computed series, exists already without
             `overwrite`, or cannot be put there.
     """
-    target = Path(destination)
-    if ending(target) and not target.is_dir() and not str(destination).endswith(("/", os.sep)):
-        return [_into_file(study, source, target, overwrite)] if study.series else []
+    target = _to_path(destination)
+    if ending(target) and not _is_folder_name(destination):
+        found = [_into_file(study, source, target, overwrite)] if study.series else []
+    else:
+        found = _into_folders(study, target, overwrite, nameless)
+    check_outputs([output for one in found for output in one.outputs], [one.source for one in found], overwrite)
+    return found
+
+
+def _into_folders(study: "Study", target: Path, overwrite: bool, nameless: bool) -> list[ScanOutput]:
     if (target.exists() and not target.is_dir()) or target.suffix.lower() == ".dcm":
-        raise OutputRefused(_say(target, "a file as output", "a folder for slices", "name a folder"))
+        raise OutputRefused(
+            got="a file as output",
+            need="a folder for slices",
+            next="name a folder",
+            place=target,
+            code="output-not-a-folder",
+        )
     folders = [target] if len(study.series) == 1 else [target / name for name in names_of_series(study, nameless)]
-    cases = [
-        Case(one.folder, folder, folder / REPORT_NAME, one) for one, folder in zip(study.series, folders, strict=True)
-    ]
-    for case in cases:
-        _check_series_folder(case.destination, overwrite)
-        check_writable(case.destination)
-    return cases
+    pairs = zip(study.series, folders, strict=True)
+    return [ScanOutput(one.folder, folder, folder / REPORT_NAME, one, overwrite) for one, folder in pairs]
 
 
-def find_place(source: Path, series: "Series | None", destination: Path | str, overwrite: bool = False) -> Case:
-    """Where the answer to a scan goes that has been read; nothing is created.
-
-    Args:
-        source: the file it came from, "" for none.
-        series: of DICOM; its answer may go to a file or to the folder of a new series.
-        destination: as it was typed.
-        overwrite: whether an answer that is there already may be replaced.
-
-    Raises:
-        OutputRefused: it would replace the input, exists already without `overwrite`, or cannot be put there.
-    """
-    if series is not None:
-        from thinslice.io.dicom.series import Study
-
-        return find_series_cases(Study((series,), (), ()), source, destination, overwrite)[0]
-    target = Path(destination)
-    if target.is_dir() or str(destination).endswith(("/", os.sep)):
-        raise OutputRefused(_say(target, "a folder as output", "a file's name", "add a name, such as thin.nii.gz"))
-    case = _pair(source, target)
-    _check_not_an_input([case])
-    _check_free(case, overwrite, sidecars=True)
-    check_writable(case.destination.parent)
-    return case
-
-
-def find_reslice_case(source: Path, destination: Path | str, overwrite: bool = False) -> Case:
-    """Pair a thin scan with the file it goes to on the grid of a thick one: `find_cases` of one, or of a DICOM series.
-
-    Raises:
-        OutputRefused: see `find_cases`; a DICOM series goes to a file.
-    """
-    if not _holds_dicom(source):
-        return find_cases(source, destination, overwrite, sidecars=False)[0]
-    case = _pair(source, Path(destination))
-    _check_free(case, overwrite, sidecars=False)
-    check_writable(case.destination.parent)
-    return case
-
-
-def _into_file(study: "Study", source: Path, target: Path, overwrite: bool) -> Case:
+def _into_file(study: "Study", source: Path, target: Path, overwrite: bool) -> ScanOutput:
     if len(study.series) > 1:
-        labels = ", ".join(one.label for one in study.series)
-        got = f"{len(study.series)} series ({labels}) for one file"
-        raise OutputRefused(_say(source, got, "one series", "name the folder of one, or a folder as output"))
-    if ending(target) not in WRITABLE:
-        need = f"a name that ends in {', '.join(WRITABLE)}, or a folder"
-        raise OutputRefused(_say(target, "an output that is not written", need, "change the name"))
-    sidecar = sidecar_path(target)
-    assert sidecar is not None
-    case = Case(study.series[0].folder, target, sidecar, study.series[0])
-    _check_free(case, overwrite, sidecars=True)
-    check_writable(target.parent)
-    return case
+        raise OutputRefused(
+            got=f"{len(study.series)} series ({', '.join(one.label for one in study.series)}) for one file",
+            need="one series",
+            next="name the folder of one, or a folder as output",
+            place=source,
+            code="several-series",
+        )
+    return _pair(study.series[0].folder, target, overwrite, study.series[0])
 
 
 def names_of_series(study: "Study", nameless: bool = False) -> list[str]:
-    """Of each series its number and, unless ``nameless``, description, as they can stand in a path; each once."""
+    """Returns the name of each series' folder: its number and, unless ``nameless``, its description; each once."""
     names: list[str] = []
     for one in study.series:
         number = f"{one.images[0].number or 0:03d}"
@@ -270,105 +642,3 @@ def names_of_series(study: "Study", nameless: bool = False) -> list[str]:
         times = sum(other == name or other.startswith(f"{name}-") for other in names)
         names.append(f"{name}-{times + 1}" if times else name)
     return names
-
-
-def _check_series_folder(folder: Path, overwrite: bool) -> None:
-    """Free, or empty, or, to overwrite it, without anything but what a run like this one left there."""
-    if not os.path.lexists(folder):
-        return
-    if not folder.is_dir():
-        raise OutputRefused(_say(folder, "a file as output", "a folder for slices", "name a folder"))
-    there = sorted(folder.iterdir())
-    if there and not overwrite:
-        then = "choose another, or give --overwrite"
-        raise OutputRefused(_say(folder, "an output folder that is not empty", "an empty or a new one", then))
-    from thinslice.io.dicom.headers import is_computed
-
-    foreign = [file for file in there if file.name not in (REPORT_NAME, LABELS_NAME) and not is_computed(file)]
-    if foreign:
-        got = f"a folder with {foreign[0].name}, which thinslice did not write"
-        raise OutputRefused(_say(folder, got, "a folder of its own for the series", "choose another"))
-
-
-# ---- files of their own
-
-
-def _way_to_nifti(path: Path) -> str:
-    suffix = path.suffix.lower()
-    return next((way for suffixes, way in WAYS_TO_NIFTI if suffix in suffixes), WAY_FROM_DICOM)
-
-
-def _say(path: Path, got: str, need: str, then: str) -> str:
-    return " ".join(f"{path}: got {got}; need {need}; next: {then}".split())
-
-
-def _pair(source: Path, destination: Path) -> Case:
-    sidecar = sidecar_path(destination)
-    if sidecar is None or ending(destination) not in WRITABLE:
-        need = f"a name that ends in {' or '.join(WRITABLE)}, or a folder"
-        raise OutputRefused(_say(destination, "an output of another kind", need, "end a folder's name with /"))
-    return Case(source, destination, sidecar)
-
-
-def _check_folder(folder: Path, sources: list[Path]) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise OutputRefused(_say(folder, "a file as output", f"a folder for {len(sources)} scan(s)", "name a folder"))
-    if not folder.exists() and sidecar_path(folder):
-        raise OutputRefused(_say(folder, "a file's name as output", "a folder's", f"leave out {ending(folder)}"))
-
-
-def _check_collisions(cases: list[Case]) -> None:
-    """No two answers share a sidecar, hence no two a file; letter case does not count, as on Windows and macOS."""
-    taken: dict[str, Path] = {}
-    for case in cases:
-        other = taken.setdefault(case.sidecar.name.casefold(), case.source)
-        if other is not case.source:
-            got = f"{other.name} and {case.source.name}, whose answers would both write {case.sidecar.name}"
-            raise OutputRefused(_say(case.source.parent, got, "one answer per scan", "rename or move one of them"))
-
-
-def _check_not_an_input(cases: list[Case]) -> None:
-    """No answer, under whatever name or link, is one of the inputs or the facts that lie beside one."""
-    inputs = [f for case in cases for f in (case.source, sidecar_path(case.source)) if f is not None]
-    places, files = {os.path.realpath(f) for f in inputs}, _identities(inputs)
-    for case in cases:
-        for output in (case.destination, case.sidecar):
-            if os.path.realpath(output) in places or _identities([output]) & files:
-                got = "an output that is an input, or its sidecar"
-                raise OutputRefused(
-                    _say(output, got, "another place", "inputs are never replaced: choose a new folder")
-                )
-
-
-def _identities(files: Iterable[Path]) -> set[tuple[int, int]]:
-    """(device, inode) of those that exist: the same for all links to one file."""
-    states = [f.stat() for f in files if f.exists()]
-    return {(s.st_dev, s.st_ino) for s in states}
-
-
-def _check_free(case: Case, overwrite: bool, sidecars: bool) -> None:
-    for output in (case.destination, case.sidecar) if sidecars else (case.destination,):
-        if output.is_dir():
-            raise OutputRefused(_say(output, "a folder in the place of an output", "a free name", "choose another"))
-        if not overwrite and os.path.lexists(output):
-            then = "choose another, or give --overwrite"
-            raise OutputRefused(_say(output, "an output that exists already", "a free name", then))
-
-
-def check_writable(folder: Path) -> None:
-    """Refuse a folder that cannot be written into, or made.
-
-    Raises:
-        OutputRefused: it is a file, or without permission.
-    """
-    existing = next(f for f in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(f))
-    if not existing.is_dir():
-        raise OutputRefused(_say(existing, "a file", "a folder to write into", "choose another output"))
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise OutputRefused(_say(existing, "a folder without write permission", "one with it", "choose another output"))
-
-
-def told_apart(paths: Sequence[Path]) -> dict[Path, str]:
-    """What to call each of some paths in a message: its last name, or the whole path where another has that too."""
-    names = [path.name for path in dict.fromkeys(paths)]
-    return {path: path.name if path.name and names.count(path.name) == 1 else str(path) for path in paths}

@@ -8,7 +8,6 @@ import base64
 import gzip
 import hashlib
 import json
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,10 +18,9 @@ from string import Template
 import numpy as np
 
 from thinslice.compute.reslice import looks_like_labels
-from thinslice.errors import InputRefused, OutputRefused
+from thinslice.errors import InputRefused
 from thinslice.io.atomic import whole_or_not
 from thinslice.io.formats import stem_of
-from thinslice.io.outputs import check_writable
 from thinslice.physics.intensity import intensity_range
 from thinslice.reports.downsample import BUDGET_BYTES, Excerpt, box_mm, make_excerpts
 from thinslice.reports.picture import picture_centre
@@ -129,23 +127,9 @@ def write_page(
         part.write_bytes(text.encode(errors="backslashreplace"))
 
 
-def find_page(wish: Path | None, acquired: Path, other: Path, overwrite: bool) -> Path:
-    """Where the page on two scans goes: as wished, or ``A-B.html`` in the working folder.
-
-    Raises:
-        OutputRefused: it is no page's name, exists already without `overwrite`, or cannot be put there.
-    """
-    path = wish or Path(f"{_stem(acquired)}-{_stem(other)}.html")
-    if path.suffix.lower() not in (".html", ".htm"):
-        raise OutputRefused(f"{path}: got another kind of name; need one that ends in .html; next: change the name")
-    if path.is_dir():
-        raise OutputRefused(f"{path}: got a folder; need a file; next: choose another name")
-    if not overwrite and os.path.lexists(path):
-        raise OutputRefused(
-            f"{path}: got an output that exists already; need a free name; next: choose another, or give --overwrite"
-        )
-    check_writable(path.parent)
-    return path
+def name_of_page(acquired: Path, other: Path) -> str:
+    """Returns what the page on two scans is called by default: ``A-B.html``."""
+    return f"{_stem(acquired)}-{_stem(other)}.html"
 
 
 def check_one_space(acquired: Volume, other: Volume, names: tuple[str, str]) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from thinslice.errors import InputRefused, ThinsliceError
 from thinslice.io.formats import read
-from thinslice.io.outputs import told_apart
+from thinslice.io.outputs import unique_names
 from thinslice.io.synthetic import check_acquired
 from thinslice.models.engine import Model
 from thinslice.plan import Plan, make_plan
@@ -41,7 +41,7 @@ def find_usable_scans(
         wish: spacing_mm, factor, thickness_mm and profile, see `thinslice.plan.make_plan`.
         complain: receives a line about every scan that is left out.
     """
-    labels = told_apart(paths)
+    labels = unique_names(paths)
     found: dict[str, str] = {}
     for path, label in labels.items():
         scan = _usable(path, label, model, wish, complain)

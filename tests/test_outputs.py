@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from test_cli import raising
 from thinslice.errors import InputRefused, OutputRefused, ThinsliceError
-from thinslice.io.outputs import Case, find_cases, told_apart
+from thinslice.io.outputs import ScanOutput, find_scan_outputs, unique_names
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def refusal(kind: type[ThinsliceError], *args) -> str:
     root = Path(args[0]).parent
     before = sorted(root.rglob("*")) if root.is_dir() else []
     with pytest.raises(kind) as caught:
-        find_cases(*args)
+        find_scan_outputs(*args)
     message = str(caught.value)
     assert "\n" not in message
     assert ": got " in message
@@ -37,21 +38,26 @@ def refusal(kind: type[ThinsliceError], *args) -> str:
 
 def test_file_to_file(scans, tmp_path):
     out = tmp_path / "not" / "yet" / "thin.nii.gz"
-    assert find_cases(scans / "a.nii", out, False) == [Case(scans / "a.nii", out, out.with_name("thin.json"))]
+    assert find_scan_outputs(scans / "a.nii", out, False) == [
+        ScanOutput(scans / "a.nii", out, out.with_name("thin.json"))
+    ]
     assert not (tmp_path / "not").exists()
 
 
 def test_file_to_folder_keeps_its_name(scans, tmp_path):
     (tmp_path / "out").mkdir()
-    wanted = [Case(scans / "a.nii", tmp_path / "out/a.nii", tmp_path / "out/a.json")]
-    assert find_cases(scans / "a.nii", tmp_path / "out", False) == wanted
-    assert find_cases(str(scans / "a.nii"), str(tmp_path / "out"), False) == wanted
-    assert find_cases(scans / "a.nii", f"{tmp_path / 'new'}{os.sep}", False)[0].destination == tmp_path / "new/a.nii"
+    wanted = [ScanOutput(scans / "a.nii", tmp_path / "out/a.nii", tmp_path / "out/a.json")]
+    assert find_scan_outputs(scans / "a.nii", tmp_path / "out", False) == wanted
+    assert find_scan_outputs(str(scans / "a.nii"), str(tmp_path / "out"), False) == wanted
+    assert (
+        find_scan_outputs(scans / "a.nii", f"{tmp_path / 'new'}{os.sep}", False)[0].destination
+        == tmp_path / "new/a.nii"
+    )
     assert not (tmp_path / "new").exists()
 
 
 def test_folder_to_folder(scans, tmp_path):
-    found = find_cases(scans, tmp_path / "out", False)
+    found = find_scan_outputs(scans, tmp_path / "out", False)
     assert [(c.source.name, c.destination.name, c.sidecar.name) for c in found] == [
         ("a.nii", "a.nii", "a.json"),
         ("b.nii.gz", "b.nii.gz", "b.json"),
@@ -62,7 +68,7 @@ def test_folder_to_folder(scans, tmp_path):
 
 def test_names_with_dots_and_capitals(tmp_path):
     (tmp_path / "T1.v2.NII.GZ").touch()
-    (case,) = find_cases(tmp_path / "T1.v2.NII.GZ", f"{tmp_path}/out/", False)
+    (case,) = find_scan_outputs(tmp_path / "T1.v2.NII.GZ", f"{tmp_path}/out/", False)
     assert (case.destination.name, case.sidecar.name) == ("T1.v2.NII.GZ", "T1.v2.json")
 
 
@@ -102,8 +108,8 @@ def test_existing_outputs_are_kept_unless_overwriting(scans, tmp_path, there):
     for source in (scans, scans / "a.nii"):
         message = refusal(OutputRefused, source, tmp_path / "out", False)
         assert "exists already" in message
-        assert "--overwrite" in message
-        assert find_cases(source, tmp_path / "out", True)
+        assert "`overwrite=True`" in message
+        assert find_scan_outputs(source, tmp_path / "out", True)
 
 
 def test_a_dangling_link_is_something_that_exists(scans, tmp_path):
@@ -153,13 +159,13 @@ def test_outputs_that_cannot_be_written_are_refused(scans, tmp_path, monkeypatch
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "a.nii").mkdir()
     assert "a folder in the place" in refusal(OutputRefused, scans, tmp_path / "out", True)
-    monkeypatch.setattr(os, "access", lambda *_: False)
+    monkeypatch.setattr(os, "mkdir", raising(PermissionError(13, "Permission denied")))
     assert "permission" in refusal(OutputRefused, scans / "a.nii", tmp_path / "new" / "p.nii", True)
 
 
 def test_paths_are_told_apart_by_as_little_as_it_takes():
     paths = [Path("a/x.nii"), Path("b/x.nii"), Path("b/y.nii"), Path("b/y.nii"), Path()]
-    assert told_apart(paths) == {
+    assert unique_names(paths) == {
         Path("a/x.nii"): "a/x.nii",
         Path("b/x.nii"): "b/x.nii",
         Path("b/y.nii"): "y.nii",
