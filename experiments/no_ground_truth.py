@@ -54,7 +54,7 @@ from thinslice.models.registry import EMBEDDED, find_model
 from thinslice.physics.acquisition import Acquisition
 from thinslice.physics.intensity import intensity_range
 from thinslice.physics.interpolation import cubic_matrix
-from thinslice.physics.projection import correction_matrix, damping_of, project
+from thinslice.physics.projection import correction_matrix, project, scale_damping
 from thinslice.plan import make_plan
 from thinslice.reports.picture import Picture, picture_centre, resliced_planes, save_picture, side_by_side
 from thinslice.volume import Volume, fingerprint
@@ -240,7 +240,7 @@ def paired_batch_at(step: int, pairs: Sequence[tuple[Any, np.ndarray]], context:
     cubic = np.einsum("pt,bthw->bphw", cubic_matrix(position, wide.shape[1]).astype(np.float32), wide)
     own = geometry.thick_centres[context : len(geometry.thick_centres) - context]
     matrix = Acquisition(own - inner[0], len(inner), factor, "gaussian").matrix()
-    correction = correction_matrix(matrix, factor, damping_of(matrix, factor))
+    correction = correction_matrix(matrix, factor, scale_damping(matrix, factor))
     arrays = (wide, cubic, np.stack(truth), matrix.astype(np.float32), correction.astype(np.float32))
     return Batch(geometry, *arrays)
 

@@ -43,8 +43,8 @@ from thinslice.io.nifti import read
 from thinslice.models.engine import Model
 from thinslice.models.registry import find_model
 from thinslice.physics.acquisition import Acquisition
+from thinslice.physics.downscaling import downscaling_matrix
 from thinslice.physics.intensity import intensity_range
-from thinslice.physics.profile import downscaling_matrix
 from thinslice.plan import make_plan
 from thinslice.volume import Volume, through_plane_axis
 

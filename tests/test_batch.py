@@ -24,7 +24,7 @@ from data_sets import make_job, make_latin, make_raw, tree
 from faults import catches
 from test_cli import make_scan
 from thinslice.cli.batch import _duration, _ProgressLines
-from thinslice.compute.consistency import plan_beside
+from thinslice.compute.consistency import read_plan_beside
 from thinslice.datasets import bids, engine
 from thinslice.datasets.job import Outcome
 from thinslice.errors import InputRefused
@@ -127,7 +127,7 @@ def check_whole(folder, names):
     thumbnails = [f"thumbnails/{stem}.png" for stem in stems]
     assert found == sorted([*expected, *thumbnails, "summary.html", "summary.tsv"])
     for stem in stems:
-        plan = plan_beside(folder / "out" / f"{stem}.nii.gz")
+        plan = read_plan_beside(folder / "out" / f"{stem}.nii.gz")
         assert nifti.read(folder / "out" / f"{stem}.nii.gz").shape == plan.shape_thin
 
 

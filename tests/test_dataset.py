@@ -11,7 +11,7 @@ import dicom_files
 from data_sets import make_latin, make_raw, names_of, orders, tree
 from faults import catches
 from test_cli import make_scan
-from thinslice.compute.consistency import plan_beside
+from thinslice.compute.consistency import read_plan_beside
 from thinslice.datasets import bids, find, summary
 from thinslice.datasets.job import Outcome, run_job
 from thinslice.errors import InputRefused, OutputRefused
@@ -70,7 +70,7 @@ def test_every_series_of_a_folder_is_a_scan(tmp_path):
     assert names_of(found) == ["cd/003_T2_TSE", "cd/004_T1_SE", "cd/more", "x.nii.gz"]
     assert [(one.name.split(" ")[0], one.state) for one in found.failed] == [("cd/1", "refused"), ("cd/D", "refused")]
     assert [run_job(one).state for one in found.jobs] == ["done"] * 4
-    assert plan_beside(tmp_path / "out" / "cd" / "003_T2_TSE.nii.gz").n_thick == len(values)
+    assert read_plan_beside(tmp_path / "out" / "cd" / "003_T2_TSE.nii.gz").n_thick == len(values)
     assert (tmp_path / "out" / "cd" / "004_T1_SE.nii.gz").is_file()
     assert (tmp_path / "out" / "reports" / "cd" / "004_T1_SE.html").is_file()
     assert (tmp_path / "out" / "cd" / "more.nii.gz").is_file()

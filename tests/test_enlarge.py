@@ -14,7 +14,7 @@ from strategies import axes, scans, seeds
 from thinslice.compute import planes
 from thinslice.compute import upsample as engine
 from thinslice.compute.consistency import check
-from thinslice.compute.labels import labels_to_thin
+from thinslice.compute.labels import interpolate_labels
 from thinslice.compute.planes import enlarge_depth, enlarge_slices
 from thinslice.compute.reslice import reslice
 from thinslice.compute.upsample import upsample
@@ -166,7 +166,7 @@ def test_labels_come_along_in_plane_too():
     drawn = (np.random.default_rng(0).random((4, 5, 6)) < 0.5).astype(np.uint8)
     volume = Volume(drawn.astype(np.float32), np.diag([1.0, 1.0, 4.0, 1.0]))
     plan = make_plan(volume, factor=3, in_plane=2)
-    labels = labels_to_thin(replace(volume, voxels=drawn), plan)
+    labels = interpolate_labels(replace(volume, voxels=drawn), plan)
     assert labels.shape == plan.shape_thin == (8, 10, 18)
     np.testing.assert_array_equal(labels.voxels[::2, 1::2, 1::3], drawn)
 
@@ -241,7 +241,9 @@ def test_edges_repeat_as_far_as_a_network_sees():
 
 
 @catches(
-    "compute/planes.py", "keep = keep_map(suspect, (height, width))", "keep = keep_map(0 * suspect, (height, width))"
+    "compute/planes.py",
+    "keep = make_keep_map(suspect, (height, width))",
+    "keep = make_keep_map(0 * suspect, (height, width))",
 )
 def test_what_disagrees_with_the_slice_it_enlarges_is_not_taken():
     slices = np.random.default_rng(0).random((3, 70, 70), dtype=np.float32)

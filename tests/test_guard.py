@@ -9,7 +9,7 @@ from scipy.optimize import linprog
 from faults import catches
 from phantoms import acquired, knowing, network, silent, thick_grid
 from strategies import seeds
-from thinslice.compute.guard import CELL, DISAGREEMENT, MARGIN, OVERSHOOT, GuardCount, keep_map, suspect_cells
+from thinslice.compute.guard import CELL, DISAGREEMENT, MARGIN, OVERSHOOT, GuardCount, find_suspect_cells, make_keep_map
 from thinslice.compute.upsample import upsample
 from thinslice.models.engine import interpolation
 from thinslice.physics.intensity import intensity_range
@@ -62,10 +62,10 @@ def moved(slices, offset):
 @given(seed=seeds, height=st.integers(1, 3 * CELL), width=st.integers(1, 3 * CELL))
 def test_a_zero_residual_is_never_suspect(seed, height, width):
     around = np.random.default_rng(seed).standard_normal((3, height, width)).astype(np.float32)
-    cells = suspect_cells(around, around[0], around[0], (float(around.min()), float(around.max())))
+    cells = find_suspect_cells(around, around[0], around[0], (float(around.min()), float(around.max())))
     assert cells.shape == (-(-height // CELL), -(-width // CELL))
     assert not cells.any()
-    np.testing.assert_array_equal(keep_map(cells, (height, width)), 1)
+    np.testing.assert_array_equal(make_keep_map(cells, (height, width)), 1)
 
 
 @catches(
@@ -200,7 +200,7 @@ def test_a_good_answer_is_left_alone_it_mends_what_interpolation_misses():
 def test_trust_is_zero_in_suspect_cells_one_far_away_and_between_elsewhere(seed, share):
     cells = np.random.default_rng(seed).random((6, 7)) < share
     shape = (6 * CELL - 5, 7 * CELL - 11)
-    keep = keep_map(cells, shape)
+    keep = make_keep_map(cells, shape)
     assert keep.shape == shape
     assert keep.min() >= 0
     assert keep.max() <= 1
@@ -219,7 +219,7 @@ def test_trust_is_zero_in_suspect_cells_one_far_away_and_between_elsewhere(seed,
 def test_where_interpolation_agrees_the_stated_distance_is_the_limit(distance):
     by_network = np.full((CELL, CELL), distance * 2 * DISAGREEMENT)
     answer = np.full((2, CELL, CELL), 0.5, np.float32)
-    cells = suspect_cells(answer, by_network, np.zeros((CELL, CELL)), (0.0, 1.0))
+    cells = find_suspect_cells(answer, by_network, np.zeros((CELL, CELL)), (0.0, 1.0))
     if abs(distance - 0.5) > 1e-6:
         assert bool(cells[0, 0]) == (distance > 0.5)
 
@@ -228,7 +228,7 @@ def test_where_interpolation_agrees_the_stated_distance_is_the_limit(distance):
 def test_where_interpolation_disagrees_the_network_may_not_disagree_more(ratio, base, sign):
     by_base = np.full((CELL, CELL), base)
     answer = np.full((2, CELL, CELL), 0.5, np.float32)
-    cells = suspect_cells(answer, sign * ratio * by_base, by_base, (0.0, 1.0))
+    cells = find_suspect_cells(answer, sign * ratio * by_base, by_base, (0.0, 1.0))
     if ratio * base > DISAGREEMENT and abs(ratio - MARGIN) > 1e-6:
         assert bool(cells[0, 0]) == (ratio > MARGIN)
 
@@ -238,7 +238,7 @@ def test_the_stated_overshoot_is_the_limit(beyond, side):
     answer = np.full((2, CELL, CELL), 0.5)
     answer[1, 3, 4] += side * (0.5 + beyond * OVERSHOOT)
     agreed = np.zeros((CELL, CELL))
-    cells = suspect_cells(answer, agreed, agreed, (0.0, 1.0))
+    cells = find_suspect_cells(answer, agreed, agreed, (0.0, 1.0))
     if abs(beyond - 1) > 1e-6:
         assert bool(cells[0, 0]) == (beyond > 1)
 

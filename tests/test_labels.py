@@ -7,7 +7,7 @@ import pytest
 from scipy.ndimage import distance_transform_edt
 
 from thinslice.compute import labels as module
-from thinslice.compute.labels import changing_times, labels_to_thin
+from thinslice.compute.labels import find_changing_times, interpolate_labels
 from thinslice.errors import InputRefused
 from thinslice.plan import Plan, make_plan
 from thinslice.volume import Volume
@@ -54,7 +54,7 @@ def blobs(seed: int, shape: tuple[int, ...] = SHAPE) -> np.ndarray:
 def thin_of(drawn: np.ndarray, **wish: float | str) -> tuple[Volume, Plan]:
     scan = volume(drawn)
     plan = make_plan(scan, **wish)
-    return labels_to_thin(scan, plan), plan
+    return interpolate_labels(scan, plan), plan
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -107,7 +107,7 @@ def test_a_slanted_cylinder_moves_steadily_from_slice_to_slice():
 def test_a_boundary_passes_at_the_moment_it_should():
     near, far = np.zeros((6, 12), int), np.zeros((6, 12), int)
     near[:, :8], far[:, :4] = 1, 1
-    times = changing_times(near, far, (1.0, 1.0))
+    times = find_changing_times(near, far, (1.0, 1.0))
     np.testing.assert_allclose(times[:, 4:8], [[0.875, 0.625, 0.375, 0.125]] * 6)
 
 
@@ -161,7 +161,7 @@ def test_permutations_commute(order):
     drawn = blobs(3)
     thin, _ = thin_of(drawn, factor=4)
     scan = volume(drawn.transpose(order), tuple(SPACING[i] for i in order))
-    turned = labels_to_thin(scan, make_plan(scan, factor=4))
+    turned = interpolate_labels(scan, make_plan(scan, factor=4))
     np.testing.assert_array_equal(turned.voxels, thin.voxels.transpose(order))
 
 
@@ -204,20 +204,20 @@ def test_what_is_not_a_segmentation_of_the_scan_is_refused():
     drawn = blobs(0)
     plan = make_plan(volume(drawn), factor=3)
     with pytest.raises(InputRefused, match="60 x 50 x 11 voxels; need 60 x 50 x 12"):
-        labels_to_thin(volume(drawn[..., :-1]), plan)
+        interpolate_labels(volume(drawn[..., :-1]), plan)
     shifted = volume(drawn)
     shifted.affine[2, 3] += 4
     with pytest.raises(InputRefused, match="4 mm away"):
-        labels_to_thin(shifted, plan)
+        interpolate_labels(shifted, plan)
     with pytest.raises(InputRefused, match="fractions"):
-        labels_to_thin(volume(drawn + 0.5), plan)
+        interpolate_labels(volume(drawn + 0.5), plan)
 
 
 def test_a_rounded_affine_and_whole_floats_are_accepted():
     drawn = blobs(0)
     scan = volume(drawn.astype(np.float32))
     scan.affine[:3, 3] += 5e-4
-    thin = labels_to_thin(scan, make_plan(volume(drawn), factor=3))
+    thin = interpolate_labels(scan, make_plan(volume(drawn), factor=3))
     assert thin.voxels.dtype == np.float32
     np.testing.assert_array_equal(thin.voxels, thin_of(drawn, factor=3)[0].voxels)
 

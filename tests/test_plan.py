@@ -46,8 +46,8 @@ def test_the_plan_survives_json(case):
 @catches("volume.py", "thin[:3, :3] /= finer", "pass")
 @catches(
     "plan.py",
-    "finer_affine(volume.affine, finer, first)",
-    "finer_affine(volume.affine, [k if k != real_factor else thick_mm / target_mm for k in finer], first)",
+    "refine_affine(volume.affine, finer, first)",
+    "refine_affine(volume.affine, [k if k != real_factor else thick_mm / target_mm for k in finer], first)",
 )
 @catches(
     "plan.py", "(np.arange(self.n_thin) - self.first_centre)", "(np.arange(self.n_thin) + 0.5 - self.first_centre)"

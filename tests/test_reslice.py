@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from faults import catches
-from thinslice.compute.labels import labels_to_thin
+from thinslice.compute.labels import interpolate_labels
 from thinslice.compute.reslice import reslice
 from thinslice.compute.upsample import upsample
 from thinslice.errors import InputRefused, PlanRefused
@@ -109,7 +109,7 @@ def test_labels_come_back_by_majority(wish):
     drawn = np.where((x - 20) ** 2 + (y - 18) ** 2 + (4 * (z - 4)) ** 2 < 14**2, 7, 0).astype(np.uint8)
     drawn[(drawn == 7) & (x > 20)] = 200
     thick = scan(drawn)
-    thin = labels_to_thin(thick, make_plan(thick, **wish))
+    thin = interpolate_labels(thick, make_plan(thick, **wish))
     back = reslice(thin, thick, thickness_mm=2.0, labels=True)
     assert back.voxels.dtype == np.uint8
     assert set(np.unique(back.voxels)) == {0, 7, 200}
@@ -167,7 +167,7 @@ def test_slices_that_were_enlarged_come_back_too(order, times):
     # Cubic enlargement and bicubic shrinking are no inverses; a shift by half a new voxel would make 20 of it.
     assert np.abs(back - thick.voxels)[3:-3, 3:-3, 3:-3].max() < 5
     drawn = Volume((thick.voxels > 600).astype(np.uint8), thick.affine)
-    there = labels_to_thin(drawn, plan)
+    there = interpolate_labels(drawn, plan)
     again = reslice(there, drawn, thickness_mm=2.0, labels=True).voxels
     assert (again == drawn.voxels).mean() > 0.98
     apart = Volume(thin.voxels, thin.affine + np.outer([0.3, 0, 0, 0], [0, 0, 0, 1]))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from phantoms import enlarging, lopsided, network, silent, straight
-from thinslice.compute.consistency import check, misfit
+from thinslice.compute.consistency import check, map_misfit
 from thinslice.compute.uncertainty import POWER, SCALE, cell_affine, cell_means, cell_size, expected_error
 from thinslice.compute.upsample import upsample
 from thinslice.models.registry import find_model
@@ -157,7 +157,7 @@ def test_the_misfit_is_what_the_report_measures_at_its_place(axis):
     volume = Volume(np.transpose(volume.voxels, order), volume.affine[:, [*order, 3]])
     plan = make_plan(volume, model="linear", factor=4, projection=False)
     thin = upsample(volume, plan, find_model("linear")).volume
-    found, measured = misfit(volume, thin, plan), check(volume, thin, plan)
+    found, measured = map_misfit(volume, thin, plan), check(volume, thin, plan)
     assert found.voxels.shape == volume.voxels.shape
     assert np.array_equal(found.affine, volume.affine)
     assert np.sqrt(np.mean(found.voxels.astype(float) ** 2)) == pytest.approx(measured.rms, rel=1e-5)
@@ -170,6 +170,6 @@ def test_the_misfit_of_enlarged_slices_is_on_the_acquired_grid():
     volume = scan()
     plan = make_plan(volume, model="cubic", factor=2, in_plane=2)
     thin = upsample(volume, plan, find_model("cubic")).volume
-    found, measured = misfit(volume, thin, plan), check(volume, thin, plan)
+    found, measured = map_misfit(volume, thin, plan), check(volume, thin, plan)
     assert found.voxels.shape == volume.voxels.shape
     assert found.voxels.max() == pytest.approx(measured.worst, rel=1e-5)

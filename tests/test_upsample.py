@@ -107,7 +107,9 @@ def test_a_fused_answer_does_not_tell_a_scan_from_its_mirror_image(case):
 
 
 @catches(
-    "compute/upsample.py", "answer += along_first_axis(keep, np.concatenate([r[band] for r in residuals]))", "pass"
+    "compute/upsample.py",
+    "answer += apply_along_first_axis(keep, np.concatenate([r[band] for r in residuals]))",
+    "pass",
 )
 def test_a_lopsided_network_tells_a_scan_from_its_mirror_image():
     grid = thick_grid()
@@ -214,7 +216,7 @@ def test_without_noise_reslicing_gives_back_what_was_acquired(case, model):
 
 @catches(
     "compute/upsample.py",
-    "self.damping = damping_of(self.acquire(middle, middle + 2 * PROJECTION_HALO)[1], plan.factor, plan.noise)",
+    "self.damping = scale_damping(self.acquire(middle, middle + 2 * PROJECTION_HALO)[1], plan.factor, plan.noise)",
     "self.damping = plan.noise",
 )
 @given(case=scans_and_wishes(), model=models, noise=st.sampled_from([0.01, 0.05, 0.5]))

@@ -17,7 +17,7 @@ from thinslice.physics.acquisition import Acquisition
 from thinslice.physics.profile import GAUSSIAN_REACH_FWHM
 from thinslice.physics.projection import NOISE_LEVEL
 from thinslice.settings import GRIDS, Grid, Profile
-from thinslice.volume import Volume, finer_affine, through_plane_axis
+from thinslice.volume import Volume, refine_affine, through_plane_axis
 
 ISOTROPIC_BELOW = 1.05
 """A scan whose slices are less than this many in-plane spacings apart is called isotropic."""
@@ -201,7 +201,7 @@ def make_plan(
         factor=real_factor,
         first_centre=first_centre,
         affine_thick=_to_tuples(volume.affine.tolist()),
-        affine_thin=_to_tuples(finer_affine(volume.affine, finer, first).tolist()),
+        affine_thin=_to_tuples(refine_affine(volume.affine, finer, first).tolist()),
         model=model,
         model_sha256=model_sha256,
         projection=projection,

@@ -63,7 +63,7 @@ def patient_axes(affine: np.ndarray) -> tuple[int, int, int]:
     return nearest[0], nearest[1], nearest[2]
 
 
-def finer_affine(affine: np.ndarray, finer: Sequence[float], first: Sequence[float]) -> np.ndarray:
+def refine_affine(affine: np.ndarray, finer: Sequence[float], first: Sequence[float]) -> np.ndarray:
     """Of a grid so many times finer along each axis, on which the old first voxel has its centre at ``first``."""
     thin = np.array(affine, dtype=np.float64)
     thin[:3, :3] /= finer

@@ -298,10 +298,10 @@ def _check_all_apart(cases: "Sequence[ScanOutput]", targets: "Sequence[tuple[Pat
 
 
 def _write_labels(drawn: "Volume", plan: "Plan", path: Path) -> None:
-    from thinslice.compute.labels import labels_to_thin
+    from thinslice.compute.labels import interpolate_labels
     from thinslice.io.formats import write
 
-    write(labels_to_thin(drawn, plan), path)
+    write(interpolate_labels(drawn, plan), path)
 
 
 # ---- pages

@@ -171,18 +171,18 @@ def add_reslice(verbs: "argparse._SubParsersAction[Parser]") -> None:
 
 def reslice(arguments: argparse.Namespace) -> int:
     """Bring a thin image or segmentation onto the grid of a thick scan."""
-    from thinslice.compute.consistency import plan_beside
-    from thinslice.compute.reslice import looks_like_labels
+    from thinslice.compute.consistency import read_plan_beside
+    from thinslice.compute.reslice import has_label_regions
     from thinslice.compute.reslice import reslice as to_thick
     from thinslice.io.formats import write
     from thinslice.io.outputs import find_reslice_output
 
     case = find_reslice_output(arguments.input, arguments.like, arguments.output, arguments.overwrite)
     thin, like = read_scan(arguments.input), read_scan(arguments.like)
-    plan = plan_beside(arguments.input)
+    plan = read_plan_beside(arguments.input)
     thickness_mm = arguments.thickness if arguments.thickness is not None or plan is None else plan.thickness_mm
     profile = arguments.profile or (plan.profile if plan is not None else "gaussian")
-    labels = arguments.labels or (not arguments.image and looks_like_labels(thin))
+    labels = arguments.labels or (not arguments.image and has_label_regions(thin))
     padding = plan.padding if plan is not None else None
     thick = to_thick(thin, like, thickness_mm=thickness_mm, profile=profile, labels=labels, padding=padding)
     with all_or_none([case.destination], arguments.overwrite) as (part,):

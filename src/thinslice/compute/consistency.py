@@ -13,10 +13,10 @@ from thinslice.compute.guard import GuardCount
 from thinslice.io.atomic import whole_or_not
 from thinslice.io.formats import sidecar_path
 from thinslice.io.outputs import REPORT_NAME
-from thinslice.physics.acquisition import along_first_axis
+from thinslice.physics.acquisition import apply_along_first_axis
+from thinslice.physics.downscaling import downscaling_matrix
 from thinslice.physics.intensity import intensity_range
-from thinslice.physics.profile import downscaling_matrix
-from thinslice.physics.projection import bands
+from thinslice.physics.projection import cut_into_bands
 from thinslice.plan import Plan
 from thinslice.volume import Volume
 
@@ -118,7 +118,7 @@ def check(volume: Volume, thin: Volume, plan: Plan) -> Consistency:
     )
 
 
-def misfit(volume: Volume, thin: Volume, plan: Plan) -> Volume:
+def map_misfit(volume: Volume, thin: Volume, plan: Plan) -> Volume:
     """Where `check` found what: absolute differences on the acquired grid, float32, in the scan's own units.
 
     Of a 4-D series the first volume is looked at.
@@ -131,12 +131,13 @@ def misfit(volume: Volume, thin: Volume, plan: Plan) -> Volume:
         if plan.in_plane > 1:
             chunk[...] = list(_seen_again_and_small(before, after, plan, start, start + len(chunk)))
             continue
-        for band, found in zip(bands(after), _seen_again(before, after, plan, start, start + len(chunk)), strict=True):
+        again = _seen_again(before, after, plan, start, start + len(chunk))
+        for band, found in zip(cut_into_bands(after), again, strict=True):
             chunk[band] = found
     return Volume(np.moveaxis(np.abs(apart, out=apart), 0, plan.axis), volume.affine)
 
 
-def plan_beside(path: Path) -> Plan | None:
+def read_plan_beside(path: Path) -> Plan | None:
     """The plan in the report beside an answer of ours, or beside the answer its labels belong to; else None.
 
     That on a DICOM series lies in its folder.
@@ -182,8 +183,8 @@ def _without_padding(thick: np.ndarray, thin: np.ndarray, plan: Plan) -> tuple[n
 def _seen_again(thick: np.ndarray, thin: np.ndarray, plan: Plan, start: int, stop: int) -> Iterator[np.ndarray]:
     """Differences of some acquired slices, band by band."""
     seen, matrix = plan.acquisition().rows(start, stop)
-    for band in bands(thin):
-        again = along_first_axis(matrix, thin[seen][band].astype(np.float64, order="C"))
+    for band in cut_into_bands(thin):
+        again = apply_along_first_axis(matrix, thin[seen][band].astype(np.float64, order="C"))
         yield again - thick[start:stop][band]
 
 

@@ -55,7 +55,7 @@ class GuardCount:
         return GuardCount(self.cells + other.cells, self.suspect + other.suspect)
 
 
-def suspect_cells(
+def find_suspect_cells(
     answer: np.ndarray, by_network: np.ndarray, by_base: np.ndarray, bounds: tuple[float, float]
 ) -> np.ndarray:
     """Which cells of a slab must not be trusted.
@@ -78,7 +78,7 @@ def suspect_cells(
         return suspect
 
 
-def keep_map(cells: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+def make_keep_map(cells: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Weights [h, w]: 0 inside suspect cells, 1 far from them, a ramp in the neighbouring cells."""
     keep = 1.0 - cells.astype(np.float32)
     around = np.pad(keep, 1, mode="edge")

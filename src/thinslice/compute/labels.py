@@ -25,7 +25,7 @@ AT_ONCE = 1e-5
 """Two moments on the way between slices (0 .. 1) nearer than this are the same: then the larger label is taken."""
 
 
-def labels_to_thin(labels: Volume, plan: Plan, out: np.ndarray | None = None) -> Volume:
+def interpolate_labels(labels: Volume, plan: Plan, out: np.ndarray | None = None) -> Volume:
     """Bring a segmentation of the acquired slices onto the thin grid.
 
     Args:
@@ -56,7 +56,7 @@ def check_labels(labels: Volume, plan: Plan) -> None:
     """Refuse what is not a segmentation of the plan's scan.
 
     Raises:
-        InputRefused: see `labels_to_thin`.
+        InputRefused: see `interpolate_labels`.
     """
     name = labels.source or "the segmentation"
     if labels.shape != plan.shape_thick:
@@ -87,7 +87,7 @@ def check_whole_numbers(labels: Volume) -> None:
         )
 
 
-def changing_times(near: np.ndarray, far: np.ndarray, spacing_mm: tuple[float, float]) -> np.ndarray:
+def find_changing_times(near: np.ndarray, far: np.ndarray, spacing_mm: tuple[float, float]) -> np.ndarray:
     """When each pixel changes from its label in ``near`` to that in ``far``, 0 .. 1 on the way between them.
 
     Args:
@@ -119,7 +119,7 @@ def _fill(drawn: np.ndarray, thin: np.ndarray, positions: np.ndarray, spacing_mm
     first = np.floor(positions).astype(int)
     for i in np.unique(first[~whole]):
         near, far = np.ascontiguousarray(drawn[i]), np.ascontiguousarray(drawn[i + 1])
-        times = changing_times(near, far, spacing_mm)
+        times = find_changing_times(near, far, spacing_mm)
         for j in np.flatnonzero((first == i) & ~whole):
             thin[j] = _at(near, far, times, positions[j] - i)
 

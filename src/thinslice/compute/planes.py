@@ -10,10 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from thinslice.compute.guard import GuardCount, keep_map, suspect_cells
+from thinslice.compute.guard import GuardCount, find_suspect_cells, make_keep_map
 from thinslice.models.engine import WORKERS, Enlarger
+from thinslice.physics.downscaling import downscaling_matrix
 from thinslice.physics.interpolation import INTERPOLATIONS
-from thinslice.physics.profile import downscaling_matrix
 from thinslice.progress import no_progress, part_of
 
 PIXELS = 2**19
@@ -69,9 +69,9 @@ def enlarge_slices(
         said = np.median([back(network(turn(plane), turn(base))) for turn, back in turns], axis=0)[0, inner, inner]
         whole = np.where(np.isfinite(said), said, answer[index])
         by_network, by_base = (disagreement(a, slices[index]) for a in (whole, answer[index]))
-        suspect = suspect_cells(_in_pixels(said, factor), by_network, by_base, bounds)
+        suspect = find_suspect_cells(_in_pixels(said, factor), by_network, by_base, bounds)
         cells.append(suspect)
-        keep = keep_map(suspect, (height, width)).repeat(factor, axis=0).repeat(factor, axis=1)
+        keep = make_keep_map(suspect, (height, width)).repeat(factor, axis=0).repeat(factor, axis=1)
         answer[index] += keep * (whole - answer[index])
 
     _at_once(fill, range(count), progress, network.workers if network is not None else WORKERS)

@@ -6,11 +6,11 @@ import numpy as np
 
 from thinslice.compute.labels import check_whole_numbers
 from thinslice.errors import InputRefused, PlanRefused
-from thinslice.physics.acquisition import Acquisition, along_first_axis
-from thinslice.physics.profile import downscaling_matrix
-from thinslice.physics.projection import bands
+from thinslice.physics.acquisition import Acquisition, apply_along_first_axis
+from thinslice.physics.downscaling import downscaling_matrix
+from thinslice.physics.projection import cut_into_bands
 from thinslice.settings import Profile
-from thinslice.volume import Volume, corners, finer_affine, through_plane_axis
+from thinslice.volume import Volume, corners, refine_affine, through_plane_axis
 
 REGIONS = 0.7
 """Share of equal neighbours from which on whole numbers are taken for labels."""
@@ -38,8 +38,7 @@ def reslice(
         profile: shape of the slice profile.
         labels: ``thin`` is a segmentation: each voxel gets the label with the largest weight under the profile (of
             equal ones the smallest), instead of a weighted mean. From a finer grid an image is made small by
-            anti-aliased bicubic downscaling (`thinslice.physics.profile.downscaling_matrix`), labels by their share of
-            a voxel.
+            anti-aliased bicubic downscaling (`thinslice.physics.downscaling`), labels by their share of a voxel.
         padding: the value of an image where the scanner saw nothing (`Plan.padding`). It takes no part in means: it
             counts as the smallest other value, and lies where most of a thick voxel has it.
 
@@ -68,7 +67,7 @@ def reslice(
     return replace(thin, voxels=out, affine=like.affine, thickness_mm=thickness_mm)
 
 
-def looks_like_labels(volume: Volume) -> bool:
+def has_label_regions(volume: Volume) -> bool:
     """Whether a volume is a segmentation: whole numbers whose neighbours, where not zero, are mostly equal.
 
     Between neighbouring voxels of an image there is noise; a segmentation is made of regions.
@@ -102,7 +101,7 @@ def _times_finer(thin: Volume, like: Volume, axis: int) -> int:
 def _finer(like: Volume, axis: int, times: int) -> Volume:
     """The grid of a scan with so many times more voxels along both in-plane axes, the outer edges kept."""
     finer = [1 if i == axis else times for i in range(3)]
-    affine = finer_affine(like.affine, finer, [(k - 1) / 2 for k in finer])
+    affine = refine_affine(like.affine, finer, [(k - 1) / 2 for k in finer])
     shape = tuple(n * k for n, k in zip(like.shape, finer, strict=True))
     return replace(like, voxels=np.broadcast_to(np.zeros((), like.voxels.dtype), shape), affine=affine)
 
@@ -155,8 +154,8 @@ def _fill_image(
         out[share > 0.5] = padding
         return
     if times == 1:
-        for band in bands(thin):
-            _put(along_first_axis(matrix, thin[band].astype(np.float64, order="C")), out[band])
+        for band in cut_into_bands(thin):
+            _put(apply_along_first_axis(matrix, thin[band].astype(np.float64, order="C")), out[band])
         return
     rows, columns = (downscaling_matrix(size, times) for size in out.shape[1:])
     for i, weights in enumerate(matrix):

@@ -13,14 +13,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from thinslice.compute.guard import GuardCount, keep_map, suspect_cells
+from thinslice.compute.guard import GuardCount, find_suspect_cells, make_keep_map
 from thinslice.compute.planes import enlarge_depth, enlarge_slices
 from thinslice.models.conditioning import geometry_of, position_code
 from thinslice.models.engine import Model, one_blas_thread
-from thinslice.physics.acquisition import along_first_axis
+from thinslice.physics.acquisition import apply_along_first_axis
 from thinslice.physics.intensity import intensity_range
 from thinslice.physics.interpolation import INTERPOLATIONS
-from thinslice.physics.projection import bands, correction_matrix, damping_of
+from thinslice.physics.projection import correction_matrix, cut_into_bands, scale_damping
 from thinslice.plan import Plan
 from thinslice.progress import no_progress, part_of
 from thinslice.volume import Volume, patient_axes
@@ -169,7 +169,7 @@ class _Lines:
         self.interpolation = INTERPOLATIONS[base]
         self.acquisition = plan.acquisition()
         middle = max(plan.n_thick // 2 - PROJECTION_HALO, 0)
-        self.damping = damping_of(self.acquire(middle, middle + 2 * PROJECTION_HALO)[1], plan.factor, plan.noise)
+        self.damping = scale_damping(self.acquire(middle, middle + 2 * PROJECTION_HALO)[1], plan.factor, plan.noise)
 
     def thin_of(self, low: int, high: int) -> slice:
         """Thin slices inside slabs low .. high - 1."""
@@ -275,10 +275,10 @@ class _Stack:
         wanted = self.lines.thin_of(start, stop)
         if self.model.adds:
             residuals = [self.guarded(slab) for slab in range(low, high)]
-        for band in bands(self.thick):
-            answer = along_first_axis(to_thin, self.normalised(self.thick[spline_low:spline_high][band]))
+        for band in cut_into_bands(self.thick):
+            answer = apply_along_first_axis(to_thin, self.normalised(self.thick[spline_low:spline_high][band]))
             if self.model.adds:
-                answer += along_first_axis(keep, np.concatenate([r[band] for r in residuals]))
+                answer += apply_along_first_axis(keep, np.concatenate([r[band] for r in residuals]))
             if thin.dtype in WIDE:
                 answer = answer.astype(np.float64) * self.scale + self.low
             else:
@@ -323,8 +323,8 @@ class _Stack:
         answer = enlarge_depth(around, beyond, factor, self.model.base, network, self.plan.fuse, told)
         low, high = self.lines.beyond(start, stop)
         base = self.lines.base(self.lines.thin_of(start, stop), low, high)
-        for band in bands(self.thick):
-            answer[band] -= along_first_axis(base, self.normalised(self.thick[low:high][band]))
+        for band in cut_into_bands(self.thick):
+            answer[band] -= apply_along_first_axis(base, self.normalised(self.thick[low:high][band]))
         return dict(enumerate(answer.reshape(-1, factor, *answer.shape[1:]), start))
 
     def said_by(self, slab: int) -> tuple[int, np.ndarray]:
@@ -368,16 +368,16 @@ class _Stack:
             missed = seen @ self.lines.base(near, spline_low, spline_high)
             missed[0, slab - spline_low] -= 1.0
             nearby = self.slices(spline_low, spline_high)
-            by_base = along_first_axis(missed, nearby)[0]
+            by_base = apply_along_first_axis(missed, nearby)[0]
             with np.errstate(invalid="ignore", over="ignore"):  # an infinite answer is found suspect below
-                by_network = by_base + along_first_axis(seen, residuals)[0]
+                by_network = by_base + apply_along_first_axis(seen, residuals)[0]
             own = self.residual(slab)
             base = self.lines.base(self.lines.thin_of(slab, slab + 1), spline_low, spline_high)
-            answer = along_first_axis(base, nearby) + own
-            cells = suspect_cells(answer, by_network, by_base, self.bounds)
+            answer = apply_along_first_axis(base, nearby) + own
+            cells = find_suspect_cells(answer, by_network, by_base, self.bounds)
             self.count = self.count.with_slab(cells)
             if cells.any():
-                keep = keep_map(cells, own.shape[1:])
+                keep = make_keep_map(cells, own.shape[1:])
                 own = np.where(np.isfinite(own), own, 0.0) * keep
                 self.fell_back[slab] = keep < 0.5
             self.kept[slab] = own

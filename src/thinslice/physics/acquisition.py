@@ -1,10 +1,11 @@
 """The acquisition operator: how thick slices see thin ones, and the adjoint that carries them back.
 
 A 2-D acquisition excites a slab. The signal of a thick slice is the thin anatomy weighted by the slice-selection
-profile along the slab normal: ``thick = A thin``. Whatever makes slices thick in this package goes through the operator
-made here. Two blurs are not acquisitions and lie elsewhere, named for what they are: the papers' bicubic shrinking of
-pictures (`thinslice.physics.profile.downscaling_matrix`), and the covariance that keeps corrections smooth
-(`thinslice.physics.projection.smooth_spread`).
+profile along the slab normal: ``thick = A thin``. Whatever simulates a scanner in this package, or compares an answer
+with what a scanner acquired, takes its weights along the slice axis from here.
+
+Two matrices blur as well and are no acquisitions: bicubic downscaling, by which papers make pictures small
+(`thinslice.physics.downscaling`), and the covariance of smooth anatomy (`thinslice.physics.projection`).
 
 Positions are in thin-voxel units: thin slice ``j`` has its centre at ``j``.
 """
@@ -14,13 +15,14 @@ from functools import cached_property, reduce
 
 import numpy as np
 
+from thinslice.errors import PlanRefused
 from thinslice.physics.profile import GAUSSIAN_REACH_FWHM, slice_profile
 from thinslice.settings import Profile
 
 
 @dataclass(frozen=True, eq=False)
 class Acquisition:
-    """The linear operator A by which thick slices see thin ones along one axis.
+    """Says how thick slices see thin ones along one axis: the linear operator A of ``thick = A thin``.
 
     Every row of its matrix sums to one. Where a slab reaches over the edge of the field of view, what lies inside it
     carries the whole weight.
@@ -48,7 +50,7 @@ class Acquisition:
     axis: int = 0
 
     def __post_init__(self) -> None:
-        """Take a copy of the centres that nobody can change."""
+        """Copies the centres, so that nobody can change them."""
         centres_vox = np.array(self.centres_vox, dtype=np.float64)
         centres_vox.setflags(write=False)
         object.__setattr__(self, "centres_vox", centres_vox)
@@ -68,14 +70,18 @@ class Acquisition:
         return self._along_axis(self._matrix, thin)
 
     def adjoint(self, thick: np.ndarray) -> np.ndarray:
-        """Returns At y, thin slices along ``axis``: <A x, y> = <x, At y>. Arrays as in `forward`."""
+        """Returns thick slices carried back to the thin grid by the transpose: At y, with <A x, y> = <x, At y>.
+
+        Args:
+            thick: thick slices along ``axis``; otherwise as in `forward`.
+        """
         return self._along_axis(self._matrix.T, thick)
 
     def matrix(self) -> np.ndarray:
         """Returns the whole matrix A [thick, thin], float64, read-only.
 
         Raises:
-            ValueError: a slice does not touch any thin voxel, or the thickness is not positive.
+            PlanRefused: a slice sees no thin slice, the thickness is not positive, or the profile is unknown.
         """
         return self._matrix
 
@@ -90,7 +96,16 @@ class Acquisition:
     def rows(self, start: int, stop: int) -> tuple[slice, np.ndarray]:
         """Returns rows start .. stop - 1 of `matrix`: the thin slices they see, and their weights of these.
 
-        The whole matrix grows with the square of the number of slices, these rows do not.
+        The whole matrix grows with the square of the number of slices; these rows do not, and it is never made.
+
+        Raises:
+            PlanRefused: see `matrix`.
+
+        Example:
+            >>> acquisition = Acquisition(4.0 * np.arange(1000) + 1.5, n_thin=4000, fwhm_vox=4.0, profile="box")
+            >>> seen, weights = acquisition.rows(500, 501)
+            >>> seen, weights.shape
+            (slice(1999, 2005, None), (1, 6))
         """
         seen = self.seen_by(start, stop)
         return seen, self._weights(start, stop, seen)
@@ -98,7 +113,7 @@ class Acquisition:
     @cached_property
     def _matrix(self) -> np.ndarray:
         matrix = self._weights(0, self.n_thick, slice(0, self.n_thin))
-        matrix.setflags(write=False)
+        matrix.setflags(write=False)  # it is kept, and `matrix` hands it out
         return matrix
 
     def _weights(self, start: int, stop: int, thin: slice) -> np.ndarray:
@@ -110,17 +125,22 @@ class Acquisition:
         total = weights.sum(axis=1, keepdims=True)
         if (total <= 0).any():
             lost = self.centres_vox[start + int(np.argmin(total))]
-            raise ValueError(f"the slice centred at {lost:g} touches none of the {self.n_thin} thin voxels")
+            raise PlanRefused(
+                got=f"a slice centred at {lost:g}, which sees none of the {self.n_thin} thin slices",
+                need=f"centres from -0.5 to {self.n_thin - 0.5:g}, and slices not much thinner than the thin ones",
+                next="check the slice positions and `thickness_mm`",
+                code="slice-sees-nothing",
+            )
         normalised: np.ndarray = weights / total
         return normalised
 
     def _along_axis(self, matrix: np.ndarray, array: np.ndarray) -> np.ndarray:
-        return np.moveaxis(along_first_axis(matrix, np.moveaxis(array, self.axis, 0)), 0, self.axis)
+        return np.moveaxis(apply_along_first_axis(matrix, np.moveaxis(array, self.axis, 0)), 0, self.axis)
 
 
 @dataclass(frozen=True)
 class StackedAcquisition:
-    """Several acquisitions of one thin volume, each along its own axis: one operator with a tuple for its range.
+    """Joins acquisitions of one thin volume, each along its own axis, to one operator: the stacks of one body.
 
     Attributes:
         parts: the acquisitions, in the order of the thick arrays.
@@ -144,10 +164,14 @@ class StackedAcquisition:
         return reduce(np.add, (part.adjoint(own) for part, own in zip(self.parts, thick, strict=True)))
 
 
-def along_first_axis(matrix: np.ndarray, array: np.ndarray) -> np.ndarray:
+def apply_along_first_axis(matrix: np.ndarray, array: np.ndarray) -> np.ndarray:
     """Applies ``matrix`` [m, n] to the first axis of ``array`` [n, ...] and returns [m, ...].
 
     Computed in the array's dtype if that is a float one, otherwise in float32.
+
+    Example:
+        >>> apply_along_first_axis(np.array([[0.5, 0.5]]), np.array([[1, 2], [3, 4]], dtype=np.int16))
+        array([[2., 3.]], dtype=float32)
     """
     array = array if array.dtype.kind == "f" else array.astype(np.float32)
     flat = array.reshape(len(array), -1)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from thinslice.compute.consistency import Report, misfit
+from thinslice.compute.consistency import Report, map_misfit
 from thinslice.compute.uncertainty import expected_error
 from thinslice.compute.upsample import upsample
 from thinslice.io.scratch import allocate
@@ -155,7 +155,7 @@ def _card(card: Any) -> list[tuple[str, str]]:
 
 
 def _agreement(answer: Answer) -> Overlay:
-    found = misfit(answer.volume, answer.thin, answer.plan)
+    found = map_misfit(answer.volume, answer.thin, answer.plan)
     low, high = intensity_range(answer.volume.voxels)
     top = max(SHOWN_MISFIT * (high - low), float(np.quantile(found.voxels, 0.999)))
     words = "How far the computed slices, made thick again, are from the acquired ones."

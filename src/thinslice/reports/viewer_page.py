@@ -17,7 +17,7 @@ from string import Template
 
 import numpy as np
 
-from thinslice.compute.reslice import looks_like_labels
+from thinslice.compute.reslice import has_label_regions
 from thinslice.errors import InputRefused
 from thinslice.io.atomic import whole_or_not
 from thinslice.io.formats import stem_of
@@ -164,7 +164,7 @@ def view_page(path: Path, scans: Sequence[tuple[str, Volume]]) -> None:
         path,
         title=f"{first} and {second}",
         acquired=Layer(first, acquired, True),
-        others=[Layer(second, other, looks_like_labels(other), own)],
+        others=[Layer(second, other, has_label_regions(other), own)],
         warning="Two scans as their files hold them. If one was computed, what it shows may not be there.",
         facts=facts,
         notes=notes,

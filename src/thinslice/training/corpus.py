@@ -13,10 +13,10 @@ from thinslice.evaluation.benchmark import check_truth
 from thinslice.io.nifti import read
 from thinslice.io.synthetic import check_acquired
 from thinslice.models.engine import interpolation
-from thinslice.physics.acquisition import Acquisition, along_first_axis
+from thinslice.physics.acquisition import Acquisition, apply_along_first_axis
 from thinslice.physics.intensity import intensity_range
 from thinslice.physics.interpolation import cubic_matrix
-from thinslice.physics.projection import correction_matrix, damping_of
+from thinslice.physics.projection import correction_matrix, scale_damping
 from thinslice.plan import make_plan
 from thinslice.settings import Profile
 from thinslice.volume import Volume, through_plane_axis
@@ -349,10 +349,10 @@ def render(
         for column, draw in enumerate(draws):
             thick[:, column] = thick[_acquired(corpus, draw, geometry.thick_centres), column]
     position = (inner - geometry.thick_centres[0]) / geometry.factor
-    cubic = along_first_axis(cubic_matrix(position, len(thick)), thick)
+    cubic = apply_along_first_axis(cubic_matrix(position, len(thick)), thick)
     own = geometry.thick_centres[context : len(thick) - context]
     matrix = Acquisition(own - inner[0], len(inner), fwhm, geometry.profile).matrix()
-    damping = damping_of(matrix, geometry.factor)
+    damping = scale_damping(matrix, geometry.factor)
     correction = correction_matrix(matrix, geometry.factor, damping)
     swap = (1, 0, 2, 3)
     return Batch(

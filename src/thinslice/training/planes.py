@@ -12,8 +12,8 @@ import numpy as np
 
 from thinslice.models.engine import Part
 from thinslice.physics.acquisition import Acquisition
+from thinslice.physics.downscaling import downscaling_matrix
 from thinslice.physics.interpolation import cubic_matrix
-from thinslice.physics.profile import downscaling_matrix
 from thinslice.settings import Profile
 from thinslice.training.corpus import Draw, TrainingVolume, cut, draw_block
 

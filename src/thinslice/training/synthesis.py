@@ -18,7 +18,7 @@ from thinslice.training.corpus import THICK_SCAN_RANGES, Batch, TrainingVolume, 
 from thinslice.training.losses import has_bf16
 from thinslice.training.slices import Stack
 from thinslice.training.usable_scans import LEAST_SIDE
-from thinslice.volume import Volume, finer_affine
+from thinslice.volume import Volume, refine_affine
 
 AT_ONCE = 4
 """Slices that are encoded or decoded together."""
@@ -141,4 +141,4 @@ def to_patient_space(slices: np.ndarray, stack: Stack, corner: tuple[int, int] =
     for inside, begin in zip([a for a in range(3) if a != axis], corner, strict=True):
         first[inside] = -begin
     grey = np.rint(1000 * slices.astype(np.float32)).astype(np.int16)
-    return Volume(np.moveaxis(grey, 0, axis), finer_affine(stack.affine, finer, first))
+    return Volume(np.moveaxis(grey, 0, axis), refine_affine(stack.affine, finer, first))

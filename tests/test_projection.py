@@ -7,15 +7,15 @@ from hypothesis import strategies as st
 
 from faults import catches
 from strategies import profiles, seeds
-from thinslice.physics.acquisition import Acquisition, along_first_axis
+from thinslice.physics.acquisition import Acquisition, apply_along_first_axis
 from thinslice.physics.projection import (
     CORRELATION_LENGTH,
     NOISE_LEVEL,
-    bands,
     correction_matrix,
-    damping_of,
+    cut_into_bands,
     project,
-    smooth_spread,
+    scale_damping,
+    smooth_adjoint_matrix,
 )
 
 
@@ -41,7 +41,7 @@ def root(n: int, factor: float) -> np.ndarray:
     return vectors * np.sqrt(values.clip(0))
 
 
-@catches("physics/projection.py", "thin + along_first_axis(repair", "thin - along_first_axis(repair")
+@catches("physics/projection.py", "thin + apply_along_first_axis(repair", "thin - apply_along_first_axis(repair")
 @given(case=acquisitions, seed=seeds)
 def test_projection_without_noise_gives_back_what_was_acquired(case, seed):
     matrix, factor = case
@@ -49,7 +49,7 @@ def test_projection_without_noise_gives_back_what_was_acquired(case, seed):
     thin, thick = rng.standard_normal((matrix.shape[1], 2, 3)), rng.standard_normal((len(matrix), 2, 3))
     # float64; A W At has a condition number below 1e4 for these thicknesses.
     np.testing.assert_allclose(
-        along_first_axis(matrix, project(thin, thick, matrix, factor, noise=0)), thick, atol=1e-10
+        apply_along_first_axis(matrix, project(thin, thick, matrix, factor, noise=0)), thick, atol=1e-10
     )
 
 
@@ -57,7 +57,7 @@ def test_projection_without_noise_gives_back_what_was_acquired(case, seed):
 def test_projection_leaves_a_consistent_answer_alone(case, seed):
     matrix, factor = case
     thin = np.random.default_rng(seed).standard_normal((matrix.shape[1], 4))
-    np.testing.assert_allclose(project(thin, along_first_axis(matrix, thin), matrix, factor), thin, atol=1e-12)
+    np.testing.assert_allclose(project(thin, apply_along_first_axis(matrix, thin), matrix, factor), thin, atol=1e-12)
 
 
 @catches(
@@ -81,7 +81,7 @@ def test_projection_is_the_smallest_change_that_agrees_in_the_norm_of_w(case, se
 
 @catches(
     "physics/projection.py",
-    "return float(noise * np.median((matrix @ smooth_spread(matrix, factor)).sum(axis=1)))",
+    "return float(noise * np.median((matrix @ smooth_adjoint_matrix(matrix, factor)).sum(axis=1)))",
     "return float(noise)",
 )
 @catches("physics/projection.py", "noise * np.median(", "noise * np.max(")
@@ -125,7 +125,7 @@ def test_a_straight_correction_comes_back_straight(factor, profile):
 def test_smooth_spread_is_w_times_the_adjoint(case, seed):
     matrix, factor = case
     wanted = covariance(matrix.shape[1], factor) @ matrix.T
-    np.testing.assert_allclose(smooth_spread(matrix, factor), wanted, atol=1e-12)
+    np.testing.assert_allclose(smooth_adjoint_matrix(matrix, factor), wanted, atol=1e-12)
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.01, 1.0])
@@ -134,7 +134,7 @@ def test_smooth_spread_is_w_times_the_adjoint(case, seed):
 def test_the_damping_is_the_noise_in_units_of_what_a_flat_image_keeps(shift, n_thin, ratio, noise):
     matrix = Acquisition(shift + 4.0 * np.arange(60), n_thin, 4.0 * ratio, "gaussian").matrix()
     inside = (matrix @ covariance(n_thin, 4.0) @ matrix.T)[10:50, 10:50]
-    assert damping_of(matrix, 4.0, noise) == pytest.approx(noise * np.linalg.eigvalsh(inside)[-1], rel=0.01)
+    assert scale_damping(matrix, 4.0, noise) == pytest.approx(noise * np.linalg.eigvalsh(inside)[-1], rel=0.01)
 
 
 @given(case=acquisitions, seed=seeds)
@@ -143,7 +143,7 @@ def test_projection_never_moves_away_from_a_truth_in_the_norm_of_w(case, seed):
     rng = np.random.default_rng(seed)
     truth, error = rng.standard_normal((2, matrix.shape[1], 5))
     scale = root(matrix.shape[1], factor)
-    answer = project(truth + scale @ error, along_first_axis(matrix, truth), matrix, factor)
+    answer = project(truth + scale @ error, apply_along_first_axis(matrix, truth), matrix, factor)
     left = np.linalg.lstsq(scale, answer - truth, rcond=1e-6)[0]
     assert np.linalg.norm(left) <= np.linalg.norm(error) * (1 + 1e-9)
 
@@ -152,9 +152,9 @@ def test_projection_never_moves_away_from_a_truth_in_the_norm_of_w(case, seed):
 def test_flat_stays_flat(case, value):
     matrix, factor = case
     thin = np.full((matrix.shape[1], 2, 2), value)
-    np.testing.assert_allclose(along_first_axis(matrix, thin), value, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(apply_along_first_axis(matrix, thin), value, rtol=1e-12, atol=1e-12)
     np.testing.assert_allclose(
-        project(thin, along_first_axis(matrix, thin), matrix, factor), value, rtol=1e-12, atol=1e-12
+        project(thin, apply_along_first_axis(matrix, thin), matrix, factor), value, rtol=1e-12, atol=1e-12
     )
 
 
@@ -162,7 +162,7 @@ def test_flat_stays_flat(case, value):
 def test_the_correction_fades_with_the_noise_level(case):
     matrix, factor = case
     noises = (0.0, 0.01, 0.1, 1.0, 1e6)
-    sizes = [np.linalg.norm(correction_matrix(matrix, factor, damping_of(matrix, factor, n))) for n in noises]
+    sizes = [np.linalg.norm(correction_matrix(matrix, factor, scale_damping(matrix, factor, n))) for n in noises]
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[-1] < 1e-4 * sizes[0]
 
@@ -170,7 +170,7 @@ def test_the_correction_fades_with_the_noise_level(case):
 @given(shape=st.tuples(st.integers(1, 3), st.integers(1, 40), st.integers(1, 40)), order=st.permutations(range(3)))
 def test_bands_cut_a_stack_into_pieces_each_voxel_once_along_the_slower_in_plane_axis(shape, order):
     stack = np.moveaxis(np.zeros([shape[i] for i in order]), range(3), order)
-    for band in bands(stack):
+    for band in cut_into_bands(stack):
         stack[band] += 1
         slower = 1 if order.index(1) < order.index(2) else 2
         assert stack[band].shape[3 - slower] == stack.shape[3 - slower] or 1 in stack.shape
@@ -181,7 +181,7 @@ def test_bands_cut_a_stack_into_pieces_each_voxel_once_along_the_slower_in_plane
 def test_a_matrix_acts_on_the_first_axis_only_and_keeps_the_dtype(seed, dtype):
     rng = np.random.default_rng(seed)
     matrix, array = rng.standard_normal((3, 5)), rng.standard_normal((5, 2, 4)).astype(dtype)
-    answer = along_first_axis(matrix, array)
+    answer = apply_along_first_axis(matrix, array)
     assert answer.dtype == dtype
     np.testing.assert_allclose(answer, np.einsum("mn,nyx->myx", matrix, array), atol=1e-5)
 
@@ -190,7 +190,7 @@ def test_a_matrix_acts_on_the_first_axis_only_and_keeps_the_dtype(seed, dtype):
 def test_whole_numbers_are_made_thick_like_any_others(dtype):
     matrix = Acquisition(np.array([1.5, 5.5]), 8, 4.0, "gaussian").matrix()
     thin = (np.arange(0, 240, 30)[:, None] % 77).astype(dtype)
-    thick = along_first_axis(matrix, thin)
+    thick = apply_along_first_axis(matrix, thin)
     assert thick.dtype == np.float32
-    np.testing.assert_allclose(thick, along_first_axis(matrix, thin.astype(float)), rtol=1e-6)
+    np.testing.assert_allclose(thick, apply_along_first_axis(matrix, thin.astype(float)), rtol=1e-6)
     np.testing.assert_allclose(project(thin, thick, matrix, 4.0), thin, atol=1e-4)

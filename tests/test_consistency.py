@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from thinslice.compute.consistency import check, make_report, plan_beside
+from thinslice.compute.consistency import check, make_report, read_plan_beside
 from thinslice.compute.guard import GuardCount
 from thinslice.compute.upsample import upsample
 from thinslice.models.registry import find_model
@@ -96,17 +96,17 @@ def test_the_file_is_readable_and_gives_the_plan_back(tmp_path):
     assert content["guard"] == {"cells": 200, "fell_back": 3, "fell_back_share": 0.015}
     assert content["consistency"]["rms"] == check(volume, thin, plan).rms
     assert any("3 of 200 cells (1.5 %)" in note for note in content["notes"])
-    assert plan_beside(tmp_path / "answer.nii.gz") == plan
-    assert plan_beside(tmp_path / "answer_labels.nii.gz") == plan
+    assert read_plan_beside(tmp_path / "answer.nii.gz") == plan
+    assert read_plan_beside(tmp_path / "answer_labels.nii.gz") == plan
     assert [path.name for path in tmp_path.iterdir()] == ["answer.json"]
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"plan": 3}', '{"plan": {"axis": 2}}', "\xff"])
 def test_a_foreign_file_beside_the_scan_holds_no_plan(tmp_path, content):
     (tmp_path / "scan.json").write_text(content, encoding="latin-1")
-    assert plan_beside(tmp_path / "scan.nii") is None
-    assert plan_beside(tmp_path / "none.nii") is None
-    assert plan_beside(tmp_path / "scan.png") is None
+    assert read_plan_beside(tmp_path / "scan.nii") is None
+    assert read_plan_beside(tmp_path / "none.nii") is None
+    assert read_plan_beside(tmp_path / "scan.png") is None
 
 
 def test_a_failed_save_leaves_nothing(tmp_path):
