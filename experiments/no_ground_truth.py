@@ -56,7 +56,7 @@ from thinslice.physics.intensity import intensity_range
 from thinslice.physics.interpolation import cubic_matrix
 from thinslice.physics.projection import correction_matrix, project, scale_damping
 from thinslice.plan import make_plan
-from thinslice.reports.picture import Picture, picture_centre, resliced_planes, save_picture, side_by_side
+from thinslice.reports.picture import Picture, draw_side_by_side, find_picture_centre, reslice_planes, write_picture
 from thinslice.volume import Volume, fingerprint
 
 FACTOR = 4.0
@@ -396,13 +396,13 @@ def real_table(records: Sequence[Record]) -> str:
 
 def draw(columns: Sequence[tuple[str, Volume, bool]], thick: Volume, path: Path) -> None:
     """Scans over one field of view in both planes across the slices, in the thick one's window; True: in steps."""
-    axis, window, centre = int(np.argmax(thick.spacing_mm)), intensity_range(thick.voxels), picture_centre(thick)
-    planes = [resliced_planes(volume, axis, centre) for _, volume, _ in columns]
+    axis, window, centre = int(np.argmax(thick.spacing_mm)), intensity_range(thick.voxels), find_picture_centre(thick)
+    planes = [reslice_planes(volume, axis, centre) for _, volume, _ in columns]
     rows = [
         [Picture(text, pair[row], window, steps) for (text, _, steps), pair in zip(columns, planes, strict=True)]
         for row in range(2)
     ]
-    save_picture(side_by_side(rows), path)
+    write_picture(draw_side_by_side(rows), path)
 
 
 _silent: Callable[[str], None] = lambda line: None  # noqa: E731

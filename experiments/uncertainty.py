@@ -22,7 +22,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from scipy.stats import spearmanr
 
-from thinslice.compute.uncertainty import POWER, SCALE, cell_means, cell_size, expected_error
+from thinslice.compute.uncertainty import POWER, SCALE, cell_means, cell_size, map_expected_error
 from thinslice.compute.upsample import upsample
 from thinslice.evaluation.benchmark import simulate
 from thinslice.evaluation.metrics import foreground
@@ -41,7 +41,7 @@ def cells(path, factor, model):
         thick, spacing_mm=truth.spacing_mm[2], model=model.name, model_sha256=model.sha256, envelope=model.envelope
     )
     thin = upsample(thick, plan, model).volume
-    said = expected_error(thick, thin, plan, model)
+    said = map_expected_error(thick, thin, plan, model)
     size = cell_size(plan)
     true = cell_means(thin.voxels, truth.voxels, size) / said.unit
     nothing = np.zeros_like(truth.voxels)

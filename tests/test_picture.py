@@ -5,13 +5,13 @@ from PIL import Image
 from thinslice.reports.picture import (
     Picture,
     Plane,
-    demo_picture,
-    picture_centre,
+    find_picture_centre,
     render,
-    resliced_planes,
-    save_picture,
+    reslice_planes,
+    write_comparison_picture,
+    write_picture,
 )
-from thinslice.reports.picture import side_by_side as sheet_of
+from thinslice.reports.picture import draw_side_by_side as sheet_of
 from thinslice.volume import Volume
 
 
@@ -36,7 +36,7 @@ def test_planes_hang_head_up_front_left_and_patient_right_to_the_left(name, axis
     """One row down is 1 mm towards the feet (axial: back), one column to the right towards the back or the left."""
     volume = marked(ORIENTATIONS[name])
     down_and_right = {"sagittal": (-1, -100), "coronal": (-1, -10000), "axial": (-100, -10000)}
-    planes = resliced_planes(volume, axis)
+    planes = reslice_planes(volume, axis)
     assert planes[0].name != planes[1].name
     for plane in planes:
         down, right = down_and_right[plane.name]
@@ -49,7 +49,7 @@ def test_planes_contain_the_slice_axis_at_its_spacing(axis):
     spacing = [1.0, 1.0, 1.0]
     spacing[axis] = 4.0
     shape = (10, 12, 14)
-    for plane in resliced_planes(marked(np.diag([*spacing, 1.0]), shape), axis):
+    for plane in reslice_planes(marked(np.diag([*spacing, 1.0]), shape), axis):
         along = 0 if plane.thick_rows else 1
         assert plane.pixel_mm[along] == pytest.approx(4)
         assert plane.pixels.shape[along] == shape[axis]
@@ -59,22 +59,22 @@ def test_tilted_stacks_take_each_patient_axis_once():
     turn = np.deg2rad(44)
     affine = np.eye(4)
     affine[1:3, 1:3] = [[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]
-    assert {plane.name for plane in resliced_planes(marked(affine), 2)} == {"sagittal", "coronal"}
+    assert {plane.name for plane in reslice_planes(marked(affine), 2)} == {"sagittal", "coronal"}
 
 
 def test_the_first_volume_of_a_series_is_shown():
     volume = marked(np.eye(4))
     series = Volume(np.stack([volume.voxels, -volume.voxels], axis=-1), volume.affine)
-    for one, other in zip(resliced_planes(volume, 2), resliced_planes(series, 2), strict=True):
+    for one, other in zip(reslice_planes(volume, 2), reslice_planes(series, 2), strict=True):
         np.testing.assert_array_equal(one.pixels, other.pixels)
 
 
 def test_the_centre_is_that_of_the_bright_part_and_of_the_grid_where_there_is_none():
     voxels = np.zeros((20, 20, 20))
     voxels[4:9, 10:15, 2:7] = 3
-    assert picture_centre(Volume(voxels, np.eye(4))) == (6, 12, 4)
-    assert picture_centre(Volume(np.zeros((20, 20, 20)), np.eye(4))) == (10, 10, 10)
-    assert picture_centre(Volume(np.full((20, 20, 20), np.nan), np.eye(4))) == (10, 10, 10)
+    assert find_picture_centre(Volume(voxels, np.eye(4))) == (6, 12, 4)
+    assert find_picture_centre(Volume(np.zeros((20, 20, 20)), np.eye(4))) == (10, 10, 10)
+    assert find_picture_centre(Volume(np.full((20, 20, 20), np.nan), np.eye(4))) == (10, 10, 10)
 
 
 def plane(pixels: np.ndarray, pixel_mm=(1.0, 1.0), thick_rows=True) -> Plane:
@@ -128,14 +128,14 @@ def test_captions_of_narrow_pictures_do_not_run_into_each_other():
 
 def test_a_failed_write_leaves_what_was_there_and_nothing_else(tmp_path, monkeypatch):
     path = tmp_path / "a.png"
-    save_picture(Image.new("L", (4, 4), 7), path)
+    write_picture(Image.new("L", (4, 4), 7), path)
 
     def fail(*arguments):
         raise OSError("no room")
 
     monkeypatch.setattr("thinslice.io.atomic.os.replace", fail)
     with pytest.raises(OSError, match="no room"):
-        save_picture(Image.new("L", (4, 4), 9), path)
+        write_picture(Image.new("L", (4, 4), 9), path)
     assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
     assert np.asarray(Image.open(path)).max() == 7
 
@@ -144,7 +144,7 @@ def test_demo_picture(tmp_path):
     rng = np.random.default_rng(0)
     acquired = Volume(rng.normal(size=(40, 50, 8)), np.diag([1, 1, 5, 1.0]))
     thin = Volume(rng.normal(size=(40, 50, 40)), np.eye(4))
-    demo_picture(acquired, thin, thin, tmp_path / "demo.png")
+    write_comparison_picture(acquired, thin, thin, tmp_path / "demo.png")
     with Image.open(tmp_path / "demo.png") as image:
         assert image.format == "PNG"
         assert image.width > 3 * 270

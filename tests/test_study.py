@@ -27,7 +27,7 @@ from thinslice.io import nifti
 from thinslice.models.registry import find_model
 from thinslice.physics.intensity import intensity_range
 from thinslice.plan import make_plan
-from thinslice.reports.picture import Picture, render, resliced_planes
+from thinslice.reports.picture import Picture, render, reslice_planes
 from thinslice.volume import Volume
 
 METHODS = ("nearest", "lanczos", "linear")
@@ -149,7 +149,7 @@ def test_the_key_says_which_method_is_on_which_side(example):
                 model = find_model(name)
                 answers[fact["scan"], name] = upsample(volume, plan(volume, model), model).volume
             thin = answers[fact["scan"], name]
-            plane = resliced_planes(thin, 2, centre)[fact["plane"]]
+            plane = reslice_planes(thin, 2, centre)[fact["plane"]]
             drawn = render(Picture("", plane, intensity_range(volume.voxels)), reader_study.LONG_SIDE / 40)
             shown = Image.open(io.BytesIO(base64.b64decode(data["pictures"][trial[side]])))
             np.testing.assert_array_equal(np.asarray(shown), np.asarray(drawn))

@@ -1,5 +1,7 @@
 """Where not to trust an answer, and where it disagrees with what was acquired: maps that point to the right place."""
 
+import hashlib
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -7,9 +9,17 @@ import pytest
 
 from phantoms import enlarging, lopsided, network, silent, straight
 from thinslice.compute.consistency import check, map_misfit
-from thinslice.compute.uncertainty import POWER, SCALE, cell_affine, cell_means, cell_size, expected_error
+from thinslice.compute.uncertainty import (
+    CHECKED_SHA256,
+    POWER,
+    SCALE,
+    cell_affine,
+    cell_means,
+    cell_size,
+    map_expected_error,
+)
 from thinslice.compute.upsample import upsample
-from thinslice.models.registry import find_model
+from thinslice.models.registry import EMBEDDED, find_model
 from thinslice.physics.intensity import intensity_range
 from thinslice.plan import make_plan
 from thinslice.volume import Volume
@@ -23,7 +33,13 @@ def scan(shape=(40, 36, 10), spacing_mm=(1.0, 1.0, 4.0), seed=0):
 def asked(volume, model, **wish):
     plan = make_plan(volume, model=model.name, factor=4, **wish)
     thin = upsample(volume, plan, model).volume
-    return thin, plan, expected_error(volume, thin, plan, model)
+    return thin, plan, map_expected_error(volume, thin, plan, model)
+
+
+def test_what_was_checked_are_the_weights_that_ship():
+    """Where they change, docs/report.md has to be measured again."""
+    assert hashlib.sha256((EMBEDDED / "default.onnx").read_bytes()).hexdigest() == CHECKED_SHA256
+    assert json.loads((EMBEDDED / "default.json").read_text())["sha256"] == CHECKED_SHA256
 
 
 @pytest.mark.parametrize("name", ["cubic", "linear", "lanczos", "nearest"])
@@ -72,7 +88,7 @@ def test_to_fuse_or_not_the_map_is_the_same():
     plan = make_plan(volume, model=model.name, factor=4, projection=False)
     plan = replace(plan, fuse=True)
     thin = upsample(volume, plan, model).volume
-    fused = expected_error(volume, thin, plan, model)
+    fused = map_expected_error(volume, thin, plan, model)
     assert plain.volume.voxels.max() > 0
     assert np.allclose(plain.volume.voxels, fused.volume.voxels, rtol=1e-3, atol=1e-4 * plain.unit)
 
@@ -85,7 +101,7 @@ def test_fused_planes_are_compared_plain():
     for fuse in (False, True):
         plan = replace(make_plan(volume, model="planes", factor=2, projection=False), fuse=fuse)
         thin = upsample(volume, plan, model).volume
-        maps.append(expected_error(volume, thin, plan, model).volume.voxels)
+        maps.append(map_expected_error(volume, thin, plan, model).volume.voxels)
     assert maps[0].max() > 0
     assert np.allclose(maps[0], maps[1], rtol=1e-3, atol=1e-4 * maps[0].max())
 
@@ -109,7 +125,7 @@ def test_where_the_guard_took_the_network_back_nothing_is_trusted(axis):
     assert answer.fell_back.shape == volume.shape
     share = answer.fell_back.mean()
     assert 0.1 < share < 0.9
-    found = expected_error(volume, answer.volume, plan, model, answer.fell_back)
+    found = map_expected_error(volume, answer.volume, plan, model, answer.fell_back)
     to_cells = np.linalg.solve(found.volume.affine, volume.affine)
     for index in np.argwhere(answer.fell_back)[::97]:
         cell = np.rint((to_cells @ [*index, 1])[:3]).astype(int)

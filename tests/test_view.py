@@ -13,7 +13,7 @@ import pytest
 import thinslice
 from dicom_files import stack
 from test_cli import names, raising
-from test_page import embedded
+from test_viewer_page import embedded
 from thinslice.io.nifti import write
 from thinslice.volume import Volume
 

@@ -57,7 +57,7 @@ def demo(arguments: argparse.Namespace) -> int:
     from thinslice.io.outputs import Output, check_outputs
     from thinslice.models.registry import find_model
     from thinslice.plan import make_plan
-    from thinslice.reports.report_page import Answer, write_explanation, write_figure
+    from thinslice.reports.report_page import Answer, write_figure, write_report_page
 
     check_outputs([Output(arguments.output / name, "`output`") for name in DEMO_FILES], [SAMPLE], overwrite=True)
     model = find_model(arguments.model)
@@ -72,7 +72,7 @@ def demo(arguments: argparse.Namespace) -> int:
         report.save(facts)
         write_figure(picture, answer)
     with bar("demo: report", quiet=False) as show:
-        write_explanation(folder / DEMO_FILES[3], answer, show)
+        write_report_page(folder / DEMO_FILES[3], answer, show)
     say(f"did       a real lumbar spine, T2, 0.5 T: {what_was_done(plan)}")
     say(f"measured  {report.seconds:.1f} s; {_agreement(report)}")
     say(f"wrote     {folder / DEMO_FILES[3]} (open this in a browser), and beside it {', '.join(DEMO_FILES[:3])}")
@@ -359,13 +359,13 @@ def _pages(case: "ScanOutput", arguments: argparse.Namespace) -> dict[str, Path]
 
 def _explain(case: "ScanOutput", answer: "Answer", arguments: argparse.Namespace) -> None:
     """The page and the figure that were asked for; whatever happens to them, the answer has been written."""
-    from thinslice.reports.report_page import write_explanation, write_figure
+    from thinslice.reports.report_page import write_figure, write_report_page
 
     pages = _pages(case, arguments)
     try:
         if "--report" in pages:
             with bar(f"{case.name}: report", arguments.quiet) as show:
-                write_explanation(pages["--report"], answer, show)
+                write_report_page(pages["--report"], answer, show)
         if "--figure" in pages:
             write_figure(pages["--figure"], answer)
     except Exception as error:  # whatever it is, it must not stop the scans that come next

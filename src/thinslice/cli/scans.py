@@ -209,13 +209,13 @@ def add_view(verbs: "argparse._SubParsersAction[Parser]") -> None:
 def view(arguments: argparse.Namespace) -> int:
     """Put two scans onto one page."""
     from thinslice.io.outputs import PAGE_ENDINGS, Output, check_outputs, unique_names
-    from thinslice.reports.viewer_page import name_of_page, view_page
+    from thinslice.reports.viewer_page import make_page_name, write_comparison_page
 
     acquired, other = arguments.acquired, arguments.other
-    target = arguments.output or Path(name_of_page(acquired, other))
+    target = arguments.output or Path(make_page_name(acquired, other))
     check_outputs([Output(target, "the page", PAGE_ENDINGS)], [acquired, other], arguments.overwrite)
     names = unique_names([acquired, other])
     with all_or_none([target], arguments.overwrite) as (part,):
-        view_page(part, [(names[path], read_scan(path)) for path in (acquired, other)])
+        write_comparison_page(part, [(names[path], read_scan(path)) for path in (acquired, other)])
     say(f"{names[acquired]} and {names[other]} -> {target} (open it in a browser)")
     return 0

@@ -23,8 +23,26 @@ from thinslice.volume import Volume
 CELL_MM = 3.0
 """Side of the cells over which distances are averaged."""
 
-SCALE, POWER = 3.35, 0.81
-"""Expected error = SCALE * distance ** POWER, in intensity ranges; fitted by experiments/uncertainty.py."""
+SCALE = 3.35
+"""Factor of the power law ``expected error = SCALE * distance ** POWER``, both in intensity ranges of the scan.
+
+Fitted to the scans of other people by experiments/uncertainty.py; docs/report.md tells how well it holds.
+"""
+
+POWER = 0.81
+"""Exponent of that power law, without a unit; fitted together with `SCALE`."""
+
+CHECKED_SHA256 = "22ea6784ae65bdde27ad8f62018a57c1e7fd3a28334056272f1eef918a7a7448"
+"""SHA-256 of the weights for which the expected error was compared with known truth: the embedded `default`.
+
+A hash and not a name, because every model that is trained anew may be called `default` too. Where the embedded weights
+change, docs/report.md has to be measured again before this does.
+"""
+
+
+def is_checked(model: Model) -> bool:
+    """Tells whether the expected error was compared with known truth for the weights of this model."""
+    return model.sha256 == CHECKED_SHA256
 
 
 @dataclass(frozen=True)
@@ -40,7 +58,7 @@ class Uncertainty:
     unit: float
 
 
-def expected_error(
+def map_expected_error(
     volume: Volume,
     thin: Volume,
     plan: Plan,

@@ -28,8 +28,8 @@ from thinslice.models.engine import WORKERS, Model
 from thinslice.models.registry import find_model, models_for, models_in
 from thinslice.physics.intensity import intensity_range
 from thinslice.plan import Plan
-from thinslice.reports.picture import Picture, picture_centre, resliced_planes, save_picture, side_by_side
-from thinslice.reports.report_page import Answer, write_explanation
+from thinslice.reports.picture import Picture, draw_side_by_side, find_picture_centre, reslice_planes, write_picture
+from thinslice.reports.report_page import Answer, write_report_page
 from thinslice.settings import Grid, Profile
 from thinslice.volume import Volume, fingerprint, through_plane_axis
 
@@ -77,7 +77,7 @@ class Job:
         wish: what is wanted.
         model_sha256: of the model that is meant, see `hash_of_model`.
         thumbnail: a small picture of acquired and computed planes, for the overview.
-        page: a page to look at as well, see `thinslice.reports.report_page.write_explanation`.
+        page: a page to look at as well, see `thinslice.reports.report_page.write_report_page`.
         earlier_page: where an earlier run may have written a page; that of another answer is removed.
         inherited: JSON of BIDS that holds for the scan too, the nearest last; what lies beside it comes first.
         facts: what else the JSON shall say.
@@ -334,7 +334,7 @@ def _do(job: Job, series: "Series | None", made_of: dict[str, Any]) -> Outcome:
             part.parent.mkdir(parents=True, exist_ok=True)
         _draw(volume, thin, plan, extras[job.thumbnail])
         if job.page is not None:
-            write_explanation(extras[job.page], Answer(volume, thin, plan, model, report))
+            write_report_page(extras[job.page], Answer(volume, thin, plan, model, report))
         record = made_of | {"answer_bytes": parts[job.destination].stat().st_size, "run": job.run}
         if job.page is not None:
             record["page_sha256"] = _sha256(extras[job.page])
@@ -402,7 +402,7 @@ def _options(wish: Wish) -> dict[str, Any]:
 
 
 def _draw(volume: Volume, thin: Volume, plan: Plan, path: Path) -> None:
-    window, centre = intensity_range(volume.voxels), picture_centre(volume)
+    window, centre = intensity_range(volume.voxels), find_picture_centre(volume)
     if plan.in_plane > 1:
         x, y, z = (
             index if axis == plan.axis else index * plan.in_plane + plan.in_plane // 2
@@ -411,9 +411,9 @@ def _draw(volume: Volume, thin: Volume, plan: Plan, path: Path) -> None:
         finer = (x, y, z)
     else:
         finer = centre
-    acquired = Picture("acquired", resliced_planes(volume, plan.axis, centre)[0], window, staircase=True)
-    computed = Picture("computed", resliced_planes(thin, plan.axis, finer)[0], window)
-    save_picture(side_by_side([[acquired, computed]], long_side=THUMBNAIL_SIDE), path)
+    acquired = Picture("acquired", reslice_planes(volume, plan.axis, centre)[0], window, staircase=True)
+    computed = Picture("computed", reslice_planes(thin, plan.axis, finer)[0], window)
+    write_picture(draw_side_by_side([[acquired, computed]], long_side=THUMBNAIL_SIDE), path)
 
 
 def _save_json(path: Path, job: Job, plan: Plan, report: Report, record: dict[str, Any]) -> None:

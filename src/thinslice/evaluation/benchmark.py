@@ -29,7 +29,14 @@ from thinslice.models.registry import find_model
 from thinslice.physics.acquisition import Acquisition
 from thinslice.physics.intensity import intensity_range
 from thinslice.plan import Plan, make_plan
-from thinslice.reports.picture import Picture, Plane, picture_centre, resliced_planes, save_picture, side_by_side
+from thinslice.reports.picture import (
+    Picture,
+    Plane,
+    draw_side_by_side,
+    find_picture_centre,
+    reslice_planes,
+    write_picture,
+)
 from thinslice.settings import Profile
 from thinslice.volume import Volume
 
@@ -218,7 +225,7 @@ def _evaluate_case(
             if isinstance(result, _Answer):
                 answers.append(result)
         if answers and not drawn:
-            save_picture(_case_picture(truth, thick, answers), out / f"{case}.png")
+            write_picture(_case_picture(truth, thick, answers), out / f"{case}.png")
             drawn = True
 
 
@@ -233,7 +240,7 @@ def _answers(
 ) -> Iterable[_Answer | Skip]:
     """Every model's answers, with and without projection, to one simulated scan."""
     mask = foreground(truth.voxels)
-    centre = picture_centre(truth)
+    centre = find_picture_centre(truth)
     for (name, model), projection in product(models.items(), (True, False)):
         try:
             plan = _plan(truth, thick, axis, condition, name, model, projection, fuse and model.sha256 is not None)
@@ -264,7 +271,7 @@ def _answers(
             reslice_rms=reslice_rms(voxels, thick.voxels, plan.acquisition()) / span,
             fuse=plan.fuse,
         )
-        yield _Answer(resliced_planes(answer.volume, axis, centre), score)
+        yield _Answer(reslice_planes(answer.volume, axis, centre), score)
 
 
 def _plan(
@@ -329,8 +336,8 @@ def _case_picture(truth: Volume, thick: Volume, answers: Sequence[_Answer]) -> A
     ours = next((a for a in projected if a.score.model_sha256), None)
     ours = ours or next((a for a in projected if a.score.model != REFERENCE), cubic)
     window = intensity_range(thick.voxels)
-    centre = picture_centre(truth)
-    true_planes, thick_planes = resliced_planes(truth, axis, centre), resliced_planes(thick, axis, centre)
+    centre = find_picture_centre(truth)
+    true_planes, thick_planes = reslice_planes(truth, axis, centre), reslice_planes(thick, axis, centre)
     dark = (0.0, (window[1] - window[0]) / ERROR_GAIN)
     rows = []
     for row in range(2):
@@ -347,7 +354,7 @@ def _case_picture(truth: Volume, thick: Volume, answers: Sequence[_Answer]) -> A
         acquired = Picture(f"thick slices\n{thick_mm:.3g} mm apart", thick_planes[row], window, staircase=True)
         rows.append([true, acquired, *shown, *errors])
     score = answers[0].score
-    return side_by_side(rows, f"{score.case}: {score.condition}, axis {axis}")
+    return draw_side_by_side(rows, f"{score.case}: {score.condition}, axis {axis}")
 
 
 def _caption(name: str, answer: _Answer) -> str:

@@ -29,7 +29,7 @@ from thinslice.evaluation.metrics import FOREGROUND_SHARE
 from thinslice.models.engine import Model
 from thinslice.physics.intensity import intensity_range
 from thinslice.plan import Plan
-from thinslice.reports.picture import Picture, Plane, render, resliced_planes
+from thinslice.reports.picture import Picture, Plane, render, reslice_planes
 from thinslice.reports.viewer_page import VIEWER
 from thinslice.volume import Volume, fingerprint
 
@@ -224,7 +224,7 @@ def _computed(
         side = max(n * mm for n, mm in zip(thin.shape, thin.spacing_mm, strict=True))
         for index, place in enumerate(places):
             x, y, z = (i if axis == done.axis else i * done.in_plane for axis, i in enumerate(place.at))
-            plane = resliced_planes(thin, done.axis, (x, y, z))[place.plane]
+            plane = reslice_planes(thin, done.axis, (x, y, z))[place.plane]
             shown[index, name] = _Shown(replace(plane, pixels=plane.pixels.copy()), window, side)
     return places, shown
 

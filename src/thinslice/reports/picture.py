@@ -50,7 +50,7 @@ class Plane:
 
 @dataclass(frozen=True)
 class Picture:
-    """One cell of `side_by_side`.
+    """One cell of `draw_side_by_side`.
 
     Attributes:
         caption: up to two lines.
@@ -65,17 +65,17 @@ class Picture:
     staircase: bool = False
 
 
-def resliced_planes(volume: Volume, axis: int, centre: tuple[int, int, int] | None = None) -> tuple[Plane, Plane]:
+def reslice_planes(volume: Volume, axis: int, centre: tuple[int, int, int] | None = None) -> tuple[Plane, Plane]:
     """The two planes through ``centre`` that contain the through-plane axis.
 
     Args:
         volume: [x, y, z] or [x, y, z, t], of which the first volume is shown.
         axis: the array axis across the slices. ``centre`` is not used along it, so scans of one field of view with
             different slice spacings give matching planes.
-        centre: voxel index; default: `picture_centre`.
+        centre: voxel index; default: `find_picture_centre`.
     """
     voxels = volume.voxels[..., 0] if volume.voxels.ndim == 4 else volume.voxels
-    at = centre or picture_centre(volume)
+    at = centre or find_picture_centre(volume)
     first, second = (
         _plane(voxels[(slice(None),) * across + (at[across],)], volume.affine, across, axis)
         for across in range(3)
@@ -84,7 +84,7 @@ def resliced_planes(volume: Volume, axis: int, centre: tuple[int, int, int] | No
     return first, second
 
 
-def picture_centre(volume: Volume) -> tuple[int, int, int]:
+def find_picture_centre(volume: Volume) -> tuple[int, int, int]:
     """Voxel index of the middle of what is bright: beyond a quarter of the way from the 0.5 to the 99.5 percentile."""
     voxels = volume.voxels[..., 0] if volume.voxels.ndim == 4 else volume.voxels
     low, high = intensity_range(voxels)
@@ -96,7 +96,7 @@ def picture_centre(volume: Volume) -> tuple[int, int, int]:
     return x, y, z
 
 
-def side_by_side(rows: Sequence[Sequence[Picture]], title: str = "", long_side: int = LONG_SIDE) -> Image.Image:
+def draw_side_by_side(rows: Sequence[Sequence[Picture]], title: str = "", long_side: int = LONG_SIDE) -> Image.Image:
     """Rows of captioned pictures on one sheet, all to one scale in millimetres, each row with its plane's name.
 
     Pictures that differ in physical size are centred in their cell: both grids share the acquired stack's centre.
@@ -139,7 +139,7 @@ def render(picture: Picture, pixels_per_mm: float) -> Image.Image:
     return image.resize((width, height), Image.Resampling.BICUBIC)
 
 
-def save_picture(image: Image.Image, path: Path) -> None:
+def write_picture(image: Image.Image, path: Path) -> None:
     """Write a PNG that is either whole or not there: a temporary name first, then the final one.
 
     Raises:
@@ -149,7 +149,7 @@ def save_picture(image: Image.Image, path: Path) -> None:
         image.save(part, format="PNG", optimize=True)
 
 
-def demo_picture(
+def write_comparison_picture(
     acquired: Volume,
     cubic: Volume,
     enhanced: Volume,
@@ -164,22 +164,22 @@ def demo_picture(
         cubic, enhanced: thin scans of the same field of view.
         path: the PNG file.
         name: what the answer is called.
-        long_side: see `side_by_side`.
+        long_side: see `draw_side_by_side`.
     """
     axis = through_plane_axis(acquired)
     window = intensity_range(acquired.voxels)
-    centre = picture_centre(acquired)
+    centre = find_picture_centre(acquired)
     columns = [
         (f"acquired\n{acquired.spacing_mm[axis]:.3g} mm slices", acquired, True),
         (f"cubic interpolation\n{cubic.spacing_mm[axis]:.3g} mm slices", cubic, False),
         (f"{name}\n{enhanced.spacing_mm[axis]:.3g} mm slices", enhanced, False),
     ]
-    planes = [resliced_planes(volume, axis, centre) for _, volume, _ in columns]
+    planes = [reslice_planes(volume, axis, centre) for _, volume, _ in columns]
     rows = [
         [Picture(text, pair[row], window, steps) for (text, _, steps), pair in zip(columns, planes, strict=True)]
         for row in range(2)
     ]
-    save_picture(side_by_side(rows, long_side=long_side), path)
+    write_picture(draw_side_by_side(rows, long_side=long_side), path)
 
 
 def _plane(pixels: np.ndarray, affine: np.ndarray, across: int, thick_axis: int) -> Plane:

@@ -4,24 +4,24 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from thinslice.compute.consistency import Report, map_misfit
-from thinslice.compute.uncertainty import expected_error
+from thinslice.compute.uncertainty import is_checked, map_expected_error
 from thinslice.compute.upsample import upsample
 from thinslice.io.scratch import allocate
 from thinslice.models.engine import Model, interpolation
 from thinslice.physics.intensity import intensity_range
 from thinslice.plan import Plan
 from thinslice.progress import no_progress, part_of
-from thinslice.reports.picture import demo_picture
-from thinslice.reports.viewer_page import Layer, Overlay, write_page
+from thinslice.reports.picture import write_comparison_picture
+from thinslice.reports.viewer_page import Layer, Overlay, write_viewer_page
 from thinslice.volume import Volume
 
-CHECKED = "default"
 CHECKED_IN_WORDS = "on MR of other people it ranked the true error, and its size was right to a quarter or so."
+"""What docs/report.md found for the weights of `thinslice.compute.uncertainty.CHECKED_SHA256`."""
 
 SHOWN_MISFIT = 0.02
 """The misfit that gets the last colour, in intensity ranges; more where the worst place in a thousand has more."""
@@ -31,53 +31,82 @@ FIGURE_SIDE = 900
 """Pixels along the longest side of the larger plane of a figure."""
 
 
+class EnhancedScan(Protocol):
+    """What a page has to know of one enhanced scan: what went in, what came out, and how."""
+
+    @property
+    def acquired(self) -> Volume:
+        """The scan with thick slices, [x, y, z] or [x, y, z, t]."""
+
+    @property
+    def volume(self) -> Volume:
+        """The scan with thin slices."""
+
+    @property
+    def plan(self) -> Plan:
+        """Every decision."""
+
+    @property
+    def model(self) -> Model:
+        """What computed the slices."""
+
+    @property
+    def report(self) -> Report:
+        """How well the thin slices agree with the acquired ones."""
+
+    @property
+    def fell_back(self) -> np.ndarray | None:
+        """Bool [x, y, z], the acquired voxels where the guard took the network back; None if that is not known."""
+
+
 @dataclass(frozen=True)
 class Answer:
-    """All that is known of one enhanced scan: what went in, what came out, and how."""
+    """An `EnhancedScan` of its parts."""
 
+    acquired: Volume
     volume: Volume
-    thin: Volume
     plan: Plan
     model: Model
     report: Report
     fell_back: np.ndarray | None = None
 
 
-def write_explanation(path: Path, answer: Answer, progress: Callable[[float], None] = no_progress) -> None:
+def write_report_page(path: Path, scan: EnhancedScan, progress: Callable[[float], None] = no_progress) -> None:
     """One offline HTML page: acquired, cubic and enhanced, what was done, how well it agrees, where not to trust it.
 
     Args:
         path: the HTML file, written whole or not at all.
-        answer: what to explain; of a 4-D series the first volume is shown.
+        scan: what to explain; of a 4-D series the first volume is shown.
         progress: called with the share done, 0 .. 1.
 
     Raises:
         OSError: it cannot be written.
     """
-    notes = list(answer.report.notes)
-    if answer.volume.voxels.ndim == 4:
+    notes = list(scan.report.notes)
+    if scan.acquired.voxels.ndim == 4:
         notes.append("Of this 4-D series the first volume is shown; the figures above are of all its volumes.")
-    answer = _first_volume(answer)
-    plan = answer.plan
-    cubic = by_cubic(answer, part_of(progress, 0.0, 0.2))
-    overlays = [_agreement(answer)]
+    scan = _first_volume(scan)
+    plan = scan.plan
+    cubic = interpolate_cubic(scan, part_of(progress, 0.0, 0.2))
+    overlays = [_agreement(scan)]
     told = part_of(progress, 0.2, 0.9)
-    certainty = expected_error(answer.volume, answer.thin, plan, answer.model, answer.fell_back, told)
-    facts = _facts(answer)
+    certainty = map_expected_error(scan.acquired, scan.volume, plan, scan.model, scan.fell_back, told)
+    facts = _facts(scan)
     if certainty is not None:
-        overlays.append(_expected(certainty.volume, plan.model))
-        checked = "" if plan.model == CHECKED else ", not of this model"
-        facts.append(("expected error", f"a map; checked against known truth for {CHECKED} on MR{checked}"))
+        checked = is_checked(scan.model)
+        overlays.append(_expected_error(certainty.volume, checked))
+        of_model = "checked against known truth for this model on MR" if checked else "not checked for this model"
+        facts.append(("expected error", f"a map; {of_model}"))
     else:
         facts.append(("expected error", "not known of an interpolation"))
     acquired_mm, thin_mm = plan.spacing_thick_mm[plan.axis], plan.spacing_thin_mm[plan.axis]
-    write_page(
+    write_viewer_page(
         path,
-        title=answer.report.source or "a scan",
-        acquired=Layer(f"acquired, {acquired_mm:.3g} mm slices", answer.volume, staircase=True),
+        title=scan.report.source or "a scan",
+        acquired=Layer(f"acquired, {acquired_mm:.3g} mm slices", scan.acquired, staircase=True),
         others=[
             Layer(f"cubic interpolation, {thin_mm:.3g} mm", cubic, staircase=False),
-            Layer(f"computed by {plan.model}, {thin_mm:.3g} mm", answer.thin, staircase=False),
+            Layer(f"computed by {plan.model}, {thin_mm:.3g} mm", scan.volume, staircase=False),
         ],
         overlays=overlays,
         facts=facts,
@@ -86,33 +115,36 @@ def write_explanation(path: Path, answer: Answer, progress: Callable[[float], No
     progress(1.0)
 
 
-def write_figure(path: Path, answer: Answer) -> None:
+def write_figure(path: Path, scan: EnhancedScan) -> None:
     """A PNG with the acquired slices, cubic interpolation and the answer in both re-sliced planes, at true aspect.
 
     Raises:
         OSError: it cannot be written.
     """
-    answer = _first_volume(answer)
-    demo_picture(answer.volume, by_cubic(answer), answer.thin, path, f"computed by {answer.plan.model}", FIGURE_SIDE)
+    scan = _first_volume(scan)
+    write_comparison_picture(
+        scan.acquired, interpolate_cubic(scan), scan.volume, path, f"computed by {scan.plan.model}", FIGURE_SIDE
+    )
 
 
-def by_cubic(answer: Answer, progress: Callable[[float], None] = no_progress) -> Volume:
+def interpolate_cubic(scan: EnhancedScan, progress: Callable[[float], None] = no_progress) -> Volume:
     """Bare cubic interpolation onto the grid of an answer, as people do it today: not projected."""
-    plan = replace(answer.plan, model="cubic", model_sha256=None, projection=False, fuse=False)
-    out = allocate(plan.shape_thin, answer.thin.voxels.dtype, Path(tempfile.gettempdir()))
-    return upsample(answer.volume, plan, interpolation("cubic"), out, progress).volume
+    plan = replace(scan.plan, model="cubic", model_sha256=None, projection=False, fuse=False)
+    out = allocate(plan.shape_thin, scan.volume.voxels.dtype, Path(tempfile.gettempdir()))
+    return upsample(scan.acquired, plan, interpolation("cubic"), out, progress).volume
 
 
-def _first_volume(answer: Answer) -> Answer:
-    if answer.volume.voxels.ndim == 3:
-        return answer
-    first, thin = (replace(one, voxels=one.voxels[..., 0]) for one in (answer.volume, answer.thin))
-    return replace(answer, volume=first, thin=thin)
+def _first_volume(scan: EnhancedScan) -> EnhancedScan:
+    """Returns the first volume of a 4-D series, and a 3-D scan as it is."""
+    if scan.acquired.voxels.ndim == 3:
+        return scan
+    acquired, volume = (replace(one, voxels=one.voxels[..., 0]) for one in (scan.acquired, scan.volume))
+    return Answer(acquired, volume, scan.plan, scan.model, scan.report, scan.fell_back)
 
 
-def _facts(answer: Answer) -> list[tuple[str, str]]:
+def _facts(scan: EnhancedScan) -> list[tuple[str, str]]:
     """What was done, in words and numbers."""
-    plan, report = answer.plan, answer.report
+    plan, report = scan.plan, scan.report
     before, after = plan.spacing_thick_mm[plan.axis], plan.spacing_thin_mm[plan.axis]
     found = report.consistency
     facts = [
@@ -121,7 +153,7 @@ def _facts(answer: Answer) -> list[tuple[str, str]]:
         ("slice profile", f"{plan.profile}, {plan.thickness_mm:.4g} mm"),
         ("same", "field of view" if plan.grid == "fov" else "outer slice centres"),
         ("model", plan.model + (f", sha256 {plan.model_sha256[:16]}..." if plan.model_sha256 else "")),
-        *_card(answer.model.card),
+        *_card(scan.model.card),
         ("time", f"{report.seconds:.1f} s"),
         (
             "made thick again",
@@ -154,20 +186,20 @@ def _card(card: Any) -> list[tuple[str, str]]:
     return facts
 
 
-def _agreement(answer: Answer) -> Overlay:
-    found = map_misfit(answer.volume, answer.thin, answer.plan)
-    low, high = intensity_range(answer.volume.voxels)
+def _agreement(scan: EnhancedScan) -> Overlay:
+    found = map_misfit(scan.acquired, scan.volume, scan.plan)
+    low, high = intensity_range(scan.acquired.voxels)
     top = max(SHOWN_MISFIT * (high - low), float(np.quantile(found.voxels, 0.999)))
     words = "How far the computed slices, made thick again, are from the acquired ones."
     return Overlay("misfit", found, "of the scan's units", top, words, _worst_mm(found))
 
 
-def _expected(found: Volume, model: str) -> Overlay:
+def _expected_error(found: Volume, checked: bool) -> Overlay:
     top = float(np.quantile(found.voxels, 0.995)) or 1.0
     words = (
         "Mean error to be expected, from how far the network's answers to the scan and to its mirror image are apart. "
         "What both get wrong alike it cannot show; where the guard took the network back, nothing is known and the "
-        f"last colour stands. Read it as a map: {CHECKED_IN_WORDS if model == CHECKED else 'its size was not checked.'}"
+        f"last colour stands. Read it as a map: {CHECKED_IN_WORDS if checked else 'its size was not checked.'}"
     )
     return Overlay("expected error", found, "of the scan's units", top, words, _worst_mm(found))
 

@@ -23,7 +23,7 @@ from thinslice.io.atomic import whole_or_not
 from thinslice.io.formats import stem_of
 from thinslice.physics.intensity import intensity_range
 from thinslice.reports.downsample import BUDGET_BYTES, Excerpt, box_mm, make_excerpts
-from thinslice.reports.picture import picture_centre
+from thinslice.reports.picture import find_picture_centre
 from thinslice.volume import Volume, patient_axes, through_plane_axis
 
 VIEWER = Path(__file__).parent / "viewer"
@@ -75,7 +75,7 @@ class Overlay:
     worst_mm: tuple[float, float, float] | None = None
 
 
-def write_page(
+def write_viewer_page(
     path: Path,
     *,
     title: str,
@@ -127,7 +127,7 @@ def write_page(
         part.write_bytes(text.encode(errors="backslashreplace"))
 
 
-def name_of_page(acquired: Path, other: Path) -> str:
+def make_page_name(acquired: Path, other: Path) -> str:
     """Returns what the page on two scans is called by default: ``A-B.html``."""
     return f"{_stem(acquired)}-{_stem(other)}.html"
 
@@ -146,7 +146,7 @@ def check_one_space(acquired: Volume, other: Volume, names: tuple[str, str]) -> 
         )
 
 
-def view_page(path: Path, scans: Sequence[tuple[str, Volume]]) -> None:
+def write_comparison_page(path: Path, scans: Sequence[tuple[str, Volume]]) -> None:
     """Write the page on an acquired scan and another one of the same patient space: names and volumes.
 
     Raises:
@@ -160,7 +160,7 @@ def view_page(path: Path, scans: Sequence[tuple[str, Volume]]) -> None:
     own = _own_window(acquired, other)
     if own is not None:
         notes.append(f"{second} has another scale of intensities, and a grey window of its own.")
-    write_page(
+    write_viewer_page(
         path,
         title=f"{first} and {second}",
         acquired=Layer(first, acquired, True),
@@ -217,7 +217,7 @@ def _grid_in_words(volume: Volume) -> str:
 
 def _place(volume: Volume) -> tuple[float, float, float]:
     """Patient millimetres of the middle of what is bright."""
-    x, y, z = (float(mm) for mm in (volume.affine @ [*picture_centre(volume), 1.0])[:3])
+    x, y, z = (float(mm) for mm in (volume.affine @ [*find_picture_centre(volume), 1.0])[:3])
     return x, y, z
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from thinslice.io.atomic import whole_or_not
 from thinslice.physics.intensity import intensity_range
-from thinslice.reports.picture import Picture, picture_centre, resliced_planes, side_by_side
+from thinslice.reports.picture import Picture, draw_side_by_side, find_picture_centre, reslice_planes
 from thinslice.volume import Volume
 
 _PAGE = """<!DOCTYPE html>
@@ -65,8 +65,8 @@ def write_page(
 def _picture(one: Comparison) -> str:
     """Both, in the two planes across the slices, as a PNG in base64."""
     columns = ((one.scan, "acquired", True), (one.synthesised, "synthesised, not acquired", False))
-    window, centre = intensity_range(one.scan.voxels), picture_centre(one.scan)
-    planes = [resliced_planes(volume, one.axis, centre) for volume, _, _ in columns]
+    window, centre = intensity_range(one.scan.voxels), find_picture_centre(one.scan)
+    planes = [reslice_planes(volume, one.axis, centre) for volume, _, _ in columns]
     rows = [
         [
             Picture(f"{text}\n{volume.spacing_mm[one.axis]:.3g} mm slices", pair[row], window, steps)
@@ -75,5 +75,5 @@ def _picture(one: Comparison) -> str:
         for row in range(2)
     ]
     stream = io.BytesIO()
-    side_by_side(rows).save(stream, format="PNG", optimize=True)
+    draw_side_by_side(rows).save(stream, format="PNG", optimize=True)
     return base64.b64encode(stream.getvalue()).decode()

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from chromium import Chromium, needs_chromium
-from test_page import LEFT_HANDED, SAGITTAL, oblique
-from thinslice.reports.viewer_page import Layer, Overlay, write_page
+from test_viewer_page import LEFT_HANDED, SAGITTAL, oblique
+from thinslice.reports.viewer_page import Layer, Overlay, write_viewer_page
 from thinslice.volume import Volume, patient_axes
 
 pytestmark = needs_chromium
@@ -64,7 +64,7 @@ def report(tmp_path_factory):
     expected = Volume(np.linspace(0, 20, 8)[None, None].repeat(24, 0).repeat(28, 1).astype(np.float32), thick.affine)
     path = tmp_path_factory.mktemp("page") / "report.html"
     worst = tuple(float(mm) for mm in (smooth.affine @ [6, 8, 24, 1])[:3])
-    write_page(
+    write_viewer_page(
         path,
         title="scan.nii.gz",
         acquired=Layer("acquired", thick, True),
@@ -137,7 +137,7 @@ def test_the_voxel_that_is_bright_is_under_the_crosshair_to_its_edges(browser, t
     """The block is drawn where it is in the patient: 0.4 voxels from its centre still bright, 0.6 not any more."""
     affine = affine + np.outer(FAR, [0, 0, 0, 1])
     thick, thin, place, _ = phantoms(affine)
-    write_page(
+    write_viewer_page(
         tmp_path / "page.html",
         title="phantom",
         acquired=Layer("thick", thick, True),
@@ -170,7 +170,7 @@ def test_the_patients_right_is_on_the_left_and_the_front_of_sagittal_planes_too(
     voxels = np.zeros((20, 20, 20), np.int16)
     voxels[15:, 13:, 16:] = 1000  # right, front, head in a scan whose axes run to the right, front and head
     volume = Volume(voxels, np.eye(4))
-    write_page(
+    write_viewer_page(
         tmp_path / "page.html",
         title="corner",
         acquired=Layer("a", volume, True),
@@ -292,7 +292,7 @@ def test_the_wheel_turns_through_the_slices_and_zooms_with_ctrl(page):
 def test_zoomed_and_moved_the_crosshair_is_still_on_its_voxel(browser, tmp_path):
     thick, thin, place, _ = phantoms(LEFT_HANDED)
     layers = {"acquired": Layer("thick", thick, True), "others": [Layer("thin", thin, True)]}
-    write_page(tmp_path / "p.html", title="p", **layers, window=(0.0, 1000.0), start_mm=tuple(place.tolist()))
+    write_viewer_page(tmp_path / "p.html", title="p", **layers, window=(0.0, 1000.0), start_mm=tuple(place.tolist()))
     opened(browser, tmp_path / "p.html")
     for _ in range(3):
         browser.key("+")
@@ -417,7 +417,7 @@ def test_a_scan_on_another_scale_is_shown_in_a_window_of_its_own(browser, tmp_pa
     """A thousandth of the intensities, the same picture; and black and white move both alike."""
     thick, smooth, _ = textured()
     faint = Volume((smooth.voxels / 1000).astype(np.float32), smooth.affine)
-    write_page(
+    write_viewer_page(
         tmp_path / "p.html",
         title="t",
         acquired=Layer("acquired", thick, True),
@@ -483,7 +483,7 @@ def test_scans_of_different_fields_of_view_are_shown_at_one_place_and_scale(brow
     affine[:3, 3] = (20, 10, 10)
     small = Volume(np.full((10, 10, 12), 900, np.int16), affine)
     layers = {"acquired": Layer("large", large, True), "others": [Layer("small", small, False)]}
-    write_page(tmp_path / "p.html", title="p", **layers, window=(0.0, 1000.0), start_mm=(24.0, 14.0, 15.0))
+    write_viewer_page(tmp_path / "p.html", title="p", **layers, window=(0.0, 1000.0), start_mm=(24.0, 14.0, 15.0))
     opened(browser, tmp_path / "p.html")
     assert places(browser, "left")["axial"]["box"] == places(browser, "right")["axial"]["box"]
     image, at = pixels(browser, "right"), places(browser, "right")["axial"]
@@ -503,7 +503,7 @@ def test_hostile_names_run_nothing(browser, tmp_path):
     name = "</script><img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
     thick, smooth, _ = textured()
     layers = {"acquired": Layer(name, thick, True), "others": [Layer(name, smooth, False)]}
-    write_page(
+    write_viewer_page(
         tmp_path / "p.html",
         title=name,
         **layers,

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from thinslice.reports.downsample import BUDGET_BYTES, along_axes_of, make_excerpts
-from thinslice.reports.viewer_page import NIIVUE, VIEWER, Layer, Overlay, view_page, write_page
+from thinslice.reports.viewer_page import NIIVUE, VIEWER, Layer, Overlay, write_comparison_page, write_viewer_page
 from thinslice.volume import Volume, patient_axes
 
 WINDOW = (0.0, 1000.0)
@@ -41,7 +41,9 @@ def scan(shape=(14, 12, 6), affine=LEFT_HANDED, dtype=np.int16, seed=0):
 
 def write(path, acquired, others=None, /, **more):
     layers = [Layer(f"other {i}", v, False) for i, v in enumerate(others or [acquired])]
-    write_page(path, **({"title": "A scan", "acquired": Layer("acquired", acquired, True), "others": layers} | more))
+    write_viewer_page(
+        path, **({"title": "A scan", "acquired": Layer("acquired", acquired, True), "others": layers} | more)
+    )
     return path.read_text()
 
 
@@ -190,7 +192,7 @@ def test_the_worst_place_is_one_that_the_page_shows(tmp_path):
     error[12, 13, 4], error[39, 39, 9] = 5, 50
     volume = Volume(thick, np.diag([1.0, 1, 4, 1]))
     overlay = Overlay("misfit", Volume(error, volume.affine), "", 60.0, "", (39.0, 39.0, 36.0))
-    write_page(
+    write_viewer_page(
         tmp_path / "p.html",
         title="t",
         acquired=Layer("a", volume, True),
@@ -207,7 +209,7 @@ def test_the_worst_place_is_one_that_the_page_shows(tmp_path):
 def test_a_scan_on_another_scale_has_a_window_of_its_own(tmp_path):
     first = scan((20, 20, 20))
     labels = Volume((first.voxels > first.voxels.mean()).astype(np.uint8), first.affine)
-    view_page(tmp_path / "p.html", [("scan", first), ("seg", labels)])
+    write_comparison_page(tmp_path / "p.html", [("scan", first), ("seg", labels)])
     text = (tmp_path / "p.html").read_text()
     assert "seg has another scale of intensities, and a grey window of its own." in text
     assert '"window": [0.0, 1.0]' in text
@@ -357,7 +359,7 @@ def test_a_page_that_fails_leaves_nothing(tmp_path, monkeypatch):
 
 def test_there_must_be_something_to_compare_with(tmp_path):
     with pytest.raises(ValueError, match="got no scan beside the acquired one; need"):
-        write_page(tmp_path / "page.html", title="x", acquired=Layer("a", scan(), True), others=[])
+        write_viewer_page(tmp_path / "page.html", title="x", acquired=Layer("a", scan(), True), others=[])
     assert not list(tmp_path.iterdir())
 
 

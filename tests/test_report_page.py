@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import nibabel
 import numpy as np
@@ -9,7 +10,15 @@ import pytest
 from PIL import Image
 
 from dicom_files import stack
+from faults import catches
 from thinslice.cli import main
+from thinslice.compute.consistency import make_report
+from thinslice.compute.guard import GuardCount
+from thinslice.compute.upsample import upsample
+from thinslice.io.formats import read
+from thinslice.models.engine import interpolation
+from thinslice.models.registry import find_model
+from thinslice.plan import make_plan
 from thinslice.reports import report_page
 
 
@@ -55,7 +64,7 @@ def test_a_page_and_a_figure_beside_the_answer(tmp_path, run):
         f"{report['consistency']['rms']:.3g} RMS ({report['consistency']['rms_percent']:.2g} % of the range)",
         f"{report['consistency']['worst']:.3g} at worst ({report['consistency']['worst_percent']:.2g} %)",
         f"{report['seconds']:.1f} s",
-        "expected error a map; checked against known truth for default on MR",
+        "expected error a map; checked against known truth for this model on MR",
         "learnt from 12 scans",
         "onnxruntime",
     ):
@@ -76,6 +85,28 @@ def test_of_an_interpolation_no_expected_error_is_claimed(tmp_path, run, model):
     words = ("-o", tmp_path / "a.nii.gz", "--report", tmp_path / "p.html", "--model", model)
     assert run("enhance", "-i", tmp_path / "scan.nii.gz", *words)[0] == 0
     assert "not known of an interpolation" in text_of(tmp_path / "p.html")
+
+
+@pytest.mark.parametrize("name", ["default", "mine"])
+@pytest.mark.parametrize("is_embedded", [True, False])
+@catches("compute/uncertainty.py", "return model.sha256 == CHECKED_SHA256", 'return model.name == "default"')
+@catches("reports/report_page.py", "checked = is_checked(scan.model)", 'checked = plan.model == "default"')
+@catches(
+    "reports/report_page.py", "_expected_error(certainty.volume, checked)", "_expected_error(certainty.volume, True)"
+)
+def test_the_weights_decide_what_was_checked_against_truth_not_their_name(tmp_path, name, is_embedded):
+    """Every model that is trained anew is called `default` too, and the embedded one can be copied to any name."""
+    model = replace(find_model("default"), name=name)
+    if not is_embedded:
+        model = replace(model, sha256="0" * 64)
+    volume = read(save_scan(tmp_path / "scan.nii.gz"))
+    plan = make_plan(volume, model=name, model_sha256=model.sha256, factor=2, envelope=model.envelope)
+    thin = upsample(volume, plan, model).volume
+    report = make_report(volume, thin, plan, GuardCount(), 1.0)
+    report_page.write_report_page(tmp_path / "p.html", report_page.Answer(volume, thin, plan, model, report))
+    claimed = "checked against known truth for this model" in text_of(tmp_path / "p.html")
+    explained = "it ranked the true error" in (tmp_path / "p.html").read_text()
+    assert claimed == explained == is_embedded
 
 
 @pytest.mark.parametrize(("option", "suffix"), [("--report", ".html"), ("--figure", ".png")])
@@ -144,7 +175,7 @@ def test_a_page_that_fails_never_loses_the_scan(tmp_path, run, monkeypatch, erro
     def fail(*_):
         raise error
 
-    monkeypatch.setattr(report_page, "write_page", lambda *_, **__: fail())
+    monkeypatch.setattr(report_page, "write_viewer_page", lambda *_, **__: fail())
     words = ("-o", tmp_path / "a.nii.gz", "--report", tmp_path / "p.html", "--model", "cubic")
     code, _, err = run("enhance", "-i", tmp_path / "scan.nii.gz", *words)
     assert code == 2
@@ -157,7 +188,9 @@ def test_a_page_that_fails_never_loses_the_scan(tmp_path, run, monkeypatch, erro
 def test_in_a_folder_pages_that_fail_are_not_called_refused_scans(tmp_path, run, monkeypatch):
     for number in range(2):
         save_scan(tmp_path / "in" / f"s{number}.nii.gz", seed=number)
-    monkeypatch.setattr(report_page, "write_page", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "No space left")))
+    monkeypatch.setattr(
+        report_page, "write_viewer_page", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "No space left"))
+    )
     words = ("-o", tmp_path / "out", "--report", tmp_path / "pages", "--model", "cubic")
     code, _, err = run("enhance", "-i", tmp_path / "in", *words)
     assert code == 2
@@ -166,7 +199,9 @@ def test_in_a_folder_pages_that_fail_are_not_called_refused_scans(tmp_path, run,
 
 
 def test_the_demo_keeps_the_scan_when_the_page_fails(tmp_path, run, monkeypatch):
-    monkeypatch.setattr(report_page, "write_page", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "No space left")))
+    monkeypatch.setattr(
+        report_page, "write_viewer_page", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "No space left"))
+    )
     code, _, err = run("demo", "-o", tmp_path / "demo", "--model", "cubic")
     assert code == 2
     assert "No space left" in err[0]
@@ -195,8 +230,10 @@ def test_a_figure_names_the_model_and_is_large_enough_to_print(tmp_path, run, mo
 
     save_scan(tmp_path / "scan.nii.gz")
     said = []
-    side_by_side = picture.side_by_side
-    monkeypatch.setattr(picture, "side_by_side", lambda rows, **more: said.append(rows) or side_by_side(rows, **more))
+    draw_side_by_side = picture.draw_side_by_side
+    monkeypatch.setattr(
+        picture, "draw_side_by_side", lambda rows, **more: said.append(rows) or draw_side_by_side(rows, **more)
+    )
     words = ("-o", tmp_path / "a.nii.gz", "--figure", tmp_path / "f.png", "--model", "lanczos")
     assert run("enhance", "-i", tmp_path / "scan.nii.gz", *words)[0] == 0
     assert [cell.caption.splitlines()[0] for cell in said[0][0]] == [
@@ -209,15 +246,10 @@ def test_a_figure_names_the_model_and_is_large_enough_to_print(tmp_path, run, mo
 
 def test_the_cubic_layer_is_cubic_as_people_use_it(tmp_path):
     """Not projected: it differs from what --model cubic gives."""
-    from thinslice.compute.upsample import upsample
-    from thinslice.io.formats import read
-    from thinslice.models.engine import interpolation
-    from thinslice.plan import make_plan
-
     volume = read(save_scan(tmp_path / "scan.nii.gz"))
     plan = make_plan(volume, model="linear", factor=3)
-    answer = report_page.Answer(
+    enhanced = report_page.Answer(
         volume, upsample(volume, plan, interpolation("linear")).volume, plan, interpolation("linear"), None
     )
     bare = upsample(volume, make_plan(volume, model="cubic", factor=3, projection=False), interpolation("cubic")).volume
-    assert np.allclose(report_page.by_cubic(answer).voxels, bare.voxels, atol=0.51)
+    assert np.allclose(report_page.interpolate_cubic(enhanced).voxels, bare.voxels, atol=0.51)
