@@ -1,13 +1,34 @@
 """Which files go in, where answers go: every refusal comes before any work, and leaves nothing behind."""
 
 import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from faults import catches
+from test_atomic import without_rights
 from test_cli import raising
 from thinslice.errors import InputRefused, OutputRefused, ThinsliceError
-from thinslice.io.outputs import ScanOutput, find_scan_outputs, unique_names
+from thinslice.io.outputs import (
+    FIGURE_ENDINGS,
+    LABELS_NAME,
+    PAGE_ENDINGS,
+    REPORT_NAME,
+    Output,
+    ScanOutput,
+    check_outputs,
+    find_output,
+    find_scan_outputs,
+    labels_beside,
+    name_after_answer,
+    unique_names,
+)
 
 
 @pytest.fixture
@@ -171,3 +192,184 @@ def test_paths_are_told_apart_by_as_little_as_it_takes():
         Path("b/y.nii"): "y.nii",
         Path(): ".",
     }
+
+
+# ---- the policy for everything that is written
+
+
+def reason(outputs: list[Output], inputs: Sequence[Path] = (), overwrite: bool = False) -> OutputRefused:
+    """Why some outputs are refused; nothing is created, and the message has all its parts."""
+    with pytest.raises(OutputRefused) as caught:
+        check_outputs(outputs, inputs, overwrite)
+    error = caught.value
+    assert error.got
+    assert error.need
+    assert error.next
+    assert error.code
+    return error
+
+
+@catches("io/outputs.py", "    if not output.path.name:\n", "    if False:\n")
+@pytest.mark.parametrize("name", ["", ".", "/"])
+def test_an_empty_name_is_refused(name):
+    error = reason([Output(Path(name), "`labels_out`")])
+    assert (error.code, error.options) == ("output-empty-name", ("labels_out",))
+
+
+@pytest.mark.parametrize("find", [find_scan_outputs, partial(find_output, series=None)])
+def test_an_empty_destination_is_not_the_current_folder(scans, tmp_path, monkeypatch, find):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(OutputRefused) as caught:
+        find(scans / "a.nii", destination="")
+    assert caught.value.code == "output-empty-name"
+
+
+@catches("io/outputs.py", "len(name) > len(end) for end", "True for end")
+@pytest.mark.parametrize(
+    ("name", "endings", "fits"),
+    [
+        ("a.html", PAGE_ENDINGS, True),
+        ("a.HTM", PAGE_ENDINGS, True),
+        ("a.png", PAGE_ENDINGS, False),
+        (".html", PAGE_ENDINGS, False),
+        ("a.png", FIGURE_ENDINGS, True),
+        ("a.txt", (), True),
+    ],
+)
+def test_another_kind_of_name_is_refused(tmp_path, name, endings, fits):
+    output = Output(tmp_path / name, "`report`", endings)
+    if fits:
+        check_outputs([output], [], overwrite=False)
+    else:
+        error = reason([output])
+        assert error.code == "output-ending"
+        assert "`report`" in error.got
+        assert ".html" in error.need
+
+
+@catches("io/outputs.py", "taken.setdefault(os.path.realpath(output.path).casefold(), output)", "output")
+@pytest.mark.parametrize("other", ["a.html", "A.HTML", "sub/../a.html", "link/a.html"])
+def test_two_outputs_of_one_name_are_refused(tmp_path, other):
+    (tmp_path / "link").symlink_to(tmp_path)
+    error = reason([Output(tmp_path / "a.html", "`report`"), Output(tmp_path / other, "`figure`", way_out="rename it")])
+    assert (error.code, error.options, error.next) == ("output-twice", ("report", "figure"), "rename it")
+
+
+def test_no_output_lies_in_the_place_of_another(tmp_path):
+    inner, outer = Output(tmp_path / "a.nii" / "b.html", "`report`"), Output(tmp_path / "a.nii", "`output`")
+    for outputs in ([inner, outer], [outer, inner]):
+        assert reason(outputs).code == "output-twice"
+
+
+@catches("io/outputs.py", "and name not in (REPORT_NAME, LABELS_NAME):", "and False:")
+def test_among_the_slices_of_a_new_series_lies_what_belongs_there_alone(tmp_path):
+    series = Output(tmp_path / "out", "the answer", is_series=True)
+    for name in (REPORT_NAME, LABELS_NAME):
+        check_outputs([series, Output(tmp_path / "out" / name, "`labels_out`")], [], overwrite=False)
+    for name in ("page.html", "pages/page.html"):
+        assert reason([series, Output(tmp_path / "out" / name, "`report`")]).code == "output-in-series"
+
+
+@catches("io/outputs.py", "for file in (scan, sidecar_path(scan)) if", "for file in (scan,) if")
+@catches("io/outputs.py", "or _identities([output.path]) & files:", "or False:")
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("name", ["a.nii", "a.json", "sub/../a.nii", "soft.html", "hard.html"])
+def test_no_output_is_an_input_or_its_facts(scans, name, overwrite):
+    (scans / "soft.html").symlink_to(scans / "a.nii")
+    os.link(scans / "a.json", scans / "hard.html")
+    assert reason([Output(scans / name, "`report`")], [scans / "a.nii"], overwrite).code == "output-is-input"
+
+
+@catches("io/outputs.py", "        check_writable(folder, names)\n", "        check_writable(folder)\n")
+@pytest.mark.parametrize(
+    ("name", "word"),
+    [
+        ("a" * 300, "File name too long"),
+        ("a" * 300 + "/b.html", "File name too long"),
+        ("/".join(["a" * 250] * 20), "File name too long"),
+        ("file/b.html", "got a file; need a folder"),
+        ("file/deep/b.html", "got a file; need a folder"),
+        ("dangling/b.html", "got a file; need a folder"),
+        ("zero\0byte", "a zero byte"),
+    ],
+)
+def test_a_place_that_cannot_be_written_to_is_refused_and_nothing_stays(tmp_path, name, word):
+    (tmp_path / "file").touch()
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    before = sorted(tmp_path.rglob("*"))
+    error = reason([Output(tmp_path / name, "`labels_out`")])
+    assert (error.code, word in str(error)) == ("output-not-writable", True)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="no disks to mount here")
+def test_a_disk_that_may_only_be_read_is_refused(tmp_path):
+    """Even to an administrator, who may write anywhere else."""
+    code = (
+        f"from pathlib import Path; from thinslice.io.outputs import check_writable; check_writable(Path('{tmp_path}'))"
+    )
+    words = f'mount -t tmpfs -o ro tmpfs {tmp_path} || exit 77; {sys.executable} -c "{code}"'
+    done = subprocess.run(["unshare", "--mount", "sh", "-c", words], capture_output=True, text=True, check=False)
+    if done.returncode == 77 or "unshare" in done.stderr:
+        pytest.skip("no permission to mount")
+    assert "OutputRefused" in done.stderr
+    assert "Read-only file system" in done.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_folder_without_permission_is_refused():
+    with tempfile.TemporaryDirectory() as name:  # others may go through, which they may not in tmp_path
+        Path(name).chmod(0o555)
+
+        def refused() -> None:
+            error = reason([Output(Path(name) / "new" / "a.html", "`report`")])
+            assert (error.code, error.place) == ("output-not-writable", name)
+            assert "write permission" in error.got
+
+        without_rights(refused)
+
+
+def test_names_of_pages_and_labels_follow_the_answer(tmp_path):
+    (tmp_path / "there.html").mkdir()
+    answer = Path("out/thin.nii.gz")
+    assert name_after_answer(str(tmp_path / "there.html"), answer, ".html") == tmp_path / "there.html" / "thin.html"
+    assert name_after_answer("pages", answer, ".html") == Path("pages/thin.html")
+    assert name_after_answer("page.html", answer, ".html") == Path("page.html")
+    assert name_after_answer("pages.d/", Path("out/001_T2"), ".png") == Path("pages.d/001_T2.png")
+    assert labels_beside(answer) == Path("out/thin_labels.nii.gz")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["enhance", "-i", "IN"],
+        ["reslice", "-i", "IN", "--like", "IN"],
+        ["view", "IN", "IN"],
+        ["study", "-i", "IN", "--methods", "linear,cubic"],
+        ["demo"],
+        ["batch", "-i", "."],
+        ["evaluate", "-i", "."],
+        ["adapt", "-i", "IN"],
+        ["train", "default"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_every_verb_refuses_an_empty_name(run, scans, tmp_path, monkeypatch, words):
+    """As that of a variable of the shell that is not set; it would be the current folder."""
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    code, out, err = run(*(str(scans / "a.nii") if word == "IN" else word for word in words), "-o", "")
+    assert (code, out, len(err)) == (2, [], 1)
+    assert "got an empty name" in err[0]
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("words", [["view", "IN", "IN"], ["study", "-i", "IN", "--methods", "linear,cubic"], ["demo"]])
+def test_an_impossible_place_is_refused_before_a_scan_is_read(run, scans, tmp_path, words):
+    """The scans of this test are none."""
+    (tmp_path / "file").touch()
+    target = tmp_path / "file" / "a.html"
+    code, out, err = run(*(str(scans / "a.nii") if word == "IN" else word for word in words), "-o", target)
+    assert (code, out, len(err)) == (2, [], 1)
+    assert err[0].startswith(f"thinslice: {tmp_path / 'file'}: got a file; need a folder to write into")

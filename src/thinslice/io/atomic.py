@@ -97,12 +97,10 @@ def move_to_free_name(part: Path, target: Path) -> None:
     """
     try:
         os.link(part, target)
-    except FileExistsError as error:
-        raise exists_already(target) from error
     except OSError as error:
-        logger.debug("no hard link to %s (%s): looked at and renamed", target, error.strerror)
         if os.path.lexists(target):
             raise exists_already(target) from error
+        logger.debug("no hard link to %s (%s): it is renamed", target, error.strerror)
         os.rename(part, target)
 
 

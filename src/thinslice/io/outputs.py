@@ -132,20 +132,19 @@ def check_writable(folder: Path, names: Sequence[str] = ()) -> None:
             for name in names:
                 tried = folder / name
                 (place / name).touch()
-    except (OSError, ValueError) as error:  # a ValueError for a name with a zero byte
-        raise _not_writable(tried, existing, error) from error
-
-
-def _not_writable(path: Path, existing: Path, error: OSError | ValueError) -> OutputRefused:
-    if isinstance(error, PermissionError):
-        return OutputRefused(
+    except PermissionError as error:
+        raise OutputRefused(
             got="a folder without write permission",
             need="one with it",
             next="choose another output",
             place=existing,
             code="output-not-writable",
-        )
-    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        ) from error
+    except OSError as error:
+        raise _not_writable(tried, error.strerror or str(error)) from error
+
+
+def _not_writable(path: Path, reason: str) -> OutputRefused:
     return OutputRefused(
         got=f"an output that cannot be written there ('{reason}')",
         need="a place that takes a file of that name",
@@ -158,6 +157,8 @@ def _not_writable(path: Path, existing: Path, error: OSError | ValueError) -> Ou
 def _check_name(output: Output) -> None:
     if not output.path.name:
         raise empty_name(output.what)
+    if "\0" in str(output.path):  # which the system's functions do not even take
+        raise _not_writable(output.path, "a zero byte in it")
     if output.is_series:
         return
     name = output.path.name.lower()
