@@ -29,7 +29,7 @@ def stack(n_thick=5, thick_mm=4.0, pixel_mm=1.0, **facts):
     return Volume(np.zeros((4, 4, n_thick), np.float32), np.diag([pixel_mm, pixel_mm, thick_mm, 1.0]), **facts)
 
 
-@catches("volume.py", "(1 - 1e-4))[-1])", "(1 - 1e-4))[-1] * 0 + 2)")
+@catches("volume.py", "(1 - SAME_SPACING))[-1])", "(1 - SAME_SPACING))[-1] * 0 + 2)")
 @given(scans_and_wishes())
 def test_the_plan_survives_json(case):
     volume, wish = case

@@ -144,7 +144,7 @@ def test_grids_that_do_not_fit_are_refused():
 def test_an_impossible_thickness_is_refused(thickness_mm):
     thick = scan(smooth())
     plan = make_plan(thick, factor=4)
-    with pytest.raises(PlanRefused, match="--thickness"):
+    with pytest.raises(PlanRefused, match="`thickness_mm`"):
         reslice(Volume(np.zeros(plan.shape_thin), np.array(plan.affine_thin)), thick, thickness_mm=thickness_mm)
 
 

@@ -1,4 +1,4 @@
-"""Volume: voxels, where they are in the patient, and what the header says about the acquisition."""
+"""The volume: voxels, where they are in the patient, what the header says of the acquisition; and grids in space."""
 
 import hashlib
 from collections.abc import Sequence
@@ -8,10 +8,16 @@ from typing import Any
 
 import numpy as np
 
+SAME_PLACE_MM = 1e-3
+"""Two grids are one if no voxel of them lies farther apart: the rounding of float32 headers is well below."""
+
+SAME_SPACING = 1e-4
+"""Two spacings are one if they differ by no larger a share: the rounding of decimals in headers is below."""
+
 
 @dataclass(frozen=True)
 class Volume:
-    """A scan.
+    """Holds one scan: its voxels, their place in the patient, and what is known of how it was acquired.
 
     Attributes:
         voxels: [x, y, z] or [x, y, z, t], in the scan's own units (rescale applied), any numeric dtype.
@@ -20,6 +26,11 @@ class Volume:
         notes: what the reader had to decide, in plain words, for the plan and the terminal.
         source: the file it came from.
         header: whatever the writer of the same format needs to keep dtype, units, codes and scale.
+
+    Example:
+        >>> scan = Volume(np.zeros((256, 256, 20), np.int16), np.diag([0.9, 0.9, 5.0, 1.0]))
+        >>> scan.shape, scan.spacing_mm
+        ((256, 256, 20), (0.9, 0.9, 5.0))
     """
 
     voxels: np.ndarray
@@ -43,18 +54,35 @@ class Volume:
 
 
 def fingerprint(volume: Volume) -> str:
-    """A hash of the voxels and where they are: the same scan has the same one under another name."""
+    """Returns a hash of the voxels and where they are: the same scan has the same one under another name.
+
+    Neither the order of the numbers in memory nor the other fields matter.
+    """
     found = hashlib.sha256(repr((volume.voxels.shape, str(volume.voxels.dtype))).encode())
     found.update((np.round(np.asarray(volume.affine, np.float64), 3) + 0.0).tobytes())  # -0.0 becomes 0.0
+    # Part by part, since hashing needs the numbers in one order, and a copy of the whole would need its room again.
     for part in np.moveaxis(volume.voxels, -1, 0):
         found.update(np.ascontiguousarray(part).data)
     return found.hexdigest()
 
 
 def patient_axes(affine: np.ndarray) -> tuple[int, int, int]:
-    """For each array axis the patient axis it is nearest to (0 left-right, 1 back-front, 2 foot-head), each once."""
+    """Returns for each array axis the patient axis it is nearest to, each once.
+
+    Args:
+        affine: [4, 4], voxel index -> patient millimetres (RAS).
+
+    Returns:
+        0 left-right, 1 back-front, 2 foot-head.
+
+    Example:
+        >>> sagittal = np.array([[0, 0, 4.0, 0], [0.5, 0, 0, 0], [0, 0.5, 0, 0], [0, 0, 0, 1.0]])
+        >>> patient_axes(sagittal)
+        (1, 2, 0)
+    """
     share = np.abs(affine[:3, :3]) / np.linalg.norm(affine[:3, :3], axis=0)
     nearest = [0, 0, 0]
+    # The surest pair first: of an oblique stack two array axes may be nearest to the same patient axis.
     for _ in range(3):
         patient, array = (int(index) for index in np.unravel_index(int(np.argmax(share)), (3, 3)))
         nearest[array] = patient
@@ -64,7 +92,17 @@ def patient_axes(affine: np.ndarray) -> tuple[int, int, int]:
 
 
 def refine_affine(affine: np.ndarray, finer: Sequence[float], first: Sequence[float]) -> np.ndarray:
-    """Of a grid so many times finer along each axis, on which the old first voxel has its centre at ``first``."""
+    """Returns the affine of a finer grid in the same place.
+
+    Args:
+        affine: [4, 4] of the coarse grid, voxel index -> patient millimetres.
+        finer: how many times finer the new grid is along each array axis.
+        first: where the coarse grid's first voxel has its centre, in voxel indices of the new grid.
+
+    Example:
+        >>> refine_affine(np.diag([1.0, 1.0, 4.0, 1.0]), finer=[1, 1, 4], first=[0, 0, 1.5])[2]
+        array([ 0. ,  0. ,  1. , -1.5])
+    """
     thin = np.array(affine, dtype=np.float64)
     thin[:3, :3] /= finer
     thin[:3, 3] -= thin[:3, :3] @ first
@@ -72,16 +110,32 @@ def refine_affine(affine: np.ndarray, finer: Sequence[float], first: Sequence[fl
 
 
 def through_plane_axis(volume: Volume) -> int:
-    """The array axis with the largest spacing; of equal ones the last, as scanners store stacks."""
+    """Returns the array axis with the largest spacing; of equal ones the last, as scanners store stacks.
+
+    Example:
+        >>> through_plane_axis(Volume(np.zeros((20, 256, 256)), np.diag([5.0, 0.9, 0.9, 1.0])))
+        0
+    """
     spacing = np.asarray(volume.spacing_mm)
-    return int(np.flatnonzero(spacing >= spacing.max() * (1 - 1e-4))[-1])
+    return int(np.flatnonzero(spacing >= spacing.max() * (1 - SAME_SPACING))[-1])
 
 
 def corners(shape: tuple[int, ...]) -> np.ndarray:
-    """Homogeneous voxel indices [8, 4] of the corners of a grid."""
+    """Returns the homogeneous voxel indices [8, 4] of the outermost voxels at the corners of a grid."""
     return np.asarray([[*corner, 1] for corner in np.ndindex(2, 2, 2)] * np.array([*(np.array(shape[:3]) - 1), 1]))
 
 
 def grid_distance_mm(one: np.ndarray, other: np.ndarray, shape: tuple[int, ...]) -> float:
-    """The largest distance between equal indices of two grids: affines [4, 4], spatial shape."""
+    """Returns the largest distance in mm between voxels of the same index of two grids.
+
+    Args:
+        one, other: their affines [4, 4], voxel index -> patient millimetres.
+        shape: spatial shape of both.
+    """
+    # A difference of affine maps is affine: it is largest at a corner.
     return float(np.linalg.norm((corners(shape) @ (one - other).T)[:, :3], axis=1).max())
+
+
+def format_shape(shape: Sequence[int]) -> str:
+    """Returns a shape as text: ``3 x 4 x 5``."""
+    return " x ".join(str(n) for n in shape)

@@ -1,7 +1,8 @@
-"""Before, after, plan -> what was done and how well the answer agrees with what the scanner acquired."""
+"""How well an answer agrees with what the scanner acquired, and the report that says so beside what was done."""
 
 import dataclasses
 import json
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +21,15 @@ from thinslice.physics.projection import cut_into_bands
 from thinslice.plan import Plan
 from thinslice.volume import Volume
 
+logger = logging.getLogger(__name__)
+
 CHUNK = 8
-"""Acquired slices that are compared together."""
+"""Acquired slices that are compared together, so that only the thin slices they see are in use."""
 
 
 @dataclass(frozen=True)
 class Consistency:
-    """The answer re-sliced thick minus the acquired slices: the one error that can be measured without the truth.
+    """Says how far the answer, made thick again, is from the acquired slices: an error that needs no truth.
 
     Attributes:
         rms, worst: root mean square and largest absolute difference, in the scan's own units.
@@ -42,12 +45,12 @@ class Consistency:
 
 @dataclass(frozen=True)
 class Report:
-    """What was done to one scan.
+    """Says what was done to one scan, and how well the answer agrees with it.
 
     Attributes:
         source: name of the file that went in.
         plan: every decision.
-        seconds: to compute the thin slices, without reading and writing.
+        seconds: how long the thin slices took to compute, without reading and writing.
         consistency: see `check`.
         guard: how many cells were looked at, and how many fell back to interpolation.
         notes: what had to be decided or fell back, in plain words.
@@ -61,7 +64,7 @@ class Report:
     notes: tuple[str, ...] = ()
 
     def to_json(self) -> str:
-        """Readable JSON; its ``plan`` is that of `thinslice.plan.Plan.to_json`."""
+        """Returns readable JSON; its ``plan`` is that of `thinslice.plan.Plan.to_json`."""
         content = {
             "source": self.source,
             "model": {"name": self.plan.model, "sha256": self.plan.model_sha256},
@@ -74,7 +77,7 @@ class Report:
         return json.dumps(content, indent=2) + "\n"
 
     def save(self, path: Path) -> None:
-        """Write the JSON under a temporary name in the same folder, then rename; a failure leaves nothing behind."""
+        """Writes the JSON under a temporary name in the same folder, then renames; a failure leaves nothing behind."""
         with whole_or_not(path) as temporary:
             temporary.write_text(self.to_json(), encoding="utf-8")
 
@@ -82,7 +85,14 @@ class Report:
 def make_report(
     volume: Volume, thin: Volume, plan: Plan, guard: GuardCount, seconds: float, clipped: int = 0
 ) -> Report:
-    """The report on one answer: `check`, the guard's count, the voxels that were clipped, and the plan's notes."""
+    """Returns the report on one answer, and measures with `check` how well it agrees with the scan.
+
+    Args:
+        volume, thin, plan: as in `check`.
+        guard: how many cells were looked at, and how many fell back to interpolation.
+        seconds: how long the thin slices took to compute.
+        clipped: how many voxels lay beyond what the answer's dtype holds.
+    """
     notes = list(dict.fromkeys([*plan.notes, *thin.notes]))
     if guard.suspect:
         notes.append(f"the guard took {guard.suspect} of {guard.cells} cells ({guard.percent}) back to interpolation")
@@ -96,7 +106,7 @@ def make_report(
 
 
 def check(volume: Volume, thin: Volume, plan: Plan) -> Consistency:
-    """Re-slice the answer thick with the plan's matrix, and compare with the acquired slices.
+    """Makes the answer thick again by the plan's acquisition, and compares it with the acquired slices.
 
     Slices that were enlarged in-plane are made small again by anti-aliased bicubic downscaling.
 
@@ -104,22 +114,32 @@ def check(volume: Volume, thin: Volume, plan: Plan) -> Consistency:
         volume: the scan that went in, [x, y, z] or [x, y, z, t].
         thin: the answer, ``plan.shape_thin`` (plus t).
         plan: the plan that led from one to the other.
+
+    Returns:
+        The differences; of a 4-D series over all its volumes.
     """
     measured = [
-        _differences(np.moveaxis(before, plan.axis, 0), np.moveaxis(after, plan.axis, 0), plan)
+        _measure_differences(np.moveaxis(before, plan.axis, 0), np.moveaxis(after, plan.axis, 0), plan)
         for before, after in zip(_volumes(volume.voxels), _volumes(thin.voxels), strict=True)
     ]
     mean_square, worst, scale = (np.array(column) for column in zip(*measured, strict=True))
-    return Consistency(
+    found = Consistency(
         rms=float(np.sqrt(mean_square.mean())),
         worst=float(worst.max()),
         rms_percent=float(100 * np.sqrt((mean_square / scale**2).mean())),
         worst_percent=float(100 * (worst / scale).max()),
     )
+    logger.debug(
+        "compared %d acquired slices: %.3g %% apart (RMS), %.3g %% at worst",
+        plan.n_thick,
+        found.rms_percent,
+        found.worst_percent,
+    )
+    return found
 
 
 def map_misfit(volume: Volume, thin: Volume, plan: Plan) -> Volume:
-    """Where `check` found what: absolute differences on the acquired grid, float32, in the scan's own units.
+    """Returns where `check` finds what: absolute differences on the acquired grid, float32, in the scan's own units.
 
     Of a 4-D series the first volume is looked at.
     """
@@ -129,18 +149,22 @@ def map_misfit(volume: Volume, thin: Volume, plan: Plan) -> Volume:
     for start in range(0, len(before), CHUNK):
         chunk = apart[start : start + CHUNK]
         if plan.in_plane > 1:
-            chunk[...] = list(_seen_again_and_small(before, after, plan, start, start + len(chunk)))
+            chunk[...] = list(_compare_enlarged(before, after, plan, start, start + len(chunk)))
             continue
-        again = _seen_again(before, after, plan, start, start + len(chunk))
-        for band, found in zip(cut_into_bands(after), again, strict=True):
+        differences = _compare(before, after, plan, start, start + len(chunk))
+        for band, found in zip(cut_into_bands(after), differences, strict=True):
             chunk[band] = found
     return Volume(np.moveaxis(np.abs(apart, out=apart), 0, plan.axis), volume.affine)
 
 
 def read_plan_beside(path: Path) -> Plan | None:
-    """The plan in the report beside an answer of ours, or beside the answer its labels belong to; else None.
+    """Returns the plan in the report beside an answer, or beside the answer that its labels belong to.
 
-    That on a DICOM series lies in its folder.
+    Args:
+        path: an answer, its labels, or the folder of a DICOM series, in which its report lies.
+
+    Returns:
+        None where there is no such report, or it is not one of this program.
     """
     sidecar = path / REPORT_NAME if path.is_dir() else sidecar_path(path)
     try:
@@ -153,20 +177,20 @@ def read_plan_beside(path: Path) -> Plan | None:
 
 
 def _volumes(voxels: np.ndarray) -> list[np.ndarray]:
-    """The 3-D volumes [x, y, z] of a scan."""
+    """Returns the 3-D volumes [x, y, z] of a scan."""
     return [voxels] if voxels.ndim == 3 else [voxels[..., t] for t in range(voxels.shape[3])]
 
 
-def _differences(thick: np.ndarray, thin: np.ndarray, plan: Plan) -> tuple[float, float, float]:
-    """Mean square and largest difference of [thick, h, w] and A [thin, h, w], and the intensity range of the former.
+def _measure_differences(thick: np.ndarray, thin: np.ndarray, plan: Plan) -> tuple[float, float, float]:
+    """Returns mean square and largest difference of [thick, h, w] and A [thin, h, w], and the range of the former.
 
     Padding counts as what it was computed as.
     """
     thick, thin = _without_padding(thick, thin, plan)
     total, worst = 0.0, 0.0
-    seen_again = _seen_again if plan.in_plane == 1 else _seen_again_and_small
+    compare = _compare if plan.in_plane == 1 else _compare_enlarged
     for start in range(0, len(thick), CHUNK):
-        for difference in seen_again(thick, thin, plan, start, min(start + CHUNK, len(thick))):
+        for difference in compare(thick, thin, plan, start, min(start + CHUNK, len(thick))):
             total += float(np.sum(difference**2))
             worst = max(worst, float(np.abs(difference).max()))
     low, high = intensity_range(thick)
@@ -174,26 +198,27 @@ def _differences(thick: np.ndarray, thin: np.ndarray, plan: Plan) -> tuple[float
 
 
 def _without_padding(thick: np.ndarray, thin: np.ndarray, plan: Plan) -> tuple[np.ndarray, np.ndarray]:
+    """Returns both with air where the scanner saw nothing, which is what it was computed as."""
     if plan.padding is None or (thick == plan.padding).all():
         return thick, thin
     air = thick[thick != plan.padding].min()
     return np.where(thick == plan.padding, air, thick), np.where(thin == plan.padding, air, thin)
 
 
-def _seen_again(thick: np.ndarray, thin: np.ndarray, plan: Plan, start: int, stop: int) -> Iterator[np.ndarray]:
-    """Differences of some acquired slices, band by band."""
+def _compare(thick: np.ndarray, thin: np.ndarray, plan: Plan, start: int, stop: int) -> Iterator[np.ndarray]:
+    """Yields the differences of some acquired slices, band by band."""
     seen, matrix = plan.acquisition().rows(start, stop)
     for band in cut_into_bands(thin):
+        # Float64, as whole numbers of 32 bits are not exact in float32.
         again = apply_along_first_axis(matrix, thin[seen][band].astype(np.float64, order="C"))
         yield again - thick[start:stop][band]
 
 
-def _seen_again_and_small(
-    thick: np.ndarray, thin: np.ndarray, plan: Plan, start: int, stop: int
-) -> Iterator[np.ndarray]:
-    """Differences of some acquired slices, one by one; the thin slices are larger in-plane by a whole factor."""
+def _compare_enlarged(thick: np.ndarray, thin: np.ndarray, plan: Plan, start: int, stop: int) -> Iterator[np.ndarray]:
+    """Yields the differences of some acquired slices, one by one; the thin ones are larger in-plane."""
     rows, columns = (downscaling_matrix(size, plan.in_plane) for size in thick.shape[1:])
+    acquisition = plan.acquisition()
     for index in range(start, stop):
-        seen, matrix = plan.acquisition().rows(index, index + 1)
+        seen, matrix = acquisition.rows(index, index + 1)
         large = np.tensordot(matrix[0], thin[seen].astype(np.float64), axes=1)
         yield rows @ large @ columns.T - thick[index]

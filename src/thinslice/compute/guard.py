@@ -1,9 +1,10 @@
 """The guard: does a network's answer, before any projection, still agree with what the scanner acquired?
 
-It needs no truth. A slab is looked at in square cells. A cell is suspect where the network's answer, made thick again,
-is farther from the acquired slice than the interpolation it started from (and than a small amount that a good answer
-may reach), where it leaves the range of the scan, or where it is not finite. There the network's correction is
-dropped, which leaves projected interpolation. What the acquired slices cannot tell either way, no such test can see.
+It needs no truth. The thin slices nearest to one acquired slice, a slab, are looked at in square cells. A cell is
+suspect where the network's answer, made thick again, is farther from the acquired slice than the interpolation it
+started from (and than a small amount that a good answer may reach), where it leaves the range of the scan, or where it
+is not finite. There the network's correction is dropped, which leaves projected interpolation. What the acquired slices
+cannot tell either way, no such test can see.
 """
 
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ MARGIN = 1.05
 """Above `DISAGREEMENT`, a cell may be this many times as far from the acquired slice as the interpolation is."""
 
 ENORMOUS = 1e12
-"""Stands for what is not finite."""
+"""Stands for what is not finite, and is far above the square of any difference between normalised intensities."""
 
 OVERSHOOT = 0.5
 """How far beyond the smallest and largest acquired value an answer may reach, in intensity ranges."""
@@ -32,23 +33,29 @@ OVERSHOOT = 0.5
 
 @dataclass(frozen=True)
 class GuardCount:
-    """How many cells were looked at, and how many fell back to interpolation."""
+    """Counts the cells that were looked at, and those that fell back to interpolation.
+
+    Example:
+        >>> count = GuardCount().with_slab(np.array([[True, False]])) + GuardCount(cells=6, suspect=0)
+        >>> count.suspect, count.cells, count.percent
+        (1, 8, '12.5 %')
+    """
 
     cells: int = 0
     suspect: int = 0
 
     @property
     def share(self) -> float:
-        """Share of the cells that fell back, 0 .. 1."""
+        """The share of the cells that fell back, 0 .. 1."""
         return self.suspect / self.cells if self.cells else 0.0
 
     @property
     def percent(self) -> str:
-        """The share for people."""
+        """The share as text, in three digits."""
         return f"{100 * self.share:.3g} %"
 
     def with_slab(self, cells: np.ndarray) -> "GuardCount":
-        """The count after one more slab."""
+        """Returns the count after one more slab, of which it is known which cells are suspect, bool of any shape."""
         return self + GuardCount(cells.size, int(cells.sum()))
 
     def __add__(self, other: "GuardCount") -> "GuardCount":
@@ -58,17 +65,18 @@ class GuardCount:
 def find_suspect_cells(
     answer: np.ndarray, by_network: np.ndarray, by_base: np.ndarray, bounds: tuple[float, float]
 ) -> np.ndarray:
-    """Which cells of a slab must not be trusted.
+    """Returns which cells of a slab must not be trusted.
 
     Args:
-        answer: the bare answer [p, h, w], before any projection, in normalised intensities.
-        by_network: the bare answer made thick again, minus the acquired slice [h, w].
+        answer: the network's answer [thin, h, w], before any projection, in normalised intensities.
+        by_network: that answer made thick again, minus the acquired slice [h, w].
         by_base: the same for the interpolation that the network corrects.
-        bounds: smallest and largest acquired value of the scan.
+        bounds: smallest and largest acquired value of the scan, in normalised intensities.
 
     Returns:
         bool [ceil(h / CELL), ceil(w / CELL)].
     """
+    # What is not finite is found below, and no news: numpy shall not warn of it.
     with np.errstate(invalid="ignore", over="ignore"):
         distance, accepted = (np.sqrt(_cell_mean(d.astype(np.float64) ** 2)) for d in (by_network, by_base))
         outside = ((answer < bounds[0] - OVERSHOOT) | (answer > bounds[1] + OVERSHOOT)).any(axis=0)
@@ -79,7 +87,14 @@ def find_suspect_cells(
 
 
 def make_keep_map(cells: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Weights [h, w]: 0 inside suspect cells, 1 far from them, a ramp in the neighbouring cells."""
+    """Returns how much of a network's correction is kept, float32 [h, w].
+
+    It is 0 inside suspect cells, 1 far from them, and a ramp in the neighbouring cells, so that no seam is seen.
+
+    Args:
+        cells: which are suspect, from `find_suspect_cells`.
+        shape: (h, w) in pixels.
+    """
     keep = 1.0 - cells.astype(np.float32)
     around = np.pad(keep, 1, mode="edge")
     rows, columns = keep.shape
@@ -90,7 +105,7 @@ def make_keep_map(cells: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _cell_mean(image: np.ndarray) -> np.ndarray:
-    """[h, w] -> means over cells [ceil(h / CELL), ceil(w / CELL)]."""
+    """Returns the means of an image [h, w] over cells [ceil(h / CELL), ceil(w / CELL)]."""
     image = np.nan_to_num(image, nan=ENORMOUS, posinf=ENORMOUS, neginf=ENORMOUS)  # or a product with 0 would be NaN
     rows, columns = (_shares(size) for size in image.shape)
     mean: np.ndarray = rows @ image @ columns.T / (rows.sum(axis=1)[:, None] * columns.sum(axis=1))
@@ -98,8 +113,12 @@ def _cell_mean(image: np.ndarray) -> np.ndarray:
 
 
 def _shares(size: int) -> np.ndarray:
-    """Share of each pixel in each cell [cells, size]: cells of equal width, so that flipping an image flips them."""
+    """Returns the share of each pixel in each cell [cells, size].
+
+    The cells are equally wide, so that flipping an image flips them; a pixel may then lie in two.
+    """
     count = -(-size // CELL)
+    # In units of 1 / count of a pixel, in which the borders of pixels and of cells are whole numbers.
     pixel, cell = np.arange(size) * count, np.arange(count)[:, None] * size
     overlap = np.minimum(pixel + count, cell + size) - np.maximum(pixel, cell)
     shares: np.ndarray = np.maximum(overlap, 0) / count
@@ -107,7 +126,7 @@ def _shares(size: int) -> np.ndarray:
 
 
 def _ramp(size: int) -> np.ndarray:
-    """Weights [cells, size] of linear interpolation between cell centres, held beyond the outermost."""
+    """Returns the weights [cells, size] of linear interpolation between cell centres, held beyond the outermost."""
     count = -(-size // CELL)
     position = np.clip((np.arange(size) + 0.5) * count / size - 0.5, 0, count - 1)
     ramp: np.ndarray = np.maximum(0.0, 1.0 - np.abs(position - np.arange(count)[:, None]))

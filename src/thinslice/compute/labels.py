@@ -1,4 +1,4 @@
-"""A segmentation on the thick grid -> on the thin grid: shapes are interpolated, labels never mixed.
+"""Brings a segmentation from the thick grid onto the thin one: shapes are interpolated, labels never mixed.
 
 Shape-based interpolation (Raya & Udupa, IEEE Trans. Med. Imaging 9:32-42, 1990) with one simplification that makes it
 fast and free of gaps between labels. A pixel that carries label p in one drawn slice and q in the next changes once on
@@ -7,26 +7,26 @@ asked of q, and the mean is taken. So only pixels that change are looked at, and
 treated alike. A part that has no overlap with its label in the next slice ends in a dome halfway between.
 """
 
+import logging
 from dataclasses import replace
 
 import numpy as np
 
 from thinslice.errors import InputRefused
 from thinslice.plan import Plan
-from thinslice.volume import Volume, grid_distance_mm
+from thinslice.volume import SAME_PLACE_MM, Volume, format_shape, grid_distance_mm
 
-SAME_PLACE_MM = 1e-3
-"""How far a labelled voxel may lie from the scan's voxel of the same index."""
+logger = logging.getLogger(__name__)
 
 QUERIES = 2**20
-"""Distances that are compared together; bounds the memory."""
+"""Distances that are compared together: 8 MiB of them, which bounds the memory."""
 
 AT_ONCE = 1e-5
 """Two moments on the way between slices (0 .. 1) nearer than this are the same: then the larger label is taken."""
 
 
 def interpolate_labels(labels: Volume, plan: Plan, out: np.ndarray | None = None) -> Volume:
-    """Bring a segmentation of the acquired slices onto the thin grid.
+    """Returns a segmentation of the acquired slices on the thin grid.
 
     Args:
         labels: on the grid of the scan, [x, y, z] or [x, y, z, t]; whole numbers.
@@ -41,6 +41,7 @@ def interpolate_labels(labels: Volume, plan: Plan, out: np.ndarray | None = None
         InputRefused: another grid than the scan's, or voxels that are not whole numbers.
     """
     check_labels(labels, plan)
+    logger.debug("labels of %d drawn slices are interpolated to %d", plan.n_thick, plan.n_thin)
     if out is None:
         out = np.empty((*plan.shape_thin, *labels.voxels.shape[3:]), labels.voxels.dtype)
     for at in np.ndindex(*labels.voxels.shape[3:]):
@@ -53,7 +54,7 @@ def interpolate_labels(labels: Volume, plan: Plan, out: np.ndarray | None = None
 
 
 def check_labels(labels: Volume, plan: Plan) -> None:
-    """Refuse what is not a segmentation of the plan's scan.
+    """Refuses what is not a segmentation of the plan's scan.
 
     Raises:
         InputRefused: see `interpolate_labels`.
@@ -61,34 +62,44 @@ def check_labels(labels: Volume, plan: Plan) -> None:
     name = labels.source or "the segmentation"
     if labels.shape != plan.shape_thick:
         raise InputRefused(
-            f"{name}: got labels of {_by(labels.shape)} voxels; need {_by(plan.shape_thick)} as in the scan; "
-            "next: give the segmentation that was drawn on this scan"
+            got=f"labels of {format_shape(labels.shape)} voxels",
+            need=f"{format_shape(plan.shape_thick)} as in the scan",
+            next="give the segmentation that was drawn on this scan",
+            place=name,
+            code="other-grid",
         )
     apart_mm = grid_distance_mm(labels.affine, np.array(plan.affine_thick), plan.shape_thick)
     if not apart_mm <= SAME_PLACE_MM:
         raise InputRefused(
-            f"{name}: got labels up to {apart_mm:.3g} mm away from the scan's voxels; need the same grid within "
-            f"{SAME_PLACE_MM:g} mm; next: resample the segmentation onto the scan"
+            got=f"labels up to {apart_mm:.3g} mm away from the scan's voxels",
+            need=f"the same grid within {SAME_PLACE_MM:g} mm",
+            next="resample the segmentation onto the scan",
+            place=name,
+            code="other-grid",
         )
     check_whole_numbers(labels)
 
 
 def check_whole_numbers(labels: Volume) -> None:
-    """Refuse voxels that are not whole numbers.
+    """Refuses voxels that are not whole numbers.
 
     Raises:
         InputRefused: they are not.
     """
     voxels = labels.voxels
+    # Plane by plane, as a comparison of the whole would need the room of the scan again.
     if voxels.dtype.kind == "f" and not all((plane == np.rint(plane)).all() for plane in voxels):
         raise InputRefused(
-            f"{labels.source or 'the segmentation'}: got voxels with fractions; need whole numbers, one per label; "
-            "next: give a label map, not a probability map or an image"
+            got="voxels with fractions",
+            need="whole numbers, one per label",
+            next="give a label map, not a probability map or an image",
+            place=labels.source or "the segmentation",
+            code="labels-with-fractions",
         )
 
 
 def find_changing_times(near: np.ndarray, far: np.ndarray, spacing_mm: tuple[float, float]) -> np.ndarray:
-    """When each pixel changes from its label in ``near`` to that in ``far``, 0 .. 1 on the way between them.
+    """Returns when each pixel changes from its label in ``near`` to that in ``far``, 0 .. 1 on the way between them.
 
     Args:
         near, far: two adjacent drawn slices [h, w].
@@ -96,6 +107,11 @@ def find_changing_times(near: np.ndarray, far: np.ndarray, spacing_mm: tuple[flo
 
     Returns:
         float64 [h, w]; 0.5 where nothing changes.
+
+    Example:
+        >>> near, far = np.array([[1, 1, 1, 1, 0]]), np.array([[1, 1, 0, 0, 0]])
+        >>> find_changing_times(near, far, spacing_mm=(1.0, 1.0))
+        array([[0.5 , 0.5 , 0.75, 0.25, 0.5 ]])
     """
     changed = np.nonzero(near != far)
     leave, ends = _leaving_times(near, far, changed, spacing_mm)
@@ -106,12 +122,8 @@ def find_changing_times(near: np.ndarray, far: np.ndarray, spacing_mm: tuple[flo
     return times
 
 
-def _by(numbers: tuple[int, ...]) -> str:
-    return " x ".join(str(n) for n in numbers)
-
-
 def _fill(drawn: np.ndarray, thin: np.ndarray, positions: np.ndarray, spacing_mm: tuple[float, float]) -> None:
-    """Drawn slices [thick, h, w] -> ``thin`` [thin, h, w], centres at ``positions`` in units of drawn slices."""
+    """Fills ``thin`` [thin, h, w], centres at ``positions`` in units of drawn slices, from these [thick, h, w]."""
     positions = np.clip(positions, 0, len(drawn) - 1)
     whole = np.abs(positions - np.rint(positions)) < AT_ONCE
     for j in np.flatnonzero(whole):
@@ -125,7 +137,7 @@ def _fill(drawn: np.ndarray, thin: np.ndarray, positions: np.ndarray, spacing_mm
 
 
 def _at(near: np.ndarray, far: np.ndarray, times: np.ndarray, moment: float) -> np.ndarray:
-    """The labels [h, w] at one moment on the way from ``near`` (0) to ``far`` (1)."""
+    """Returns the labels [h, w] at one moment on the way from ``near`` (0) to ``far`` (1)."""
     labels = np.where(times > moment, near, far)
     undecided = np.abs(times - moment) < AT_ONCE
     labels[undecided] = np.maximum(near, far)[undecided]
@@ -135,7 +147,7 @@ def _at(near: np.ndarray, far: np.ndarray, times: np.ndarray, moment: float) -> 
 def _leaving_times(
     here: np.ndarray, there: np.ndarray, pixels: tuple[np.ndarray, ...], spacing_mm: tuple[float, float]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """When the pixels (rows, columns) leave their label of ``here``, and whether their part ends before ``there``.
+    """Returns when pixels (rows, columns) leave their label of ``here``, and whether their part ends before ``there``.
 
     The depth is the distance to the outline in ``here``, the way that to the outline of the same label in ``there``.
     """
@@ -160,7 +172,7 @@ def _leaving_times(
 def _distance_to(
     target: np.ndarray, pixels: tuple[np.ndarray, np.ndarray], spacing_mm: tuple[float, float]
 ) -> np.ndarray:
-    """Distance in mm from pixels (rows, columns) to the nearest true pixel of ``target`` [h, w]; infinite if none."""
+    """Returns how many mm pixels (rows, columns) are from the nearest true pixel of ``target`` [h, w], or infinity."""
     inside = np.flatnonzero(target.any(axis=0))
     if len(inside) == 0:
         return np.full(len(pixels[0]), np.inf)
@@ -173,7 +185,7 @@ def _distance_to(
 
 
 def _to_other_label(labels: np.ndarray, spacing_mm: float) -> np.ndarray:
-    """Distance in mm from each pixel to the nearest of another label in the same column [h, w]; infinite if none."""
+    """Returns how many mm each pixel is from the nearest of another label in its column [h, w], or infinity."""
     rows = np.arange(len(labels))[:, None]
     change = labels[1:] != labels[:-1]
     nothing = np.full((1, labels.shape[1]), np.inf)
@@ -185,7 +197,10 @@ def _to_other_label(labels: np.ndarray, spacing_mm: float) -> np.ndarray:
 def _distance(
     along_columns: np.ndarray, labels: np.ndarray | None, pixels: tuple[np.ndarray, ...], spacing_mm: float
 ) -> np.ndarray:
-    """The second pass of the exact Euclidean distance transform, at some pixels only.
+    """Returns Euclidean distances in mm at some pixels: the second pass of the exact distance transform.
+
+    The columns are done already, and the rows are searched (Felzenszwalb & Huttenlocher, Theory of Computing 8:415-428,
+    2012, without the parabolas: only pixels that change are asked for).
 
     Args:
         along_columns: distance in mm within each column [h, w].
@@ -210,8 +225,9 @@ def _distance(
 
 
 def _peak(labels: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """The largest of ``values`` [h, w] over each part: pixels of one label that are connected by their edges."""
+    """Returns the largest of ``values`` [h, w] in each part: pixels of one label that are connected by their edges."""
     row_runs, column_runs = _run_starts(labels), _run_starts(labels.T)
+    # Rows and columns in turn; each turn carries the peak round one more bend of the part.
     while True:
         spread = _peak_of_runs(_peak_of_runs(values, row_runs).T, column_runs).T
         if np.array_equal(spread, values):
@@ -220,12 +236,13 @@ def _peak(labels: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 
 def _run_starts(labels: np.ndarray) -> np.ndarray:
-    """Flat indices at which a run of equal labels within a row begins."""
+    """Returns the flat indices at which runs of equal labels within a row begin."""
     begins = np.ones(labels.shape, bool)
     begins[:, 1:] = labels[:, 1:] != labels[:, :-1]
     return np.flatnonzero(begins)
 
 
 def _peak_of_runs(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """Returns the largest of ``values`` [h, w] in each run."""
     lengths = np.diff(starts, append=values.size)
     return np.repeat(np.maximum.reduceat(values.ravel(), starts), lengths).reshape(values.shape)

@@ -1,5 +1,6 @@
-"""Back to the acquired grid: a thin image or segmentation as the thick slices of a given scan see it."""
+"""Brings a thin image or segmentation onto the grid of a thick scan, as its slices would see it."""
 
+import logging
 from dataclasses import replace
 
 import numpy as np
@@ -10,13 +11,23 @@ from thinslice.physics.acquisition import Acquisition, apply_along_first_axis
 from thinslice.physics.downscaling import downscaling_matrix
 from thinslice.physics.projection import cut_into_bands
 from thinslice.settings import Profile
-from thinslice.volume import Volume, corners, refine_affine, through_plane_axis
+from thinslice.volume import (
+    SAME_PLACE_MM,
+    SAME_SPACING,
+    Volume,
+    corners,
+    format_shape,
+    refine_affine,
+    through_plane_axis,
+)
+
+logger = logging.getLogger(__name__)
 
 REGIONS = 0.7
 """Share of equal neighbours from which on whole numbers are taken for labels."""
 
-SAME_PLACE_MM = 1e-3
-"""How far the in-plane grids of the two scans may lie apart."""
+DECIDED = 1e-9
+"""A label needs this much more weight to win over a smaller one: sums of equal weights differ by their rounding."""
 
 
 def reslice(
@@ -28,11 +39,11 @@ def reslice(
     labels: bool = False,
     padding: float | None = None,
 ) -> Volume:
-    """Slices of ``thin`` on the grid of ``like``.
+    """Returns ``thin`` as the thick slices of ``like`` see it.
 
     Args:
         thin: image or segmentation on a thin grid, [x, y, z] or [x, y, z, t]; in-plane it has the grid of ``like``, or
-            one that is finer by a whole factor and has the same outer edges (``--in-plane``).
+            one that is finer by a whole factor and has the same outer edges (`in_plane`).
         like: the scan with thick slices; only its grid, thickness and header are used.
         thickness_mm: default: the thickness that the header of ``like`` states, else its slice spacing.
         profile: shape of the slice profile.
@@ -48,13 +59,30 @@ def reslice(
     Raises:
         InputRefused: the two grids do not fit together, or a segmentation has fractions.
         PlanRefused: the thickness is not positive or too small.
+
+    Example:
+        >>> thin = Volume(np.arange(8.0).reshape(1, 1, 8), np.eye(4))
+        >>> affine = np.diag([1.0, 1.0, 4.0, 1.0])
+        >>> affine[2, 3] = 1.5  # the first thick slice is centred between the second and the third thin one
+        >>> reslice(thin, Volume(np.zeros((1, 1, 2)), affine), profile="box").voxels
+        array([[[1.5, 5.5]]])
     """
     axis = through_plane_axis(like)
     times = _times_finer(thin, like, axis)
     centres, thin_mm = _thick_centres(thin, _finer(like, axis, times), axis)
     if thickness_mm is None:
         thickness_mm = like.thickness_mm if like.thickness_mm is not None else like.spacing_mm[axis]
-    matrix = _matrix(centres, thin.shape[axis], thickness_mm, thin_mm, profile)
+    matrix = _make_matrix(centres, thin.shape[axis], thickness_mm, thin_mm, profile)
+    logger.debug(
+        "%s %d thin slices of %.4g mm seen by %d thick ones: profile %s of %.4g mm, in-plane finer by %d",
+        "labels of" if labels else "an image of",
+        thin.shape[axis],
+        thin_mm,
+        like.shape[axis],
+        profile,
+        thickness_mm,
+        times,
+    )
     if labels:
         check_whole_numbers(thin)
     out = np.empty((*like.shape, *thin.voxels.shape[3:]), thin.voxels.dtype)
@@ -68,9 +96,15 @@ def reslice(
 
 
 def has_label_regions(volume: Volume) -> bool:
-    """Whether a volume is a segmentation: whole numbers whose neighbours, where not zero, are mostly equal.
+    """Returns whether a volume is made of regions, as a segmentation is: whole numbers, neighbours mostly equal.
 
-    Between neighbouring voxels of an image there is noise; a segmentation is made of regions.
+    Between neighbouring voxels of an image there is noise. Zeros do not count, as there are many in both.
+
+    Example:
+        >>> drawn = np.zeros((6, 6, 6), np.uint8)
+        >>> drawn[1:5, 1:5, 1:5] = 7
+        >>> has_label_regions(Volume(drawn, np.eye(4)))
+        True
     """
     voxels = volume.voxels
     if voxels.dtype.kind not in "iub" or voxels.min() < 0:
@@ -80,75 +114,104 @@ def has_label_regions(volume: Volume) -> bool:
     return bool(drawn.any() and np.mean(near[drawn] == far[drawn]) > REGIONS)
 
 
-def _matrix(centres: np.ndarray, n_thin: int, thickness_mm: float, thin_mm: float, profile: Profile) -> np.ndarray:
-    need = f"got a slice thickness of {thickness_mm:g} mm; need a positive number, not much below the {thin_mm:.3g} mm "
-    refusal = PlanRefused(need + "of the thin slices; next: give --thickness in millimetres")
+def _make_matrix(
+    centres_vox: np.ndarray, n_thin: int, thickness_mm: float, thin_mm: float, profile: Profile
+) -> np.ndarray:
+    """Returns the weights [thick, thin] with which the thick slices see the thin ones, or refuses the thickness."""
     if not (np.isfinite(thickness_mm) and thickness_mm > 0):
-        raise refusal
+        raise PlanRefused(
+            got=f"a slice thickness of {thickness_mm:g} mm",
+            need="a positive number",
+            next="give `thickness_mm`",
+            code="not-a-positive-number",
+        )
     try:
-        return Acquisition(centres, n_thin, thickness_mm / thin_mm, profile).matrix()
-    except ValueError:
-        raise refusal from None
+        return Acquisition(centres_vox, n_thin, thickness_mm / thin_mm, profile).matrix()
+    except PlanRefused as error:
+        raise PlanRefused(
+            got=f"a slice thickness of {thickness_mm:g} mm",
+            need=f"one not much below the {thin_mm:.3g} mm of the thin slices",
+            next="give `thickness_mm`",
+            code="slice-sees-nothing",
+        ) from error
 
 
 def _times_finer(thin: Volume, like: Volume, axis: int) -> int:
-    """The whole factor by which both in-plane sizes differ; 1 where there is none, which is then refused."""
+    """Returns the whole factor by which both in-plane sizes differ; 1 where there is none, which is then refused."""
     factors = {a / b for i, (a, b) in enumerate(zip(thin.shape, like.shape, strict=True)) if i != axis}
     factor = factors.pop()
     return int(factor) if not factors and factor.is_integer() else 1
 
 
 def _finer(like: Volume, axis: int, times: int) -> Volume:
-    """The grid of a scan with so many times more voxels along both in-plane axes, the outer edges kept."""
+    """Returns the grid of a scan with so many times more voxels along both in-plane axes, the outer edges kept."""
     finer = [1 if i == axis else times for i in range(3)]
     affine = refine_affine(like.affine, finer, [(k - 1) / 2 for k in finer])
     shape = tuple(n * k for n, k in zip(like.shape, finer, strict=True))
+    # Only the grid is asked for: one zero stands for all voxels and takes no room.
     return replace(like, voxels=np.broadcast_to(np.zeros((), like.voxels.dtype), shape), affine=affine)
 
 
 def _thick_centres(thin: Volume, like: Volume, axis: int) -> tuple[np.ndarray, float]:
-    """Centres of the thick slices in thin-voxel units [thick], and the thin spacing in mm; all from the affines."""
+    """Returns the centres of the thick slices in thin-voxel units [thick], and the thin spacing in mm.
+
+    Both are read off the affines, so that stacks may run in opposite directions or hold a part of each other.
+    """
     to_thin = np.linalg.inv(thin.affine) @ like.affine
     thin_mm = thin.spacing_mm[axis]
     apart_mm = _in_plane_distance_mm(to_thin, thin, like, axis)
     same_shape = all(a == b for i, (a, b) in enumerate(zip(thin.shape, like.shape, strict=True)) if i != axis)
     if not same_shape or apart_mm > SAME_PLACE_MM:
-        got = f"grids of {thin.shape} and {like.shape} voxels, up to {apart_mm:.3g} mm apart in-plane"
-        raise _misfit(thin, f"{got}; need the same grid within the slices (axes other than {axis})")
+        shapes = f"{format_shape(thin.shape)} and {format_shape(like.shape)}"
+        raise _refusal(
+            thin,
+            got=f"grids of {shapes} voxels, up to {apart_mm:.3g} mm apart in-plane",
+            need=f"the same grid within the slices (axes other than {axis})",
+            code="other-grid",
+        )
     centres = to_thin[axis, axis] * np.arange(like.shape[axis]) + to_thin[axis, 3]
-    if abs(to_thin[axis, axis]) < 1 - 1e-4:
-        raise _misfit(
-            thin, f"slices {thin_mm:.3g} mm apart; need slices no farther apart than {like.spacing_mm[axis]:.3g} mm"
+    if abs(to_thin[axis, axis]) < 1 - SAME_SPACING:
+        raise _refusal(
+            thin,
+            got=f"slices {thin_mm:.3g} mm apart",
+            need=f"slices no farther apart than {like.spacing_mm[axis]:.3g} mm",
+            code="not-thinner",
         )
     beyond = max(-0.5 - centres.min(), centres.max() - (thin.shape[axis] - 0.5)) * thin_mm
     if beyond > SAME_PLACE_MM:
-        raise _misfit(
-            thin, f"slices that end {beyond:.3g} mm before a slice of the thick scan; need all of them inside"
+        raise _refusal(
+            thin,
+            got=f"slices that end {beyond:.3g} mm before a slice of the thick scan",
+            need="all of them inside",
+            code="slices-end-early",
         )
     return centres, thin_mm
 
 
 def _in_plane_distance_mm(to_thin: np.ndarray, thin: Volume, like: Volume, axis: int) -> float:
-    """How far a thick voxel lies beside the thin voxels of the same in-plane index, at most."""
+    """Returns how far a thick voxel lies beside the thin voxels of the same in-plane index, at most."""
     thick = corners(like.shape)
     moved = (thick @ to_thin.T - thick)[:, :3] * thin.spacing_mm
     along = to_thin[axis, axis] * thick[:, axis] + to_thin[axis, 3]
+    # A thick slice that is tilted against the thin ones has no one place among them.
     tilt = (thick @ to_thin.T)[:, axis] - along
     return float(np.abs(np.column_stack([np.delete(moved, axis, axis=1), tilt * thin.spacing_mm[axis]])).max())
 
 
-def _misfit(thin: Volume, what: str) -> InputRefused:
-    name = thin.source or "the thin scan"
-    return InputRefused(f"{name}: got {what}; next: give the thick scan that the thin one was made from")
+def _refusal(thin: Volume, got: str, need: str, code: str) -> InputRefused:
+    """Returns the refusal of a thin scan that does not fit the thick one."""
+    way = "give the thick scan that the thin one was made from"
+    return InputRefused(got=got, need=need, next=way, place=thin.source or "the thin scan", code=code)
 
 
 def _fill_image(
     thin: np.ndarray, out: np.ndarray, matrix: np.ndarray, times: int, padding: float | None = None
 ) -> None:
-    """[thin, times h, times w] -> ``out`` [thick, h, w], row band by row band, or slice by slice."""
+    """Fills ``out`` [thick, h, w] from [thin, times h, times w], band by band or slice by slice."""
     beyond = thin == padding if padding is not None else np.zeros(1, bool)
     if beyond.any() and not beyond.all():
         share = np.empty(out.shape, np.float32)
+        # Twice the same sum: of what lies beyond the scanner's view, and of the rest with a value it may have.
         _fill_image(beyond, share, matrix, times)
         _fill_image(np.where(beyond, thin[~beyond].min(), thin), out, matrix, times)
         out[share > 0.5] = padding
@@ -165,7 +228,7 @@ def _fill_image(
 
 
 def _put(values: np.ndarray, out: np.ndarray) -> None:
-    """Values into an array, rounded and clipped where it holds whole numbers."""
+    """Puts values into an array, rounded and clipped where it holds whole numbers."""
     if out.dtype.kind in "iu":
         info = np.iinfo(out.dtype)
         values = np.clip(np.rint(values), info.min, info.max)
@@ -173,7 +236,7 @@ def _put(values: np.ndarray, out: np.ndarray) -> None:
 
 
 def _fill_labels(thin: np.ndarray, out: np.ndarray, matrix: np.ndarray, times: int) -> None:
-    """[thin, times h, times w] -> ``out`` [thick, h, w], slice by slice, one label at a time."""
+    """Fills ``out`` [thick, h, w] from [thin, times h, times w], slice by slice, one label at a time."""
     height, width = out.shape[1:]
     for i, weights in enumerate(matrix):
         seen = np.flatnonzero(weights)
@@ -182,6 +245,6 @@ def _fill_labels(thin: np.ndarray, out: np.ndarray, matrix: np.ndarray, times: i
         for label in np.unique(under):
             weight = np.tensordot(weights, under == label, axes=1)
             weight = weight.reshape(height, times, width, times).mean(axis=(1, 3))
-            wins = weight > best + 1e-9
+            wins = weight > best + DECIDED
             out[i][wins] = label
             best[wins] = weight[wins]

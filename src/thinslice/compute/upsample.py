@@ -1,4 +1,4 @@
-"""Volume + Plan + model -> Volume. The only place that turns axes.
+"""Makes the thin slices: a volume, its plan and a model go in, the volume on the thin grid comes out.
 
 The answer is made slab by slab and written chunk by chunk, so that what is held in memory besides the scan (enlarged,
 if it is to be) and its answer does not grow with the number of slices: a chunk of slabs is interpolated, corrected by
