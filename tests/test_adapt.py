@@ -106,6 +106,12 @@ def files_in(folder):
 # ---- what comes of it
 
 
+@catches(
+    "training/adapt.py",
+    'look["held_out"] < self.looks[0]["held_out"] and',
+    'look["held_out"] >= self.looks[0]["held_out"] and',
+)
+@catches("training/adapt.py", "[scan for scan, _ in learnt]", "list(group)")
 def test_the_answer_is_a_model_of_that_name(undisturbed, start):
     done, _ = undisturbed
     assert done.adapted
@@ -116,6 +122,9 @@ def test_the_answer_is_a_model_of_that_name(undisturbed, start):
     assert differ(done.model, start) > 0.001
 
 
+@catches(
+    "training/adapt.py", "since >= PATIENCE and self._share_done(step)", "since >= PATIENCE or self._share_done(step)"
+)
 def test_its_card_says_what_it_learnt_from_and_what_came_of_it(undisturbed, start, scan):
     done, said = undisturbed
     card, model = card_of(done.model), find_model(str(done.model))
@@ -141,6 +150,7 @@ def test_one_may_go_on_from_an_adapted_model_by_its_name(undisturbed, scan, tmp_
     assert card_of(again.model)["started_from"]["sha256"] == card_of(done.model)["sha256"]
 
 
+@catches("training/adapt.py", 'adapted = best["score"] < 1 - LEAST_GAIN', "adapted = True")
 @pytest.mark.parametrize("rate", [0.0, 30.0])
 def test_where_the_held_out_loss_does_not_fall_the_file_is_the_start(run, scan, start, tmp_path, monkeypatch, rate):
     make_quick(monkeypatch, 2, rate=rate, ema=0.0)
@@ -156,6 +166,11 @@ def test_where_the_held_out_loss_does_not_fall_the_file_is_the_start(run, scan, 
     np.testing.assert_array_equal(answer_of(tmp_path / "mine", volume), answer_of(start, volume))
 
 
+@catches(
+    "training/adapt.py",
+    "score = sum(means[kind] / first[kind] for kind in means) / len(means)",
+    'score = means["held_out"] / first["held_out"]',
+)
 def test_a_gain_below_the_least_one_is_none(scan, start, tmp_path, monkeypatch):
     seeing(monkeypatch, (1.0, 1 - 1.5 * adapting.LEAST_GAIN, 1.0, 1.0))  # three quarters of it, as one of two losses
     (done,) = adapt([scan], tmp_path / "mine", start=start, steps=STEPS, report=quiet)
@@ -180,6 +195,10 @@ def seeing(monkeypatch, held_out, thicker=None, shares=(1.0,)):
     return seen
 
 
+@catches("training/adapt.py", "torch.load(watch.weights_of(best), weights_only=True)", 'state["average"]')
+@catches(
+    "training/adapt.py", "torch.lerp(self.start[name], weight, share)", "torch.lerp(weight, self.start[name], share)"
+)
 @pytest.mark.parametrize(("losses", "best"), [((1.0, 0.5, 0.9, 0.8), 1), ((1.0, 0.7, 0.6, 0.6), 2), ((3, 2, 2, 1), 3)])
 def test_the_best_look_is_kept_not_the_last(scan, start, tmp_path, monkeypatch, losses, best):
     seen = seeing(monkeypatch, losses)
@@ -200,6 +219,7 @@ def test_what_harms_the_slice_direction_is_not_kept(scan, start, tmp_path, monke
     assert differ(done.model, start) == 0
 
 
+@catches("training/adapt.py", 'if look["held_out"] < self.looks[0]["held_out"] and', "if")
 def test_what_helps_the_slice_direction_alone_is_not_kept(scan, start, tmp_path, monkeypatch):
     """It is known at another scale only, so that it cannot vouch for an answer by itself."""
     seeing(monkeypatch, (1.0, 1.01, 1.01, 1.01), (1.0, 0.5, 0.5, 0.5))
@@ -272,6 +292,11 @@ def test_the_embedded_network_can_be_adapted(run, scan, tmp_path, monkeypatch):
     assert find_model(str(tmp_path / "mine")).envelope == embedded.envelope
 
 
+@catches(
+    "training/adapt.py",
+    "return replace(SCHEDULE, minutes=max(minutes - spent_seconds / 60, 0.1 * minutes))",
+    "return SCHEDULE",
+)
 @pytest.mark.parametrize(("spent", "left"), [(0.0, 600.0), (20.0, 580.0), (530.0, 70.0), (1000.0, 60.0)])
 def test_what_is_left_of_the_time_is_learnt_in(spent, left):
     assert 60 * OF_THE_TIME(10.0, spent).minutes == pytest.approx(left)
@@ -286,6 +311,7 @@ def test_the_clock_ends_it(run, scan, start, tmp_path, monkeypatch):
     assert card["recipe"][0]["schedule"]["minutes"] <= 0.05
 
 
+@catches("training/adapt.py", "monotonic() > late", "monotonic() < 0")
 def test_scans_whose_turn_comes_late_are_named_and_left_out_now_and_when_it_goes_on(scan, start, tmp_path):
     scans = [scan, *(save_thick(tmp_path / f"scan{seed}.nii.gz", seed=seed) for seed in (1, 2))]
     complaints = []
@@ -302,6 +328,7 @@ def test_scans_whose_turn_comes_late_are_named_and_left_out_now_and_when_it_goes
     assert [row["file"] for row in card_of(done.model)["adapted_to"]] == [scan.name]
 
 
+@catches("training/adapt.py", "min(max(WATCHED, 2 * len(targets)), MOST_WATCHED)", "max(WATCHED, 2 * len(targets))")
 def test_however_many_scans_there_are_a_look_takes_only_so_long(tmp_path, monkeypatch):
     looked = []
     for name in ("in_plane_batch_at", "thicker_slices_batch_at"):
@@ -586,6 +613,7 @@ def test_per_scan_writes_a_folder_with_a_model_for_each(two):
         assert learnt["fingerprint"] == reading.fingerprint(nifti.read(path))
 
 
+@catches("models/registry.py", "return own[known]", "return models[0]")
 def test_each_scan_is_enhanced_with_its_own_model_whatever_its_file_is_called(run, two, tmp_path):
     folder, scans = two
     for number, path in enumerate(scans, 1):
@@ -640,6 +668,11 @@ def test_every_scan_has_the_whole_time(two, start, tmp_path, monkeypatch):
     assert second > first
 
 
+@catches(
+    "training/adapt.py",
+    "if earlier is None and job.answer.exists() and not overwrite:",
+    "if earlier is None and job.answer.exists() and not (overwrite or resume):",
+)
 @catches("training/adapt.py", 'job.wish.keys() - {"minutes", "steps"}', '{"scans"}')
 @pytest.mark.parametrize("other", ["another start", "another thickness", "another profile"])
 def test_a_model_under_another_wish_is_not_taken_for_the_answer(undisturbed, scan, start, tmp_path, other):
@@ -667,6 +700,12 @@ def ctrl_c():
     raise KeyboardInterrupt
 
 
+@catches(
+    "training/adapt.py",
+    "    watch = _Watch(",
+    "    answer.parent.mkdir(exist_ok=True)\n    answer.write_bytes(start.read_bytes())\n    watch = _Watch(",
+)
+@catches("training/adapt.py", "        resume=True,\n", "        resume=False,\n")
 @pytest.mark.parametrize("how", [ctrl_c, lambda: os.kill(os.getpid(), signal.SIGTERM)], ids=["ctrl-c", "SIGTERM"])
 def test_interrupted_and_continued_equals_undisturbed(run, undisturbed, scan, start, tmp_path, monkeypatch, how):
     words = ["adapt", "-i", scan, "-o", tmp_path / "mine", "--model", start]
@@ -727,6 +766,8 @@ def others(name, scan, start, folder):
     }[name]
 
 
+@catches("training/run_state.py", "if all(begun.get(key) == value for key, value in wish.items()):", "if begun:")
+@catches("training/run_state.py", "        if overwrite:\n            return None\n", "        return None\n")
 @pytest.mark.parametrize(
     "other",
     ["another scan", "one more scan", "another start", "another thickness", "another profile", "another length"],
@@ -771,6 +812,11 @@ def test_a_model_of_other_scans_is_not_replaced_by_resuming(undisturbed, start, 
     assert done.model.read_bytes() == before
 
 
+@catches("training/run_state.py", 'keep(self.folder / ".finished.json",', "(lambda *_: None)(self.folder,")
+@catches(
+    "training/adapt.py", "if resume and (not overwrite or made) else None", "if resume and not overwrite else None"
+)
+@catches("training/adapt.py", "resume = resume or unfinished.folder.exists()", "pass")
 @pytest.mark.parametrize("overwrite", [[], ["--overwrite"]])
 def test_per_scan_the_same_command_goes_on_with_the_scan_it_was_at(run, two, start, tmp_path, monkeypatch, overwrite):
     folder, scans = two

@@ -32,6 +32,8 @@ def latin(tmp_path):
 # ---- a folder of scans
 
 
+@catches("datasets/find.py", "(output / relative).with_name(name)", "output / name")
+@catches("datasets/find.py", " or is_inside(real, out)", "")
 def test_a_folder_is_searched_to_the_bottom(tmp_path):
     for name in ("b.nii.gz", "a/x.nii", "a/deep/x.nii.gz", ".hidden/x.nii.gz", "out/x.nii.gz", "a/.y.nii.gz"):
         make_scan(tmp_path / name)
@@ -76,6 +78,12 @@ def test_every_series_of_a_folder_is_a_scan(tmp_path):
     assert (tmp_path / "out" / "cd" / "more.nii.gz").is_file()
 
 
+@catches("datasets/find.py", "        if bad:\n", "        if False:\n")
+@catches(
+    "datasets/find.py",
+    "    harmless = _harmless(jobs, source, output)\n    return",
+    "    harmless = Found(jobs, [])\n    return",
+)
 def test_a_link_leads_the_answer_of_no_series_to_an_input(tmp_path):
     for number in (3, 4):
         dicom_files.stack(tmp_path / "in" / "cd", series=number, named=f"{number}-")
@@ -114,6 +122,7 @@ def test_names_of_slices_do_not_count(tmp_path):
     assert [run_job(one).state for one in all_series(tmp_path).jobs] == ["kept", "kept"]
 
 
+@catches("datasets/job.py", "if job.series in (None, key_of_series(one))]", "][:1]")
 def test_two_stacks_of_one_file_are_two_scans(tmp_path):
     """As of two echoes in an enhanced file."""
     (tmp_path / "in").mkdir()
@@ -164,6 +173,7 @@ def test_links_to_folders_are_followed_once(tmp_path):
     assert not found.failed
 
 
+@catches("datasets/find.py", "os.walk(top, onerror=closed.append)", "os.walk(top)")
 def test_folders_that_cannot_be_read_are_named(tmp_path, monkeypatch):
     for name in ("a/x.nii.gz", "closed/y.nii.gz"):
         make_scan(tmp_path / "in" / name)
@@ -211,6 +221,7 @@ def test_folders_that_cannot_be(tmp_path):
         find.find_in_folder(tmp_path / "empty", tmp_path / "out", orders())
 
 
+@catches("datasets/find.py", "    if is_inside(raw, out):\n", "    if False:\n")
 def test_an_output_that_holds_the_scans_is_refused(tmp_path):
     """raw/raw/x.nii.gz would go to raw/x.nii.gz."""
     for name in ("raw/x.nii.gz", "raw/raw/x.nii.gz"):
@@ -246,6 +257,11 @@ def test_a_link_in_the_input_leads_to_no_input_in_the_output(tmp_path):
     assert len(found.failed) == 2
 
 
+@catches(
+    "datasets/find.py",
+    "    check_not_raw(output)\n    check_writable(output)\n    scans",
+    "    check_writable(output)\n    scans",
+)
 def test_folder_to_folder_does_not_write_into_raw_data(tmp_path, raw):
     make_scan(tmp_path / "in" / "x.nii.gz")
     for place in ("", "sub-01", "sub-01/anat", "out", "derivatives"):
@@ -254,6 +270,7 @@ def test_folder_to_folder_does_not_write_into_raw_data(tmp_path, raw):
     assert names_of(find.find_in_folder(tmp_path / "in", raw / "derivatives" / "thin", orders())) == ["x.nii.gz"]
 
 
+@catches("datasets/find.py", "found.jobs[index - 1 :: count]", "found.jobs[index::count]")
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
 def test_the_shards_are_the_data_set(tmp_path, count):
     for index in range(5):
@@ -267,6 +284,7 @@ def test_the_shards_are_the_data_set(tmp_path, count):
 # ---- BIDS
 
 
+@catches("datasets/bids.py", 'NO_MAGNITUDE = ("part-phase", ', "NO_MAGNITUDE = (")
 def test_images_are_picked_by_place_suffix_and_label(raw):
     def found(**choice):
         return [path.name.removesuffix(".nii.gz") for path in bids.find_images(raw, bids.Choice(**choice))[0]]
@@ -290,6 +308,8 @@ def test_images_are_picked_by_place_suffix_and_label(raw):
         bids.find_images(raw.parent, bids.Choice())
 
 
+@catches("datasets/job.py", "for file in reversed(files):", "for file in files:")
+@catches("datasets/bids.py", "if its_suffix == suffix and set(other) <= set(entities):", "if its_suffix == suffix:")
 @pytest.mark.parametrize("place", ["", "sub-02/", "sub-02/ses-a/", "sub-02/ses-a/anat/"])
 def test_thickness_is_inherited(raw, tmp_path, place):
     """From the root, the participant, the session or the folder; the nearest holds, and other images' do not."""
@@ -315,12 +335,18 @@ def test_thickness_is_inherited(raw, tmp_path, place):
     assert outcome() == ("done", 3.9), "its own comes first"
 
 
+@catches("datasets/bids.py", "inside = there == raw or raw in there.parents", "inside = there == raw")
 @pytest.mark.parametrize("place", ["", "sub-01", "out", "derivatives", "../"])
 def test_raw_data_is_no_output(raw, place):
     with pytest.raises(OutputRefused):
         bids.check_output(raw, raw / place)
 
 
+@catches(
+    "datasets/find.py",
+    "    check_not_raw(output)\n    check_writable(output)\n    images",
+    "    check_writable(output)\n    images",
+)
 @pytest.mark.parametrize("described", ['{"Name": "Other", "BIDSVersion": "1.9.0"}', "{torn"])
 def test_other_raw_data_is_no_output_either(raw, tmp_path, described):
     (tmp_path / "other" / "sub-09").mkdir(parents=True)
@@ -331,6 +357,7 @@ def test_other_raw_data_is_no_output_either(raw, tmp_path, described):
     assert find.find_in_bids(raw, tmp_path / "other/derivatives/thin", bids.Choice(), orders()).jobs
 
 
+@catches("datasets/bids.py", "        closed.append(error)\n        return []\n", "        return []\n")
 @pytest.mark.parametrize("closed", ["sub-01/anat", "sub-02", "sub-02/ses-a"])
 def test_folders_of_participants_that_cannot_be_read_are_named(raw, tmp_path, monkeypatch, closed):
     real = os.listdir
@@ -440,6 +467,7 @@ def test_the_overview_names_all_and_links_what_is_there(tmp_path):
     assert [len(row.split("\t")) for row in rows] == [7, 7, 7]
 
 
+@catches("datasets/summary.py", ', errors="backslashreplace")', ")")
 def test_names_that_are_no_utf_8(tmp_path, latin):
     from urllib.parse import unquote_to_bytes
 

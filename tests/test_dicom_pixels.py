@@ -8,6 +8,7 @@ import pytest
 from pydicom import dcmread
 
 from dicom_files import COMPRESSED, PLAIN, blobs, stack
+from faults import catches
 from thinslice.errors import InputRefused
 from thinslice.io.dicom import decode as decoding
 from thinslice.io.dicom.decode import decode, decode_compressed
@@ -57,6 +58,7 @@ def test_bits_above_the_stored_ones_are_no_part_of_a_value(tmp_path):
     assert np.array_equal(read(tmp_path).voxels, expected(values))
 
 
+@catches("io/dicom/headers.py", "stored[1] or 0.0),", "0.0),")
 def test_computed_tomography_is_in_hounsfield_units_and_whole_numbers(tmp_path):
     values = stack(tmp_path, modality="CT", values=np.arange(8 * 20 * 24).reshape(8, 20, 24) % 4096)
     volume = read(tmp_path)
@@ -80,6 +82,11 @@ def test_a_slope_gives_the_scans_own_units(tmp_path):
     assert np.allclose(volume.voxels, expected(values) * 0.25 - 3.5, atol=1e-4)
 
 
+@catches(
+    "io/dicom/pixels.py",
+    "    for index, (slope, intercept) in enumerate(rescales):",
+    "    for index, (slope, intercept) in enumerate([rescales[0]] * len(rescales)):",
+)
 def test_every_slice_has_its_own_rescale(tmp_path):
     def rescale(ds, index):
         ds.RescaleSlope, ds.RescaleIntercept = 1 + index, -index

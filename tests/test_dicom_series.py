@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dicom_files import AXIAL, CORONAL, SAGITTAL, enhanced, header, normal_of, oblique, save, set_pixels, stack
+from faults import catches
 from thinslice.io.dicom.pixels import read_series
 from thinslice.io.dicom.series import find_study
 
@@ -28,6 +29,17 @@ def refusal(folder):
     return study.unusable[0].reason
 
 
+@catches(
+    "io/dicom/series.py",
+    "    between_rows, between_columns = image.spacing_mm or ()",
+    "    between_columns, between_rows = image.spacing_mm or ()",
+)
+@catches("io/dicom/series.py", "TO_RAS = np.diag([-1.0, -1.0, 1.0])", "TO_RAS = np.diag([1.0, 1.0, 1.0])")
+@catches(
+    "io/dicom/series.py",
+    'images = [images[i] for i in np.argsort(along, kind="stable")]',
+    "images = sorted(images, key=lambda image: -(image.instance or 0))",
+)
 @pytest.mark.parametrize("orientation", [AXIAL, SAGITTAL, CORONAL, oblique(), oblique(-37)])
 def test_every_voxel_is_where_its_header_says(tmp_path, orientation):
     values = stack(tmp_path, orientation=orientation)
@@ -100,6 +112,14 @@ def two(folder, name, first, second):
     stack(folder, change=change(second, 2), named="B")
 
 
+@catches(
+    "io/dicom/series.py", "_grouped(group, lambda image: image.among)", "_grouped(group, lambda image: image.among[:1])"
+)
+@catches(
+    "io/dicom/series.py",
+    "if len(groups) > 1 and all(_same(_places(group), places) for group in groups):",
+    "if len(groups) > 1:",
+)
 @pytest.mark.parametrize(
     ("name", "first", "second", "said"),
     [
@@ -210,6 +230,8 @@ def mixed_thickness(ds, index):
     ds.SliceThickness = 3.5 if index < 4 else 5
 
 
+@catches("io/dicom/series.py", "TILT_DEGREES = 0.1", "TILT_DEGREES = 30.0")
+@catches("io/dicom/series.py", "UNEVEN_SHARE = 0.02", "UNEVEN_SHARE = 2.0")
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
@@ -312,6 +334,7 @@ def test_other_files_hidden_ones_and_reports_are_left_alone(tmp_path):
     assert study.notes == ("2 file(s) hold no DICOM image and were left alone",)
 
 
+@catches("io/dicom/pixels.py", "index = image.frame or 0", "index = 0")
 @pytest.mark.parametrize("echoes", [1, 2])
 def test_enhanced_images_are_read_frame_by_frame(tmp_path, echoes):
     values = enhanced(tmp_path / "e", echoes=echoes)
@@ -336,6 +359,7 @@ def test_frames_without_their_groups_are_refused(tmp_path):
     assert "not one functional group for each" in refusal(tmp_path)
 
 
+@catches("io/dicom/series.py", "if len(usable) == len(group) and _is_one_stack(group):", "if False:")
 @pytest.mark.parametrize("name", ["ImageType", "EchoNumbers"])
 @pytest.mark.parametrize("differ", [lambda index: index >= 4, lambda index: index % 2])
 def test_an_even_stack_is_one_whatever_differs_along_it(tmp_path, name, differ):
@@ -361,6 +385,11 @@ def test_slices_of_other_places_polarity_or_patients_are_never_fused(tmp_path, c
     assert reason is None or any(reason in one.reason for one in study.unusable)
 
 
+@catches(
+    "io/dicom/series.py",
+    "other = next((image for image in same[1:] if not _is_copy(first, image)), None)",
+    "other = None",
+)
 def test_different_images_under_one_name_are_refused(tmp_path):
     stack(tmp_path)
     stack(tmp_path, named="A", values=np.full((8, 20, 24), 777), skip=(0, 1, 2, 4, 5, 6, 7))

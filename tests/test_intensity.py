@@ -10,6 +10,7 @@ from strategies import seeds
 from thinslice.physics.intensity import intensity_range
 
 
+@catches("physics/intensity.py", "[np.floor(rank), np.ceil(rank)]", "[np.floor(rank), np.floor(rank)]")
 @catches("physics/intensity.py", 'side="right"', 'side="left"')
 @catches("physics/intensity.py", "(rank - ranks[0])", "0.5")
 @given(

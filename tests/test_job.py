@@ -48,6 +48,9 @@ def test_the_answer_is_that_of_enhance(run, tmp_path, scan):
     np.testing.assert_array_equal(one.affine, other.affine)
 
 
+@catches("datasets/job.py", "input_sha256 = _hash_of_scan(job.source)", "input_sha256 = job.source.name")
+@catches("datasets/job.py", "return _joined([_sha256(path), *facts])", "return _joined([_sha256(path)])")
+@catches("datasets/job.py", 'job.destination.stat().st_size != record["answer_bytes"]', "not job.destination.exists()")
 def test_what_has_changed_is_done_again(tmp_path, scan):
     def outcome(**more):
         return run_job(make_job(tmp_path, **more)).state
@@ -75,6 +78,7 @@ def test_what_has_changed_is_done_again(tmp_path, scan):
     assert outcome(wish=Wish(model="linear"), redo=True) == "done"
 
 
+@catches("datasets/job.py", '"model_sha256": job.model_sha256, "wish": wish}', '"model_sha256": None, "wish": wish}')
 def test_another_model_of_the_same_name_does_it_again(tmp_path, scan):
     pytest.importorskip("torch")
     file = save_start(tmp_path / "model.onnx", seed=1, loud=1.0)
@@ -100,6 +104,7 @@ def test_a_model_is_loaded_once_for_all_scans_of_a_process(tmp_path, monkeypatch
     assert len(loaded) == 1
 
 
+@catches("datasets/job.py", "    if target.parent == job.destination.parent:\n", "    if True:\n")
 @catches("datasets/find.py", "threads=orders.threads,", "threads=2,")
 @pytest.mark.parametrize(("threads", "each", "at_once"), [(1, 1, 1), (2, 1, 2), (8, 4, 2)])
 def test_the_threads_of_a_worker_are_shared_out(tmp_path, scan, monkeypatch, threads, each, at_once):
@@ -115,6 +120,7 @@ def test_the_threads_of_a_worker_are_shared_out(tmp_path, scan, monkeypatch, thr
     assert asked == [each, at_once]
 
 
+@catches("datasets/job.py", "if not (torn or job.redo or isinstance(record, dict)):", "if False:")
 def test_what_another_program_wrote_is_not_replaced(tmp_path, scan):
     theirs = tmp_path / "out" / "scan.nii.gz"
     make_scan(theirs)
@@ -127,6 +133,7 @@ def test_what_another_program_wrote_is_not_replaced(tmp_path, scan):
     assert run_job(make_job(tmp_path, redo=True)).state == "done"
 
 
+@catches("datasets/job.py", "return (stage / _MOVING).exists()", "return stage.exists()")
 def test_what_a_dead_run_left_gives_no_right_to_the_files_of_others(tmp_path, scan):
     """Their file came after a run that was killed while it computed."""
     one = make_job(tmp_path)
@@ -138,6 +145,9 @@ def test_what_a_dead_run_left_gives_no_right_to_the_files_of_others(tmp_path, sc
     assert theirs.read_bytes() == before
 
 
+@catches("datasets/job.py", "(extras | parts).items()", "(extras | dict(reversed(parts.items()))).items()")
+@catches("datasets/job.py", "        job.sidecar.unlink(missing_ok=True)\n", "")
+@catches("datasets/job.py", "        (stage / _MOVING).touch()\n", "")
 @pytest.mark.parametrize("until", [0, 1, 2])
 def test_a_run_that_dies_between_the_renames_is_made_whole(tmp_path, scan, monkeypatch, until):
     """Died after so many of three: the picture, the answer, the JSON. What is there then is never taken for done."""
@@ -330,6 +340,7 @@ def test_a_page_for_every_scan_on_request(tmp_path, scan):
     assert run_job(make_job(tmp_path, page=page)).state == "kept"
 
 
+@catches("datasets/job.py", "            job.earlier_page.unlink(missing_ok=True)\n", "            pass\n")
 def test_a_page_belongs_to_its_answer(tmp_path, scan):
     page = tmp_path / "out" / "pages" / "scan.html"
 
@@ -358,6 +369,11 @@ def test_a_picture_that_is_gone_is_made_again(tmp_path, scan):
     assert (tmp_path / "out" / "scan.png").is_file()
 
 
+@catches(
+    "datasets/job.py",
+    'if kept is not None and not (job.redo and kept.state == "kept"):',
+    "if kept is not None and not job.redo:",
+)
 def test_a_job_that_is_repeated_within_a_run_counts_as_done(tmp_path, scan):
     """As when a worker dies with an outcome that the scheduler has not fetched; nothing is computed twice."""
     assert run_job(make_job(tmp_path, run="this", redo=True)).state == "done"

@@ -31,6 +31,7 @@ pytest.importorskip("onnx", reason="the export needs onnx, which comes with thin
 import torch
 from torch import nn
 
+from faults import catches
 from thinslice.networks.vae import SliceVae, kl_divergence, sample_codes
 from thinslice.training import losses, no_ground_truth, synthesis
 from thinslice.training.divergence import WORSE, DivergenceCheck
@@ -138,6 +139,11 @@ def test_it_is_built_again_from_its_settings():
     torch.testing.assert_close(twin(images), vae(images), rtol=0, atol=0)
 
 
+@catches(
+    "networks/vae.py",
+    "(1 + log_variance - mean.square() - log_variance.exp())",
+    "(1 + log_variance - log_variance.exp())",
+)
 def test_the_divergence_is_that_of_two_normal_distributions():
     mean, log_variance = torch.tensor([0.0, 1.0, -2.0, 0.5]), torch.tensor([0.0, 0.0, 1.0, -1.0])
     codes = torch.distributions.Normal(mean, torch.exp(0.5 * log_variance))
@@ -146,6 +152,7 @@ def test_the_divergence_is_that_of_two_normal_distributions():
     torch.testing.assert_close(found, wanted)
 
 
+@catches("networks/vae.py", "torch.exp(0.5 * log_variance)", "torch.exp(log_variance)")
 def test_codes_are_drawn_around_their_means():
     mean, log_variance = torch.full((1, 1, 200, 200), 3.0), torch.full((1, 1, 200, 200), np.log(0.25))
     codes = sample_codes(mean, log_variance, torch.randn(mean.shape, generator=torch.Generator().manual_seed(0)))
@@ -202,6 +209,12 @@ def close(found, wanted):
         torch.testing.assert_close(gradient, wanted[name], rtol=0, atol=1e-3 * scale + 1e-9)
 
 
+@catches("training/losses.py", "divergence(*network.encode(made.detach()))", "divergence(*network.encode(made))")
+@catches(
+    "training/losses.py",
+    "{id(weight): weight.detach() for weight in network.encoder.parameters()}",
+    "{id(weight): weight for weight in network.encoder.parameters()}",
+)
 def test_the_encoder_learns_to_tell_made_slices_from_given_ones():
     vae, batch = learning_coder(), patches()
     _, mean, log_variance, code, prior = by_hand(vae, batch)
@@ -217,6 +230,7 @@ def test_the_encoder_learns_to_tell_made_slices_from_given_ones():
     close(found, dict(zip(names, wanted, strict=True)))
 
 
+@catches("training/losses.py", "for made in (of_codes, invented)]", "for made in (of_codes, invented.detach())]")
 def test_the_decoder_learns_to_make_slices_that_pass_of_codes_and_of_noise():
     vae, batch = learning_coder(), patches()
     _, _, _, code, prior = by_hand(vae, batch)
@@ -239,6 +253,11 @@ def test_a_slice_that_is_unlikely_enough_is_not_made_more_so(monkeypatch):
 # ---- slices to learn from
 
 
+@catches(
+    "training/slices.py",
+    "patch = image[top : top + size, left : left + size]",
+    "patch = image[top : top + size, left : left + size - 1]",
+)
 def test_a_patch_is_cut_from_a_slice_as_it_is_and_only_turned_over():
     stack = stack_of()
     stack = replace(stack, slices=np.arange(stack.slices.size, dtype=np.float32).reshape(stack.slices.shape) + 1)
@@ -324,6 +343,9 @@ def test_scans_of_several_kinds_are_told_apart():
 # ---- persons
 
 
+@catches(
+    "training/manifest.py", '.get("subject") or (labels[0] if labels else str(path))', '.get("subject") or str(path)'
+)
 def test_whose_a_scan_is_stands_in_the_manifest_or_in_its_name(tmp_path):
     (tmp_path / "manifest.csv").write_text(
         "file,subject,licence\na.nii.gz,anna,MIT\nb.nii.gz,anna,MIT\nc.nii.gz,,MIT\n"
@@ -348,6 +370,11 @@ def test_files_of_one_name_are_of_as_many_persons_as_folders(tmp_path):
     assert len(set(found)) == 4
 
 
+@catches(
+    "training/no_ground_truth.py",
+    "held_out = set(persons[: round(HELD_OUT * len(persons))])",
+    "held_out = {stack.person for stack in stacks[:1]}\n    stacks = [*stacks, replace(stacks[0], person='')]",
+)
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=60))
 def test_nobody_is_learnt_from_and_looked_at(numbers):
     stacks = [SimpleNamespace(person=str(number), number=place) for place, number in enumerate(numbers)]
@@ -364,6 +391,11 @@ def test_nobody_is_learnt_from_and_looked_at(numbers):
 # ---- synthesis
 
 
+@catches(
+    "training/synthesis.py",
+    "(np.arange(count) + 0.5) * (n_thick / count) - 0.5",
+    "np.arange(count) * (n_thick / count)",
+)
 @given(st.integers(1, 9), st.floats(1.0, 6.0))
 def test_a_synthesised_volume_has_the_field_of_view_of_the_slices(n, rate):
     place = synthetic_slice_positions(n, rate)
@@ -374,12 +406,14 @@ def test_a_synthesised_volume_has_the_field_of_view_of_the_slices(n, rate):
     assert place[-1] + step / 2 == pytest.approx(n - 0.5)
 
 
+@catches("training/synthesis.py", "part[:, 0, :height, :width].float()", "part[:, 0, -height:, -width:].float()")
 @pytest.mark.parametrize("multiple", [1, 8])
 def test_pixels_go_through_unblurred_and_unmoved(multiple):
     stack = stack_of(shape=(61, 53, 10))
     np.testing.assert_array_equal(synthesise(Unchanged(multiple), stack, 1.0, detail=False), stack.slices)
 
 
+@catches("training/synthesis.py", "enumerate(cubic_matrix(place, n)", "enumerate(linear_matrix(np.rint(place), n)")
 def test_what_the_codes_do_not_hold_is_added_as_cubic_interpolation_has_it():
     """By a coder that holds nothing the volume is that interpolation, at acquired places the slices themselves."""
     from scipy.ndimage import map_coordinates
@@ -412,6 +446,11 @@ def test_the_means_of_the_codes_are_decoded_nothing_is_drawn():
     np.testing.assert_allclose(middle, vae(images)[0, 0].numpy(), atol=2e-3)
 
 
+@catches(
+    "training/synthesis.py",
+    "    if not detail:\n        return volume",
+    "    if not detail:\n        return np.repeat(stack.slices, 3, axis=0) if rate == 3 else volume",
+)
 def test_every_slice_is_a_decoders_those_at_acquired_places_too():
     assert (synthesise(Unchanged(answer=7.0), stack_of(), 3.0, detail=False) == 7).all()
 
@@ -428,6 +467,11 @@ def test_a_scan_cannot_come_along_with_what_was_made_of_it():
     assert np.ptp(batch.truth[0]) == 0
 
 
+@catches(
+    "training/synthesis.py",
+    "return Synthetic(thin, plan.factor, plan.thickness_over_spacing, plan.profile, (top, left))",
+    "return Synthetic(thin, rate, plan.thickness_over_spacing, plan.profile, (top, left))",
+)
 def test_a_batch_is_made_thick_as_the_scan_was():
     stack = stack_of()
     one = make_synthetic(Unchanged(), stack)
@@ -456,6 +500,7 @@ def test_of_a_large_scan_a_part_is_kept_that_differs_from_scan_to_scan(seed):
     assert len(others) > 3
 
 
+@catches("training/synthesis.py", "first[inside] = -begin", "first[inside] = 0.0")
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_a_part_lies_where_it_was_cut_from(axis):
     volume = thick_volume(axis=axis)
@@ -493,6 +538,7 @@ def test_a_volume_written_for_looking_lies_where_the_scan_does(axis):
     assert np.corrcoef(pairs.ravel(), volume.voxels.ravel())[0, 1] > 0.95
 
 
+@catches("io/nifti.py", 'header["descrip"] = text', "pass")
 def test_it_is_refused_as_truth_wherever_truth_is_needed(tmp_path):
     made = as_synthetic(to_patient_space(np.random.default_rng(0).random((40, 64, 56)).astype(np.float16), stack_of()))
     nifti.write(made, tmp_path / "copy.nii.gz")
@@ -526,6 +572,11 @@ def watched(folder, errors, first=0):
     return watch, said
 
 
+@catches(
+    "training/divergence.py",
+    "return last is None or last > WORSE * min(numbers)",
+    "return last is not None and last > WORSE * min(numbers)",
+)
 def test_the_first_look_may_be_no_number_too(tmp_path):
     watch, said = watched(tmp_path, [float("nan")])
     assert said == [True]
@@ -687,6 +738,11 @@ def test_a_finished_run_is_left_alone_by_resume_and_refused_without(tmp_path, sc
     assert (out / f"{NAME}.onnx").read_bytes() == model
 
 
+@catches(
+    "training/no_ground_truth.py",
+    "if begun and begun.get(key) != asked[key]]",
+    'if key == "scans" and begun and begun.get(key) != asked[key]]',
+)
 @pytest.mark.usefixtures("_quick")
 @pytest.mark.parametrize(
     ("change", "named"),
@@ -737,6 +793,7 @@ def test_several_processes_are_refused(tmp_path, scans, monkeypatch):
         run(scans, tmp_path / "out", report=quietly)
 
 
+@catches("training/slices.py", "-LARGEST, LARGEST)", "-1e9, 1e9)")
 @pytest.mark.usefixtures("_quick")
 def test_scans_of_one_name_and_two_threads_and_a_wild_voxel(tmp_path, monkeypatch):
     """What a folder for each person has, what the recipe does, and what a map of some quantity may hold."""
@@ -753,6 +810,7 @@ def test_scans_of_one_name_and_two_threads_and_a_wild_voxel(tmp_path, monkeypatc
     assert not any(look["diverged"] for look in card["looks"].values())
 
 
+@catches("training/corpus.py", "            check_acquired(scan)\n", "            pass\n")
 @pytest.mark.usefixtures("_quick")
 def test_what_was_synthesised_is_no_target_and_no_source(tmp_path, undisturbed):
     from thinslice.training.corpus import load_thick
@@ -784,6 +842,7 @@ def test_a_start_that_is_no_network_is_refused_by_its_own_option(tmp_path, scans
         run(scans, tmp_path / "out", start="cubic", report=quietly)
 
 
+@catches("training/no_ground_truth.py", 'vae.load_state_dict(good["weights"])', "pass")
 @pytest.mark.usefixtures("_quick")
 def test_a_diverging_introspective_stage_is_ended_and_the_warm_up_stands(tmp_path, scans, monkeypatch):
     honest = losses.vae_loss
@@ -829,6 +888,11 @@ def test_it_can_start_from_a_model_at_gentler_rates(tmp_path, scans):
     assert schedule["rate"] == pytest.approx(0.5e-3)
 
 
+@catches(
+    "training/no_ground_truth.py",
+    "auto_encoder(stages[:-1], learnt, looked_at, out, report)",
+    "auto_encoder(stages[:-1], looked_at, learnt, out, report)",
+)
 @pytest.mark.usefixtures("_quick")
 def test_who_is_looked_at_teaches_neither_the_auto_encoder_nor_the_network(tmp_path, scans, monkeypatch):
     monkeypatch.setattr(no_ground_truth, "LEAST_PERSONS", 2)

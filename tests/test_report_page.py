@@ -140,6 +140,9 @@ def test_of_a_dicom_series_too(tmp_path, run):
         assert secret not in text_of(tmp_path / "q.html")
 
 
+@catches(
+    "cli/enhance.py", "if page.is_dir() or (os.path.lexists(page) and not arguments.overwrite):", "if page.is_dir():"
+)
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
@@ -244,6 +247,7 @@ def test_a_figure_names_the_model_and_is_large_enough_to_print(tmp_path, run, mo
     assert Image.open(tmp_path / "f.png").size[0] > 2400
 
 
+@catches("reports/report_page.py", "projection=False, fuse=False)", "projection=True, fuse=False)")
 def test_the_cubic_layer_is_cubic_as_people_use_it(tmp_path):
     """Not projected: it differs from what --model cubic gives."""
     volume = read(save_scan(tmp_path / "scan.nii.gz"))

@@ -17,6 +17,7 @@ from PIL import Image
 from scipy.stats import binomtest
 
 from dicom_files import stack
+from faults import catches
 from thinslice.cli import main
 from thinslice.compute.upsample import upsample
 from thinslice.errors import InputRefused, PlanRefused
@@ -109,6 +110,11 @@ def test_a_seed_makes_the_same_study_to_the_byte(example):
     assert other.key != example.key
 
 
+@catches(
+    "evaluation/reader_study.py",
+    'named = {use: _opaque(secret, "picture", index) for index, use in enumerate(pictures)}',
+    'named = {use: f"{use[1]}-{index}" for index, use in enumerate(pictures)}',
+)
 def test_the_page_says_nothing_of_methods_and_files(example):
     data = data_of(example.page)
     for word in (*METHODS, "patient", ".nii", 'sha256":', "seed"):
@@ -134,6 +140,11 @@ def test_the_page_can_fetch_nothing(example):
     assert "@" not in re.sub("@media|@[0-9]", "", example.page)
 
 
+@catches(
+    "evaluation/reader_study.py",
+    '        "left": trial.left,\n        "right": trial.right,\n',
+    '        "left": trial.right,\n        "right": trial.left,\n',
+)
 def test_the_key_says_which_method_is_on_which_side(example):
     """Drawn again here, method by method, every picture is the one that the key says."""
     data, key = data_of(example.page), json.loads(example.key)
@@ -161,6 +172,11 @@ def small(monkeypatch):
     monkeypatch.setattr(reader_study, "LONG_SIDE", 16)
 
 
+@catches(
+    "evaluation/reader_study.py",
+    "turns = [(start + turn) % 2 == 1 for turn in range(count)]",
+    "turns = [False for turn in range(count)]",
+)
 @given(pairs=st.integers(3, 31), seed=st.integers(0, 5), count=st.integers(2, 3))
 def test_sides_pairs_and_scans_are_balanced(small, pairs, seed, count):
     methods = METHODS[:count]
@@ -180,6 +196,9 @@ def test_sides_pairs_and_scans_are_balanced(small, pairs, seed, count):
     )
 
 
+@catches(
+    "evaluation/reader_study.py", "mirrored = replace(trial, left=trial.right, right=trial.left)", "mirrored = trial"
+)
 @given(pairs=st.integers(2, 40), seed=st.integers(0, 5), data=st.data())
 def test_repeats_are_mirrored_and_come_later(small, pairs, seed, data):
     repeats = data.draw(st.integers(0, pairs // 2))
@@ -298,6 +317,7 @@ def test_methods_must_make_the_same_slices():
 # ---- statistics
 
 
+@catches("evaluation/reader_scores.py", "float(2 * tail / 2**trials)", "float(tail / 2**trials)")
 @pytest.mark.parametrize("trials", [1, 2, 7, 10, 40, 500])
 def test_interval_and_test_are_scipys(trials):
     for successes in sorted({0, 1, trials // 3, trials // 2, trials - 1, trials}):
@@ -329,6 +349,17 @@ def rows_of(found, reader):
     return {(row.method, row.over): row for row in found.rows if row.reader == reader}
 
 
+@catches(
+    "evaluation/reader_scores.py",
+    "firsts.count(None), firsts.count(method)",
+    "firsts.count(None), len([one for one in firsts if one not in (None, method)])",
+)
+@catches("evaluation/reader_scores.py", "points = preferred + ties / 2", "points = float(preferred)")
+@catches(
+    "evaluation/reader_scores.py",
+    'for one in showings if one["repeats"] is None and one["id"] in chosen]',
+    'for one in showings if one["id"] in chosen]',
+)
 def test_a_reader_who_sees_the_method_prefers_it_always_and_says_so_again(keyed, tmp_path):
     found = score([saved(keyed, tmp_path, "A", prefers("lanczos"))])
     rows = rows_of(found, "A")
@@ -403,6 +434,7 @@ def refusals(keyed, folder):
     yield "empty", saved(keyed, folder, "D", prefers("lanczos"), only=0).read_text(), "got no answer in it"
 
 
+@catches("evaluation/reader_scores.py", 'sound = content["check"] == check and all(', "sound = all(")
 def test_wrong_results_are_refused(keyed, tmp_path):
     for name, text, reason in refusals(keyed, tmp_path):
         wrong = tmp_path / f"{name}.json"

@@ -131,6 +131,7 @@ def test_the_end_that_shows_its_share_in_fewer_pixels_is_held_out(end, count, cr
     assert within == ((slice(5 + cropped, 95), slice(2, 58)), (slice(5, 5 + cropped), slice(2, 58)))
 
 
+@catches("training/self_supervision.py", "wanted = (0, 1) if square", "wanted = (0, 1, 2) if square")
 def test_a_narrow_strip_is_judged_along_its_length():
     thin = np.ones((16, 80, 50), np.float32)
     (strip,) = self_supervision._turned("strip", thin, factor=5.0)
@@ -301,6 +302,11 @@ def test_larger_scans_are_drawn_more_often():
 
 @catches(
     "training/self_supervision.py",
+    "lines, columns = (middle[2], middle[1]) if look.transpose",
+    "lines, columns = (middle[1], middle[2]) if look.transpose",
+)
+@catches(
+    "training/self_supervision.py",
     "depth = shape[0] - 1 - int(middle[0]) if look.flips[0] else int(middle[0])",
     "depth = int(middle[0])",
 )
@@ -388,6 +394,7 @@ def test_the_slice_direction_of_a_small_scan_is_shown_in_smaller_patches():
 # ---- turning
 
 
+@catches("training/self_supervision.py", "voxels[_inside(thin.shape[:2], angle)]", "voxels")
 @pytest.mark.parametrize("shape", [(160, 120), (131, 170)])
 def test_turned_slices_hold_nothing_from_beyond_the_image(shape):
     """On a ramp every voxel says where it is from: a border that was made up would say a place on the edge."""

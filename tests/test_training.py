@@ -514,6 +514,11 @@ def test_watching_changes_nothing(tmp_path, undisturbed):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
 
 
+@catches(
+    "training/fit.py",
+    "stop = watch is not None and watch(step, average)",
+    "stop = watch is not None and watch(step, average) and False",
+)
 @pytest.mark.parametrize("at", [0, 3])
 def test_a_watcher_can_end_it(tmp_path, at):
     _, looks = watched(tmp_path, lambda step: step == at)
@@ -552,6 +557,7 @@ def test_what_is_computed_side_by_side_is_what_is_computed_in_turn(tmp_path, und
     assert (beside - in_turn).norm() < 0.05 * (in_turn - start).norm()
 
 
+@catches("training/fit.py", "return self.batch_at(number)", "return self.batch_at(number + 1)")
 def test_lessons_made_by_processes_are_those_made_by_a_thread():
     by_processes, by_a_thread = _from_processes(batches, count(3)), _from_a_thread(batches, count(3))
     for _ in range(3):
@@ -563,6 +569,7 @@ def test_lessons_made_by_processes_are_those_made_by_a_thread():
     by_a_thread.close()
 
 
+@catches("training/fit.py", "torch.stack(parts).sum(dim=0)", "torch.stack(parts).mean(dim=0)")
 @pytest.mark.parametrize("beside", [False, True])
 def test_the_gradient_of_a_step_is_that_of_the_mean_loss_of_its_batches(beside, monkeypatch):
     monkeypatch.setattr(losses, "has_bf16", lambda device: False)  # whose eight bits show in what order sums are made

@@ -12,6 +12,7 @@ import pytest
 
 import thinslice
 from dicom_files import stack
+from faults import catches
 from test_cli import names, raising
 from test_viewer_page import embedded
 from thinslice.io.nifti import write
@@ -32,6 +33,7 @@ def scans(tmp_path):
     return save(tmp_path / "in" / "scan.nii.gz"), thin
 
 
+@catches("reports/viewer_page.py", '"staircase": layer.staircase', '"staircase": False')
 def test_two_scans_become_one_page_here(run, scans, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, out, err = run("view", *scans)

@@ -12,6 +12,7 @@ import nibabel
 import numpy as np
 import pytest
 
+from faults import catches
 from thinslice.reports.downsample import BUDGET_BYTES, along_axes_of, make_excerpts
 from thinslice.reports.viewer_page import NIIVUE, VIEWER, Layer, Overlay, write_comparison_page, write_viewer_page
 from thinslice.volume import Volume, patient_axes
@@ -65,6 +66,11 @@ def test_what_is_embedded_decodes_to_the_same_voxels_and_places(tmp_path, affine
         np.testing.assert_allclose(image.affine, affine, atol=1e-5)
 
 
+@catches(
+    "reports/downsample.py",
+    "return Excerpt(stored, wish.affine, slope, low)",
+    "return Excerpt(stored, wish.affine, slope, 0.0)",
+)
 def test_fractions_keep_their_value_to_a_small_share_of_the_window(tmp_path):
     acquired = scan()
     voxels = acquired.voxels.astype(np.float32) + 0.3
@@ -125,6 +131,11 @@ def middle_mm(image, affine=None):
     return (affine @ [*index, 1])[:3]
 
 
+@catches(
+    "reports/downsample.py",
+    "start = np.array([part.start for part in self.box]) + (np.array(self.steps) - 1) / 2",
+    "start = (np.array(self.steps) - 1) / 2",
+)
 @pytest.mark.parametrize("affine", AFFINES.values(), ids=AFFINES)
 def test_cropping_leaves_every_voxel_where_it_was(tmp_path, affine):
     acquired = blob(affine=affine)
@@ -137,6 +148,7 @@ def test_cropping_leaves_every_voxel_where_it_was(tmp_path, affine):
     assert "For this page only: cropped to what is not background. The scans" in text
 
 
+@catches("reports/downsample.py", "for part in self.box]) + (np.array(self.steps) - 1) / 2", "for part in self.box])")
 @pytest.mark.parametrize("affine", AFFINES.values(), ids=AFFINES)
 def test_averaging_leaves_the_centre_of_mass_where_it_was(tmp_path, affine):
     acquired = blob(affine=affine)
@@ -170,6 +182,11 @@ def test_eight_bits_come_before_averaging_and_are_said(tmp_path):
     assert "averaged" not in text
 
 
+@catches(
+    "reports/downsample.py",
+    "[_no_finer(wish, direction, mm * (largest.steps[axis] + 1)) for wish in wishes]",
+    "[_no_finer(w, direction, mm * (largest.steps[axis] + 1)) if w.shape == largest.shape else w for w in wishes]",
+)
 def test_in_plane_is_averaged_before_the_slices_that_the_page_is_there_to_show():
     thick = Volume(np.random.default_rng(0).integers(0, 900, (40, 40, 10)).astype(np.int16), np.diag([1.0, 1, 4, 1]))
     thin = Volume(np.repeat(thick.voxels, 4, axis=2), np.diag([1.0, 1, 0.99, 1]))
@@ -299,6 +316,8 @@ class Elements(HTMLParser):
 HOSTILE = "</script><img src=x onerror=alert(1)><!--<script>\"'&$title ${data}"
 
 
+@catches("reports/viewer_page.py", '.replace("<", "\\\\u003c")', "")
+@catches("reports/viewer_page.py", "<td>{escape(value)}", "<td>{value}")
 def test_hostile_names_stay_words(tmp_path):
     acquired = scan()
     map_ = Overlay(HOSTILE, acquired, HOSTILE, 10.0, HOSTILE, (0.0, 0.0, 0.0))

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from chromium import Chromium, needs_chromium
+from faults import catches
 from test_viewer_page import LEFT_HANDED, SAGITTAL, oblique
 from thinslice.reports.viewer_page import Layer, Overlay, write_viewer_page
 from thinslice.volume import Volume, patient_axes
@@ -132,6 +133,8 @@ def slide(browser, selector, value):
 # ---- the truth: where is what
 
 
+@catches("reports/viewer/page.js", "isNearestInterpolation: staircase", "isNearestInterpolation: !staircase")
+@catches("reports/viewer/page.js", "isRadiologicalConvention: true", "isRadiologicalConvention: false")
 @pytest.mark.parametrize("affine", AFFINES.values(), ids=AFFINES)
 def test_the_voxel_that_is_bright_is_under_the_crosshair_to_its_edges(browser, tmp_path, affine):
     """The block is drawn where it is in the patient: 0.4 voxels from its centre still bright, 0.6 not any more."""
