@@ -23,7 +23,7 @@ from thinslice.compute.upsample import upsample
 from thinslice.errors import InputRefused, PlanRefused
 from thinslice.evaluation import reader_study
 from thinslice.evaluation.reader_scores import score, sign_test, wilson
-from thinslice.evaluation.reader_study import Scan, Wish, make_study
+from thinslice.evaluation.reader_study import Scan, StudySettings, make_study
 from thinslice.io import nifti
 from thinslice.models.registry import find_model
 from thinslice.physics.intensity import intensity_range
@@ -54,7 +54,7 @@ def plan(volume, model):
     return make_plan(volume, model=model.name, model_sha256=model.sha256, envelope=model.envelope)
 
 
-DOZEN = Wish(pairs=12)
+DOZEN = StudySettings(pairs=12)
 
 
 def made(methods=METHODS, wish=DOZEN, volumes=None, plan=plan):
@@ -105,7 +105,7 @@ def example():
 
 def test_a_seed_makes_the_same_study_to_the_byte(example):
     assert made() == example
-    other = made(wish=Wish(pairs=12, seed=1))
+    other = made(wish=StudySettings(pairs=12, seed=1))
     assert other.page != example.page
     assert other.key != example.key
 
@@ -180,7 +180,7 @@ def small(monkeypatch):
 @given(pairs=st.integers(3, 31), seed=st.integers(0, 5), count=st.integers(2, 3))
 def test_sides_pairs_and_scans_are_balanced(small, pairs, seed, count):
     methods = METHODS[:count]
-    key = json.loads(made(methods, Wish(pairs, seed=seed)).key)
+    key = json.loads(made(methods, StudySettings(pairs, seed=seed)).key)
     shown = firsts(key)
     assert len(shown) == pairs
     of_pair = Counter(frozenset((one["left"], one["right"])) for one in shown)
@@ -202,7 +202,7 @@ def test_sides_pairs_and_scans_are_balanced(small, pairs, seed, count):
 @given(pairs=st.integers(2, 40), seed=st.integers(0, 5), data=st.data())
 def test_repeats_are_mirrored_and_come_later(small, pairs, seed, data):
     repeats = data.draw(st.integers(0, pairs // 2))
-    key = json.loads(made(METHODS[:2], Wish(pairs, repeats, seed)).key)
+    key = json.loads(made(METHODS[:2], StudySettings(pairs, repeats, seed)).key)
     place = {one["id"]: at for at, one in enumerate(key["trials"])}
     again = [one for one in key["trials"] if one["repeats"] is not None]
     assert len(again) == repeats
@@ -216,7 +216,7 @@ def test_repeats_are_mirrored_and_come_later(small, pairs, seed, data):
 
 
 def test_order_is_random():
-    key = json.loads(made(METHODS[:2], Wish(20, 0)).key)
+    key = json.loads(made(METHODS[:2], StudySettings(20, 0)).key)
     places = [(one["scan"], one["plane"], one["at"]) for one in key["trials"]]
     assert places != sorted(places)
     assert len({one["left"] for one in key["trials"][:8]}) == 2
@@ -226,7 +226,7 @@ def test_places_are_where_there_is_anatomy():
     volume = make_volume(shape=(60, 60, 6))
     voxels = np.random.default_rng(0).normal(0, 5, (60, 60, 6))
     voxels[10:25, 30:50] += 500
-    key = json.loads(made(METHODS[:2], Wish(30, 0), [replace(volume, voxels=voxels)]).key)
+    key = json.loads(made(METHODS[:2], StudySettings(30, 0), [replace(volume, voxels=voxels)]).key)
     assert all(10 <= one["at"] < 25 for one in key["trials"] if one["plane"] == 0)
     assert all(30 <= one["at"] < 50 for one in key["trials"] if one["plane"] == 1)
     assert len({one["at"] for one in key["trials"] if one["plane"] == 0}) == 15
@@ -236,18 +236,20 @@ def test_what_a_window_shows_black_is_no_anatomy(small):
     voxels = np.random.default_rng(0).normal(0, 5, (60, 60, 6))
     voxels[5:55, 5:55] += 500
     voxels[40:50, 20:30] += 500
-    key = json.loads(made(METHODS[:2], Wish(12, 0, window=(600, 1000)), [Volume(voxels, np.diag([1, 1, 4, 1.0]))]).key)
+    key = json.loads(
+        made(METHODS[:2], StudySettings(12, 0, window=(600, 1000)), [Volume(voxels, np.diag([1, 1, 4, 1.0]))]).key
+    )
     assert all(40 <= one["at"] < 50 for one in key["trials"] if one["plane"] == 0)
     assert all(20 <= one["at"] < 30 for one in key["trials"] if one["plane"] == 1)
 
 
 def test_a_window_that_shows_nothing_is_refused():
     with pytest.raises(InputRefused, match=r"patient-0.nii.gz: got [23] places to show and 0 planes with anatomy"):
-        made(METHODS[:2], Wish(5, 0, window=(5000, 6000)), [make_volume()])
+        made(METHODS[:2], StudySettings(5, 0, window=(5000, 6000)), [make_volume()])
 
 
 def test_a_window_may_be_named(example):
-    assert made(wish=Wish(12, window=(0, 300))).page != example.page
+    assert made(wish=StudySettings(12, window=(0, 300))).page != example.page
 
 
 def test_of_a_series_the_first_volume_is_shown(example):
@@ -261,7 +263,7 @@ def test_slices_that_were_enlarged_show_the_same_places():
         return make_plan(volume, model=model.name, envelope=model.envelope, in_plane=2, factor=4)
 
     volumes = [make_volume(0, shape=(24, 20, 6))]
-    one, two = made(METHODS[1:], Wish(4), volumes), made(METHODS[1:], Wish(4), volumes, larger)
+    one, two = made(METHODS[1:], StudySettings(4), volumes), made(METHODS[1:], StudySettings(4), volumes, larger)
     places = [[(fact["plane"], fact["at"]) for fact in json.loads(s.key)["trials"]] for s in (one, two)]
     assert places[0] == places[1]
     images = [
@@ -278,14 +280,14 @@ def test_pictures_shrink_until_the_page_can_be_opened_and_that_is_said(example, 
     assert sum(map(len, data_of(smaller.page)["pictures"].values())) <= whole // 2
     assert "instead of 560 pixels" in smaller.notes[0]
     monkeypatch.setattr(reader_study, "MOST_BYTES", 20_000)
-    with pytest.raises(InputRefused, match=r"too many for one page .* next: lower --pairs"):
+    with pytest.raises(InputRefused, match=r"too many for one page .* next: lower `pairs`"):
         made()
 
 
 def test_equal_pictures_are_counted():
     flat = make_volume()
     voxels = np.repeat(flat.voxels[:, :, :1], 6, axis=2)  # the same slice all along: all methods answer nearly the same
-    found = made(METHODS[1:], Wish(8, 0, window=(-9e5, 8e5)), [replace(flat, voxels=voxels)])
+    found = made(METHODS[1:], StudySettings(8, 0, window=(-9e5, 8e5)), [replace(flat, voxels=voxels)])
     data = data_of(found.page)
     same = [data["pictures"][one["left"]] == data["pictures"][one["right"]] for one in data["trials"]]
     assert [one["equal"] for one in json.loads(found.key)["trials"]] == same
@@ -298,9 +300,9 @@ def test_equal_pictures_are_counted():
     [
         ({"methods": ("linear",)}, "got 1 method; need two"),
         ({"volumes": []}, "got no scan"),
-        ({"wish": Wish(2)}, "got 2 comparisons for 3 pairs of methods"),
-        ({"wish": Wish(12, 7)}, "got 7 repeats of 12 comparisons; need 0 to 6"),
-        ({"wish": Wish(900)}, r"patient-\d.nii.gz: got \d+ places to show and \d+ planes with anatomy"),
+        ({"wish": StudySettings(2)}, "got 2 comparisons for 3 pairs of methods"),
+        ({"wish": StudySettings(12, 7)}, "got 7 repeats of 12 comparisons; need 0 to 6"),
+        ({"wish": StudySettings(900)}, r"patient-\d.nii.gz: got \d+ places to show and \d+ planes with anatomy"),
         ({"volumes": [replace(make_volume(), voxels=np.ones((40, 36, 6)))]}, "got the same value everywhere"),
     ],
 )
@@ -469,7 +471,7 @@ def test_the_key_is_found_beside_the_results_or_named(example, tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     key = json.loads(example.key)
     results = saved(key, tmp_path / "results", "A", prefers("lanczos"))
-    with pytest.raises(InputRefused, match=r"got no key of study \w+ beside the results; .* next: give it with --key"):
+    with pytest.raises(InputRefused, match=r"got no key of study \w+ beside the results; .* next: give it with `key`"):
         score([results])
     other = tmp_path / "a.key.json"
     other.write_text(json.dumps(key | {"study": "123"}))

@@ -1,4 +1,4 @@
-"""The verb study: a blinded comparison of methods by readers, made and scored."""
+"""The verb study: makes a blinded comparison of methods by readers, and scores it."""
 
 import argparse
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ from thinslice.cli.options import (
     whole,
 )
 from thinslice.cli.terminal import bar, complain, how_many, say
-from thinslice.cli.words import named, reason_of
+from thinslice.cli.words import named, reason_of, to_options
 from thinslice.errors import InputRefused, ThinsliceError
 from thinslice.io.atomic import all_or_none
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 def add_study(verbs: "argparse._SubParsersAction[Parser]") -> None:
-    """``thinslice study`` and its options."""
+    """Adds ``thinslice study`` and its options."""
     verb = add_verb(verbs, "study", study, "make a blinded reader study of some methods, one offline page; or score it")
     verb.add_argument(
         "-i", "--input", type=Path, metavar="CASES", help=f"thick scans: {SCAN}, a folder of them, or {DICOM}"
@@ -61,47 +61,59 @@ def add_study(verbs: "argparse._SubParsersAction[Parser]") -> None:
 
 
 def study(arguments: argparse.Namespace) -> int:
-    """Make a page that readers compare methods on, or score what they saved."""
+    """Makes a page that readers compare methods on, or scores what they saved."""
     making = {"-i": arguments.input, "-o": arguments.output, "--methods": arguments.methods}
     drawing = {"--pairs": arguments.pairs, "--repeats": arguments.repeats, "--seed": arguments.seed}
     scoring = {"--key": arguments.key, "--json": arguments.json}
     other = making | drawing if arguments.score else scoring
     for option, value in other.items():
         if value:
-            to = "score a study" if arguments.score else "make one"
-            raise InputRefused(f"got {option} to {to}; need it without; next: leave {option} out")
+            purpose = "score a study" if arguments.score else "make one"
+            raise InputRefused(
+                got=f"{option} to {purpose}",
+                need="it without",
+                next=f"leave {option} out",
+                code="study-makes-or-scores",
+            )
     if arguments.score:
         return _score_study(arguments)
     for option, value in making.items():
         if not value:
-            raise InputRefused(f"got no {option}; need -i, -o and --methods, or --score; next: add {option}")
+            raise InputRefused(
+                got=f"no {option}",
+                need="-i, -o and --methods, or --score",
+                next=f"add {option}",
+                code="study-makes-or-scores",
+            )
     return _make_study(arguments)
 
 
 def _make_study(arguments: argparse.Namespace) -> int:
-    """The page and its key; scans that a method refuses are named and left out."""
-    from thinslice.evaluation.reader_study import PAIRS, Wish, make_study
+    """Writes the page and its key; scans that a method refuses are named and left out."""
+    from thinslice.evaluation.reader_study import PAIRS, StudySettings, make_study
     from thinslice.models.registry import find_model
 
     files = _study_files(arguments)
     pairs = PAIRS if arguments.pairs is None else arguments.pairs
-    wish = Wish(pairs, arguments.repeats, arguments.seed, _window(arguments.window))
+    settings = StudySettings(pairs, arguments.repeats, arguments.seed, _check_window(arguments.window))
     repeated = [name for name in arguments.methods if arguments.methods.count(name) > 1]
     if repeated:
-        raise InputRefused(f"got method {repeated[0]} twice; need different ones; next: leave one out")
+        raise InputRefused(
+            got=f"method {repeated[0]} twice", need="different ones", next="leave one out", code="method-twice"
+        )
     models = {name: find_model(name) for name in arguments.methods}
 
     def plan(volume: "Volume", model: "Model") -> "Plan":
-        """Networks as `enhance` uses them, interpolations as other programs do: not projected, nothing to fuse."""
+        """Plans networks as `enhance` does, interpolations as other programs do: not projected, nothing to fuse."""
         bare = arguments.no_projection or not model.adds
-        wish = {"fuse": arguments.fuse and model.adds, "no_projection": bare}
-        return plan_for(volume, model, argparse.Namespace(**(vars(arguments) | wish)))
+        changed = {"fuse": arguments.fuse and model.adds, "no_projection": bare}
+        return plan_for(volume, model, argparse.Namespace(**(vars(arguments) | changed)))
 
-    scans = _scans_of_study(arguments.input)
+    scans = _find_scans(arguments.input)
     sound = [scan for scan in scans if _can_be_shown(scan, models, plan)]
     if sound:
         with bar("study", arguments.quiet) as show:
-            made = make_study(sound, models, plan, wish, show)
+            made = make_study(sound, models, plan, settings, show)
         with all_or_none(files, arguments.overwrite) as parts:
             for part, text in zip(parts, (made.page, made.key), strict=True):
                 part.write_text(text, encoding="utf-8")
@@ -111,7 +123,7 @@ def _make_study(arguments: argparse.Namespace) -> int:
 
 
 def _study_files(arguments: argparse.Namespace) -> tuple[Path, Path]:
-    """The page and the key beside it, if they may be written."""
+    """Returns the paths of the page and of the key beside it, if they may be written."""
     from thinslice.evaluation.reader_scores import KEY_ENDING
     from thinslice.io.outputs import PAGE_ENDINGS, Output, check_outputs
 
@@ -122,15 +134,20 @@ def _study_files(arguments: argparse.Namespace) -> tuple[Path, Path]:
     return page, key
 
 
-def _window(ends: Sequence[float] | None) -> tuple[float, float] | None:
+def _check_window(ends: Sequence[float] | None) -> tuple[float, float] | None:
+    """Returns the values shown black and white, if the first is below the second and both are finite."""
     if ends is not None and not (ends[0] < ends[1] and abs(ends[0]) + abs(ends[1]) < float("inf")):
         raise InputRefused(
-            f"got --window {ends[0]:g} {ends[1]:g}; need black below white; next: swap them, or leave it out"
+            got=f"--window {ends[0]:g} {ends[1]:g}",
+            need="black below white",
+            next="swap them, or leave it out",
+            code="empty-window",
         )
     return None if ends is None else (ends[0], ends[1])
 
 
-def _scans_of_study(path: Path) -> "list[Scan]":
+def _find_scans(path: Path) -> "list[Scan]":
+    """Returns the scans in a file or folder, or the series of a DICOM study; what is unusable says why when read."""
     from functools import partial
 
     from thinslice.evaluation.reader_study import Scan
@@ -142,14 +159,14 @@ def _scans_of_study(path: Path) -> "list[Scan]":
     from thinslice.io.dicom.pixels import read_series
 
     def refuse(reason: str) -> NoReturn:
-        raise InputRefused(reason)
+        raise InputRefused(reason, code="unusable-series")
 
     usable = [Scan(one.label, partial(read_series, one)) for one in found.series]
     return usable + [Scan(one.label, partial(refuse, one.reason)) for one in found.unusable]
 
 
 def _can_be_shown(scan: "Scan", models: "dict[str, Model]", plan: "Callable[[Volume, Model], Plan]") -> bool:
-    """False where a method refuses the scan, after saying why."""
+    """Tells whether all methods can do the scan; says why where one cannot."""
     from thinslice.evaluation.reader_study import check_scan
 
     try:
@@ -161,14 +178,16 @@ def _can_be_shown(scan: "Scan", models: "dict[str, Model]", plan: "Callable[[Vol
 
 
 def _describe_study(made: "Study", files: tuple[Path, Path], scans: int) -> None:
+    """Says what was made and where it lies."""
     say(f"made   {made.comparisons} comparisons of {scans} scan(s), {made.repeats} of them shown twice")
     for note in made.notes:
-        say(f"  note: {note}")
+        say(f"  note: {to_options(note)}")
     say(f"wrote  {files[0]} ({len(made.page) / 1e6:.1f} MB; give readers this file alone)")
     say(f"       {files[1]} (which picture is whose: keep it, it is needed to score)")
 
 
 def _score_study(arguments: argparse.Namespace) -> int:
+    """Prints which method the readers prefer."""
     from thinslice.evaluation.reader_scores import make_table, score
 
     found = score(arguments.score, arguments.key)
