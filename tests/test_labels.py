@@ -203,14 +203,17 @@ def test_parts_are_followed_around_corners():
 def test_what_is_not_a_segmentation_of_the_scan_is_refused():
     drawn = blobs(0)
     plan = make_plan(volume(drawn), factor=3)
-    with pytest.raises(InputRefused, match="60 x 50 x 11 voxels; need 60 x 50 x 12"):
+    with pytest.raises(InputRefused, match="60 x 50 x 11 voxels; need 60 x 50 x 12") as refusal:
         interpolate_labels(volume(drawn[..., :-1]), plan)
+    assert (refusal.value.code, refusal.value.place) == ("other-grid", "the segmentation")
     shifted = volume(drawn)
     shifted.affine[2, 3] += 4
-    with pytest.raises(InputRefused, match="4 mm away"):
+    with pytest.raises(InputRefused, match="4 mm away") as refusal:
         interpolate_labels(shifted, plan)
-    with pytest.raises(InputRefused, match="fractions"):
+    assert refusal.value.code == "other-grid"
+    with pytest.raises(InputRefused, match="fractions") as refusal:
         interpolate_labels(volume(drawn + 0.5), plan)
+    assert refusal.value.code == "labels-with-fractions"
 
 
 def test_a_rounded_affine_and_whole_floats_are_accepted():

@@ -130,29 +130,35 @@ def test_grids_that_do_not_fit_are_refused():
     thin = Volume(np.zeros(plan.shape_thin), np.array(plan.affine_thin))
     beside = Volume(thin.voxels, thin.affine.copy())
     beside.affine[:3, 3] += 0.01 * thin.affine[:3, 0]
-    for wrong, words in [
-        (beside, "0.01 mm apart in-plane"),
-        (Volume(thin.voxels[:-1], thin.affine), "same grid within the slices"),
-        (Volume(thin.voxels[:, :, :-3], thin.affine), "before a slice of the thick scan"),
-        (Volume(np.zeros((40, 36, 4)), thick.affine * [1, 1, 2, 1]), "no farther apart"),
+    for wrong, words, code in [
+        (beside, "0.01 mm apart in-plane", "other-grid"),
+        (Volume(thin.voxels[:-1], thin.affine), "same grid within the slices", "other-grid"),
+        (Volume(thin.voxels[:, :, :-3], thin.affine), "before a slice of the thick scan", "slices-end-early"),
+        (Volume(np.zeros((40, 36, 4)), thick.affine * [1, 1, 2, 1]), "no farther apart", "thin-scan-coarser"),
     ]:
-        with pytest.raises(InputRefused, match=words):
+        with pytest.raises(InputRefused, match=words) as refusal:
             reslice(wrong, thick)
+        assert (refusal.value.code, refusal.value.place) == (code, "the thin scan")
+        assert "thick scan" in refusal.value.next
 
 
 @pytest.mark.parametrize("thickness_mm", [0.0, -1.0, float("nan"), 0.01])
 def test_an_impossible_thickness_is_refused(thickness_mm):
     thick = scan(smooth())
     plan = make_plan(thick, factor=4)
-    with pytest.raises(PlanRefused, match="`thickness_mm`"):
+    with pytest.raises(PlanRefused, match="`thickness_mm`") as refusal:
         reslice(Volume(np.zeros(plan.shape_thin), np.array(plan.affine_thin)), thick, thickness_mm=thickness_mm)
+    assert refusal.value.code == ("slice-sees-nothing" if thickness_mm == 0.01 else "not-a-positive-number")
+    # The operator knows which slice it is: its refusal is the cause of the one in the scan's own units.
+    assert ("slice centred at" in str(refusal.value.__cause__)) == (thickness_mm == 0.01)
 
 
 def test_probabilities_are_no_labels():
     thick = scan(smooth())
     plan = make_plan(thick, factor=4)
-    with pytest.raises(InputRefused, match="fractions"):
+    with pytest.raises(InputRefused, match="fractions") as refusal:
         reslice(Volume(np.full(plan.shape_thin, 0.5), np.array(plan.affine_thin)), thick, labels=True)
+    assert refusal.value.code == "labels-with-fractions"
 
 
 @catches("compute/reslice.py", "[(k - 1) / 2 for k in finer]", "[0.0 for k in finer]")

@@ -1,14 +1,17 @@
-"""Laws of what a scan is known by."""
+"""Laws of what a scan is known by, and of grids in space."""
 
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from faults import catches
 from make_scans import make_affine, make_voxels, save_scan
+from strategies import affines, seeds
 from thinslice.io.nifti import read
-from thinslice.volume import Volume, fingerprint
+from thinslice.volume import Volume, fingerprint, grid_distance_mm, patient_axes, refine_affine
 
 SCAN = Volume(make_voxels((7, 6, 5)), make_affine())
 
@@ -52,3 +55,36 @@ def moved(scan):
 )
 def test_another_voxel_place_or_shape_is_another_scan(change):
     assert fingerprint(change(SCAN)) != fingerprint(SCAN)
+
+
+ROUNDING_MM = 1e-9
+"""Affines are float64 and hundreds of millimetres large: this leaves room for a few hundred roundings."""
+
+
+@given(affine=affines((0.7, 3.0, 1.1)), seed=seeds)
+def test_every_voxel_of_a_coarse_grid_keeps_its_place_in_the_finer_one(affine, seed):
+    rng = np.random.default_rng(seed)
+    finer, first, index = rng.uniform(1, 6, 3), rng.uniform(0, 3, 3), rng.integers(0, 30, 3)
+    there = refine_affine(affine, finer, first) @ [*(first + finer * index), 1]
+    np.testing.assert_allclose(there, affine @ [*index, 1], atol=ROUNDING_MM)
+
+
+@given(one=affines((0.7, 3.0, 1.1)), other=affines((0.7, 3.0, 1.1)), shape=st.tuples(*[st.integers(1, 6)] * 3))
+def test_the_distance_of_two_grids_is_that_of_the_voxels_farthest_apart(one, other, shape):
+    index = np.array([[*voxel, 1] for voxel in np.ndindex(*shape)])
+    apart = np.linalg.norm((index @ one.T - index @ other.T)[:, :3], axis=1).max()
+    assert grid_distance_mm(one, other, shape) == pytest.approx(apart, abs=ROUNDING_MM)
+
+
+@given(order=st.permutations(range(3)), signs=st.tuples(*[st.sampled_from([-1, 1])] * 3), seed=seeds)
+def test_each_array_axis_has_the_patient_axis_it_runs_along(order, signs, seed):
+    affine = np.eye(4)
+    affine[:3, :3] = np.eye(3)[:, order] * signs * [0.7, 3.0, 1.1]
+    # Tilted by so little that no axis is nearer to another one.
+    affine[:3, :3] += np.random.default_rng(seed).uniform(-0.2, 0.2, (3, 3))
+    assert patient_axes(affine) == tuple(order)
+
+
+@given(affine=affines((0.7, 3.0, 1.1)))
+def test_no_two_array_axes_have_the_same_patient_axis(affine):
+    assert sorted(patient_axes(affine)) == [0, 1, 2]

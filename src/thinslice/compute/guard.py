@@ -82,6 +82,7 @@ def find_suspect_cells(
         outside = ((answer < bounds[0] - OVERSHOOT) | (answer > bounds[1] + OVERSHOOT)).any(axis=0)
         finite = np.isfinite(answer).all(axis=0)
         broken = _cell_mean((outside | ~finite).astype(np.float64)) > 0
+        # Not "greater than": a comparison with NaN is false, and then the cell must be suspect.
         suspect: np.ndarray = ~(distance <= np.maximum(MARGIN * accepted, DISAGREEMENT)) | broken
         return suspect
 
@@ -98,6 +99,7 @@ def make_keep_map(cells: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     keep = 1.0 - cells.astype(np.float32)
     around = np.pad(keep, 1, mode="edge")
     rows, columns = keep.shape
+    # A neighbour of a suspect cell gets 0 at its centre too, so that the ramp is over before the suspect cell begins.
     shrunk = np.min([around[y : y + rows, x : x + columns] for y in range(3) for x in range(3)], axis=0)
     (ramp_y, own_y), (ramp_x, own_x) = ((_ramp(size), _shares(size) > 0) for size in shape)
     touched = own_y.T.astype(np.float32) @ cells.astype(np.float32) @ own_x.astype(np.float32) > 0
@@ -106,7 +108,8 @@ def make_keep_map(cells: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 def _cell_mean(image: np.ndarray) -> np.ndarray:
     """Returns the means of an image [h, w] over cells [ceil(h / CELL), ceil(w / CELL)]."""
-    image = np.nan_to_num(image, nan=ENORMOUS, posinf=ENORMOUS, neginf=ENORMOUS)  # or a product with 0 would be NaN
+    # Else one pixel would spoil the means of all cells: 0 times infinity is NaN.
+    image = np.nan_to_num(image, nan=ENORMOUS, posinf=ENORMOUS, neginf=ENORMOUS)
     rows, columns = (_shares(size) for size in image.shape)
     mean: np.ndarray = rows @ image @ columns.T / (rows.sum(axis=1)[:, None] * columns.sum(axis=1))
     return mean

@@ -117,6 +117,7 @@ def find_changing_times(near: np.ndarray, far: np.ndarray, spacing_mm: tuple[flo
     leave, ends = _leaving_times(near, far, changed, spacing_mm)
     enter, begins = _leaving_times(far, near, changed, spacing_mm)
     times = np.full(near.shape, 0.5)
+    # A part that ends in neither slice or in both is seen from both, and the mean is taken; else from where it ends.
     one_sided = np.where(ends, leave, 1 - enter)
     times[changed] = np.where(ends == begins, (leave + 1 - enter) / 2, one_sided)
     return times
@@ -130,6 +131,7 @@ def _fill(drawn: np.ndarray, thin: np.ndarray, positions: np.ndarray, spacing_mm
         thin[j] = drawn[int(np.rint(positions[j]))]
     first = np.floor(positions).astype(int)
     for i in np.unique(first[~whole]):
+        # Every thin slice between the same two drawn ones shares their moments of change.
         near, far = np.ascontiguousarray(drawn[i]), np.ascontiguousarray(drawn[i + 1])
         times = find_changing_times(near, far, spacing_mm)
         for j in np.flatnonzero((first == i) & ~whole):
@@ -139,6 +141,7 @@ def _fill(drawn: np.ndarray, thin: np.ndarray, positions: np.ndarray, spacing_mm
 def _at(near: np.ndarray, far: np.ndarray, times: np.ndarray, moment: float) -> np.ndarray:
     """Returns the labels [h, w] at one moment on the way from ``near`` (0) to ``far`` (1)."""
     labels = np.where(times > moment, near, far)
+    # Which of two labels comes first must not depend on rounding, nor on the direction: flipping a scan flips these.
     undecided = np.abs(times - moment) < AT_ONCE
     labels[undecided] = np.maximum(near, far)[undecided]
     return labels
@@ -151,7 +154,7 @@ def _leaving_times(
 
     The depth is the distance to the outline in ``here``, the way that to the outline of the same label in ``there``.
     """
-    half_pixel = min(spacing_mm) / 2
+    half_pixel = min(spacing_mm) / 2  # the outline runs between pixels, the distances between their centres
     longest = float(np.hypot(here.shape[0] * spacing_mm[0], here.shape[1] * spacing_mm[1]))
     to_outline = _distance(_to_other_label(here, spacing_mm[0]), here, pixels, spacing_mm[1])
     depth = np.minimum(to_outline, longest) - half_pixel
@@ -216,6 +219,7 @@ def _distance(
     step = max(1, QUERIES // width)
     for start in range(0, len(rows), step):
         row, column = rows[start : start + step], columns[start : start + step]
+        # Infinite columns stay infinite; all columns of a row are compared, as its outline may lie in any.
         candidates = squared[row]
         if labels is not None:
             candidates[labels[row] != labels[row, column][:, None]] = 0.0

@@ -175,7 +175,7 @@ def _thick_centres(thin: Volume, like: Volume, axis: int) -> tuple[np.ndarray, f
             thin,
             got=f"slices {thin_mm:.3g} mm apart",
             need=f"slices no farther apart than {like.spacing_mm[axis]:.3g} mm",
-            code="not-thinner",
+            code="thin-scan-coarser",
         )
     beyond = max(-0.5 - centres.min(), centres.max() - (thin.shape[axis] - 0.5)) * thin_mm
     if beyond > SAME_PLACE_MM:
@@ -223,6 +223,7 @@ def _fill_image(
     rows, columns = (downscaling_matrix(size, times) for size in out.shape[1:])
     for i, weights in enumerate(matrix):
         seen = np.flatnonzero(weights)
+        # First one thick slice, then small: the other way round every thin slice would be made small, often twice.
         large = np.tensordot(weights[seen], thin[seen].astype(np.float64), axes=1)
         _put(rows @ large @ columns.T, out[i])
 
@@ -244,6 +245,7 @@ def _fill_labels(thin: np.ndarray, out: np.ndarray, matrix: np.ndarray, times: i
         best = np.full(out.shape[1:], -1.0)
         for label in np.unique(under):
             weight = np.tensordot(weights, under == label, axes=1)
+            # In-plane a label counts by its share of the large voxel: the box, which cannot ring as bicubic weights do.
             weight = weight.reshape(height, times, width, times).mean(axis=(1, 3))
             wins = weight > best + DECIDED
             out[i][wins] = label

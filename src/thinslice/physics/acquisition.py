@@ -52,6 +52,7 @@ class Acquisition:
     def __post_init__(self) -> None:
         """Copies the centres, so that nobody can change them."""
         centres_vox = np.array(self.centres_vox, dtype=np.float64)
+        # A frozen dataclass has no other way to set a field of its own.
         centres_vox.setflags(write=False)
         object.__setattr__(self, "centres_vox", centres_vox)
 
@@ -87,6 +88,7 @@ class Acquisition:
 
     def seen_by(self, start: int, stop: int) -> slice:
         """Returns the thin slices that thick slices start .. stop - 1 see."""
+        # The Gaussian is taken at voxel centres; the box has a share in voxels whose centres lie outside it.
         reach = GAUSSIAN_REACH_FWHM * self.fwhm_vox if self.profile == "gaussian" else (self.fwhm_vox + 1) / 2
         centres_vox = self.centres_vox[start:stop]
         first = int(np.floor(centres_vox.min() - reach))
@@ -174,6 +176,7 @@ def apply_along_first_axis(matrix: np.ndarray, array: np.ndarray) -> np.ndarray:
         array([[2., 3.]], dtype=float32)
     """
     array = array if array.dtype.kind == "f" else array.astype(np.float32)
+    # Flattened, so that it is one product of two matrices, whatever the shape.
     flat = array.reshape(len(array), -1)
     product: np.ndarray = matrix.astype(array.dtype, copy=False) @ flat
     return product.reshape(len(matrix), *array.shape[1:])

@@ -52,6 +52,7 @@ def cubic_matrix(position: np.ndarray, n_thick: int) -> np.ndarray:
     """
     if n_thick == 1:
         return np.ones((len(position), 1))
+    # A spline of the samples themselves would blur: the coefficients are those whose spline passes through them.
     knots = _mirrored_weights(np.arange(n_thick, dtype=np.float64), n_thick, _cubic_spline, reach=2)
     return _mirrored_weights(position, n_thick, _cubic_spline, reach=2) @ np.linalg.inv(knots)
 

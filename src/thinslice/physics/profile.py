@@ -41,6 +41,7 @@ def slice_profile(distance_vox: np.ndarray, fwhm_vox: float, profile: Profile) -
         weights = np.exp(-4.0 * np.log(2.0) * (distance_vox / fwhm_vox) ** 2)
         return np.where(np.abs(distance_vox) <= GAUSSIAN_REACH_FWHM * fwhm_vox, weights, 0.0)
     if profile == "box":
+        # What of the voxel, from -0.5 to 0.5 around its centre, lies within the slab.
         low = np.maximum(distance_vox - 0.5, -fwhm_vox / 2)
         high = np.minimum(distance_vox + 0.5, fwhm_vox / 2)
         share: np.ndarray = np.maximum(high - low, 0.0)
