@@ -943,6 +943,7 @@ main(sys.argv[2:])
 
 
 @pytest.mark.parametrize("moment", ["learning", "writing"])
+@pytest.mark.slow
 def test_killed_without_mercy_it_leaves_no_model_and_goes_on(run, undisturbed, scan, start, tmp_path, moment):
     words = ["adapt", "-i", scan, "-o", tmp_path / "mine", "--model", start]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}

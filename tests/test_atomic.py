@@ -358,6 +358,7 @@ print(sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*")))
 """
 
 
+@pytest.mark.root
 @pytest.mark.skipif(shutil.which("unshare") is None or not hasattr(os, "geteuid"), reason="no disks to mount here")
 def test_a_disk_that_is_full_keeps_what_was_there(tmp_path):
     """A disk in memory, of a process that takes it along when it ends."""

@@ -31,6 +31,8 @@ from thinslice.errors import InputRefused
 from thinslice.io import nifti
 from thinslice.volume import Volume
 
+pytestmark = pytest.mark.slow
+
 HOOK = """
 import os, sys, time
 log = os.environ.get("TEST_LOG")
@@ -402,6 +404,7 @@ def small_disk(folder, size):
         subprocess.run(["umount", str(folder)], check=True)
 
 
+@pytest.mark.root
 def test_a_full_disk_is_told_and_what_fits_is_done(world):
     needs_engine()
     random = np.random.default_rng(0)
@@ -422,6 +425,7 @@ def test_a_full_disk_is_told_and_what_fits_is_done(world):
     "        except (OSError, ValueError) as error:\n            self.complain(reason_of(error))\n",
     "        except (OSError, ValueError) as error:\n            raise error\n",
 )
+@pytest.mark.root
 def test_a_disk_that_is_full_to_the_end_is_told(world):
     """No room for any answer, nor for the summary, nor for a log: the run goes on to the end, and says what it can."""
     needs_engine()

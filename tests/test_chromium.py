@@ -8,7 +8,7 @@ from PIL import Image
 
 from chromium import Chromium, PageError, needs_chromium
 
-pytestmark = needs_chromium
+pytestmark = [pytest.mark.browser, needs_chromium]
 
 PAGE = """<!DOCTYPE html><meta charset="utf-8"><title>A page</title>
 <style>body { margin: 0 } canvas { display: block }</style>

@@ -350,6 +350,7 @@ def test_a_full_disk_or_a_failing_writer_leaves_nothing(tmp_path, quick, monkeyp
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_the_middle_leaves_nothing(tmp_path):
     stack(tmp_path / "in", count=40, rows=384, columns=384)
     code = (
@@ -440,6 +441,7 @@ def test_an_unreadable_file_is_named(tmp_path, quick):
     assert victim.name in " ".join(err)
 
 
+@pytest.mark.slow
 def test_damaged_files_never_crash_it(tmp_path):
     """A short run of `fuzz_dicom.py`, which is there to be run for longer by hand."""
     if not hasattr(os, "fork"):

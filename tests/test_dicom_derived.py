@@ -443,6 +443,7 @@ needs_dciodvfy = pytest.mark.skipif(
 )
 
 
+@pytest.mark.hospital
 @needs_dciodvfy
 @pytest.mark.parametrize("modality", ["MR", "CT"])
 @pytest.mark.parametrize("anonymise", [False, True])
@@ -454,6 +455,7 @@ def test_dciodvfy_finds_no_error_that_the_source_did_not_have(tmp_path, modality
     assert after <= before
 
 
+@pytest.mark.hospital
 @needs_dciodvfy
 @pytest.mark.parametrize("folder", folders_of_series(), ids=lambda folder: folder.name)
 def test_dciodvfy_finds_no_new_error_in_what_came_of_real_series(tmp_path, folder):
@@ -466,6 +468,7 @@ def test_dciodvfy_finds_no_new_error_in_what_came_of_real_series(tmp_path, folde
     assert after <= before
 
 
+@pytest.mark.hospital
 @needs_dciodvfy
 def test_dciodvfy_finds_no_error_in_what_came_of_an_enhanced_image(tmp_path):
     enhanced(tmp_path / "in")

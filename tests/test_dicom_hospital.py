@@ -15,6 +15,8 @@ from dicom_files import stack
 from thinslice.cli import main
 from thinslice.plan import Plan
 
+pytestmark = pytest.mark.hospital
+
 SERVERS = ("Orthanc", "/usr/sbin/Orthanc")
 PLUGINS = Path("/usr/share/orthanc/plugins")
 

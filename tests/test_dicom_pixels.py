@@ -157,6 +157,7 @@ def test_a_codec_that_crashes_or_never_ends_is_a_refusal_and_not_the_end(tmp_pat
             list(decode_compressed(files))
 
 
+@pytest.mark.slow
 def test_300_slices_of_computed_tomography_are_read_within_five_seconds(tmp_path):
     values = np.random.default_rng(0).integers(0, 2000, (300, 512, 512), np.int16)
     stack(tmp_path, modality="CT", count=300, rows=512, columns=512, values=values)

@@ -57,6 +57,7 @@ def test_a_smooth_scan_loses_little_in_either_protocol(planes, part):
     assert all(decibel > 40 for _, decibel, _ in slices)
 
 
+@pytest.mark.slow
 def test_it_trains_scores_and_tells(planes, tmp_path, monkeypatch, capsys):
     """Two cells of one step on small volumes: each is trained once, and scored on every scan in both protocols."""
     pytest.importorskip("torch")

@@ -713,6 +713,7 @@ here.run([Path(name) for name in {scans!r}], Path({out!r}), steps={steps}, repor
 
 @pytest.mark.parametrize("saves", [1, 4, 7])
 @pytest.mark.usefixtures("_quick")
+@pytest.mark.slow
 def test_killed_in_any_stage_it_goes_on_to_the_same_weights(tmp_path, scans, undisturbed, saves):
     out = tmp_path / "out"
     code = KILLED.format(

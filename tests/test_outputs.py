@@ -303,6 +303,7 @@ def test_a_place_that_cannot_be_written_to_is_refused_and_nothing_stays(tmp_path
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.root
 @pytest.mark.skipif(shutil.which("unshare") is None, reason="no disks to mount here")
 def test_a_disk_that_may_only_be_read_is_refused(tmp_path):
     """Even to an administrator, who may write anywhere else."""

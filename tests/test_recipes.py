@@ -147,6 +147,7 @@ def test_an_unknown_recipe_or_a_missing_source_is_refused(words, data, tmp_path)
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_the_planes_recipe_ends_with_a_family_for_mr_and_one_for_ct(data_for_planes, tmp_path):
     models = run("planes", data_for_planes, tmp_path, steps=8, report=silent)
     assert len(models) == 8
@@ -178,6 +179,7 @@ def test_the_planes_recipe_ends_with_a_family_for_mr_and_one_for_ct(data_for_pla
     'start / f"{stage.model}.onnx" for stage in stages if',
     'start / f"{stages[0].model}.onnx" for stage in stages if',
 )
+@pytest.mark.slow
 def test_every_network_for_planes_goes_on_from_its_own_file(data_for_planes, tmp_path):
     run("planes", data_for_planes, tmp_path / "first", steps=8, report=silent)
     models = run("planes", data_for_planes, tmp_path / "more", steps=8, start=tmp_path / "first", report=silent)
@@ -190,6 +192,7 @@ def test_every_network_for_planes_goes_on_from_its_own_file(data_for_planes, tmp
 
 
 @catches("training/export.py", "for name in exported.inputs.keys() - traced:", "for name in ():")
+@pytest.mark.slow
 def test_a_network_that_makes_the_image_anew_can_be_used_like_any_other(data_for_planes, tmp_path):
     models = run("planes-paper", data_for_planes, tmp_path, steps=8, report=silent)
     assert len(models) == 8
@@ -331,6 +334,7 @@ def test_a_new_source_is_a_folder_name(data_with_video, short_video_mr, tmp_path
 
 
 @catches("training/recipes.py", "asked[key] = known.get(key, asked[key])", "pass")
+@pytest.mark.slow
 def test_a_resumed_run_learns_from_what_it_was_begun_with(data, trained, tmp_path):
     folder = shutil.copytree(data, tmp_path / "data")
     shutil.copytree(folder / "iso_train", folder / "iso_more")
@@ -369,6 +373,7 @@ def test_a_source_that_no_stage_learns_from_is_refused_with_a_way_out(data, tmp_
 
 @catches("training/recipes.py", "*(_length_of(out, minutes, steps) if resume else (minutes, steps))", "minutes, steps")
 @pytest.mark.parametrize(("stage", "step"), [("video", 2), ("iso", 3)])
+@pytest.mark.slow
 def test_a_killed_run_of_two_stages_goes_on_where_it_was(data_with_video, short_video_mr, tmp_path, stage, step):
     class Killed(Exception):
         pass
@@ -425,6 +430,7 @@ def test_all_sources_are_looked_for_before_anything_is_trained(data, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_resumed_run_keeps_its_length_and_leaves_what_is_done(data, tmp_path, monkeypatch):
     (stage,) = recipes.default()
     monkeypatch.setitem(recipes.RECIPES, "default", lambda: [replace(stage, schedule=replace(stage.schedule, steps=5))])
@@ -447,6 +453,7 @@ def test_the_papers_setting_is_a_recipe():
         assert stage.schedule.muon_rate == 0
 
 
+@pytest.mark.slow
 def test_two_processes_train_one_model(data, tmp_path):
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     words = ["-m", "thinslice", "train", "default", "--data", str(data), "-o", str(tmp_path / "out"), "--steps", "2"]

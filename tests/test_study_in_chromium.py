@@ -11,7 +11,7 @@ from chromium import Chromium, needs_chromium
 from test_study import data_of, save_scans
 from thinslice.evaluation.reader_scores import score
 
-pytestmark = needs_chromium
+pytestmark = [pytest.mark.browser, needs_chromium]
 
 DESK, PHONE = (1280, 720), (390, 844)
 

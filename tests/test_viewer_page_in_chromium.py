@@ -13,7 +13,7 @@ from test_viewer_page import LEFT_HANDED, SAGITTAL, oblique
 from thinslice.reports.viewer_page import Layer, Overlay, write_viewer_page
 from thinslice.volume import Volume, patient_axes
 
-pytestmark = needs_chromium
+pytestmark = [pytest.mark.browser, needs_chromium]
 
 AFFINES = {
     "left-handed": LEFT_HANDED,
