@@ -1,4 +1,4 @@
-"""The verb evaluate: models scored on scans that were made thick."""
+"""The verb evaluate: scores models on scans that are made thick."""
 
 import argparse
 from pathlib import Path
@@ -8,7 +8,7 @@ from thinslice.cli.terminal import bar, say
 
 
 def add_evaluate(verbs: "argparse._SubParsersAction[Parser]") -> None:
-    """``thinslice evaluate`` and its options."""
+    """Adds ``thinslice evaluate`` and its options."""
     verb = add_verb(verbs, "evaluate", evaluate, "make thin scans thick, compute them back, and score the models")
     verb.add_argument("-i", "--input", required=True, type=Path, metavar="DIR", help="near-isotropic scans, the truth")
     verb.add_argument(
@@ -26,7 +26,7 @@ def add_evaluate(verbs: "argparse._SubParsersAction[Parser]") -> None:
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
-    """Score models on simulated thick scans, and print the table."""
+    """Scores models on simulated thick scans, and prints the table."""
     from thinslice.evaluation import benchmark
 
     conditions = benchmark.make_conditions(arguments.factors, arguments.thickness_ratios, arguments.profiles)

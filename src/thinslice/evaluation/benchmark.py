@@ -1,4 +1,4 @@
-"""The evaluation: models x cases x conditions -> results and one table.
+"""Evaluates models on scans that are made thick: models x cases x conditions -> results and one table.
 
 Protocol: *thick-slice*. A near-isotropic thin scan is the truth. It is made thick along one axis by the slice profile
 of the condition, without added noise, and every model computes the thin slices again from that, with and without the
@@ -7,6 +7,7 @@ projection onto the acquired slices. The truth is cropped so that whole thick sl
 evaluated.
 """
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -40,24 +41,33 @@ from thinslice.reports.picture import (
 from thinslice.settings import Profile
 from thinslice.volume import Volume
 
+logger = logging.getLogger(__name__)
+
 Axes = Literal["last", "all"]
+"""Along which array axes scans are made thick: the last one alone, or each in turn."""
 
 MAX_ANISOTROPY = 1.25
-"""Largest over smallest spacing of a scan that may serve as truth."""
+"""Largest over smallest spacing of a scan that may serve as truth: one that is coarser has slices of its own."""
 
 MIN_SIDE = 16
-"""A truth's smallest number of voxels along any axis."""
+"""Smallest number of voxels of a truth along any axis: more than twice the window of SSIM."""
 
 MIN_THICK = 6
-"""A simulated scan's smallest number of slices."""
+"""Smallest number of slices of a simulated scan: with fewer most of the volume lies at its ends."""
 
 ERROR_GAIN = 3
-"""Error pictures are this much brighter than the scan."""
+"""How many times brighter than the scan the pictures of errors are drawn, without a unit: else they are black."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Everything `evaluate` found; ``table`` is Markdown, aligned to be read as plain text."""
+    """Everything `evaluate` found.
+
+    Attributes:
+        scores: one for every answer.
+        skips: what was not scored, and why.
+        table: Markdown, aligned to be read as plain text.
+    """
 
     scores: tuple[Score, ...]
     skips: tuple[Skip, ...]
@@ -66,7 +76,12 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class _Answer:
-    """What the pictures keep of an answer: the two planes and a caption."""
+    """What the pictures keep of an answer.
+
+    Attributes:
+        planes: the two planes across the slices.
+        score: for the caption.
+    """
 
     planes: tuple[Plane, Plane]
     score: Score
@@ -77,14 +92,19 @@ def make_conditions(
     thickness_ratios: Sequence[float] = (1.0,),
     profiles: Sequence[Profile] = ("gaussian",),
 ) -> list[Condition]:
-    """Every combination, the first of each first."""
+    """Returns every combination, the first of each first.
+
+    Example:
+        >>> [str(one) for one in make_conditions(factors=[2, 4])]
+        ['x2 gaussian, touching', 'x4 gaussian, touching']
+    """
     return [Condition(f, t, p) for p, t, f in product(profiles, thickness_ratios, factors)]
 
 
 def simulate(
     volume: Volume, axis: int, factor: float, thickness_over_spacing: float = 1.0, profile: Profile = "gaussian"
 ) -> tuple[Volume, Volume]:
-    """Make a thin scan thick along one axis, on the field-of-view grid.
+    """Makes a thin scan thick along one axis, on the field-of-view grid.
 
     floor(N / factor) thick slices are made of the middle round(that * factor) of the N thin ones; the realised factor
     is the quotient of the two. ``make_plan(thick, factor=realised)`` gives the truth's grid and affine and the matrix
@@ -108,8 +128,10 @@ def simulate(
     n_thin = round(n_thick * factor)
     if n_thick < MIN_THICK or n_thin <= n_thick:
         raise PlanRefused(
-            f"got {n} slices along axis {axis} and a factor of {factor:g}; need {MIN_THICK} thick slices and a factor "
-            f"above 1; next: ask for a factor of at most {n / MIN_THICK:.3g}"
+            got=f"{n} slices along axis {axis} and a factor of {factor:g}",
+            need=f"{MIN_THICK} thick slices and a factor above 1",
+            next=f"ask for a factor of at most {n / MIN_THICK:.3g}",
+            code="too-few-thick-slices",
         )
     realised = n_thin / n_thick
     first_centre = (realised - 1) / 2
@@ -138,7 +160,7 @@ def evaluate(
     threads: int | None = None,
     fuse: bool = False,
 ) -> Evaluation:
-    """Score models on simulated thick scans.
+    """Scores models on simulated thick scans.
 
     Every model is run as a user would get it, with the default regularisation of the projection, and once more
     without projection. Writes into ``out``, replacing what an earlier evaluation left there: ``results.jsonl`` (one
@@ -148,21 +170,26 @@ def evaluate(
     Args:
         paths: files of near-isotropic 3-D scans, the truths.
         models: names or files for `thinslice.models.registry.find_model`; cubic is added where it is missing.
-        conditions: see `make_conditions`.
+        conditions: how the scans are made thick, see `make_conditions`.
         out: a folder, made if need be.
         axes: ``last``: the scans are made thick along their last array axis; ``all``: along each in turn.
-        progress: called with the share done and what comes next.
+        progress: called with the share done, 0 .. 1, and what comes next.
         threads: CPU threads of one call of a network, see `thinslice.models.engine.load_model`.
-        fuse: whether networks are asked in several orientations, see `thinslice.plan.make_plan`.
+        fuse: whether networks run in several orientations, see `thinslice.plan.make_plan`.
 
     Raises:
         InputRefused: there is no path, or nothing could be scored; then no file is left.
         ModelRefused: there is no such model; before anything is computed.
         OutputRefused: ``out`` cannot be written to.
     """
-    cases = _case_names([Path(path) for path in paths])
+    cases = _name_cases([Path(path) for path in paths])
     if not cases or not conditions:
-        raise InputRefused("got no scan or no condition to evaluate; need at least one; next: check the input folder")
+        raise InputRefused(
+            got="no scan or no condition to evaluate",
+            need="at least one",
+            next="check the input folder",
+            code="nothing-to-evaluate",
+        )
     found = _find_models(models, threads)
     out = Path(out)
     check_writable(out)
@@ -170,10 +197,11 @@ def evaluate(
     with ExitStack() as stack:
         lines: TextIO | None = None
         for number, (case, path) in enumerate(cases.items()):
-            say = _share_of(progress, number, len(cases), case)
-            for result in _evaluate_case(case, path, found, conditions, axes, say, out, fuse):
+            tell = _part_of(progress, number, len(cases), case)
+            for result in _evaluate_case(case, path, found, conditions, axes, tell, out, fuse):
                 results.append(result)
-                if lines is None and isinstance(result, Score):  # nothing is left where nothing could be scored
+                # The file begins with the first score, so that nothing is left behind where nothing could be scored.
+                if lines is None and isinstance(result, Score):
                     out.mkdir(parents=True, exist_ok=True)
                     lines = stack.enter_context((out / "results.jsonl").open("w", encoding="utf-8"))
                     for earlier in results[:-1]:
@@ -187,7 +215,12 @@ def evaluate(
         (out / "table.md").write_text(table, encoding="utf-8")
     else:
         reasons = "; ".join(dict.fromkeys(f"{skip.case}: {skip.reason}" for skip in skips))
-        raise InputRefused(f"got {len(cases)} scan(s), none of which could be scored ({reasons})")
+        raise InputRefused(
+            got=f"{len(cases)} scan(s), none of which could be scored ({reasons})",
+            need="one that can",
+            next="give near-isotropic 3-D scans",
+            code="nothing-scored",
+        )
     if progress is not None:
         progress(1.0, "done")
     return Evaluation(tuple(scores), tuple(skips), table)
@@ -199,21 +232,22 @@ def _evaluate_case(
     models: dict[str, Model],
     conditions: Sequence[Condition],
     axes: Axes,
-    say: Callable[[float, str], None],
+    tell: Callable[[float, str], None],
     out: Path,
     fuse: bool,
 ) -> Iterable[Score | Skip]:
-    """All answers for one scan, as they are found; leaves its picture."""
+    """Yields all answers for one scan, as they are found, and leaves its picture."""
     try:
         volume = read(path)
         check_truth(volume)
     except ThinsliceError as refusal:
+        logger.debug("%s is skipped: %s", path, refusal)
         yield Skip(case, str(refusal))
         return
     places = list(product(range(3) if axes == "all" else [2], conditions))
     drawn = False
     for number, (axis, condition) in enumerate(places):
-        say(number / len(places), str(condition))
+        tell(number / len(places), str(condition))
         try:
             truth, thick = simulate(volume, axis, condition.factor, condition.thickness_over_spacing, condition.profile)
         except PlanRefused as refusal:
@@ -225,7 +259,7 @@ def _evaluate_case(
             if isinstance(result, _Answer):
                 answers.append(result)
         if answers and not drawn:
-            write_picture(_case_picture(truth, thick, answers), out / f"{case}.png")
+            write_picture(_draw_case(truth, thick, answers), out / f"{case}.png")
             drawn = True
 
 
@@ -238,16 +272,17 @@ def _answers(
     models: dict[str, Model],
     fuse: bool,
 ) -> Iterable[_Answer | Skip]:
-    """Every model's answers, with and without projection, to one simulated scan."""
+    """Yields every model's answers, with and without projection, to one simulated scan."""
     mask = foreground(truth.voxels)
     centre = find_picture_centre(truth)
     for (name, model), projection in product(models.items(), (True, False)):
         try:
             plan = _plan(truth, thick, axis, condition, name, model, projection, fuse and model.sha256 is not None)
         except PlanRefused as refusal:
-            if projection:
+            if projection:  # the reason is the same without: it is told once
                 yield Skip(case, str(refusal), axis, condition, name)
             continue
+        logger.debug("%s, axis %d, %s: %s, projection %s", case, axis, condition, name, projection)
         start = perf_counter()
         answer = upsample(thick, plan, model)
         seconds = perf_counter() - start
@@ -284,6 +319,11 @@ def _plan(
     projection: bool,
     fuse: bool,
 ) -> Plan:
+    """Returns the plan that a user would get for the simulated scan.
+
+    Raises:
+        PlanRefused: the model is not valid for it, or another axis looks like that across the slices.
+    """
     plan = make_plan(
         thick,
         factor=truth.shape[axis] / thick.shape[axis],
@@ -298,14 +338,17 @@ def _plan(
     if plan.axis != axis:
         spacings = " x ".join(f"{mm:.3g}" for mm in thick.spacing_mm)
         raise PlanRefused(
-            f"got spacings of {spacings} mm after making axis {axis} thick, so axis {plan.axis} looks like the slice "
-            "axis; need the thick axis to be the coarsest; next: ask for a larger factor"
+            got=f"spacings of {spacings} mm after making axis {axis} thick, so axis {plan.axis} looks like the slice "
+            "axis",
+            need="the thick axis to be the coarsest",
+            next="ask for a larger factor",
+            code="another-axis-is-coarser",
         )
     return plan
 
 
 def check_truth(volume: Volume) -> None:
-    """Refuse what is no truth: it must be acquired, 3-D, near-isotropic, not tiny and not flat.
+    """Refuses what is no truth: it must be acquired, 3-D, near-isotropic, not tiny and not flat.
 
     Raises:
         InputRefused: it is not.
@@ -313,23 +356,26 @@ def check_truth(volume: Volume) -> None:
     check_acquired(volume)
     if volume.voxels.ndim != 3:
         got, need, then = f"{volume.voxels.ndim} axes", "a 3-D scan", "give one volume of the series"
+        code = "truth-not-3d"
     elif min(volume.shape) < MIN_SIDE:
         got, need, then = f"{volume.shape} voxels", f"at least {MIN_SIDE} along each axis", "use a larger scan"
+        code = "truth-too-small"
     elif max(volume.spacing_mm) > MAX_ANISOTROPY * min(volume.spacing_mm):
         spacings = " x ".join(f"{mm:.3g}" for mm in volume.spacing_mm)
         got, need = f"spacings of {spacings} mm", f"a near-isotropic truth (at most {MAX_ANISOTROPY:g} to 1)"
-        then = "use a 3-D acquisition"
+        then, code = "use a 3-D acquisition", "truth-not-isotropic"
     elif not np.isfinite(volume.voxels).all():
         got, need, then = "voxels that are not finite", "numbers everywhere", "repair the scan"
+        code = "truth-not-finite"
     elif volume.voxels.min() == volume.voxels.max():
-        got, need, then = "the same value everywhere", "an image", "check the file"
+        got, need, then, code = "the same value everywhere", "an image", "check the file", "flat-image"
     else:
         return
-    raise InputRefused(f"got {got}; need {need}; next: {then}")
+    raise InputRefused(got=got, need=need, next=then, code=code)
 
 
-def _case_picture(truth: Volume, thick: Volume, answers: Sequence[_Answer]) -> Any:
-    """Truth, acquired, cubic, ours and the two errors, in both re-sliced planes."""
+def _draw_case(truth: Volume, thick: Volume, answers: Sequence[_Answer]) -> Any:
+    """Draws truth, acquired, cubic, the first network and the two errors, in both re-sliced planes."""
     axis = answers[0].score.axis
     projected = [a for a in answers if a.score.projection]
     cubic = next(a for a in projected if a.score.model == REFERENCE)
@@ -358,24 +404,26 @@ def _case_picture(truth: Volume, thick: Volume, answers: Sequence[_Answer]) -> A
 
 
 def _caption(name: str, answer: _Answer) -> str:
+    """Returns the two lines above a picture."""
     return f"{name}\n{answer.score.psnr_db:.2f} dB, SSIM {answer.score.ssim:.4f}"
 
 
 def _error(plane: Plane, truth: Plane) -> Plane:
+    """Returns the absolute difference of two planes of one grid."""
     return replace(plane, pixels=np.abs(plane.pixels - truth.pixels))
 
 
-def _find_models(wishes: Sequence[str], threads: int | None) -> dict[str, Model]:
-    """Name -> model, each once, with the reference; a second file of the same name has its path."""
+def _find_models(names: Sequence[str], threads: int | None) -> dict[str, Model]:
+    """Returns the models by name, each once, with the reference; a second file of the same name has its path."""
     found: dict[str, Model] = {}
-    for wish in dict.fromkeys([*wishes, REFERENCE]):
-        model = find_model(wish, threads)
-        found[wish if model.name in found else model.name] = model
+    for name in dict.fromkeys([*names, REFERENCE]):
+        model = find_model(name, threads)
+        found[name if model.name in found else model.name] = model
     return found
 
 
-def _case_names(paths: Sequence[Path]) -> dict[str, Path]:
-    """Short, unique names: the file's stem, with the folder's name before it and a number behind it where needed."""
+def _name_cases(paths: Sequence[Path]) -> dict[str, Path]:
+    """Returns short, unique names: the file's stem, where needed with the folder before it and a number behind it."""
     names: dict[str, Path] = {}
     stems = [stem_of(path) for path in paths]
     for path, stem in zip(paths, stems, strict=True):
@@ -387,13 +435,13 @@ def _case_names(paths: Sequence[Path]) -> dict[str, Path]:
     return names
 
 
-def _share_of(
+def _part_of(
     progress: Callable[[float, str], None] | None, number: int, count: int, case: str
 ) -> Callable[[float, str], None]:
-    """Progress of one case -> progress of the whole."""
+    """Returns the progress of one case as a part of the progress of the whole."""
 
-    def say(share: float, text: str) -> None:
+    def tell(share: float, text: str) -> None:
         if progress is not None:
             progress((number + share) / count, f"{case}: {text}")
 
-    return say
+    return tell

@@ -1,4 +1,4 @@
-"""Numbers from arrays: how near an answer is to the truth, and whether the slices still show in it.
+"""Measures how near an answer is to the truth, and whether the acquired slices still show in it.
 
 Conventions, the same for every method. The foreground is taken from the truth. The data range is the distance between
 the truth's 0.5 and 99.5 percentiles. All slices count, also those at acquired positions. SSIM uses a uniform window
@@ -7,45 +7,65 @@ of 7 x 7 x 7 voxels. Identical images have an infinite PSNR, and it is reported 
 
 import numpy as np
 
+from thinslice.errors import InputRefused
 from thinslice.physics.acquisition import Acquisition
 from thinslice.physics.intensity import intensity_range
 
 FOREGROUND_SHARE = 0.05
-"""Foreground begins this far on the way from the 0.5 to the 99.5 percentile."""
+"""Foreground begins this share of the way from the 0.5 to the 99.5 percentile: above the noise of air."""
 
 SSIM_WINDOW = 7
-"""Side of the SSIM window in voxels; no axis may be shorter."""
+"""Side of the SSIM window in voxels, the default of scikit-image; no axis may be shorter."""
 
 SSIM_SLAB = 24
-"""Planes whose SSIM is computed together; bounds the memory."""
+"""Planes whose SSIM is computed together: few enough for the memory, many beside the window's six more."""
+
+SSIM_K1 = 0.01
+"""Wang et al. 2004, sec. III: keeps the luminance term stable, as a share of the data range."""
+
+SSIM_K2 = 0.03
+"""Wang et al. 2004, sec. III: keeps the contrast term stable, as a share of the data range."""
 
 BANDING_AREA = 0.1
-"""Slices count for `stripes` and `banding` from where the foreground has this share of its largest area."""
+"""Slices count for `stripes` and `banding` from where the foreground has this share of its largest area.
+
+The few voxels at the ends of a head change from slice to slice by chance.
+"""
 
 
 def data_range(truth: np.ndarray) -> float:
-    """Distance between the 0.5 and the 99.5 percentile of ``truth``: the peak of PSNR and the range of SSIM."""
+    """Returns the distance between the 0.5 and the 99.5 percentile of ``truth``: the peak of PSNR, the range of SSIM.
+
+    Example:
+        >>> round(data_range(np.arange(1001.0)), 6)
+        990.0
+    """
     low, high = intensity_range(truth)
     return high - low
 
 
 def foreground(truth: np.ndarray) -> np.ndarray:
-    """Voxels above 5 % of the way from the truth's 0.5 to its 99.5 percentile.
+    """Returns the mask of voxels above 5 % of the way from the truth's 0.5 to its 99.5 percentile.
 
-    Leaves out the air around an MR scan and, as the percentiles move with the units, around a CT in Hounsfield units.
+    It leaves out the air around an MR scan and, as the percentiles move with the units, around a CT in Hounsfield
+    units.
 
     Args:
         truth: any shape, any numeric dtype.
 
     Returns:
         bool mask of the same shape. It is all true where the volume has no darker background.
+
+    Example:
+        >>> foreground(np.array([0.0, 1.0, 50.0, 100.0]))
+        array([False, False,  True,  True])
     """
     low, high = intensity_range(truth)
     return np.asarray(truth > low + FOREGROUND_SHARE * (high - low))
 
 
 def psnr(answer: np.ndarray, truth: np.ndarray, data_range: float, mask: np.ndarray) -> float:
-    """Peak signal-to-noise ratio over ``mask`` in dB: 10 log10(data_range^2 / mean squared error).
+    """Returns the peak signal-to-noise ratio over ``mask`` in dB: 10 log10(data_range^2 / mean squared error).
 
     Args:
         answer, truth: same shape, any numeric dtype.
@@ -54,6 +74,14 @@ def psnr(answer: np.ndarray, truth: np.ndarray, data_range: float, mask: np.ndar
 
     Returns:
         dB; infinite where answer and truth are equal.
+
+    Raises:
+        InputRefused: the three arrays have different shapes, or the mask is empty.
+
+    Example:
+        >>> truth = np.zeros((4, 4, 4))
+        >>> psnr(truth + 0.1, truth, 1.0, np.ones(truth.shape, bool))
+        20.0
     """
     _check(answer, truth, mask)
     error = answer[mask].astype(np.float64) - truth[mask].astype(np.float64)
@@ -62,7 +90,7 @@ def psnr(answer: np.ndarray, truth: np.ndarray, data_range: float, mask: np.ndar
 
 
 def ssim(answer: np.ndarray, truth: np.ndarray, data_range: float, mask: np.ndarray) -> float:
-    """Structural similarity averaged over ``mask``, 1 for equal volumes.
+    """Returns the structural similarity averaged over ``mask``, 1 for equal volumes.
 
     Wang et al. 2004 with a uniform 7 x 7 x 7 window, K1 = 0.01, K2 = 0.03, sample covariances and mirrored edges:
     the map that scikit-image's ``structural_similarity(..., full=True)`` gives for a volume with its defaults.
@@ -71,11 +99,27 @@ def ssim(answer: np.ndarray, truth: np.ndarray, data_range: float, mask: np.ndar
         answer, truth: [x, y, z], any numeric dtype, no axis shorter than `SSIM_WINDOW`.
         data_range: see `data_range`.
         mask: bool [x, y, z], not empty.
+
+    Raises:
+        InputRefused: the three arrays have different shapes, or the mask is empty, or an axis is too short.
+
+    Example:
+        >>> truth = np.random.default_rng(0).normal(size=(8, 8, 8))
+        >>> inside = np.ones(truth.shape, bool)
+        >>> round(ssim(truth, truth, 1.0, inside), 6), round(ssim(0.5 * truth, truth, 1.0, inside), 2)
+        (1.0, 0.66)
     """
     _check(answer, truth, mask)
     if truth.ndim != 3 or min(truth.shape) < SSIM_WINDOW:
-        raise ValueError(f"shape is {truth.shape}; SSIM needs three axes of at least {SSIM_WINDOW} voxels")
+        raise InputRefused(
+            got=f"a volume of shape {truth.shape}",
+            need=f"three axes of at least {SSIM_WINDOW} voxels",
+            next="score a larger part of the scan",
+            code="too-small-for-ssim",
+        )
     reach = SSIM_WINDOW // 2
+    # Slab by slab, each with the planes that its windows reach into, mirrored at the ends of the volume alone: the sum
+    # does not depend on where a slab ends.
     mirrored = np.pad(np.arange(len(truth)), reach, mode="symmetric")
     total = 0.0
     for start in range(0, len(truth), SSIM_SLAB):
@@ -87,7 +131,7 @@ def ssim(answer: np.ndarray, truth: np.ndarray, data_range: float, mask: np.ndar
 
 
 def stripes(volume: np.ndarray, factor: float, mask: np.ndarray, axis: int = 0) -> float:
-    """How much the change from slice to slice rises and falls with the acquired slices, in percent.
+    """Returns how much the change from slice to slice rises and falls with the acquired slices, in percent.
 
     The mean absolute change over the foreground is a curve over the gaps between neighbouring thin slices; this is the
     amplitude of its wave of the slice frequency 1 / factor, under a Hann window, over its mean. A staircase has 200
@@ -99,6 +143,9 @@ def stripes(volume: np.ndarray, factor: float, mask: np.ndarray, axis: int = 0) 
         factor: slice spacing in thin voxels, need not be an integer.
         mask: bool [x, y, z], the truth's foreground.
         axis: the array axis across the slices.
+
+    Raises:
+        InputRefused: volume and mask have different shapes, or the mask is empty.
     """
     _check(volume, volume, mask)
     pairs, gaps = _gaps(mask, axis)
@@ -112,7 +159,7 @@ def stripes(volume: np.ndarray, factor: float, mask: np.ndarray, axis: int = 0) 
 
 
 def banding(answer: np.ndarray, truth: np.ndarray, factor: float, mask: np.ndarray, axis: int = 0) -> float:
-    """How much more the acquired slices show as stripes in the re-sliced planes than they do in the truth.
+    """Returns how much more the acquired slices show as stripes in the re-sliced planes than they do in the truth.
 
     Two curves over the gaps between neighbouring thin slices are looked at: the mean change of intensity (stripes)
     and the mean absolute change (steps, and sharpness that comes and goes), both over the foreground. Of each the
@@ -128,6 +175,9 @@ def banding(answer: np.ndarray, truth: np.ndarray, factor: float, mask: np.ndarr
 
     Returns:
         1: no more stripes than the truth has; 2: twice their amplitude. An over-smooth answer may lie below 1.
+
+    Raises:
+        InputRefused: the three arrays have different shapes, or the mask is empty.
     """
     _check(answer, truth, mask)
     pairs, gaps = _gaps(mask, axis)
@@ -135,6 +185,8 @@ def banding(answer: np.ndarray, truth: np.ndarray, factor: float, mask: np.ndarr
     if count < 2 * factor:
         return 1.0
     curves = [_change_per_gap(np.moveaxis(v, axis, 0), pairs, gaps) for v in (answer, truth)]
+    # The background is measured a few bins beside the slice frequencies: far enough to be out of the Hann window's main
+    # lobe (two bins), near enough to be like it, and not where the anatomy's own slow change is.
     slice_frequencies = np.arange(1, int(factor / 2 + 1e-9) + 1) / factor if factor >= 2 else np.array([1 / factor])
     beside = (slice_frequencies[:, None] + np.array([-4, -3, -2, 2, 3, 4]) / count).ravel()
     beside = beside[(beside > 2 / count) & (beside <= 0.5)]
@@ -144,7 +196,7 @@ def banding(answer: np.ndarray, truth: np.ndarray, factor: float, mask: np.ndarr
 
 
 def reslice_rms(thin: np.ndarray, thick: np.ndarray, acquisition: Acquisition) -> float:
-    """RMS difference between what was acquired and the answer made thick again, in the scan's units.
+    """Returns the RMS difference between what was acquired and the answer made thick again, in the scan's units.
 
     Args:
         thin: the answer, [x, y, z] with thin slices along the acquisition's axis.
@@ -158,28 +210,44 @@ def reslice_rms(thin: np.ndarray, thick: np.ndarray, acquisition: Acquisition) -
 
 
 def _check(answer: np.ndarray, truth: np.ndarray, mask: np.ndarray) -> None:
+    """Refuses arrays that cannot be compared.
+
+    Raises:
+        InputRefused: their shapes differ, or the mask is empty or not boolean.
+    """
     if not answer.shape == truth.shape == mask.shape:
-        raise ValueError(f"answer {answer.shape}, truth {truth.shape} and mask {mask.shape} must have one shape")
+        raise InputRefused(
+            got=f"an answer {answer.shape}, a truth {truth.shape} and a mask {mask.shape}",
+            need="one shape",
+            next="bring them onto one grid",
+            code="shapes-differ",
+        )
     if mask.dtype != bool or not mask.any():
-        raise ValueError("mask must be a bool array with at least one true voxel")
+        raise InputRefused(
+            got=f"a mask of {mask.dtype} with {np.count_nonzero(mask)} voxels",
+            need="a boolean one with at least one true voxel",
+            next="use `thinslice.evaluation.metrics.foreground` of the truth",
+            code="empty-mask",
+        )
 
 
 def _ssim_map(answer: np.ndarray, truth: np.ndarray, data_range: float) -> np.ndarray:
-    """SSIM of every window, [a, y, z] -> [a - 6, y, z]; axes 1 and 2 are mirrored here, axis 0 by the caller."""
+    """Returns the SSIM of every window, [a, y, z] -> [a - 6, y, z]; axes 1 and 2 are mirrored here, 0 by the caller."""
     reach = SSIM_WINDOW // 2
     edges = ((0, 0), (reach, reach), (reach, reach))
     x, y = (np.pad(v.astype(np.float64), edges, mode="symmetric") for v in (answer, truth))
     mean_x, mean_y = _window_mean(x), _window_mean(y)
+    # From n to n - 1: covariances of a sample, as scikit-image takes them.
     sample = SSIM_WINDOW**3 / (SSIM_WINDOW**3 - 1)
     variances = sample * (_window_mean(x * x) - mean_x**2 + _window_mean(y * y) - mean_y**2)
     covariance = sample * (_window_mean(x * y) - mean_x * mean_y)
-    c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
+    c1, c2 = (SSIM_K1 * data_range) ** 2, (SSIM_K2 * data_range) ** 2
     likeness = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
     return np.asarray(likeness / ((mean_x**2 + mean_y**2 + c1) * (variances + c2)))
 
 
 def _window_mean(array: np.ndarray) -> np.ndarray:
-    """Means over windows of `SSIM_WINDOW` voxels along every axis; each axis gets shorter by 6."""
+    """Returns means over windows of `SSIM_WINDOW` voxels along every axis; each axis gets shorter by 6."""
     for axis in range(array.ndim):
         running = np.moveaxis(np.cumsum(array, axis=axis), axis, 0)
         sums = running[SSIM_WINDOW - 1 :].copy()
@@ -189,7 +257,7 @@ def _window_mean(array: np.ndarray) -> np.ndarray:
 
 
 def _gaps(mask: np.ndarray, axis: int) -> tuple[np.ndarray, slice]:
-    """[gaps, ...] where both neighbours are foreground, and the gaps from the first to the last that count."""
+    """Returns where both neighbours of a gap are foreground, [gaps, ...], and which gaps count, from first to last."""
     pairs = np.moveaxis(mask, axis, 0)
     pairs = pairs[1:] & pairs[:-1]
     area = np.count_nonzero(pairs, axis=(1, 2))
@@ -198,7 +266,7 @@ def _gaps(mask: np.ndarray, axis: int) -> tuple[np.ndarray, slice]:
 
 
 def _change_per_gap(volume: np.ndarray, pairs: np.ndarray, gaps: slice) -> np.ndarray:
-    """[2, gaps]: mean and mean absolute change from slice to slice over the foreground; 0 where there is none."""
+    """Returns mean and mean absolute change from slice to slice over the foreground, [2, gaps]; 0 where it is empty."""
     rows = []
     for gap in range(gaps.start, gaps.stop):
         both = pairs[gap]
@@ -208,19 +276,19 @@ def _change_per_gap(volume: np.ndarray, pairs: np.ndarray, gaps: slice) -> np.nd
 
 
 def _mean_power(curves: np.ndarray, frequencies: np.ndarray) -> float:
-    """Mean over the curves [c, n] and over ``frequencies`` (cycles per gap) of the power under a Hann window."""
+    """Returns the mean over the curves [c, n] and ``frequencies`` (cycles per gap) of the power under a Hann window."""
     waves = np.exp(-2j * np.pi * np.outer(frequencies, np.arange(curves.shape[1])))
     centred, _ = _centred(curves)
     return float(np.mean(np.abs((centred * _window(curves.shape[1])) @ waves.T) ** 2))
 
 
 def _centred(curves: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Curves [c, n] without their means under the window, and those means [c, 1]."""
+    """Returns curves [c, n] without their means under the window, and those means [c, 1]."""
     window = _window(curves.shape[1])
     level = (curves * window).sum(axis=1, keepdims=True) / window.sum()
     return curves - level, level
 
 
 def _window(count: int) -> np.ndarray:
-    """A Hann window without its zeros."""
+    """Returns a Hann window without its zeros."""
     return np.asarray(np.hanning(count + 2)[1:-1])

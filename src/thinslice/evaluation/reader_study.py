@@ -44,7 +44,7 @@ RESULTS_FORMAT = "thinslice study results 1"
 """What a reader's results say that they are, likewise."""
 
 PAIRS = 40
-"""Comparisons of a study where their number is not given: a quarter of an hour for one reader."""
+"""Comparisons of a study where their number is not given: what one reader can do in one sitting."""
 
 REPEATS_SHARE = 0.2
 """Share of the comparisons that are shown once more: enough to see whether a reader agrees with himself."""
@@ -62,7 +62,7 @@ LEAST_SIDE = 160
 """Length in pixels below which pictures are not made smaller to fit into the page: less than that shows nothing."""
 
 MOST_BYTES = 40_000_000
-"""Bytes of all pictures together, as they lie in the page: a browser opens them at once. No mail carries more."""
+"""Bytes of all pictures together, as they lie in the page: what a browser opens at once, and a mail may not carry."""
 
 
 @dataclass(frozen=True)

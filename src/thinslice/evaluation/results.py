@@ -1,4 +1,4 @@
-"""What an evaluation found: one record per answer or skip, and the table that sums them up."""
+"""Keeps what an evaluation found: one record per answer or skip, and the table that sums them up."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -15,7 +15,17 @@ REFERENCE = "cubic"
 
 @dataclass(frozen=True)
 class Condition:
-    """How the truth is made thick: slice spacing in thin voxels, thickness over spacing (below 1: gap), profile."""
+    """How the truth is made thick.
+
+    Attributes:
+        factor: slice spacing in thin voxels.
+        thickness_over_spacing: slice thickness over slice spacing; below 1 there are gaps, above 1 slices overlap.
+        profile: shape of the slice profile.
+
+    Example:
+        >>> str(Condition(4, 0.8, "box"))
+        'x4 box, gap 20 %'
+    """
 
     factor: float = 4.0
     thickness_over_spacing: float = 1.0
@@ -74,29 +84,30 @@ class Skip:
 
 
 def write_line(lines: TextIO, result: Score | Skip) -> None:
-    """One line of strict JSON; an infinite number becomes null, with ``identical`` beside it."""
+    """Writes one line of strict JSON; an infinite number becomes null, with ``identical`` beside it."""
     record: dict[str, Any] = {"kind": "score" if isinstance(result, Score) else "skip", **asdict(result)}
     if isinstance(result, Score):
         record["identical"] = bool(np.isposinf(result.psnr_db))
     clean = {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in record.items()}
+    # At once and not when the file is closed: an evaluation of hours that is stopped keeps what it has found.
     lines.write(json.dumps(clean, allow_nan=False) + "\n")
     lines.flush()
 
 
 def make_table(scores: Sequence[Score], skips: Sequence[Skip] = ()) -> str:
-    """One Markdown table: means over the cases (times axes) of every condition, model and projection.
+    """Returns one Markdown table: means over the cases (times axes) of every condition, model and projection.
 
     Gains are differences from cubic interpolation with projection on the same case, in dB; the smallest is in brackets.
     """
     head = ("condition", "model", "projection", "n", "PSNR dB", "SSIM", "gain dB (min)", "stripes % (truth)", "guard %")
     rows = [(*head, "re-slice RMS %", "seconds")]
-    reference = {_place(s): s.psnr_db for s in scores if s.model == REFERENCE and s.projection}
+    reference = {_key(s): s.psnr_db for s in scores if s.model == REFERENCE and s.projection}
     groups: dict[tuple[Condition, str, bool], list[Score]] = {}
     for score in scores:
         groups.setdefault((score.condition, score.model, score.projection), []).append(score)
     order = list(dict.fromkeys(score.condition for score in scores))
     for (condition, model, projection), group in sorted(groups.items(), key=lambda item: order.index(item[0][0])):
-        gains = [s.psnr_db - reference[_place(s)] for s in group if np.isfinite(reference.get(_place(s), np.nan))]
+        gains = [s.psnr_db - reference[_key(s)] for s in group if np.isfinite(reference.get(_key(s), np.nan))]
         rows.append(
             (
                 str(condition),
@@ -123,7 +134,8 @@ def make_table(scores: Sequence[Score], skips: Sequence[Skip] = ()) -> str:
     return "\n".join([*notes, "", *_aligned(rows), *(["", "Skipped:", "", *skipped] if skipped else []), ""])
 
 
-def _place(score: Score) -> tuple[str, int, Condition]:
+def _key(score: Score) -> tuple[str, int, Condition]:
+    """Returns what an answer has in common with the reference that its gain is counted from."""
     return score.case, score.axis, score.condition
 
 
@@ -132,7 +144,7 @@ def _mean(values: Iterable[float]) -> float:
 
 
 def _skip_lines(skips: Sequence[Skip]) -> list[str]:
-    """One line per case and model: the first reason, and how many more there are in results.jsonl."""
+    """Returns one line per case and model: the first reason, and how many more there are in results.jsonl."""
     groups: dict[tuple[str, str | None], list[Skip]] = {}
     for skip in skips:
         groups.setdefault((skip.case, skip.model), []).append(skip)
@@ -147,9 +159,9 @@ def _skip_lines(skips: Sequence[Skip]) -> list[str]:
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Markdown table lines with columns of even width, numbers to the right."""
+    """Returns the lines of a Markdown table with columns of even width, numbers to the right."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    left = 3
+    left = 3  # columns of words, which come first
     lines = [
         "| "
         + " | ".join(c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
