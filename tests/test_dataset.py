@@ -180,7 +180,7 @@ def test_folders_that_cannot_be_read_are_named(tmp_path, monkeypatch):
     real = os.scandir
 
     def scandir(path):
-        if Path(path).name == "closed":
+        if os.path.basename(str(path)) == "closed":
             raise PermissionError(13, "Permission denied", str(path))
         return real(path)
 

@@ -16,6 +16,15 @@ import re
 _PARTS = re.compile(r"(?s)(?:(?P<place>.*?): )?got (?P<got>.*?)(?:; need (?P<need>.*?))?(?:; next: (?P<next>.*))?")
 _SETTING = re.compile(r"`(\w+)(?:=[^`]*)?`")
 
+_WAYS_OUT: dict[type[OSError], tuple[str, str]] = {
+    FileNotFoundError: ("a file or folder that is there", "check the name"),
+    FileExistsError: ("a folder", "choose another place"),
+    NotADirectoryError: ("a folder", "choose another place"),
+    IsADirectoryError: ("a file", "choose another name"),
+    PermissionError: ("permission there", "choose another place"),
+}
+"""What is needed and what to do next, for errors of the operating system that are not about room."""
+
 
 class ThinsliceError(ValueError):
     """The root of every error that a caller may want to catch.
@@ -77,6 +86,29 @@ class ModelRefused(ThinsliceError):
 
 class OutputRefused(ThinsliceError):
     """The answer may not be written there."""
+
+
+def reason_of(error: BaseException, name_file: bool = True) -> str:
+    """Returns one line about any error: what was got, what is needed, what to do next.
+
+    Args:
+        error: one of ours, of the operating system, or any other.
+        name_file: whether the file is named that the operating system complains of.
+
+    Example:
+        >>> reason_of(PermissionError(13, "Permission denied", "thin.nii"))
+        "thin.nii: got 'Permission denied'; need permission there; next: choose another place"
+    """
+    if isinstance(error, MemoryError):
+        return (
+            "got a scan larger than the free memory; need a smaller one; "
+            "next: crop it, ask for fewer voxels, or use a larger machine"
+        )
+    if isinstance(error, OSError) and error.strerror:
+        place = f"{error.filename}: " if error.filename and name_file else ""
+        need, then = _WAYS_OUT.get(type(error), ("room and permission there", "free some room, or choose another"))
+        return f"{place}got '{error.strerror}'; need {need}; next: {then}"
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _again(kind: type[ThinsliceError], arguments: tuple[str, ...], fields: dict[str, str]) -> ThinsliceError:

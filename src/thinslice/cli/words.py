@@ -3,18 +3,10 @@
 import re
 from typing import TYPE_CHECKING
 
+from thinslice import errors
+
 if TYPE_CHECKING:
     from thinslice.plan import Plan
-
-_WAYS_OUT = {
-    FileNotFoundError: ("a file or folder that is there", "check the name"),
-    FileExistsError: ("a folder", "choose another place"),
-    NotADirectoryError: ("a folder", "choose another place"),
-    IsADirectoryError: ("a file", "choose another name"),
-    PermissionError: ("permission there", "choose another place"),
-}
-"""What is needed and what to do next, for errors of the operating system that are not about room."""
-
 
 _SETTING = re.compile(r"`(\w+)(?:=([^`]*))?`")
 
@@ -62,15 +54,6 @@ def named(name: str, reason: str) -> str:
     return reason if name in reason else f"{name}: {reason}"
 
 
-def reason_of(error: Exception) -> str:
-    """One line about an error that a user can do something about."""
-    if isinstance(error, MemoryError):
-        return (
-            "got a scan larger than the free memory; need a smaller one; "
-            "next: crop it, ask for fewer voxels, or use a larger machine"
-        )
-    if isinstance(error, OSError) and error.strerror:
-        place = f"{error.filename}: " if error.filename else ""
-        need, then = _WAYS_OUT.get(type(error), ("room and permission there", "free some room, or choose another"))
-        return f"{place}got '{error.strerror}'; need {need}; next: {then}"
-    return to_options(" ".join(str(error).split()))
+def reason_of(error: BaseException) -> str:
+    """Returns one line about an error, with options called as on the command line."""
+    return to_options(errors.reason_of(error))

@@ -6,6 +6,7 @@ lies in a data set of its own, whose ``dataset_description.json`` says what gene
 """
 
 import json
+import logging
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -19,24 +20,33 @@ from typing import Any
 from thinslice.errors import InputRefused, OutputRefused
 from thinslice.io.atomic import read_object, whole_or_not
 
+logger = logging.getLogger(__name__)
+
 SUFFIXES = ("T1w", "T2w", "FLAIR", "PDw", "T2starw", "PDT2", "inplaneT1", "inplaneT2")
 """Weighted anatomical images. Maps, masks and defaced copies are made otherwise, and not looked at."""
 
 BIDS_VERSION = "1.10.0"
+"""The version of the specification that the derivatives follow."""
+
 DESCRIPTION = "dataset_description.json"
-IGNORED = ("summary*", "thumbnails", "reports")
+"""The file that every data set of BIDS has in its folder."""
+
+IGNORED = ("summary*", "thumbnails", "reports", "figures")
 """What the output holds beside the derivatives: for .bidsignore."""
 
 NO_MAGNITUDE = ("part-phase", "part-real", "part-imag")
 """Images that are not looked at: between two wrapped phases lies no mean."""
 
 _LABEL = re.compile("[A-Za-z0-9]+")
+"""What BIDS takes as the label of a participant or a session."""
+
 _NAME = re.compile(r"(?P<entities>sub-[A-Za-z0-9]+(?:_[a-z]+-[A-Za-z0-9+]+)*)_(?P<suffix>[A-Za-z0-9]+)\.nii(?:\.gz)?")
+"""The name of an image: entities, each a key and a label, and a suffix."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Which images of a data set are wanted; None for all.
+    """Says which images of a data set are chosen; None for all.
 
     Attributes:
         participants, sessions: labels, with or without ``sub-`` and ``ses-``.
@@ -49,60 +59,94 @@ class Choice:
 
 
 def find_images(dataset: Path, choice: Choice) -> tuple[list[Path], list[OSError]]:
-    """The raw images of the chosen participants, by name, and what was said of folders that cannot be read.
+    """Finds the raw images of the chosen participants, by name, and what became of folders that cannot be read.
 
     Raises:
         InputRefused: it is no BIDS data set, or a participant, a session, or all that was chosen, is not there.
     """
     if not (dataset / DESCRIPTION).is_file():
         raise InputRefused(
-            f"{dataset}: got a folder without {DESCRIPTION}; need a BIDS data set; next: check the name, or use "
-            "'thinslice batch -i FOLDER -o FOLDER' for a folder of scans"
+            got=f"a folder without {DESCRIPTION}",
+            need="a BIDS data set",
+            next="check the name, or use 'thinslice batch -i FOLDER -o FOLDER' for a folder of scans",
+            place=dataset,
+            code="not-bids",
         )
     _names_of_json.cache_clear()
-    closed: list[OSError] = []
-    subjects = _folders(dataset, "sub-", closed)
-    if closed:
-        raise InputRefused(f"{dataset}: got '{closed[0].strerror}'; need a folder that can be read; next: see to that")
-    wanted, sessions = _labels(choice.participants, "sub-"), _labels(choice.sessions, "ses-")
-    missing = sorted((wanted or set()) - {folder.name for folder in subjects})
-    if missing:
-        raise InputRefused(
-            f"{dataset}: got participant {missing[0].removeprefix('sub-')}, who is not in it; need some of its "
-            f"{len(subjects)}; next: correct --participant-label"
-        )
-    chosen = [folder for folder in subjects if wanted is None or folder.name in wanted]
-    visits = {folder: _folders(folder, "ses-", closed) for folder in chosen}
-    there = {visit.name for folder in visits.values() for visit in folder}
-    if not closed and (missing := sorted((sessions or set()) - there)):
-        raise InputRefused(
-            f"{dataset}: got session {missing[0].removeprefix('ses-')}, which no participant chosen has; need some of "
-            f"{', '.join(sorted(there)) or 'none'}; next: correct --session-label"
-        )
+    unreadable: list[OSError] = []
+    participants = _find_participants(dataset, choice, unreadable)
+    visits = {folder: _find_folders(folder, "ses-", unreadable) for folder in participants}
+    sessions = _labels(choice.sessions, "ses-")
+    _check_sessions(dataset, sessions, {visit.name for folder in visits.values() for visit in folder}, unreadable)
+    # a participant without sessions has its images in its own folder; chosen sessions leave those out
     places = [
         place
-        for folder in chosen
+        for folder in participants
         for place in (folder, *visits[folder])
-        if (sessions is None or place.name in sessions) and str(place) not in {str(one.filename) for one in closed}
+        if (sessions is None or place.name in sessions) and str(place) not in {str(one.filename) for one in unreadable}
     ]
     found = [
         path
         for place in places
-        for path in _files(place / "anat", closed)
+        for path in _list(place / "anat", unreadable)
         if (match := _NAME.fullmatch(path.name))
         and match["suffix"] in choice.suffixes
         and not set(NO_MAGNITUDE) & set(match["entities"].split("_"))
     ]
-    if not found and not closed:
+    if not found and not unreadable:
         raise InputRefused(
-            f"{dataset}: got no image in an anat folder for that choice; need {', '.join(choice.suffixes)}; "
-            "next: change --suffix, --session-label or --participant-label"
+            got="no image in an anat folder for that choice",
+            need=", ".join(choice.suffixes),
+            next="change `suffix`, `session_label` or `participant_label`",
+            place=dataset,
+            code="no-image-chosen",
         )
-    return found, closed
+    logger.debug("%s: %d images of %d participants", dataset, len(found), len(participants))
+    return found, unreadable
+
+
+def _find_participants(dataset: Path, choice: Choice, unreadable: list[OSError]) -> list[Path]:
+    there = _find_folders(dataset, "sub-", unreadable)
+    if unreadable:
+        raise InputRefused(
+            got=f"'{unreadable[0].strerror}'",
+            need="a folder that can be read",
+            next="see to its permissions",
+            place=dataset,
+            code="no-access",
+        ) from unreadable[0]
+    chosen = _labels(choice.participants, "sub-")
+    missing = sorted((chosen or set()) - {folder.name for folder in there})
+    if missing:
+        raise InputRefused(
+            got=f"participant {missing[0].removeprefix('sub-')}, who is not in it",
+            need=f"some of its {len(there)}",
+            next="correct `participant_label`",
+            place=dataset,
+            code="no-such-participant",
+        )
+    return [folder for folder in there if chosen is None or folder.name in chosen]
+
+
+def _check_sessions(dataset: Path, chosen: set[str] | None, there: set[str], unreadable: list[OSError]) -> None:
+    missing = sorted((chosen or set()) - there)
+    if missing and not unreadable:  # it may be in a folder that cannot be read
+        raise InputRefused(
+            got=f"session {missing[0].removeprefix('ses-')}, which no participant chosen has",
+            need=f"some of {', '.join(sorted(there)) or 'none'}",
+            next="correct `session_label`",
+            place=dataset,
+            code="no-such-session",
+        )
 
 
 def derivative_path(raw: Path, dataset: Path, output: Path) -> Path:
-    """Where the answer goes: sub-01/anat/sub-01_T2w.nii -> sub-01/anat/sub-01_res-iso_desc-sr_T2w.nii.gz."""
+    """Returns where the answer goes, by the rules of BIDS.
+
+    Example:
+        >>> derivative_path(Path("raw/sub-01/anat/sub-01_T2w.nii"), Path("raw"), Path("out")).as_posix()
+        'out/sub-01/anat/sub-01_res-iso_desc-sr_T2w.nii.gz'
+    """
     match = _NAME.fullmatch(raw.name)
     assert match is not None, "an image that find_images found"
     name = f"{match['entities']}_res-iso_desc-sr_{match['suffix']}.nii.gz"
@@ -110,7 +154,7 @@ def derivative_path(raw: Path, dataset: Path, output: Path) -> Path:
 
 
 def derivative_facts(raw: Path, dataset: Path) -> dict[str, Any]:
-    """What BIDS wants to be told in the JSON of an answer, beside its ``Resolution``."""
+    """Returns what BIDS wants the JSON of an answer to say, beside its ``Resolution``."""
     return {
         "Description": "Thin slices, computed from thick ones: between them nothing was acquired.",
         "SkullStripped": False,
@@ -120,11 +164,12 @@ def derivative_facts(raw: Path, dataset: Path) -> dict[str, Any]:
 
 
 def inherited_sidecars(raw: Path, dataset: Path) -> tuple[Path, ...]:
-    """The JSON that holds for an image but is not its own, the nearest and most particular last.
+    """Returns the JSON files that hold for an image but are not its own, the nearest and most particular last.
 
-    By the inheritance principle: in the folder of the image or one above it, with the same suffix, and with no entity
-    that the image has not.
+    By the inheritance principle (specification, "Common principles"): in the folder of the image or one above it, with
+    the same suffix, and with no entity that the image has not.
     """
+    # sub-01_T2w.json holds for sub-01_run-2_T2w.nii.gz: it has no entity that the image has not
     *entities, suffix = raw.name.split(".")[0].split("_")
     folders = [folder for folder in reversed(raw.parents) if folder == dataset or dataset in folder.parents]
     found = []
@@ -144,29 +189,35 @@ def _names_of_json(folder: Path) -> tuple[str, ...]:
 
 
 def check_output(dataset: Path, output: Path) -> None:
-    """Raw data is never written to: not into its folder, but for a folder of its derivatives.
+    """Refuses an output among raw data, which is never written to, but for a folder of its derivatives.
 
     Raises:
-        OutputRefused: it would be, or the output is the data set of another program.
+        OutputRefused: it lies there, or is the data set of another program.
     """
     raw, there = Path(os.path.realpath(dataset)), Path(os.path.realpath(output))
     inside = there == raw or raw in there.parents
     if inside and (there == raw or there.relative_to(raw).parts[0] != "derivatives" or there.parent == raw):
-        raise OutputRefused(
-            f"{output}: got an output inside the raw data; need a folder elsewhere; next: choose another, such as "
-            f"{dataset / 'derivatives' / 'thinslice'}"
-        )
+        raise _inside_raw_data(output, dataset)
     if there in raw.parents:
-        raise OutputRefused(f"{output}: got an output that holds the raw data; need another; next: choose a new folder")
+        raise OutputRefused(
+            got="an output that holds the raw data",
+            need="another",
+            next="choose a new folder",
+            place=output,
+            code="output-holds-input",
+        )
     if (output / DESCRIPTION).exists() and not _is_ours(output / DESCRIPTION):
         raise OutputRefused(
-            f"{output}: got a folder with another program's {DESCRIPTION}; need one for the derivatives of thinslice "
-            "alone; next: choose a new folder"
+            got=f"a folder with another program's {DESCRIPTION}",
+            need="one for the derivatives of thinslice alone",
+            next="choose a new folder",
+            place=output,
+            code="output-with-other-files",
         )
 
 
 def check_not_raw(output: Path) -> None:
-    """A folder of answers does not lie in the raw data of BIDS, but for a folder of its derivatives.
+    """Refuses a folder of answers that lies in raw data of BIDS, whichever, but for a folder of its derivatives.
 
     Raises:
         OutputRefused: it does.
@@ -178,15 +229,22 @@ def check_not_raw(output: Path) -> None:
         facts = read_object(root / DESCRIPTION)  # one that cannot be read may be that of raw data
         inside = there.relative_to(root).parts
         if facts.get("DatasetType", "raw") == "raw" and (len(inside) < 2 or inside[0] != "derivatives"):
-            raise OutputRefused(
-                f"{output}: got an output inside the raw data of {root}; need a folder elsewhere; next: choose "
-                f"another, such as {root / 'derivatives' / 'thinslice'}"
-            )
+            raise _inside_raw_data(output, root)
         return
 
 
+def _inside_raw_data(output: Path, dataset: Path) -> OutputRefused:
+    return OutputRefused(
+        got=f"an output inside the raw data of {dataset}",
+        need="a folder elsewhere",
+        next=f"choose another, such as {dataset / 'derivatives' / 'thinslice'}",
+        place=output,
+        code="output-in-raw-data",
+    )
+
+
 def write_description(dataset: Path, output: Path) -> None:
-    """What the derivatives are, of what, and by what; and what the validator shall not look at.
+    """Writes what the derivatives are, of what and by what, and what the validator of BIDS shall not look at.
 
     Raises:
         OSError: it cannot be written.
@@ -195,12 +253,14 @@ def write_description(dataset: Path, output: Path) -> None:
     link = Path(os.path.relpath(os.path.realpath(dataset), os.path.realpath(output))).as_posix()
     doi = re.search(r"10\.\d+/\S+", str(raw.get("DatasetDOI")))
     name, authors, licence = (raw.get(key) for key in ("Name", "Authors", "License"))
-    told = "Thin slices computed from thick ones; the JSON of each tells by which model, and how well they agree."
+    description = (
+        "Thin slices computed from thick ones; the JSON of each tells by which model, and how well they agree."
+    )
     content: dict[str, Any] = {
         "Name": f"{name if name and isinstance(name, str) else dataset.name}: thin slices",
         "BIDSVersion": BIDS_VERSION,
         "DatasetType": "derivative",
-        "GeneratedBy": [{"Name": "thinslice", "Version": version("thinslice"), "Description": told}],
+        "GeneratedBy": [{"Name": "thinslice", "Version": version("thinslice"), "Description": description}],
         "SourceDatasets": [{"URL": f"doi:{doi[0]}" if doi else link}],
         "DatasetLinks": {"raw": link},
     }
@@ -222,32 +282,37 @@ def _lines(path: Path) -> list[str]:
 
 
 def check_labels(choice: Choice) -> None:
-    """Labels become parts of file names.
+    """Refuses labels that cannot be parts of file names.
 
     Raises:
         InputRefused: one is not made of letters and digits.
     """
     for word in (*(choice.participants or ()), *(choice.sessions or ()), *choice.suffixes):
         if not _LABEL.fullmatch(word.removeprefix("sub-").removeprefix("ses-")):
-            raise InputRefused(f"got label {word!r}; need letters and digits, such as 01 or T2w; next: correct it")
+            raise InputRefused(
+                got=f"label {word!r}",
+                need="letters and digits, such as 01 or T2w",
+                next="correct it",
+                code="not-a-label",
+            )
 
 
-def _labels(wished: Iterable[str] | None, prefix: str) -> set[str] | None:
-    return None if wished is None else {prefix + label.removeprefix(prefix) for label in wished}
+def _labels(chosen: Iterable[str] | None, prefix: str) -> set[str] | None:
+    return None if chosen is None else {prefix + label.removeprefix(prefix) for label in chosen}
 
 
-def _folders(folder: Path, prefix: str, closed: list[OSError]) -> list[Path]:
-    return [path for path in _files(folder, closed) if path.name.startswith(prefix) and os.path.isdir(path)]
+def _find_folders(folder: Path, prefix: str, unreadable: list[OSError]) -> list[Path]:
+    return [path for path in _list(folder, unreadable) if path.name.startswith(prefix) and os.path.isdir(path)]
 
 
-def _files(folder: Path, closed: list[OSError]) -> list[Path]:
-    """What lies in a folder, by name; nothing where there is none. One that cannot be read is added to ``closed``."""
+def _list(folder: Path, unreadable: list[OSError]) -> list[Path]:
+    """What lies in a folder, by name; nothing where there is none. What cannot be read is added to ``unreadable``."""
     try:
         return sorted(folder / name for name in os.listdir(folder))
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
-        closed.append(error)
+        unreadable.append(error)
         return []
 
 
