@@ -17,8 +17,10 @@ from multiprocessing import resource_tracker
 from time import perf_counter, sleep
 from typing import Any
 
-from thinslice.datasets.job import Job, Outcome, clean_up, reason_of
-from thinslice.errors import InputRefused
+from thinslice.datasets.job import Job, Outcome, clean_up
+from thinslice.errors import InputRefused, reason_of
+
+logger = logging.getLogger(__name__)
 
 WORKER_BYTES = 2 << 30
 """Memory that a worker should have: 512 x 512 x 60 voxels that become 343 slices take 1.3 GiB with the network."""
@@ -31,27 +33,22 @@ _TOO_OFTEN = (
     "is, or a fault in a library); need a scan that can be computed; next: try it alone with 'thinslice enhance', or "
     "on a machine with more memory"
 )
-
-
-_WITHOUT_US = (
-    "got a worker that cannot help ({}); need thinslice on all of them, the same version as here; next: install it "
-    "there, start the worker again, and run again: what is done stays"
-)
+"""The outcome of a scan whose processes died, and how many of them did."""
 
 _KEPT_BYTES = 32 << 20
 """What the C library may keep of freed memory: as much as it does by itself. The engine's 64 KiB cost a tenth of the
 time of a scan, in page faults (LOG.md)."""
 
-_LOOK_S = 0.01
-"""How often we look for a scan that has landed."""
+_LOOK_SECONDS = 0.01
+"""How often we look for a scan that has landed: nobody notices, and it costs no time worth a word."""
 
-_COUNT_S = 1.0
+_COUNT_SECONDS = 1.0
 """How often we look for workers, while none lands."""
 
 
 @dataclass(frozen=True)
 class Engine:
-    """Where the work is done.
+    """Says where the work is done.
 
     Attributes:
         workers: processes on this machine.
@@ -75,7 +72,7 @@ class Progress:
 
 
 def check_installed() -> None:
-    """Refuse where the engine is missing.
+    """Refuses to go on where the engine is missing.
 
     Raises:
         InputRefused: it is.
@@ -85,13 +82,15 @@ def check_installed() -> None:
         import distributed  # noqa: F401
     except ModuleNotFoundError as error:
         raise InputRefused(
-            f"a data set needs {(error.name or '').partition('.')[0]}, which is not installed; "
-            "next: pip install 'thinslice[batch]'"
-        ) from None
+            got=f"no {(error.name or '').partition('.')[0]}",
+            need="it for a data set",
+            next="pip install 'thinslice[batch]'",
+            code="batch-not-installed",
+        ) from error
 
 
 def cores_and_bytes() -> tuple[int, int]:
-    """What this process may use, limits of a container or of a job scheduler included."""
+    """Returns what this process may use, limits of a container or of a job scheduler included."""
     from dask.system import CPU_COUNT
     from distributed.system import MEMORY_LIMIT
 
@@ -99,15 +98,27 @@ def cores_and_bytes() -> tuple[int, int]:
 
 
 def choose_workers(cores: int, memory_bytes: int) -> int:
-    """One process for every core, as far as the memory goes: the rest of a core's work is shared by no other."""
+    """Returns how many processes to start: one for every core, as far as the memory goes.
+
+    Example:
+        >>> choose_workers(cores=8, memory_bytes=5 << 30)
+        2
+    """
     return max(1, min(cores, memory_bytes // WORKER_BYTES))
 
 
 def read_shard(text: str | None, environment: Mapping[str, str]) -> tuple[int, int]:
-    """``i/n`` as two numbers, 1 <= i <= n; without, the place of this task in a Slurm array; else 1 of 1.
+    """Returns ``i/n`` as two numbers, 1 <= i <= n; without, the place of this task in a Slurm array; else 1 of 1.
 
     Raises:
         InputRefused: it is something else.
+
+    Example:
+        >>> read_shard("3/8", {})
+        (3, 8)
+        >>> slurm = {"SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_TASK_MIN": "5", "SLURM_ARRAY_TASK_COUNT": "4"}
+        >>> read_shard(None, slurm)
+        (3, 4)
     """
     if text is None:
         return _shard_of_slurm(environment)
@@ -115,7 +126,9 @@ def read_shard(text: str | None, environment: Mapping[str, str]) -> tuple[int, i
         index, count = (int(word) for word in text.split("/"))
         if 1 <= index <= count:
             return index, count
-    raise InputRefused(f"got --shard {text}; need i/n with 1 <= i <= n, such as 3/8; next: correct it")
+    raise InputRefused(
+        got=f"`shard={text}`", need="i/n with 1 <= i <= n, such as 3/8", next="correct it", code="not-a-shard"
+    )
 
 
 def _shard_of_slurm(environment: Mapping[str, str]) -> tuple[int, int]:
@@ -127,8 +140,10 @@ def _shard_of_slurm(environment: Mapping[str, str]) -> tuple[int, int]:
     index = (task - least) // max(step, 1) + 1
     if not 1 <= index <= count:
         raise InputRefused(
-            f"got task {task} of a Slurm array that starts at {least} and has {count}; need an array with even steps; "
-            "next: give --shard i/n"
+            got=f"task {task} of a Slurm array that starts at {least} and has {count}",
+            need="an array with even steps",
+            next="give `shard=i/n`",
+            code="uneven-slurm-array",
         )
     return index, count
 
@@ -136,14 +151,18 @@ def _shard_of_slurm(environment: Mapping[str, str]) -> tuple[int, int]:
 def run(
     jobs: Sequence[Job],
     engine: Engine,
-    tell: Callable[[Progress], None],
-    tell_workers: Callable[[int], None] = lambda workers: None,
+    report: Callable[[Progress], None],
+    report_workers: Callable[[int], None] = lambda workers: None,
 ) -> None:
-    """Do all jobs; every one gets an outcome, which is told when it ends.
-
-    ``tell_workers`` is told how many workers there are: at the start, and when the last has gone or the first come.
+    """Does all jobs; each gets an outcome.
 
     After an interruption what was unfinished is cleaned up, and what is done stays.
+
+    Args:
+        jobs: the scans.
+        engine: where to do them.
+        report: called when a job ends.
+        report_workers: called with the number of workers: at the start, and when the last has gone or the first come.
 
     Raises:
         InputRefused: there is no scheduler at the address, or a worker of it lacks thinslice.
@@ -153,12 +172,13 @@ def run(
 
     def end(job: Job, outcome: Outcome) -> None:
         del unfinished[job.name]
-        tell(clock.after(job, outcome))
+        report(clock.after(job, outcome))
 
     try:
         with _client(engine) as client:
-            _do_all(client, jobs, _Crew(client, engine, clock, tell_workers), end)
+            _do_all(client, jobs, _Crew(client, engine, clock, report_workers), end)
     except _OutOfReach as error:
+        logger.debug("the engine no longer answers", exc_info=error)
         for job in list(unfinished.values()):
             reason = f"got the end of the engine ({error}); need a scheduler that runs to the end; next: run again"
             end(job, Outcome(job.name, "failed", reason))
@@ -171,7 +191,7 @@ def run(
 
 
 def dask_setup(_worker: Any) -> None:
-    """Called by a worker that starts: Ctrl-C, which all processes of a terminal hear, is for the one that leads."""
+    """Prepares a worker that starts: Ctrl-C, which all processes of a terminal hear, is for the one that leads."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
@@ -183,27 +203,29 @@ class _OutOfReach(Exception):
 
 
 class _Crew:
-    """The workers that there are; a word when the last has gone or the first come."""
+    """The workers that there are; ``report`` is called when the last has gone or the first come."""
 
-    def __init__(self, client: Any, engine: Engine, clock: "_Clock", tell: Callable[[int], None]) -> None:
-        self.client, self.engine, self.clock, self.tell = client, engine, clock, tell
-        self.told: bool | None = None
+    def __init__(self, client: Any, engine: Engine, clock: "_Clock", report: Callable[[int], None]) -> None:
+        self.client, self.engine, self.clock, self.report = client, engine, clock, report
+        self.has_workers: bool | None = None
 
     def room(self) -> int:
         """How many scans at a time: as many as workers; where more may start when work waits, twice that."""
         if self.engine.scheduler is None:
-            workers = self.clock.hands = room = self.engine.workers
+            workers = self.clock.workers = room = self.engine.workers
         else:
             there = self.client.nthreads()
-            workers, self.clock.hands = len(there), max(1, sum(there.values()))
-            room = 2 * self.clock.hands
-        if self.told is not bool(workers):
-            self.told = bool(workers)
-            self.tell(workers)
+            workers, self.clock.workers = len(there), max(1, sum(there.values()))
+            room = 2 * self.clock.workers
+        if self.has_workers is not bool(workers):
+            self.has_workers = bool(workers)
+            self.report(workers)
         return room
 
 
 def _do_all(client: Any, jobs: Sequence[Job], crew: _Crew, end: Callable[[Job, Outcome], None]) -> None:
+    # A process that dies takes the scan of its neighbour along, and both look guilty: so all that died too often are
+    # done once more, one at a time with nothing beside them, and only who dies then is named.
     suspects: list[Job] = []
     for job, outcome in _each(client, jobs, crew.room):
         if outcome is None:
@@ -271,7 +293,7 @@ def _make_start() -> Callable[[bytes, str], bytes]:
             found = version_of("thinslice")
             from thinslice.datasets.job import run_job
         except ImportError as error:
-            raise ModuleNotFoundError(f"{get_worker().address}: {error}") from None
+            raise ModuleNotFoundError(f"{get_worker().address}: {error}") from error
         if found != version:
             raise ModuleNotFoundError(f"{get_worker().address}: version {found}, here {version}")
         return pickle.dumps(run_job(pickle.loads(job)))
@@ -281,11 +303,11 @@ def _make_start() -> Callable[[bytes, str], bytes]:
 
 def _has_landed(landing: Any) -> bool:
     """Whether a scan has, within a while."""
-    until = perf_counter() + _COUNT_S
+    until = perf_counter() + _COUNT_SECONDS
     while perf_counter() < until:
         if landing.has_ready():
             return True
-        sleep(_LOOK_S)
+        sleep(_LOOK_SECONDS)
     return False
 
 
@@ -300,9 +322,14 @@ def _outcome(job: Job, result: Any) -> Outcome | None:
     if isinstance(error, KilledWorker):
         return None
     if isinstance(error, ModuleNotFoundError):
-        raise InputRefused(_WITHOUT_US.format(reason_of(error)))
-    said = reason_of(error)
-    return Outcome(job.name, "failed", f"got an unfinished scan ({said}); need workers that run; next: run again")
+        raise InputRefused(
+            got=f"a worker that cannot help ({reason_of(error)})",
+            need="thinslice on all of them, the same version as here",
+            next="install it there, start the worker again, and run again: what is done stays",
+            code="worker-without-thinslice",
+        ) from error
+    reason = f"got an unfinished scan ({reason_of(error)}); need workers that run; next: run again"
+    return Outcome(job.name, "failed", reason)
 
 
 @contextmanager
@@ -312,15 +339,17 @@ def _client(engine: Engine) -> Iterator[Any]:
 
     loggers = [name for name in logging.root.manager.loggerDict if name.startswith("distributed")]
     for name in [*loggers, "asyncio", "tornado.application"]:
-        logging.getLogger(name).setLevel(_SILENT)  # what happens to a worker is told by us
+        logging.getLogger(name).setLevel(_SILENT)  # what happens to a worker is reported by us
     if engine.scheduler is not None:
         try:
             client = Client(engine.scheduler)
         except (OSError, ValueError) as error:
             raise InputRefused(
-                f"got no answer from a scheduler at {engine.scheduler} ({reason_of(error)}); need a running one; "
-                "next: start 'dask scheduler', or leave --scheduler out"
-            ) from None
+                got=f"no answer from a scheduler at {engine.scheduler} ({reason_of(error)})",
+                need="a running one",
+                next="start 'dask scheduler', or leave `scheduler` out",
+                code="no-scheduler",
+            ) from error
         try:
             yield client
         finally:
@@ -387,7 +416,7 @@ class _Clock:
         self.left, self.seen, self.computed = ([0, 0] for _ in range(3))  # bytes of those without, and with, an answer
         for name, size in self.sizes.items():
             self.left[self.there[name]] += size
-        self.seconds, self.done, self.hands = 0.0, 0, 1
+        self.seconds, self.done, self.workers = 0.0, 0, 1
 
     def after(self, job: Job, outcome: Outcome) -> Progress:
         size, kind = self.sizes[job.name], self.there[job.name]
@@ -400,7 +429,7 @@ class _Clock:
         shares = [self.computed[k] / self.seen[k] if self.seen[k] else float(not k) for k in (False, True)]
         to_compute = sum(left * share for left, share in zip(self.left, shares, strict=True))
         computed = sum(self.computed)
-        seconds = self.seconds / computed * to_compute / self.hands if computed else None
+        seconds = self.seconds / computed * to_compute / self.workers if computed else None
         return Progress(self.done, len(self.sizes), outcome, seconds)
 
 

@@ -13,6 +13,7 @@ from thinslice.datasets.job import Job, Outcome, State
 from thinslice.io.atomic import whole_or_not
 
 MOST_ROWS = 2000
+"""Scans that the page shows: a browser is slow with more, and nobody reads them."""
 
 WORDS: dict[State, str] = {
     "done": "computed",
@@ -22,8 +23,10 @@ WORDS: dict[State, str] = {
     "failed": "failed",
     "left": "not done yet",
 }
+"""What a state is called in a table for people."""
 
 _NO_LINES = str.maketrans("\t\n\r", "   ")
+"""What would end a cell or a line of the table."""
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem; background: #111; color: #ddd; }
@@ -35,13 +38,18 @@ td.number { text-align: right; } a { color: #8cf; }
 
 
 def counts(outcomes: Sequence[Outcome]) -> dict[State, int]:
-    """How many scans ended in which way; those that none did are left out."""
+    """Counts how many scans ended in which way; those that none did are left out.
+
+    Example:
+        >>> counts([Outcome("a", "done"), Outcome("b", "thin"), Outcome("c", "done")])
+        {'done': 2, 'thin': 1}
+    """
     found = {state: sum(one.state == state for one in outcomes) for state in get_args(State)}
     return {state: number for state, number in found.items() if number}
 
 
 def make_table(outcomes: Sequence[Outcome], seconds: float) -> list[str]:
-    """A few aligned lines: how many ended how, and how fast."""
+    """Returns a few aligned lines: how many scans ended how, and how fast."""
     rows = [(WORDS[state], str(number)) for state, number in counts(outcomes).items()]
     rows.append(("scans", str(len(outcomes))))
     done = [one for one in outcomes if one.state == "done"]
@@ -54,7 +62,7 @@ def make_table(outcomes: Sequence[Outcome], seconds: float) -> list[str]:
 
 
 def write_table(path: Path, jobs: Sequence[Job], outcomes: Sequence[Outcome]) -> None:
-    """All scans, by name, tab by tab; its folder is the output.
+    """Writes a table of all scans, by name, tab by tab; its folder is the output.
 
     Raises:
         OSError: it cannot be written.
@@ -65,7 +73,7 @@ def write_table(path: Path, jobs: Sequence[Job], outcomes: Sequence[Outcome]) ->
 
 
 def write_page(path: Path, jobs: Sequence[Job], outcomes: Sequence[Outcome], seconds: float) -> None:
-    """A page to open in a browser; its folder is the output.
+    """Writes a page to open in a browser; its folder is the output.
 
     Raises:
         OSError: it cannot be written.
