@@ -9,15 +9,17 @@ the faults whose test, file or text contains it; ``--changed`` those whose test 
 import argparse
 import ast
 import contextlib
+import importlib
+import multiprocessing
+import multiprocessing.connection
 import os
-import queue
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -50,6 +52,10 @@ class Fault:
     def __str__(self) -> str:
         short = " ".join(self.old.split())
         return f"{self.file}  {short[:40]}{'...' * (len(short) > 40)}  ({self.test})"
+
+    @property
+    def test_file(self) -> str:
+        return self.test.split("::")[0]
 
     def misfit(self) -> str:
         """Returns why the fault cannot be planted in the source as it is now, or nothing."""
@@ -105,49 +111,70 @@ def copy_to(folder: Path) -> Path:
     return folder
 
 
-@contextlib.contextmanager
-def planted(fault: Fault | None, copy: Path) -> Iterator[None]:
-    """Changes one file of a copy for as long as it lasts."""
-    if fault is None:
-        yield
-        return
-    target = copy / "src" / "thinslice" / fault.file
-    sound = target.read_text()
-    target.write_text(sound.replace(fault.old, fault.new))
+ENVIRONMENT = {
+    "PYTHONDONTWRITEBYTECODE": "1",
+    "OMP_NUM_THREADS": "1",
+    "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+    "THINSLICE_HYPOTHESIS": "faults",
+}
+
+IMPORTED_ONCE = ("numpy", "scipy.ndimage", "nibabel", "nrrd", "pydicom", "PIL.Image", "onnxruntime", "onnx", "torch")
+"""What takes longer to import than most tests take to fail; every run is a fork of a process that has it already."""
+
+
+def run_tests(copy: Path, tests: list[str], fault: Fault | None) -> None:
+    """Runs pytest in a copy, with a fault planted, and ends this process, a fork, with its exit code."""
+    os.setsid()  # so that whatever the tests start can be ended with them
+    os.chdir(copy)
+    os.environ["PYTHONPATH"] = str(copy / "src")
+    sys.dont_write_bytecode = fault is not None  # two faults of one length and second would share their compiled file
+    sys.path[0] = str(copy / "src")
+    with open(copy / "log", "wb") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    if fault:
+        sound = (SOURCE / fault.file).read_text()
+        (copy / "src" / "thinslice" / fault.file).write_text(sound.replace(fault.old, fault.new))
+    code: int = pytest.ExitCode.INTERNAL_ERROR
     try:
-        yield
+        code = pytest.main(["-x", "-q", "--tb=line", "-p", "no:cacheprovider", *tests])
     finally:
-        target.write_text(sound)
+        sys.stdout.flush()
+        os._exit(code)
 
 
-def run(copy: Path, tests: list[str], fault: Fault | None = None) -> tuple[int, str]:
-    """Runs tests in a copy with a fault planted; returns pytest's exit code (124: it did not end) and what it wrote."""
-    environment = os.environ | {
-        "PYTHONPATH": str(copy / "src"),
-        "PYTHONDONTWRITEBYTECODE": "1",  # two faults of one length and second would share their compiled file
-        "OMP_NUM_THREADS": "1",
-        "THINSLICE_HYPOTHESIS": "faults",
-    }
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "--tb=line", "-p", "no:cacheprovider"]
-    with planted(fault, copy):
-        try:
-            ended = subprocess.run(
-                command + [f"tests/{test}" for test in tests],
-                cwd=copy,
-                env=environment,
-                capture_output=True,
-                text=True,
-                timeout=MOST_SECONDS * len(tests),
-            )
-        except subprocess.TimeoutExpired:
-            return 124, ""
-    return ended.returncode, ended.stdout[-2000:] + ended.stderr[-2000:]
+Job = tuple[list[str], Fault | None]
+"""What pytest is called with, and what is planted meanwhile."""
+
+
+def run_all(jobs: list[Job], copies: list[Path]) -> Iterator[tuple[Job, int, float, str]]:
+    """Runs each job in a copy that no other uses; yields it with pytest's exit code, seconds and what was written."""
+    waiting, free, running = list(reversed(jobs)), list(copies), {}
+    fork = multiprocessing.get_context("fork")
+    while waiting or running:
+        while waiting and free:
+            job, copy = waiting.pop(), free.pop()
+            process = fork.Process(target=run_tests, args=(copy, *job))
+            process.start()
+            running[process.sentinel] = process, job, copy, time.monotonic()
+        ended = multiprocessing.connection.wait(list(running), timeout=1)
+        for sentinel, (process, job, copy, started) in list(running.items()):
+            late = time.monotonic() - started > MOST_SECONDS * len(job[0])
+            if sentinel in ended or late:
+                del running[sentinel]
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.join()
+                if job[1]:  # with its date, so that what was compiled of it fits again
+                    shutil.copy2(SOURCE / job[1].file, copy / "src" / "thinslice" / job[1].file)
+                free.append(copy)
+                yield job, process.exitcode or 0, time.monotonic() - started, (copy / "log").read_text(errors="replace")
 
 
 def main(words: list[str]) -> int:
     """Plants the faults that were chosen and reports; returns 1 where one was not caught, else 0."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("words", nargs="*")
+    parser.add_argument("words", nargs="*", metavar="word")
     parser.add_argument("--changed", metavar="REVISION", help="only where files have changed since")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="how many run at once (default: all cores)")
     options = parser.parse_args(words)
@@ -157,46 +184,47 @@ def main(words: list[str]) -> int:
         faults = [fault for fault in faults if any(word in part for word in options.words for part in astuple(fault))]
     if options.changed:
         changed = files_changed_since(options.changed)
-        places = [{f"src/thinslice/{fault.file}", f"tests/{fault.test.split('::')[0]}"} for fault in faults]
-        faults = [fault for fault, place in zip(faults, places, strict=True) if place & changed]
+        faults = [fault for fault in faults if {f"src/thinslice/{fault.file}", f"tests/{fault.test_file}"} & changed]
     misfits = [fault for fault in faults if fault.misfit()]
     for fault in misfits:
         print(f"{fault.misfit()}: {fault}")
-    return report_on([fault for fault in faults if not fault.misfit()], misfits, options.workers)
+
+    os.environ |= ENVIRONMENT
+    for name in IMPORTED_ONCE:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+    with tempfile.TemporaryDirectory() as temporary:
+        first, *others = (Path(temporary).resolve() / str(number) for number in range(options.workers))
+        files = sorted({f"tests/{fault.test_file}" for fault in faults})
+        for _ in run_all([(["--collect-only", *files], None)] if files else [], [copy_to(first)]):
+            pass  # now it holds the compiled files, which every run would else make again
+        copies = [first, *(shutil.copytree(first, other) for other in others)]
+        missed = plant([fault for fault in faults if fault not in misfits], copies)
+    print(f"{len(faults) - len(misfits) - len(missed)} of {len(faults)} faults caught")
+    for fault in missed:
+        print(f"not caught: {fault}")
+    return 1 if missed or misfits else 0
 
 
-def report_on(faults: list[Fault], misfits: list[Fault], workers: int) -> int:
-    """Runs the tests as they are, then with each fault planted; prints a line a fault and the sum."""
-    copies: queue.SimpleQueue[Path] = queue.SimpleQueue()
-    survived = []
-
-    def in_a_copy(tests: list[str], fault: Fault | None = None) -> tuple[int, str, float]:
-        copy, started = copies.get(), time.monotonic()
-        try:
-            return *run(copy, tests, fault), time.monotonic() - started
-        finally:
-            copies.put(copy)
-
-    with tempfile.TemporaryDirectory() as temporary, ThreadPoolExecutor(workers) as pool:
-        for number in range(workers):
-            copies.put(copy_to(Path(temporary).resolve() / str(number)))
-        tests: dict[str, list[str]] = {}
-        for name in sorted({fault.test for fault in faults}):
-            tests.setdefault(name.split("::")[0], []).append(name)
-        for file, (code, said, _) in zip(tests, pool.map(in_a_copy, tests.values()), strict=True):
-            if code != 0:
-                print(f"{said}\n{file} fails without any fault; nothing can be told")
-                return 1
-        running = {pool.submit(in_a_copy, [fault.test], fault): fault for fault in faults}
-        for done in as_completed(running):
-            code, _, seconds = done.result()
-            caught = code == 1  # any other code is no failed test: none collected, a wrong call, an interruption
-            survived += [] if caught else [running[done]]
-            print(f"{'caught  ' if caught else 'SURVIVED'}  {seconds:4.0f} s  {running[done]}", flush=True)
-    print(f"{len(faults) - len(survived)} of {len(faults) + len(misfits)} faults caught")
-    for fault in survived:
-        print(f"SURVIVED  {fault}")
-    return 1 if survived or misfits else 0
+def plant(faults: list[Fault], copies: list[Path]) -> list[Fault]:
+    """Runs the tests as they are, then with each fault planted; prints a line a fault, returns those not caught."""
+    tests: dict[str, list[str]] = {}
+    for name in sorted({f"tests/{fault.test}" for fault in faults}):
+        tests.setdefault(name.split("::")[0], []).append(name)
+    unsound = set()
+    for (names, _), code, seconds, said in run_all([(names, None) for names in tests.values()], copies):
+        file = names[0].split("::")[0].removeprefix("tests/")
+        print(f"{'sound   ' if code == 0 else 'UNSOUND '}  {seconds:4.0f} s  {file}", flush=True)
+        if code != 0:
+            print(f"{said[-2000:]}\n{file} fails without any fault; nothing can be told", flush=True)
+            unsound.add(file)
+    missed = [fault for fault in faults if fault.test_file in unsound]
+    jobs: list[Job] = [([f"tests/{fault.test}"], fault) for fault in faults if fault not in missed]
+    for (_, fault), code, seconds, _ in run_all(jobs, copies):
+        caught = code == pytest.ExitCode.TESTS_FAILED  # any other: no test collected, a wrong call, an interruption
+        print(f"{'caught  ' if caught else 'SURVIVED'}  {seconds:4.0f} s  {fault}", flush=True)
+        missed += [] if caught or fault is None else [fault]
+    return missed
 
 
 if __name__ == "__main__":
