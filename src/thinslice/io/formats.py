@@ -10,13 +10,13 @@ when the first file of its kind is met: the command line starts without any of t
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
-from thinslice.errors import OutputRefused
+from thinslice.errors import InputRefused, OutputRefused
 from thinslice.io.atomic import looks_like_dicom
 
 if TYPE_CHECKING:  # numpy takes a tenth of a second to import
@@ -38,6 +38,13 @@ class FormatModule(Protocol):
         """Gives the voxels, in place, the values that `write` will put into a file."""
 
 
+class DetachedModule(FormatModule, Protocol):
+    """What the module of a format has too whose headers may name another file for their voxels."""
+
+    def data_file(self, path: Path) -> Path | None:
+        """Returns that file; None where the voxels are in the header's own."""
+
+
 @dataclass(frozen=True)
 class Format:
     """One format of files.
@@ -49,6 +56,7 @@ class Format:
         endings: how the names of its files end, in small letters.
         written: those of them that can be written; a new file gets the first.
         detached: those of a header whose voxels lie in another file beside it.
+        voxel_endings: how the name of that other file may end where such a header is written, else as the header's.
         signatures: (place, bytes) that tell one of its files by its content.
         is_folder: whether a folder of files is one scan.
         recognises: tells a file of it whose name does not end in any special way.
@@ -67,6 +75,7 @@ class Format:
     endings: tuple[str, ...] = ()
     written: tuple[str, ...] = ()
     detached: tuple[str, ...] = ()
+    voxel_endings: tuple[str, ...] = ()
     signatures: tuple[tuple[int, bytes], ...] = ()
     is_folder: bool = False
     recognises: Callable[[Path], bool] | None = None
@@ -115,6 +124,16 @@ FORMATS = (
         written=(".nrrd",),
         detached=(".nhdr",),
         signatures=((0, b"NRRD"),),
+    ),
+    Format(
+        "MetaImage",
+        "thinslice.io.metaimage",
+        "a MetaImage file",
+        endings=(".mha", ".mhd"),
+        written=(".mha", ".mhd"),
+        detached=(".mhd",),
+        voxel_endings=(".raw", ".zraw"),
+        signatures=((0, b"ObjectType = "), (0, b"NDims = ")),
     ),
     Format(
         "DICOM",
@@ -267,6 +286,42 @@ def has_detached_voxels(path: Path) -> bool:
     """Tells whether a file of that name is a header whose voxels lie in another file beside it."""
     suffix = ending(path)
     return suffix is not None and suffix in _row_of(suffix).detached
+
+
+def voxel_file(path: Path) -> Path | None:
+    """Returns the file that holds the voxels of a header; None for a scan in one file, and where a header is damaged.
+
+    That a header is damaged is told when it is read.
+    """
+    if not has_detached_voxels(path):
+        return None
+    try:
+        return cast(DetachedModule, format_of(path).load()).data_file(path)
+    except InputRefused as error:
+        logger.debug("%s", error)
+        return None
+
+
+def without_voxel_files(files: Iterable[Path]) -> list[Path]:
+    """Returns the files but for those that hold the voxels of a header among them: they are no scans by themselves.
+
+    By chance the numbers that one of them begins with may look like a DICOM file.
+    """
+    files = list(files)
+    held = {voxel_file(file) for file in files if has_detached_voxels(file)}
+    return [file for file in files if file not in held]
+
+
+def files_beside(path: Path) -> list[Path]:
+    """Returns the names that `write` may take beside that of the scan: those for the voxels of a header.
+
+    Example:
+        >>> [file.name for file in files_beside(Path("thin.mhd"))], files_beside(Path("thin.mha"))
+        (['thin.raw', 'thin.zraw'], [])
+    """
+    if not has_detached_voxels(path):
+        return []
+    return [path.with_name(f"{stem_of(path)}{suffix}") for suffix in format_of(path).voxel_endings]
 
 
 def formats_in_words() -> str:

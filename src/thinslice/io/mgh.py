@@ -11,7 +11,6 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 from nibabel.freesurfer.mghformat import DATA_OFFSET, MGHHeader, footer_dtype, header_dtype
 
-from thinslice.errors import OutputRefused
 from thinslice.io.affines import check_affine, check_affine_to_write, check_lengths, check_shape_to_write, shear_notes
 from thinslice.io.encoding import encoded, put_on_steps, replace_non_finite, type_to_store
 from thinslice.io.formats import ending
@@ -75,7 +74,7 @@ def write(volume: Volume, path: Path, like: Volume | None = None) -> None:
     with writing(path):
         suffix = ending(path)
         if suffix not in (".mgh", ".mgz"):
-            raise unwritable("another kind of name", ".mgh or .mgz", "change the output's name")
+            raise unwritable("another kind of name", ".mgh or .mgz", "change the output's name", "output-name")
         header = _header_for(volume, like)
         dtype = np.dtype(_DTYPES[int(header["type"])])
         with in_place_of(path, packed=suffix == ".mgz") as stream:
@@ -121,13 +120,15 @@ def _read_start(stream: BinaryIO) -> Any:
     """The header as stored, a record of `header_dtype`; the stream is left where the voxels begin."""
     start = stream.read(DATA_OFFSET)
     if len(start) < header_dtype.itemsize or start[3] != VERSION or start[0] != 0:
-        raise refused(kind_of(start), _NEED, _CONVERT)
+        raise refused(kind_of(start), _NEED, _CONVERT, "other-format")
     if len(start) < DATA_OFFSET:
-        raise refused(f"{len(start)} bytes of a {DATA_OFFSET}-byte header", WHOLE, AGAIN)
+        raise refused(f"{len(start)} bytes of a {DATA_OFFSET}-byte header", WHOLE, AGAIN, "cut-off")
     record: Any = np.frombuffer(start[: header_dtype.itemsize], header_dtype)[0]
     intent = int(record["version"]) >> 8
     if intent not in INTENTS:
-        raise refused(f"a surface overlay or a warp (intent {intent})", "a scan or labels", "name the scan instead")
+        raise refused(
+            f"a surface overlay or a warp (intent {intent})", "a scan or labels", "name the scan instead", "not-a-scan"
+        )
     return record
 
 
@@ -135,10 +136,10 @@ def _shape_and_dtype(start: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
     """Shape [x, y, z] or [x, y, z, t], and type in the file's byte order."""
     code = int(start["type"])
     if code not in _DTYPES:
-        raise refused(f"voxels of an unknown type ({code})", "one real number per voxel", _CONVERT)
+        raise refused(f"voxels of an unknown type ({code})", "one real number per voxel", _CONVERT, "voxel-type")
     shape = tuple(int(n) for n in start["dims"])
     if min(shape) < 1:
-        raise refused(f"a grid of {by(shape)} voxels", "at least one along each axis", _CONVERT)
+        raise refused(f"a grid of {by(shape)} voxels", "at least one along each axis", _CONVERT, "empty-grid")
     return shape[:3] if shape[3] == 1 else shape, np.dtype(_DTYPES[code]).newbyteorder(">")
 
 
@@ -159,7 +160,7 @@ def _geometry(start: Any) -> tuple[np.ndarray, list[str]]:
     if not is_known:
         delta, turn, centre = np.ones(3), np.array(_CORONAL), np.zeros(3)
     if not all(np.isfinite(mm) and mm > 0 for mm in delta):
-        raise refused(f"a spacing of {by(delta)}", "three positive lengths", _CONVERT)
+        raise refused(f"a spacing of {by(delta)}", "three positive lengths", _CONVERT, "bad-spacing")
     with np.errstate(all="ignore"):
         columns = turn.T * delta
         affine = np.eye(4)
@@ -200,7 +201,7 @@ def _type_for(volume: Volume, like: Volume | None) -> np.dtype[Any]:
     dtype = type_to_store(volume.voxels.dtype, known)
     dtype = np.dtype(_WIDER.get(dtype.name, dtype))
     if dtype not in _CODES:
-        raise unwritable(f"{volume.voxels.dtype} voxels", "real numbers", "this is a fault of the caller")
+        raise unwritable(f"{volume.voxels.dtype} voxels", "real numbers", "this is a fault of the caller", "voxel-type")
     if dtype == np.int32 and volume.voxels.dtype.kind in "iu":
         _check_range(volume.voxels)
     return dtype
@@ -210,7 +211,5 @@ def _check_range(voxels: np.ndarray) -> None:
     """MGH has no wider whole numbers than int32; a label that is clipped is another label."""
     limits = np.iinfo(np.int32)
     if np.iinfo(voxels.dtype).max > limits.max and not (limits.min <= voxels.min() and voxels.max() <= limits.max):
-        raise OutputRefused(
-            f"got whole numbers from {voxels.min()} to {voxels.max()}; need 32 bits for MGH; "
-            "next: write .nii.gz or .nrrd instead"
-        )
+        got = f"whole numbers from {voxels.min()} to {voxels.max()}"
+        raise unwritable(got, "32 bits for MGH", "write .nii.gz or .nrrd instead", "beyond-type")

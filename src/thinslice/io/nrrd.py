@@ -10,25 +10,43 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import nrrd
 import numpy as np
 
 from thinslice.errors import InputRefused
-from thinslice.io.affines import check_affine, check_affine_to_write, check_lengths, check_shape_to_write, shear_notes
+from thinslice.io.affines import (
+    OF_THE_GRID,
+    check_affine,
+    check_affine_to_write,
+    check_lengths,
+    check_shape_to_write,
+    shear_notes,
+    slice_axis,
+)
 from thinslice.io.encoding import encoded, put_on_steps, replace_non_finite, type_to_store
 from thinslice.io.formats import ending
 from thinslice.io.refusals import AGAIN, WHOLE, by, reading, refused, unwritable, writing
-from thinslice.io.sidecars import thickness_beside
-from thinslice.io.streams import SLAB_BYTES, Packed, as_native, check_is_file, drain, in_place_of, kind_of, read_voxels
+from thinslice.io.sidecars import thickness_beside, thickness_of_header
+from thinslice.io.streams import (
+    SLAB_BYTES,
+    Packed,
+    as_native,
+    check_is_file,
+    drain,
+    file_beside,
+    in_place_of,
+    kind_of,
+    read_ascii,
+    read_voxels,
+)
 from thinslice.volume import Volume
 
 MOST_HEADER_BYTES = 16 * 2**20
 MOST_AXES = 16
 MOST_FIELD_LETTERS = 10_000
-THICKEST_MM = 1e3
 
 LPS = "left-posterior-superior"
 _TO_RAS = {
@@ -77,9 +95,6 @@ _FIELDS = {
 } | {"centers": "centerings"}  # fmt: skip
 """The fields that are looked at, without blanks, and how they are called here."""
 _VECTORS = ("space origin", "space directions", "measurement frame")
-
-OF_THE_GRID = re.compile(r"Segment\d+_Extent:=|Segmentation_ReferenceImageExtentOffset:=")
-"""Keys of 3D Slicer that count voxels: they do not hold on another grid."""
 
 _NEED = "one NRRD volume, .nrrd or .nhdr"
 _CONVERT = "write it again, with 3D Slicer or with 'unu save -f nrrd'"
@@ -144,7 +159,7 @@ def write(volume: Volume, path: Path, like: Volume | None = None) -> None:
     path = Path(path)
     with writing(path):
         if ending(path) != ".nrrd":
-            raise unwritable("another kind of name", ".nrrd", "change the output's name")
+            raise unwritable("another kind of name", ".nrrd", "change the output's name", "output-name")
         check_shape_to_write(volume.voxels.shape)
         check_affine_to_write(np.asarray(volume.affine))
         source = _source_header(volume, like)
@@ -168,6 +183,19 @@ def as_stored(volume: Volume) -> Volume:
     return volume
 
 
+def data_file(path: Path) -> Path | None:
+    """Returns the file that the voxels of a header are in; None where they are in the header's own file.
+
+    Raises:
+        InputRefused: not such a header.
+    """
+    with reading(path, _NEED, _CONVERT):
+        check_is_file(path, _NEED)
+        with open(path, "rb") as stream:
+            texts, _ = _read_header(stream)
+        return _data_file(path, texts["data file"]) if "data file" in texts else None
+
+
 # ---- reading: the header
 
 
@@ -182,8 +210,8 @@ def _read(path: Path) -> Volume:
     kept = sorted(spatial + beside)
     place = kept.index(beside[0]) if beside else None
     affine, notes = _geometry(texts, sizes, spatial)
-    data_file = path if is_attached else _data_file(path, texts["data file"])
-    stored = _read_data(data_file, start if is_attached else 0, texts, tuple(sizes[axis] for axis in kept))
+    held_in = path if is_attached else _data_file(path, texts["data file"])
+    stored = _read_data(held_in, start if is_attached else 0, texts, tuple(sizes[axis] for axis in kept))
     voxels = stored if place is None else np.moveaxis(stored, place, -1)
     voxels, finite_notes = replace_non_finite(voxels)
     thickness_mm, thickness_notes = _thickness(texts, spatial, affine, path)
@@ -197,13 +225,13 @@ def _read_header(stream: BinaryIO) -> tuple[dict[str, str], tuple[str, ...]]:
     magic = stream.read(8)
     if not re.fullmatch(rb"NRRD000[1-5]", magic):
         got = f"an NRRD file of another version ({magic!r})" if magic.startswith(b"NRRD") else kind_of(magic)
-        raise refused(got, _NEED, _CONVERT)
+        raise refused(got, _NEED, _CONVERT, "other-format")
     texts: dict[str, str] = {}
     keys: list[str] = []
     stream.readline(MOST_HEADER_BYTES)
     while line := stream.readline(MOST_HEADER_BYTES - stream.tell() + 1):
         if stream.tell() > MOST_HEADER_BYTES:
-            raise refused("a header without an end", _NEED, _CONVERT)
+            raise refused("a header without an end", _NEED, _CONVERT, "damaged-header")
         text = line.decode("utf-8", "surrogateescape").rstrip()
         if not text:
             break
@@ -216,15 +244,15 @@ def _take_line(text: str, texts: dict[str, str], keys: list[str]) -> None:
     """One line of the header: a field, or a key with its value."""
     name, colon, value = text.partition(":")
     if not colon:
-        raise refused(f"a header line without a colon ({text[:40]!a})", _NEED, _CONVERT)
+        raise refused(f"a header line without a colon ({text[:40]!a})", _NEED, _CONVERT, "damaged-header")
     if value.startswith("="):
         keys.append(text)
         return
     field = _FIELDS.get(name.lower().replace(" ", "").strip())
     if field in texts:
-        raise refused(f"two fields '{field}' in one header", "one", _CONVERT)
+        raise refused(f"two fields '{field}' in one header", "one", _CONVERT, "field-twice")
     if field == "data file" and (value.split() or [""])[0] == "LIST":
-        raise refused("voxels in a list of data files", "one data file", _CONVERT)
+        raise refused("voxels in a list of data files", "one data file", _CONVERT, "several-data-files")
     if field is not None:
         texts[field] = value.strip()
 
@@ -239,21 +267,25 @@ def _parsed(texts: dict[str, str], field: str) -> Any:
         return None
     text = texts[field]
     if len(text) > MOST_FIELD_LETTERS:
-        raise refused(f"a {field} of {len(text):,} letters", f"at most {MOST_FIELD_LETTERS:,}", _CONVERT)
+        raise refused(
+            f"a {field} of {len(text):,} letters", f"at most {MOST_FIELD_LETTERS:,}", _CONVERT, "damaged-header"
+        )
     if field in _VECTORS:  # which others write with blanks inside
         text = " ".join("".join(part.split()) for part in re.findall(r"\([^()]*\)|[^\s()]+", text))
     try:
         with np.errstate(all="ignore"):
             return nrrd.read_header(["NRRD0005", f"{field}: {text}"])[field]
-    except (nrrd.NRRDError, ArithmeticError, LookupError, TypeError, ValueError):
-        raise refused(f"a {field} that cannot be understood ({text[:60]!a})", _NEED, _CONVERT) from None
+    except (nrrd.NRRDError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+        raise refused(
+            f"a {field} that cannot be understood ({text[:60]!a})", _NEED, _CONVERT, "damaged-header"
+        ) from error
 
 
 def _per_axis(texts: dict[str, str], field: str, count: int) -> list[Any] | None:
     """The values of a field that has one for each axis of the file; None where it is not there."""
     values = _parsed(texts, field)
     if values is not None and len(values) != count:
-        raise refused(f"{len(values)} {field} for {count} axes", "one for each axis", _CONVERT)
+        raise refused(f"{len(values)} {field} for {count} axes", "one for each axis", _CONVERT, "wrong-count")
     return None if values is None else list(values)
 
 
@@ -261,15 +293,17 @@ def _sizes(texts: dict[str, str]) -> list[int]:
     """How many samples along each axis of the file."""
     for field in ("type", "dimension", "sizes", "encoding"):
         if field not in texts:
-            raise refused(f"a header without '{field}'", _NEED, _CONVERT)
+            raise refused(f"a header without '{field}'", _NEED, _CONVERT, "missing-field")
     words = texts["sizes"].split()
     if not all(re.fullmatch(r"[0-9]{1,18}", word) for word in words) or len(words) > MOST_AXES:
-        raise refused(f"sizes of {texts['sizes'][:60]!a}", "whole numbers", _CONVERT)
+        raise refused(f"sizes of {texts['sizes'][:60]!a}", "whole numbers", _CONVERT, "damaged-header")
     if texts["dimension"] != str(len(words)):
-        raise refused(f"{len(words)} sizes for dimension {texts['dimension'][:20]!a}", "as many", _CONVERT)
+        raise refused(
+            f"{len(words)} sizes for dimension {texts['dimension'][:20]!a}", "as many", _CONVERT, "wrong-count"
+        )
     sizes = [int(word) for word in words]
     if min(sizes, default=0) < 1:
-        raise refused(f"a grid of {by(sizes)} voxels", "at least one along each axis", _CONVERT)
+        raise refused(f"a grid of {by(sizes)} voxels", "at least one along each axis", _CONVERT, "empty-grid")
     return sizes
 
 
@@ -288,7 +322,7 @@ def _axes(texts: dict[str, str], sizes: list[int]) -> tuple[list[int], list[int]
     beside = [axis for axis in range(len(sizes)) if axis not in spatial and sizes[axis] > 1]
     if len(spatial) != 3 or len(beside) > 1:
         got = f"an image with {len(spatial)} axes in space and {len(beside)} others ({by(sizes)})"
-        raise refused(got, "three in space, and time at most", "extract one volume from it")
+        raise refused(got, "three in space, and time at most", "extract one volume from it", "not-3d")
     return spatial, beside
 
 
@@ -298,7 +332,7 @@ def _kinds(texts: dict[str, str], count: int) -> list[str]:
     several = [kind for kind in kinds if kind not in (*_IN_SPACE, *_BESIDE_SPACE, *_UNSAID)]
     if several:
         got = f"several numbers per voxel (an axis of kind {several[0][:30]!a})"
-        raise refused(got, "one real number per voxel", "extract one of its channels")
+        raise refused(got, "one real number per voxel", "extract one of its channels", "several-channels")
     return kinds
 
 
@@ -311,18 +345,18 @@ def _directions(texts: dict[str, str], count: int) -> list[np.ndarray | None] | 
     steps = [None if row is None or np.isnan(row).all() else np.asarray(row, np.float64) for row in rows]
     if any(step is not None and (step.shape != (3,) or not np.isfinite(step).all()) for step in steps):
         got = f"space directions of {texts['space directions'][:80]!a}"
-        raise refused(got, "three numbers for each axis in space, 'none' for others", _CONVERT)
+        raise refused(got, "three numbers for each axis in space, 'none' for others", _CONVERT, "damaged-header")
     return steps if any(step is not None for step in steps) else None
 
 
 def _check_space(texts: dict[str, str]) -> None:
     space = texts.get("space", LPS).lower()
     if space.endswith("-time") or space in ("rast", "last", "lpst"):
-        raise refused(f"a space with time ({space})", "a space of three dimensions", _IN_3D)
+        raise refused(f"a space with time ({space})", "a space of three dimensions", _IN_3D, "space-with-time")
     if space not in _TO_RAS and space not in _NOT_THE_PATIENTS:
-        raise refused(f"an unknown space ({space[:40]!a})", "RAS, LAS or LPS", _CONVERT)
+        raise refused(f"an unknown space ({space[:40]!a})", "RAS, LAS or LPS", _CONVERT, "unknown-space")
     if texts.get("space dimension", "3") != "3":
-        raise refused(f"a space of dimension {texts['space dimension'][:20]!a}", "three", _IN_3D)
+        raise refused(f"a space of dimension {texts['space dimension'][:20]!a}", "three", _IN_3D, "unknown-space")
 
 
 # ---- reading: where it is
@@ -358,10 +392,12 @@ def _from_spacings(
     """As NIfTI without sform and qform: spacing known, the middle of the grid at the origin."""
     spacings = _per_axis(texts, "spacings", len(sizes))
     if spacings is None:
-        raise refused("a header without space directions and spacings", "the distance between voxels", way)
+        raise refused(
+            "a header without space directions and spacings", "the distance between voxels", way, "no-spacing"
+        )
     spacing = [float(spacings[axis]) for axis in spatial]
     if not all(math.isfinite(step) and step > 0 for step in spacing):
-        raise refused(f"spacings of {by(spacing)}", "three positive lengths", way)
+        raise refused(f"spacings of {by(spacing)}", "three positive lengths", way, "bad-spacing")
     mm, notes = _mm_per_unit(texts, "units", spatial)
     with np.errstate(over="ignore", invalid="ignore"):
         affine = _base_affine(np.array(spacing) * mm, [sizes[axis] for axis in spatial])
@@ -384,7 +420,7 @@ def _origin(texts: dict[str, str]) -> tuple[np.ndarray, list[str]]:
     """The centre of the first voxel [3], in the file's unit; zero, with a note, where the file is silent."""
     origin = _parsed(texts, "space origin")
     if origin is not None and len(origin) != 3:
-        raise refused(f"a space origin of {len(origin)} numbers", "three", _CONVERT)
+        raise refused(f"a space origin of {len(origin)} numbers", "three", _CONVERT, "wrong-count")
     if origin is None or not np.isfinite(origin).all():
         return np.zeros(3), [
             "the header has no space origin: the position is unknown, the first voxel taken to be at 0"
@@ -396,12 +432,12 @@ def _mm_per_unit(texts: dict[str, str], field: str, places: list[int]) -> tuple[
     """Size in mm of the one unit of length at some places of a field; mm where the file is silent."""
     units = _parsed(texts, field) or [""] * (max(places) + 1)
     if len(units) <= max(places):
-        raise refused(f"{len(units)} {field}", f"{max(places) + 1}", _CONVERT)
+        raise refused(f"{len(units)} {field}", f"{max(places) + 1}", _CONVERT, "wrong-count")
     names = [str(units[place]).strip() for place in places]
     sizes = {_MM.get(name.lower()) for name in names}
     if len(sizes) != 1 or None in sizes:
         got = f"{field} of {' '.join(names)[:60]!a}"
-        raise refused(got, "millimetres along all axes", "convert the lengths, or correct the units")
+        raise refused(got, "millimetres along all axes", "convert the lengths, or correct the units", "unknown-unit")
     mm = cast(float, sizes.pop())
     said = [] if mm == 1 else [f"lengths are in {names[0]} and were converted to mm; if that is wrong, correct {field}"]
     return mm, said
@@ -411,26 +447,12 @@ def _thickness(
     texts: dict[str, str], spatial: list[int], affine: np.ndarray, path: Path
 ) -> tuple[float | None, list[str]]:
     """Slice thickness in mm along the axis with the largest spacing: the header's, else that of the sidecar."""
-    beside_mm, notes = thickness_beside(path)
     values = _parsed(texts, "thicknesses")
     if values is None or len(values) != int(texts["dimension"]):
-        return beside_mm, notes
+        return thickness_beside(path)
     has_directions = _directions(texts, len(values)) is not None
     mm, _ = _mm_per_unit(texts, "space units", [0, 1, 2]) if has_directions else _mm_per_unit(texts, "units", spatial)
-    thickness_mm = float(values[spatial[_slice_axis(affine)]]) * mm
-    if math.isnan(thickness_mm):
-        return beside_mm, notes
-    if not 0 < thickness_mm < THICKEST_MM:
-        return beside_mm, [*notes, f"thicknesses says {thickness_mm:g} mm, which is no slice thickness, and is ignored"]
-    if beside_mm is not None and not math.isclose(beside_mm, thickness_mm, rel_tol=1e-3):
-        notes.append(f"the header says {thickness_mm:g} mm thick, the sidecar {beside_mm:g} mm; the header is believed")
-    return thickness_mm, notes
-
-
-def _slice_axis(affine: np.ndarray) -> int:
-    """The axis with the largest spacing, of equal ones the last, as the plan takes it."""
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    return int(np.flatnonzero(spacing >= spacing.max() * (1 - 1e-4))[-1])
+    return thickness_of_header(float(values[spatial[slice_axis(affine)]]) * mm, "thicknesses", path)
 
 
 def _header(
@@ -477,34 +499,29 @@ def _lines_of(texts: dict[str, str], fields: Sequence[str]) -> tuple[str, ...]:
 
 
 def _data_file(header_file: Path, text: str) -> Path:
-    """The data file of a detached header: in the header's folder or below it, and nowhere else."""
+    """The data file of a detached header."""
     if re.search(r"%[0-9]*[dDiu]", text) and len(text.split()) > 3:
-        raise refused("voxels in a series of data files", "one data file", _CONVERT)
-    ways = (PurePosixPath(text), PureWindowsPath(text))
-    outside = any(way.is_absolute() or way.drive or way.root or ".." in way.parts for way in ways)
-    if not text or "\0" in text or outside or re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", text):
-        got = f"a data file outside the header's folder ({text[:80]!a})"
-        raise refused(got, "one in it", "move it there, and name it without a folder")
-    return header_file.parent / text
+        raise refused("voxels in a series of data files", "one data file", _CONVERT, "several-data-files")
+    return file_beside(header_file, text)
 
 
 def _type(texts: dict[str, str], encoding: str) -> np.dtype[Any]:
     """The stored type in the file's byte order."""
     name = " ".join(texts["type"].lower().split())
     if name not in _TYPES:
-        raise refused(f"voxels of type {name[:40]!a}", "one real number per voxel", _CONVERT)
+        raise refused(f"voxels of type {name[:40]!a}", "one real number per voxel", _CONVERT, "voxel-type")
     dtype, endian = np.dtype(_TYPES[name]), texts.get("endian", "").lower()
     if dtype.itemsize == 1 or encoding == "ascii":
         return dtype
     if endian not in ("little", "big"):
-        raise refused(f"a byte order of {endian[:20]!a}", "endian: little, or big", _CONVERT)
+        raise refused(f"a byte order of {endian[:20]!a}", "endian: little, or big", _CONVERT, "damaged-header")
     return dtype.newbyteorder("<" if endian == "little" else ">")
 
 
 def _skip(texts: dict[str, str], field: str) -> int:
     text = texts.get(field, "0")
     if not re.fullmatch(r"-?[0-9]{1,18}", text) or int(text) < (-1 if field == "byte skip" else 0):
-        raise refused(f"a {field} of {text[:30]!a}", "a number of them", _CONVERT)
+        raise refused(f"a {field} of {text[:30]!a}", "a number of them", _CONVERT, "damaged-header")
     return int(text)
 
 
@@ -520,7 +537,7 @@ def _read_data(path: Path, start: int, texts: dict[str, str], shape: tuple[int, 
     encoding = _ENCODINGS.get(texts["encoding"].lower())
     if encoding is None:
         got = f"the encoding {texts['encoding'][:30]!a}"
-        raise refused(got, "raw, gzip, bzip2 or ascii", _CONVERT)
+        raise refused(got, "raw, gzip, bzip2 or ascii", _CONVERT, "unknown-encoding")
     dtype = _type(texts, encoding)
     skip, line_skip = _skip(texts, "byte skip"), _skip(texts, "line skip")
     file_bytes = check_is_file(path, "the data file that the header names" if start == 0 else _NEED)
@@ -530,13 +547,13 @@ def _read_data(path: Path, start: int, texts: dict[str, str], shape: tuple[int, 
         if encoding == "raw":
             return _read_raw(stream, path, skip, shape, dtype, file_bytes)
         if skip < 0:
-            raise refused(f"a byte skip of -1 for {encoding}", "raw for that", _CONVERT)
+            raise refused(f"a byte skip of -1 for {encoding}", "raw for that", _CONVERT, "damaged-header")
         if encoding == "gzip":
             return _read_gzip(stream, path, skip, shape, dtype, file_bytes)
         if encoding == "bzip2":
             return _read_bzip2(stream, skip, shape, dtype)
         stream.seek(skip, 1)
-        return _read_ascii(stream, shape, dtype, file_bytes)
+        return read_ascii(stream, shape, dtype, file_bytes)
 
 
 def _skip_lines(stream: BinaryIO, count: int) -> None:
@@ -574,10 +591,10 @@ def _read_bzip2(stream: BinaryIO, skip: int, shape: tuple[int, ...], dtype: np.d
             _skip_bytes(unpacked, skip)
             content = _some(unpacked, size)
             packed.read(1)  # the checksum is at the end
-    except (OSError, ValueError):
-        raise refused("a damaged bzip2 stream", WHOLE, AGAIN) from None
+    except (OSError, ValueError) as error:
+        raise refused("a damaged bzip2 stream", WHOLE, AGAIN, "cut-off") from error
     if len(content) < size:
-        raise refused(f"{len(content):,} bytes", f"{size:,} bytes of voxels, as its header says", AGAIN)
+        raise refused(f"{len(content):,} bytes", f"{size:,} bytes of voxels, as its header says", AGAIN, "cut-off")
     return as_native(np.frombuffer(content, dtype).reshape(shape, order="F"))
 
 
@@ -595,24 +612,6 @@ def _some(stream: BinaryIO, size: int) -> bytearray:
     return content
 
 
-def _read_ascii(stream: BinaryIO, shape: tuple[int, ...], dtype: np.dtype[Any], file_bytes: int) -> np.ndarray:
-    count = math.prod(shape)
-    need = f"{count:,} numbers, as its header says"
-    if 2 * count - 1 > file_bytes:  # a digit each, and what parts them
-        raise refused(f"a file of {file_bytes:,} bytes", need, AGAIN)
-    words = stream.read().split()
-    if len(words) < count:
-        raise refused(f"{len(words):,} numbers", need, AGAIN)
-    if dtype.kind == "f":
-        with np.errstate(over="ignore"):
-            return np.array([float(word) for word in words[:count]]).astype(dtype).reshape(shape, order="F")
-    numbers = [int(word) for word in words[:count]]
-    limits = np.iinfo(dtype)
-    if min(numbers) < limits.min or max(numbers) > limits.max:
-        raise refused(f"numbers beyond {dtype}", f"{limits.min} to {limits.max}", _CONVERT)
-    return np.array(numbers, dtype).reshape(shape, order="F")
-
-
 # ---- writing
 
 
@@ -625,7 +624,7 @@ def _type_for(volume: Volume, source: Header | None) -> np.dtype[Any]:
     """The type in the file, in native byte order."""
     dtype = type_to_store(volume.voxels.dtype, None if source is None else source.dtype)
     if dtype not in _NAMES:
-        raise unwritable(f"{volume.voxels.dtype} voxels", "real numbers", "this is a fault of the caller")
+        raise unwritable(f"{volume.voxels.dtype} voxels", "real numbers", "this is a fault of the caller", "voxel-type")
     return dtype
 
 
@@ -690,7 +689,7 @@ def _lines_of_axes(volume: Volume, source: Header | None, place: int | None) -> 
     centerings = _on_axes(known.get("centerings"), source, place, "???")
     thick = ["NaN"] * 3
     if volume.thickness_mm is not None:
-        thick[_slice_axis(np.asarray(volume.affine))] = _number(volume.thickness_mm)
+        thick[slice_axis(np.asarray(volume.affine))] = _number(volume.thickness_mm)
     return [
         f"kinds: {' '.join(kinds)}",
         *([f"labels: {' '.join(map(_quoted, labels))}"] if labels else []),

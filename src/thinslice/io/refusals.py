@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from thinslice.errors import InputRefused, OutputRefused
+from thinslice.errors import InputRefused, OutputRefused, ThinsliceError
 
 WHOLE = "the whole file"
 """What is needed where a part of a file is missing."""
@@ -15,29 +15,39 @@ AGAIN = "copy or download it again"
 """What to do then."""
 
 
-def refused(got: str, need: str, then: str) -> InputRefused:
-    """The refusal of an input, still without its name."""
-    return InputRefused(f"got {got}; need {need}; next: {then}")
+def refused(got: str, need: str, then: str, code: str) -> InputRefused:
+    """Returns the refusal of an input, still without its name; see `thinslice.errors.ThinsliceError`."""
+    return InputRefused(got=one_line(got), need=one_line(need), next=one_line(then), code=code)
 
 
-def unwritable(got: str, need: str, then: str) -> OutputRefused:
-    """The refusal of an output, still without its name."""
-    return OutputRefused(f"got {got}; need {need}; next: {then}")
+def unwritable(got: str, need: str, then: str, code: str) -> OutputRefused:
+    """Returns the refusal of an output, still without its name; see `thinslice.errors.ThinsliceError`."""
+    return OutputRefused(got=one_line(got), need=one_line(need), next=one_line(then), code=code)
 
 
 def one_line(text: str) -> str:
-    """The text with every run of white space as one blank."""
+    """Returns the text with every run of white space as one blank.
+
+    Example:
+        >>> one_line("two\\n  lines")
+        'two lines'
+    """
     return " ".join(text.split())
 
 
 def by(numbers: Iterable[float]) -> str:
-    """3 x 4 x 5."""
+    """Returns sizes in words.
+
+    Example:
+        >>> by([3, 4, 0.5])
+        '3 x 4 x 0.5'
+    """
     return " x ".join(f"{n:g}" for n in numbers)
 
 
 @contextmanager
 def reading(path: Path, need: str, way: str) -> Iterator[None]:
-    """Whatever goes wrong while a file is read becomes a refusal on one line that begins with its name.
+    """Turns whatever goes wrong while a file is read into a refusal on one line that begins with its name.
 
     Args:
         path: the file.
@@ -47,35 +57,39 @@ def reading(path: Path, need: str, way: str) -> Iterator[None]:
     Raises:
         InputRefused: something went wrong.
     """
+    place = one_line(str(path))
     try:
         yield
-        return
-    except InputRefused as error:
-        refusal = error
-    except (EOFError, zlib.error, gzip.BadGzipFile):
-        refusal = refused("a damaged or cut-off compressed stream", WHOLE, AGAIN)
-    except MemoryError:
-        refusal = refused("a scan larger than the free memory", "a smaller one", "crop it, or use a larger machine")
+    except ThinsliceError as error:
+        if error.place:
+            raise
+        raise error.at(place) from error
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise refused("a damaged or cut-off compressed stream", WHOLE, AGAIN, "cut-off").at(place) from error
+    except MemoryError as error:
+        way = "crop it, or use a larger machine"
+        raise refused("a scan larger than the free memory", "a smaller one", way, "memory").at(place) from error
     except OSError as error:
-        refusal = refused(f"no access ({error.strerror or error})", need, "check the name and the permissions")
+        got = f"no access ({error.strerror or error})"
+        raise refused(got, need, "check the name and the permissions", "no-access").at(place) from error
     except (ValueError, OverflowError) as error:
-        refusal = refused(f"what cannot be understood ({error})", need, way)
-    raise InputRefused(one_line(f"{path}: {refusal}")) from None
+        raise refused(f"what cannot be understood ({error})", need, way, "damaged-header").at(place) from error
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Whatever goes wrong while a file is written becomes a refusal on one line that begins with its name.
+    """Turns whatever goes wrong while a file is written into a refusal on one line that begins with its name.
 
     Raises:
         OutputRefused: something went wrong.
     """
+    place = one_line(str(path))
     try:
         yield
-        return
     except OutputRefused as error:
-        refusal = error
+        if error.place:
+            raise
+        raise error.at(place) from error
     except OSError as error:
-        reason = error.strerror or str(error)
-        refusal = unwritable(f"no access ({reason})", "a folder with room and permission", "choose another output")
-    raise OutputRefused(one_line(f"{path}: {refusal}")) from None
+        got, need = f"no access ({error.strerror or error})", "a folder with room and permission"
+        raise unwritable(got, need, "choose another output", "output-not-writable").at(place) from error

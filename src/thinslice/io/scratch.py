@@ -9,7 +9,6 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import DTypeLike
 
-from thinslice.errors import OutputRefused
 from thinslice.io.refusals import one_line, unwritable
 
 ON_DISK_BYTES = 512 * 2**20
@@ -37,5 +36,5 @@ def allocate(shape: tuple[int, ...], dtype: DTypeLike, folder: Path) -> np.ndarr
             return np.asarray(np.memmap(cast(Any, file), dtype, "w+", shape=shape, order="F"))
     except OSError as error:
         need = f"{size / 1e9:.1f} GB there for a while"
-        refusal = unwritable(f"no room ({error.strerror})", need, "free some room or choose another output folder")
-        raise OutputRefused(one_line(f"{folder}: {refusal}")) from None
+        got, way = f"no room ({error.strerror})", "free some room or choose another output folder"
+        raise unwritable(got, need, way, "no-room").at(one_line(str(folder))) from error

@@ -3,10 +3,11 @@
 import gzip
 import math
 import os
+import re
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, BinaryIO, cast
 
 import numpy as np
@@ -37,12 +38,12 @@ def check_is_file(path: Path, need: str) -> int:
         InputRefused: it is none, or empty.
     """
     if path.is_dir():
-        raise refused("a folder", need, "name a file in it")
+        raise refused("a folder", need, "name a file in it", "not-a-file")
     size = path.stat().st_size
     if not path.is_file():
-        raise refused("a pipe or device", need, "save the scan to a file first")
+        raise refused("a pipe or device", need, "save the scan to a file first", "not-a-file")
     if size == 0:
-        raise refused("an empty file", need, AGAIN)
+        raise refused("an empty file", need, AGAIN, "empty-file")
     return size
 
 
@@ -66,14 +67,14 @@ def unpacked(path: Path, packed: str, plain: str) -> Iterator[BinaryIO]:
                 yield cast(BinaryIO, stream)
         elif path.name.lower().endswith(packed):
             got = f"{kind_of(raw.read(348))}, not gzip"
-            raise refused(got, "what the name promises", f"rename it to {plain} or copy it again")
+            raise refused(got, "what the name promises", f"rename it to {plain} or copy it again", "other-format")
         else:
             yield raw
 
 
 def most_bytes(stream: BinaryIO, file_bytes: int) -> int:
     """How much a stream can hold at most."""
-    return file_bytes * (GZIP_BEST_RATIO if isinstance(stream, gzip.GzipFile) else 1)
+    return file_bytes * (GZIP_BEST_RATIO if isinstance(stream, Unpacked) else 1)
 
 
 def kind_of(start: bytes) -> str:
@@ -108,14 +109,14 @@ def read_voxels(
     size = math.prod(shape) * dtype.itemsize
     need = f"{size:,} bytes of voxels, as its header says"
     if offset + size > most_bytes(stream, file_bytes):
-        raise refused(f"a file of {file_bytes:,} bytes", need, AGAIN)
-    if size >= ON_DISK_BYTES and not isinstance(stream, gzip.GzipFile):
+        raise refused(f"a file of {file_bytes:,} bytes", need, AGAIN, "cut-off")
+    if size >= ON_DISK_BYTES and not isinstance(stream, Unpacked):
         stored = np.asarray(np.memmap(path, dtype, "c", offset, shape, order="F"))
     else:
         stored = np.empty(shape, dtype, order="F")
         read_bytes = _fill(stream, stored)
         if read_bytes < size:
-            raise refused(f"{read_bytes:,} bytes", need, AGAIN)
+            raise refused(f"{read_bytes:,} bytes", need, AGAIN, "cut-off")
     return as_native(stored)
 
 
@@ -126,7 +127,7 @@ def as_native(stored: np.ndarray) -> np.ndarray:
 
 def drain(stream: BinaryIO) -> None:
     """Read a gzip stream to its end, where the checksum is."""
-    while isinstance(stream, gzip.GzipFile) and stream.read(SLAB_BYTES):
+    while isinstance(stream, Unpacked) and stream.read(SLAB_BYTES):
         pass
 
 
@@ -157,14 +158,16 @@ def in_place_of(path: Path, packed: bool) -> Iterator[BinaryIO]:
 
 
 class Packed:
-    """A gzip stream that looks for repeated voxels only: half the time of level 1, and 1 to 4 % larger on scans.
+    """A gzip stream, or a zlib one, that looks for repeated voxels only.
 
-    It holds neither name nor date: the same scan gives the same bytes.
+    That takes half the time of level 1, and is 1 to 4 % larger on scans. It holds neither name nor date: the same scan
+    gives the same bytes.
     """
 
-    def __init__(self, raw: BinaryIO) -> None:
+    def __init__(self, raw: BinaryIO, as_gzip: bool = True) -> None:
         self.raw = raw
-        self.packer = zlib.compressobj(1, zlib.DEFLATED, 16 + zlib.MAX_WBITS, zlib.DEF_MEM_LEVEL, zlib.Z_RLE)
+        window_bits = zlib.MAX_WBITS + (16 if as_gzip else 0)  # 16: with the header and checksum of gzip, not of zlib
+        self.packer = zlib.compressobj(1, zlib.DEFLATED, window_bits, zlib.DEF_MEM_LEVEL, zlib.Z_RLE)
         self.size = 0
 
     def write(self, content: bytes) -> int:
@@ -188,3 +191,89 @@ def slabs(shape: tuple[int, ...], itemsize: int) -> Iterator[tuple[Any, ...]]:
     for time in np.ndindex(*shape[3:]):
         for start in range(0, shape[2], step):
             yield (slice(None), slice(None), slice(start, start + step), *time)
+
+
+class Inflated:
+    """A stream of what a zlib or gzip stream holds, which begins where another stream is.
+
+    `gzip.GzipFile` reads the second kind alone.
+    """
+
+    CHUNK_BYTES = 2**20
+    """How much is taken from the packed stream at a time: what is not used at once is copied."""
+
+    def __init__(self, packed: BinaryIO) -> None:
+        self.packed = packed
+        self.unpacker = zlib.decompressobj(32 + zlib.MAX_WBITS)  # 32: whichever of the two
+
+    def readinto(self, buffer: memoryview) -> int:
+        """Fills the buffer as far as one step goes; returns the number of bytes, 0 at the end.
+
+        Raises:
+            EOFError, zlib.error: the packed stream is cut off, or damaged.
+        """
+        while len(buffer) and not self.unpacker.eof:
+            packed = self.unpacker.unconsumed_tail or self.packed.read(self.CHUNK_BYTES)
+            content = self.unpacker.decompress(packed, len(buffer))
+            if content:
+                buffer[: len(content)] = content
+                return len(content)
+            if not packed:
+                raise EOFError("a packed stream without its end")
+        return 0
+
+    def read(self, size: int) -> bytes:
+        """Returns the next bytes, at most ``size``; none at the end."""
+        content = bytearray(size)
+        return bytes(content[: self.readinto(memoryview(content))])
+
+
+Unpacked = gzip.GzipFile | Inflated
+"""Streams that may hold far more than their files."""
+
+
+def read_ascii(stream: BinaryIO, shape: tuple[int, ...], dtype: np.dtype[Any], file_bytes: int) -> np.ndarray:
+    """Returns voxels that are written as numbers in text, with white space between them.
+
+    Args:
+        stream: where they begin.
+        shape: any, the first axis fastest.
+        dtype: of this machine's byte order.
+        file_bytes: size of the file.
+
+    Raises:
+        InputRefused: there are fewer, or whole numbers that are too large.
+        ValueError: not numbers.
+    """
+    count = math.prod(shape)
+    need = f"{count:,} numbers, as its header says"
+    if 2 * count - 1 > file_bytes:  # a digit each, and what parts them
+        raise refused(f"a file of {file_bytes:,} bytes", need, AGAIN, "cut-off")
+    words = stream.read().split()
+    if len(words) < count:
+        raise refused(f"{len(words):,} numbers", need, AGAIN, "cut-off")
+    if dtype.kind == "f":
+        with np.errstate(over="ignore"):
+            return np.array([float(word) for word in words[:count]]).astype(dtype).reshape(shape, order="F")
+    numbers = [int(word) for word in words[:count]]
+    limits = np.iinfo(dtype)
+    if min(numbers) < limits.min or max(numbers) > limits.max:
+        need, way = f"{limits.min} to {limits.max}", "write the scan again in a wider type"
+        raise refused(f"numbers beyond {dtype}", need, way, "beyond-type")
+    return np.array(numbers, dtype).reshape(shape, order="F")
+
+
+def file_beside(header_file: Path, text: str) -> Path:
+    """Returns the file that a header names for its voxels: in the header's folder or below it, and nowhere else.
+
+    A header comes from strangers: it must not make this program read whatever lies on the machine, or on the network.
+
+    Raises:
+        InputRefused: it lies elsewhere.
+    """
+    ways = (PurePosixPath(text), PureWindowsPath(text))
+    is_outside = any(way.is_absolute() or way.drive or way.root or ".." in way.parts for way in ways)
+    if not text or "\0" in text or is_outside or re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", text):
+        got = f"a data file outside the header's folder ({text[:80]!a})"
+        raise refused(got, "one in it", "move it there, and name it without a folder", "data-file-elsewhere")
+    return header_file.parent / text
