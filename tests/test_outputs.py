@@ -15,6 +15,7 @@ from faults import catches
 from test_atomic import without_rights
 from test_cli import raising
 from thinslice.errors import InputRefused, OutputRefused, ThinsliceError
+from thinslice.io.formats import WRITABLE
 from thinslice.io.outputs import (
     FIGURE_ENDINGS,
     LABELS_NAME,
@@ -37,7 +38,7 @@ def scans(tmp_path):
     folder = tmp_path / "in"
     (folder / "sub").mkdir(parents=True)
     (folder / "folder.nii").mkdir()
-    for name in ("b.nii.gz", "a.nii", "notes.txt", "._a.nii", "a.json", "c.mha", "sub/d.nii"):
+    for name in ("b.nii.gz", "a.nii", "notes.txt", "._a.nii", "a.json", "c.mnc", "sub/d.nii"):
         (folder / name).write_bytes(b"x")
     return folder
 
@@ -98,7 +99,7 @@ def test_inputs_that_are_none_are_refused(scans, tmp_path):
     (tmp_path / "empty").mkdir()
     assert "no scan directly" in refusal(InputRefused, tmp_path / "empty", tmp_path / "o", False)
     for name, way in (
-        ("c.mha", "c3d"),
+        ("c.mnc", "c3d"),
         ("c.IMG", "fslchfiletype"),
         ("c.json", "name the scan"),
         ("c.nii.zip", "unpack"),
@@ -110,9 +111,9 @@ def test_inputs_that_are_none_are_refused(scans, tmp_path):
         assert way in said.split("next:")[1]
 
 
-@pytest.mark.parametrize("name", ["out", "out.mha", "out.gz", ".nii", "out.nhdr", ".nrrd"])
+@pytest.mark.parametrize("name", ["out", "out.mnc", "out.gz", ".nii", "out.nhdr", ".nrrd"])
 def test_outputs_of_another_kind_are_refused(scans, tmp_path, name):
-    assert ".nii.gz or .nii or .mgz or .mgh or .nrrd" in refusal(OutputRefused, scans / "a.nii", tmp_path / name, False)
+    assert " or ".join(WRITABLE) in refusal(OutputRefused, scans / "a.nii", tmp_path / name, False)
 
 
 def test_a_folder_needs_a_folder(scans, tmp_path):
@@ -271,7 +272,7 @@ def test_among_the_slices_of_a_new_series_lies_what_belongs_there_alone(tmp_path
         assert reason([series, Output(tmp_path / "out" / name, "`report`")]).code == "output-in-series"
 
 
-@catches("io/outputs.py", "for file in (scan, sidecar_path(scan)) if", "for file in (scan,) if")
+@catches("io/outputs.py", "for file in (sidecar_path(scan), voxel_file(scan))", "for file in (voxel_file(scan),)")
 @catches("io/outputs.py", "or _identities([output.path]) & files:", "or False:")
 @pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize("name", ["a.nii", "a.json", "sub/../a.nii", "soft.html", "hard.html"])

@@ -56,7 +56,7 @@ def add_plan_options(verb: argparse.ArgumentParser, model: bool = True) -> None:
         "--thickness",
         type=float,
         metavar="MM",
-        help="slice thickness; default: what an NRRD header or SliceThickness of the JSON beside the scan says, else "
+        help="slice thickness; default: what the header or SliceThickness of the JSON beside the scan says, else "
         "the spacing",
     )
     verb.add_argument("--profile", choices=PROFILES, default="gaussian", help="slice profile (default: gaussian)")

@@ -21,7 +21,7 @@ from thinslice.datasets.bids import (
 from thinslice.datasets.job import Job, Outcome, Wish, key_of_series
 from thinslice.errors import InputRefused, OutputRefused
 from thinslice.io.atomic import is_inside, looks_like_dicom
-from thinslice.io.formats import ending, name_to_write, sidecar_path, stem_of
+from thinslice.io.formats import ending, name_to_write, sidecar_path, stem_of, without_voxel_files
 from thinslice.io.outputs import check_writable, names_of_series
 
 THUMBNAILS, PAGES = "thumbnails", "reports"
@@ -159,7 +159,7 @@ def _scans_below(source: Path, output: Path) -> tuple[list[Path], list[Outcome]]
             tops += [folder / name for name in below if (folder / name).is_symlink()]
             files = sorted(folder / name for name in names if not name.startswith("."))
             scans += [file for file in files if ending(file)]
-            if any(not ending(file) and looks_like_dicom(file) for file in files):
+            if any(not ending(file) and looks_like_dicom(file) for file in without_voxel_files(files)):
                 scans.append(folder)
     return sorted(scans), _unreadable(closed, source)
 

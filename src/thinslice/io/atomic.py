@@ -125,7 +125,7 @@ def all_or_none(
     """Lends places to write the targets to, in hidden folders beside them; at the end all are moved, or none.
 
     Args:
-        targets: the files, each once.
+        targets: the files, each once. What is written beside one of the places is moved beside its target too.
         overwrite: whether files that are there at the end are replaced.
         find_stale: finds the files of an earlier answer that have to go when it is replaced, in folders of the targets.
             It is asked when the moves begin, since a run that ends earlier may have left more of them.
@@ -145,6 +145,9 @@ def all_or_none(
         stages = {folder: stack.enter_context(_stage(folder)) for folder in dict.fromkeys(t.parent for t in targets)}
         parts = {target: stages[target.parent] / "new" / target.name for target in targets}
         yield list(parts.values())
+        for folder, stage in stages.items():
+            # What a writer has put beside its part goes with it: the file that holds the voxels of a header.
+            parts = {folder / part.name: part for part in sorted((stage / "new").iterdir())} | parts
         missing = [part for part in parts.values() if not os.path.lexists(part)]
         if missing:
             raise FileNotFoundError(errno.ENOENT, "a file that was to be written is not there", str(missing[0]))

@@ -15,7 +15,17 @@ from typing import TYPE_CHECKING
 
 from thinslice.errors import InputRefused, OutputRefused
 from thinslice.io.atomic import HIDDEN, exists_already, folder_in_place, is_inside, looks_like_dicom
-from thinslice.io.formats import READABLE, WRITABLE, ending, name_to_write, sidecar_path, stem_of
+from thinslice.io.formats import (
+    READABLE,
+    WRITABLE,
+    ending,
+    files_beside,
+    name_to_write,
+    sidecar_path,
+    stem_of,
+    voxel_file,
+    without_voxel_files,
+)
 
 if TYPE_CHECKING:  # pydicom takes a third of a second to import
     from thinslice.io.dicom.series import Series, Study
@@ -27,7 +37,7 @@ WAY_FROM_DICOM = "make one from the DICOM series with dcm2niix"
 
 WAYS_TO_NIFTI = (
     ((".img", ".hdr"), "join the pair into one file with FSL: fslchfiletype NIFTI_GZ IN OUT"),
-    ((".mha", ".mhd", ".mnc"), "convert it with ITK-SNAP's c3d: c3d IN -o OUT.nii.gz"),
+    ((".mnc",), "convert it with ITK-SNAP's c3d: c3d IN -o OUT.nii.gz"),
     ((".gz", ".zip", ".tar", ".tgz", ".bz2", ".xz", ".zst"), "unpack it first"),
     ((".json", ".txt", ".csv", ".png", ".jpg", ".pdf"), "name the scan instead"),
 )
@@ -94,6 +104,7 @@ def check_outputs(outputs: Sequence[Output], inputs: Iterable[Path], overwrite: 
     """
     for output in outputs:
         _check_name(output)
+    outputs = [*outputs, *(_voxels_of(output, file) for output in outputs for file in files_beside(output.path))]
     _check_not_an_input(outputs, inputs)
     for output in outputs:
         _check_free(output, overwrite)
@@ -183,9 +194,16 @@ def empty_name(what: str) -> OutputRefused:
     )
 
 
+def _voxels_of(output: Output, file: Path) -> Output:
+    """The place of the voxels of a header that will be written."""
+    return Output(file, f"the voxels of {output.what}", way_out=output.way_out)
+
+
 def _check_not_an_input(outputs: Sequence[Output], inputs: Iterable[Path]) -> None:
-    """No output, under whatever name or link, is one of the inputs or the facts that lie beside one."""
-    read = [file for scan in dict.fromkeys(inputs) for file in (scan, sidecar_path(scan)) if file is not None]
+    """No output, under whatever name or link, is one of the inputs, or the facts or voxels that lie beside one."""
+    scans = dict.fromkeys(inputs)
+    beside = [file for scan in scans for file in (sidecar_path(scan), voxel_file(scan)) if file is not None]
+    read = [*scans, *beside]
     places, files = {os.path.realpath(file) for file in read}, _identities(read)
     for output in outputs:
         if os.path.realpath(output.path) in places or _identities([output.path]) & files:
@@ -383,7 +401,7 @@ def find_scan_outputs(source: Path | str, destination: Path | str, overwrite: bo
     A file goes to a file, or under its own name into a folder: one that exists, or a name that ends with a separator
     (pass the destination as it was typed: a Path has lost its last separator). A folder goes to a folder: every scan
     that lies directly in it, hidden files left out, in the order of their names. Into a folder each answer goes in its
-    source's format, but a header whose voxels are in another file (.nhdr) becomes one file (.nrrd).
+    source's format, but a header whose voxels are in another file (.nhdr, .mhd) becomes one file (.nrrd, .mha).
 
     Raises:
         InputRefused: there is no scan at `source`.
@@ -570,7 +588,7 @@ def _holds_dicom(path: Path) -> bool:
     try:
         if not path.is_dir():
             return not ending(path) and looks_like_dicom(path)
-        here = [file for file in path.iterdir() if not file.name.startswith(".")]
+        here = without_voxel_files(file for file in path.iterdir() if not file.name.startswith("."))
         if any(not ending(file) and looks_like_dicom(file) for file in here):
             return True
         if any(ending(file) for file in here):
