@@ -86,5 +86,5 @@ def acquisitions(draw: DrawFn, n_thin: tuple[int, int] = (1, 40), axis: int = 0)
     """Slices at any places within the field of view: not even, not in order, some twice, with gaps and overlaps."""
     count = draw(st.integers(*n_thin))
     places = st.floats(-0.45, count - 0.55) | st.integers(0, count - 1).map(float)
-    centres_vox = np.array(draw(st.lists(places, min_size=1, max_size=12)))
+    centres_vox = np.array(draw(st.lists(places, min_size=1, max_size=9)))
     return Acquisition(centres_vox, count, draw(st.floats(0.6, 9.0)), draw(profiles), axis)

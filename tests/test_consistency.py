@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from faults import catches
 from thinslice.compute.consistency import check, make_report, read_plan_beside
 from thinslice.compute.guard import GuardCount
 from thinslice.compute.upsample import upsample
@@ -68,6 +69,7 @@ def test_units_and_offset_do_not_change_the_percentages():
     assert moved.rms_percent == pytest.approx(found.rms_percent, rel=1e-4)
 
 
+@catches("compute/consistency.py", "mean_square / scale**2", "mean_square / scale[0] ** 2")
 def test_every_volume_of_a_series_counts_in_its_own_range():
     one = scan()
     series = replace(one, voxels=np.stack([one.voxels, one.voxels * 100], axis=3))
@@ -78,6 +80,7 @@ def test_every_volume_of_a_series_counts_in_its_own_range():
     assert found.worst == pytest.approx(100 * single.worst, rel=1e-4)
 
 
+@catches("compute/consistency.py", '[seen][band].astype(np.float64, order="C")', "[seen][band].astype(np.float32)")
 def test_wide_integers_are_measured_exactly():
     volume = replace(scan(), voxels=np.full((5, 5, 4), 2**31 - 5, np.int32))
     plan = make_plan(volume, factor=4)

@@ -69,6 +69,7 @@ def test_every_voxel_of_a_coarse_grid_keeps_its_place_in_the_finer_one(affine, s
     np.testing.assert_allclose(there, affine @ [*index, 1], atol=ROUNDING_MM)
 
 
+@catches("volume.py", "axis=1).max())", "axis=1).mean())")
 @given(one=affines((0.7, 3.0, 1.1)), other=affines((0.7, 3.0, 1.1)), shape=st.tuples(*[st.integers(1, 6)] * 3))
 def test_the_distance_of_two_grids_is_that_of_the_voxels_farthest_apart(one, other, shape):
     index = np.array([[*voxel, 1] for voxel in np.ndindex(*shape)])
@@ -85,6 +86,7 @@ def test_each_array_axis_has_the_patient_axis_it_runs_along(order, signs, seed):
     assert patient_axes(affine) == tuple(order)
 
 
+@catches("volume.py", "share[patient, :] = -1", "pass")
 @given(affine=affines((0.7, 3.0, 1.1)))
 def test_no_two_array_axes_have_the_same_patient_axis(affine):
     assert sorted(patient_axes(affine)) == [0, 1, 2]
