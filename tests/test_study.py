@@ -112,7 +112,7 @@ def test_a_seed_makes_the_same_study_to_the_byte(example):
 
 @catches(
     "evaluation/reader_study.py",
-    'named = {use: _opaque(secret, "picture", index) for index, use in enumerate(pictures)}',
+    'named = {use: _hide_number(secret, "picture", index) for index, use in enumerate(pictures)}',
     'named = {use: f"{use[1]}-{index}" for index, use in enumerate(pictures)}',
 )
 def test_the_page_says_nothing_of_methods_and_files(example):
