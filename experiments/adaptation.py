@@ -38,8 +38,9 @@ from thinslice.evaluation.benchmark import simulate
 from thinslice.evaluation.metrics import data_range, foreground, psnr, ssim
 from thinslice.io.atomic import whole_or_not
 from thinslice.io.nifti import read, write
-from thinslice.models.engine import Model
+from thinslice.models.protocol import Model
 from thinslice.models.registry import find_model
+from thinslice.models.slab_network import SlabModel
 from thinslice.physics.acquisition import Acquisition
 from thinslice.plan import make_plan
 from thinslice.volume import Volume
@@ -305,7 +306,7 @@ def _gain(network: Any, truth: Volume, thick: Volume, reference: float) -> float
             answer = network(*(torch.from_numpy(a) for a in (even[None], geometry, position)))
         return np.asarray(answer[0, :, :height, :width].float().numpy())
 
-    model = replace(find_model("cubic"), residual=run, context=network.context)
+    model = SlabModel("in training", "cubic", residual=run, context=network.context)
     return _decibels(truth, thick, model) - reference
 
 

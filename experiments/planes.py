@@ -36,12 +36,14 @@ import numpy as np
 from scipy.stats import t as student
 from skimage.metrics import structural_similarity
 
-from thinslice.compute.planes import enlarge_depth, enlarge_slices, enlarging_matrix
+from thinslice.compute.planes import enlarge_slices
 from thinslice.compute.upsample import upsample
 from thinslice.evaluation.metrics import data_range, foreground, psnr, ssim
 from thinslice.io.nifti import read
-from thinslice.models.engine import Model
+from thinslice.models.plane_networks import PlanesModel, enlarge_depth, enlarging_matrix
+from thinslice.models.protocol import Model
 from thinslice.models.registry import find_model
+from thinslice.models.slab_network import SlabModel
 from thinslice.physics.acquisition import Acquisition
 from thinslice.physics.downscaling import downscaling_matrix
 from thinslice.physics.intensity import intensity_range
@@ -90,7 +92,7 @@ def main() -> int:
     arguments.output.mkdir(parents=True, exist_ok=True)
     if arguments.models:
         once = [(name, False) for name in arguments.models]
-        names = once + [(name, True) for name in arguments.models if find_model(name).planes]
+        names = once + [(name, True) for name in arguments.models if isinstance(find_model(name), PlanesModel)]
         records = score(arguments, names, PARTS, middle=1.0)
         text = table(records)
     else:
@@ -187,7 +189,7 @@ def score_one(
     return [
         about | {"model": title, "protocol": protocol, "psnr_db": decibel, "ssim": likeness}
         for title, model, fuse in models
-        if model is not None and (part == "depth" or model.planes or not model.adds)
+        if model is not None and (part == "depth" or isinstance(model, PlanesModel) or not model.adds)
         for protocol, decibel, likeness in (
             *pictures(truth, part, factor, model, fuse),
             *thick_slices(truth, part, factor, model, fuse),
@@ -302,7 +304,8 @@ def _for_scanner(name: str, scanner: str) -> Model | None:
     family = Path(f"{name}-{scanner}")
     member = any(family.parent.glob(f"{escape(family.name)}.*.onnx"))
     model = find_model(str(family) if member else name)
-    other = bool(model.planes) and model.envelope is not None and model.envelope.hounsfield != (scanner == "ct")
+    envelope = model.envelope if isinstance(model, PlanesModel) else None
+    other = envelope is not None and envelope.hounsfield != (scanner == "ct")
     return None if other else model
 
 
@@ -325,14 +328,14 @@ def _shrunk(truth: np.ndarray, part: str, factor: int, make: Any) -> np.ndarray:
 def _enlarged(small: np.ndarray, part: str, factor: int, model: Model, fuse: bool) -> np.ndarray:
     """By the networks alone, without the projection."""
     slices = np.ascontiguousarray(small, np.float32)
-    if model.residual is not None:
+    if isinstance(model, SlabModel):
         return _thinned(slices, factor, model, projection=False)
     if part != "depth":
-        network = model.planes["in-plane", factor] if model.planes else None
+        network = model.planes["in-plane", factor] if isinstance(model, PlanesModel) else None
         slices, _ = enlarge_slices(slices, factor, model.base, network, fuse)
     if part == "in-plane":
         return slices
-    if not model.planes:
+    if not isinstance(model, PlanesModel):
         return np.tensordot(enlarging_matrix(len(slices), factor, model.base), slices, axes=1)
     deep = model.planes["depth", factor]
     beyond = deep.reach[0]

@@ -8,16 +8,16 @@ import pytest
 
 import dicom_files
 from test_cli import make_scan
-from thinslice.datasets import job
 from thinslice.datasets.find import Orders
 from thinslice.datasets.job import Job, Wish
+from thinslice.models.registry import identify
 
 CUBIC = Wish(model="cubic")
 
 
 def make_job(folder, name="scan.nii.gz", wish=CUBIC, **more):
     stem = name.removesuffix(".nii.gz")
-    settings = {"model_sha256": job.hash_of_model(wish.model), "thumbnail": folder / "out" / f"{stem}.png"}
+    settings = {"model_sha256": identify(wish.model), "thumbnail": folder / "out" / f"{stem}.png"}
     return Job(name, folder / "in" / name, folder / "out" / name, wish, **(settings | more))
 
 

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from thinslice.models.engine import Enlarger, Model
 from thinslice.models.envelope import Envelope
+from thinslice.models.plane_networks import PlanesModel
+from thinslice.models.protocol import Enlarger, Model
+from thinslice.models.slab_network import SlabModel
 from thinslice.physics.intensity import intensity_range
 from thinslice.plan import Plan
 from thinslice.volume import Volume
@@ -126,7 +128,7 @@ def network(
         assert answer.shape == (len(position), *slices.shape[1:])
         return answer
 
-    return Model("known", base, run, context)
+    return SlabModel("known", base, residual=run, context=context)
 
 
 def silent() -> Model:
@@ -199,4 +201,4 @@ def enlarging(part: str, factor: int, add: Callable[[np.ndarray], np.ndarray], r
     envelope = Envelope(
         only_factors=(factor,) if part == "depth" else (), in_plane=(1,) if part == "depth" else (1, factor)
     )
-    return Model("planes", "cubic", planes={(part, factor): Enlarger(run, (reach, reach))}, envelope=envelope)
+    return PlanesModel("planes", "cubic", planes={(part, factor): Enlarger(run, (reach, reach))}, envelope=envelope)

@@ -26,7 +26,8 @@ from thinslice import api, cli
 from thinslice.errors import InputRefused, ModelRefused, OutputRefused, PlanRefused, ThinsliceError
 from thinslice.io import formats, nifti
 from thinslice.io.formats import stem_of
-from thinslice.models import engine
+from thinslice.models import files
+from thinslice.models.protocol import WORKERS
 from thinslice.models.registry import find_model
 from thinslice.volume import Volume
 
@@ -529,18 +530,18 @@ def test_an_image_for_nibabel_of_a_file_with_a_rescale(tmp_path):
 @pytest.fixture
 def opened(monkeypatch):
     """What sessions are made of, from an empty store of models on."""
-    monkeypatch.setattr(engine, "_kept", engine._Kept())
-    real, found = engine._open, []
+    monkeypatch.setattr(files, "_kept", files._Kept())
+    real, found = files.make_engine, []
 
-    def count(content, options):
-        found.append(options.intra_op_num_threads)
-        return real(content, options)
+    def count(settings):
+        found.append(settings.threads_per_call)
+        return real(settings)
 
-    monkeypatch.setattr(engine, "_open", count)
+    monkeypatch.setattr(files, "make_engine", count)
     return found
 
 
-@catches("models/engine.py", "if key not in _kept.models:", "if key:")
+@catches("models/files.py", "if key not in _kept.models:", "if key:")
 def test_a_model_is_loaded_once(scan, opened):
     volume = formats.read(scan)
     expected = thinslice.enhance(volume).array
@@ -560,7 +561,7 @@ def test_a_model_is_loaded_once_even_if_all_ask_at_once(scan, opened):
 
 def test_threads_are_shared_by_the_workers(scan, opened):
     first = thinslice.enhance(scan, threads=1).array
-    np.testing.assert_array_equal(thinslice.enhance(scan, threads=2 * engine.WORKERS).array, first)
+    np.testing.assert_array_equal(thinslice.enhance(scan, threads=2 * WORKERS).array, first)
     assert opened == [1, 2]
 
 
@@ -573,7 +574,7 @@ def test_a_large_answer_lives_where_it_was_told_to(scan, tmp_path, monkeypatch):
     assert places == [Path(tempfile.gettempdir()), tmp_path / "large"]
 
 
-@catches("api.py", "model if threads is None else model.on(threads)", "model")
+@catches("api.py", "model if threads is None else model.with_threads(threads)", "model")
 def test_the_threads_of_a_model_that_is_loaded(scan, monkeypatch):
     asked, real = [], api.compute
     monkeypatch.setattr(api, "compute", lambda *words: asked.append(words[2].workers) or real(*words))
@@ -593,25 +594,25 @@ def test_a_model_file_that_was_replaced_is_another_model(scan, tmp_path, opened)
 
 
 def test_only_some_models_are_kept(scan, opened, monkeypatch):
-    monkeypatch.setattr(engine, "MOST_KEPT", 1)
+    monkeypatch.setattr(files, "MOST_KEPT", 1)
     for threads in (2, 4, 4, 2):
         thinslice.enhance(scan, threads=threads)
     assert opened == [1, 2, 1]
 
 
-@catches("models/engine.py", "os.register_at_fork(after_in_child=_kept.forked)", "pass")
+@catches("models/files.py", "os.register_at_fork(after_in_child=_kept.forked)", "pass")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_forked_worker_loads_its_own(scan):
     """As in a data loader: the threads of the parent's session are not there, nor is the one that holds its lock."""
     code = f"""
 import os, signal, thinslice
-from thinslice.models import engine
+from thinslice.models import files
 first = thinslice.enhance({str(scan)!r}, threads=8).array
-with engine._kept.lock:
+with files._kept.lock:
     child = os.fork()
     if child == 0:
         signal.alarm(30)  # it would wait for ever
-        assert not engine._kept.models
+        assert not files._kept.models
         same = (thinslice.enhance({str(scan)!r}, threads=8).array == first).all()
         os._exit(0 if same else 1)
 assert os.waitpid(child, 0)[1] == 0

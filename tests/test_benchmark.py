@@ -10,8 +10,8 @@ from thinslice.errors import InputRefused, ModelRefused, OutputRefused, PlanRefu
 from thinslice.evaluation import benchmark
 from thinslice.evaluation.benchmark import evaluate, make_conditions, simulate
 from thinslice.evaluation.results import Condition, Score, Skip, make_table, write_line
-from thinslice.models.engine import interpolation
 from thinslice.models.envelope import Envelope
+from thinslice.models.interpolations import interpolation
 from thinslice.plan import make_plan
 from thinslice.volume import Volume
 
@@ -208,7 +208,9 @@ def test_the_table_names_every_skipped_case_once():
 
 def test_a_model_outside_its_envelope_is_skipped_and_the_reference_still_scored(scans, tmp_path, monkeypatch):
     narrow = replace(interpolation("linear"), name="net", envelope=Envelope((2, 3), (0.9, 1.1)))
-    monkeypatch.setattr(benchmark, "find_model", lambda wish, threads: narrow if wish == "net" else interpolation(wish))
+    monkeypatch.setattr(
+        benchmark, "find_model", lambda name, settings: narrow if name == "net" else interpolation(name)
+    )
     scans["a.nii"] = thin_volume()
     found = evaluate([tmp_path / "a.nii"], ["net"], make_conditions((4, 2)), tmp_path / "out")
     assert [(skip.model, skip.condition.factor) for skip in found.skips] == [("net", 4)]

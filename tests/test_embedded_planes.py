@@ -12,10 +12,11 @@ from make_scans import save_scan
 from test_cli import names
 from thinslice.cli.enhance import SAMPLE
 from thinslice.compute.consistency import check
-from thinslice.compute.planes import enlarge_depth, enlarge_slices, enlarging_matrix
+from thinslice.compute.planes import enlarge_slices
 from thinslice.compute.upsample import upsample
 from thinslice.io.nifti import read
-from thinslice.models.engine import Enlarger
+from thinslice.models.plane_networks import enlarge_depth, enlarging_matrix
+from thinslice.models.protocol import Enlarger
 from thinslice.models.registry import embedded_names, find_model
 from thinslice.physics.acquisition import Acquisition
 from thinslice.plan import Plan, make_plan

@@ -11,16 +11,18 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from faults import catches
 from phantoms import acquired, enlarging, sampled, shift_mm, thick_grid
 from strategies import axes, scans, seeds
-from thinslice.compute import planes
-from thinslice.compute import upsample as engine
 from thinslice.compute.consistency import check
 from thinslice.compute.labels import interpolate_labels
-from thinslice.compute.planes import enlarge_depth, enlarge_slices
+from thinslice.compute.planes import enlarge_slices
 from thinslice.compute.reslice import reslice
 from thinslice.compute.upsample import upsample
 from thinslice.errors import PlanRefused
-from thinslice.models.engine import Enlarger, interpolation, one_blas_thread, together
+from thinslice.models import plane_networks
+from thinslice.models.blas import one_blas_thread
 from thinslice.models.envelope import Envelope
+from thinslice.models.interpolations import interpolation
+from thinslice.models.plane_networks import enlarge_depth, together
+from thinslice.models.protocol import Enlarger
 from thinslice.plan import Plan, make_plan
 from thinslice.volume import Volume
 
@@ -85,11 +87,11 @@ def test_flipping_and_turning_the_input_do_the_same_to_the_output(volume, factor
 
 
 @catches(
-    "compute/planes.py",
+    "models/plane_networks.py",
     "wanted = slice(factor * beyond, len(matrix) - factor * beyond)",
     "wanted = slice(factor * beyond - 1, len(matrix) - factor * beyond - 1)",
 )
-@catches("compute/planes.py", "(np.arange(factor * n) - (factor - 1) / 2) / factor", "np.arange(factor * n) / factor")
+@catches("models/plane_networks.py", "(np.arange(factor * n) - (factor - 1) / 2)", "np.arange(factor * n)")
 @given(seed=seeds, axis=axes, factor=FACTORS, projection=st.booleans())
 def test_a_network_for_planes_that_adds_nothing_leaves_cubic(seed, axis, factor, projection):
     voxels = np.random.default_rng(seed).random((24, 6, 5), dtype=np.float32)
@@ -124,14 +126,15 @@ def test_in_blocks_equals_whole(seed, n, block):
     model = enlarging("depth", 2, lambda base: 0.1 * np.tanh(base), reach=12)
     with pytest.MonkeyPatch.context() as patch:
         whole = thinned(volume, model, factor=2)[0].volume.voxels
-        patch.setattr(engine, "BLOCK", (block, block))
-        patch.setattr(planes, "PIXELS", 300)
+        patch.setattr(plane_networks, "LEAST_BLOCK", block)
+        patch.setattr(plane_networks, "MOST_BLOCK", block)
+        patch.setattr(plane_networks, "PIXELS", 300)
         blocks = thinned(volume, model, factor=2)[0].volume.voxels
     # Beyond the context a cubic spline forgets to 1e-7.
     np.testing.assert_allclose(blocks, whole, atol=1e-4)
 
 
-@catches("compute/planes.py", "said[:, :, backwards] / np", "said / np")
+@catches("models/plane_networks.py", "found[:, :, backwards] / np", "found / np")
 @given(seed=seeds, factor=FACTORS)
 def test_fused_answers_do_not_depend_on_the_orientation_of_a_slice(seed, factor):
     slices = np.random.default_rng(seed).random((3, 6, 6), dtype=np.float32)
@@ -329,9 +332,9 @@ def test_progress_rises_to_one_also_while_slices_are_enlarged_and_deepened():
     assert len([share for share in seen if 0.3 < share < 0.5]) >= 1  # the depth of the first volume
 
 
-@catches("models/engine.py", 'threadpool_limits(1, "blas")', 'threadpool_limits(None, "blas")')
+@catches("models/blas.py", 'threadpool_limits(1, "blas")', 'threadpool_limits(None, "blas")')
 @catches(
-    "models/engine.py",
+    "models/blas.py",
     "if self.users == 0:\n                self.limits.restore",
     "if True:\n                self.limits.restore",
 )

@@ -11,7 +11,7 @@ from phantoms import acquired, knowing, network, silent, thick_grid
 from strategies import seeds
 from thinslice.compute.guard import CELL, DISAGREEMENT, MARGIN, OVERSHOOT, GuardCount, find_suspect_cells, make_keep_map
 from thinslice.compute.upsample import upsample
-from thinslice.models.engine import interpolation
+from thinslice.models.interpolations import interpolation
 from thinslice.physics.intensity import intensity_range
 from thinslice.physics.interpolation import cubic_matrix
 from thinslice.plan import make_plan

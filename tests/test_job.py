@@ -21,6 +21,7 @@ from thinslice.datasets import find, job
 from thinslice.datasets.job import Wish, run_job
 from thinslice.errors import InputRefused, ModelRefused
 from thinslice.io import atomic, nifti
+from thinslice.models.registry import identify
 
 
 @pytest.fixture
@@ -85,7 +86,7 @@ def test_another_model_of_the_same_name_does_it_again(tmp_path, scan):
     wish = Wish(model=str(file))
     assert run_job(make_job(tmp_path, wish=wish)).state == "done"
     assert run_job(make_job(tmp_path, wish=wish)).state == "kept"
-    old = job.hash_of_model(str(file))
+    old = identify(str(file))
     save_start(file, seed=2, loud=1.0)
     assert run_job(make_job(tmp_path, wish=wish)).state == "done"
     stale = run_job(make_job(tmp_path, wish=replace(wish, factor=2.0), model_sha256=old, threads=3))
@@ -110,7 +111,7 @@ def test_a_model_is_loaded_once_for_all_scans_of_a_process(tmp_path, monkeypatch
 def test_the_threads_of_a_worker_are_shared_out(tmp_path, scan, monkeypatch, threads, each, at_once):
     asked = []
     real, job_models = job.enhance, thinslice.models.registry.models_for
-    monkeypatch.setattr(job, "models_for", lambda *words: asked.append(words[1]) or job_models(*words))
+    monkeypatch.setattr(job, "models_for", lambda *words: asked.append(words[1].threads_per_call) or job_models(*words))
     monkeypatch.setattr(
         job, "enhance", lambda *words, **more: asked.append(more["model"].workers) or real(*words, **more)
     )

@@ -16,7 +16,7 @@ from thinslice.compute.consistency import make_report
 from thinslice.compute.guard import GuardCount
 from thinslice.compute.upsample import upsample
 from thinslice.io.formats import read
-from thinslice.models.engine import interpolation
+from thinslice.models.interpolations import interpolation
 from thinslice.models.registry import find_model
 from thinslice.plan import make_plan
 from thinslice.reports import report_page

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from strategies import seeds
 from thick_scans import SHAPE, texture, thick_volume
 from thinslice.errors import InputRefused
-from thinslice.models.engine import interpolation
+from thinslice.models.interpolations import interpolation
 from thinslice.plan import make_plan
 from thinslice.volume import Volume
 

@@ -9,8 +9,10 @@ from faults import catches
 from strategies import seeds
 from thinslice.compute.upsample import upsample
 from thinslice.errors import ModelRefused
-from thinslice.models import engine
+from thinslice.models import slab_network
 from thinslice.models.conditioning import geometry_of, position_code
+from thinslice.models.engine import EngineSettings
+from thinslice.models.files import load_model
 from thinslice.models.registry import find_model
 from thinslice.models.tiling import padded, tiles
 from thinslice.plan import PlanRefused, make_plan
@@ -90,16 +92,16 @@ def tiny(request, tmp_path_factory):
 GEOMETRY = geometry_of(4.0, 1.0, "gaussian")
 
 
-@catches("models/engine.py", 'int(card["multiple"]), int(card["reach"])', 'int(card["multiple"]), 0')
+@catches("models/slab_network.py", 'int(card["multiple"]), int(card["reach"])', 'int(card["multiple"]), 0')
 @pytest.mark.parametrize("size", [(96, 130), (95, 131), (33, 200)])
 def test_tiled_equals_whole(tiny, monkeypatch, size):
     network, path, _ = tiny
-    residual = engine.load_model(path, threads=1).residual
+    residual = load_model(path, settings=EngineSettings(threads=1)).residual
     slices = np.random.default_rng(1).random((3, *size), dtype=np.float32)
     code = position_code(np.array([-0.375, 0.125, 0.3]))
     whole = residual(slices, GEOMETRY, code)
     assert whole.shape == (3, *size)
-    monkeypatch.setattr(engine, "TILE_LIMIT", 2 * network.reach + 16)
+    monkeypatch.setattr(slab_network, "TILE_LIMIT", 2 * network.reach + 16)
     tiled = residual(slices, GEOMETRY, code)
     # Nothing but the order of float32 sums may differ; 1e-4 of the intensity range is what `tiles` is held to.
     np.testing.assert_allclose(tiled, whole, atol=1e-4)
@@ -108,7 +110,7 @@ def test_tiled_equals_whole(tiny, monkeypatch, size):
 
 def test_the_stated_reach_is_enough_and_not_wasteful(tiny):
     network, path, _ = tiny
-    residual = engine.load_model(path, threads=1).residual
+    residual = load_model(path, settings=EngineSettings(threads=1)).residual
     slices = np.random.default_rng(1).random((3, 128, 128), dtype=np.float32)
     code = position_code(np.array([0.2]))
     other = slices.copy()
@@ -129,12 +131,12 @@ def test_the_model_file_computes_what_the_network_computes(tiny, size, count):
     with torch.no_grad():
         wanted = network(torch.from_numpy(slices)[None], torch.from_numpy(GEOMETRY), torch.from_numpy(code))[0].numpy()
     # The bound that `export` itself states.
-    np.testing.assert_allclose(engine.load_model(path).residual(slices, GEOMETRY, code), wanted, atol=1e-4)
+    np.testing.assert_allclose(load_model(path).residual(slices, GEOMETRY, code), wanted, atol=1e-4)
 
 
 def test_the_model_file_carries_its_card_and_the_plan_its_hash(tiny):
     network, path, digest = tiny
-    model = find_model(str(path), threads=1)
+    model = find_model(str(path), EngineSettings(threads=1))
     assert (model.name, model.base, model.context, model.sha256) == ("tiny", "cubic", network.context, digest)
     assert model.envelope.factor == (1.5, 8.0)
     assert path.with_suffix(".json").exists()

@@ -19,7 +19,8 @@ from thinslice.compute.consistency import make_report
 from thinslice.compute.guard import GuardCount
 from thinslice.compute.upsample import upsample
 from thinslice.models.conditioning import position_code
-from thinslice.models.engine import Model, interpolation
+from thinslice.models.interpolations import interpolation
+from thinslice.models.slab_network import SlabModel
 from thinslice.physics.intensity import intensity_range
 from thinslice.physics.projection import project
 from thinslice.plan import make_plan
@@ -67,7 +68,7 @@ def same(answer, wanted, tolerance=ROUNDING):
     "compute/upsample.py", "turned if nearest[stored[1]] < nearest[stored[2]] else turned.swapaxes(1, 2)", "turned"
 )
 @catches("compute/upsample.py", "PROJECTION_HALO = 20", "PROJECTION_HALO = 1")
-@catches("compute/upsample.py", "position_code(offset)", "position_code(offset * self.plan.factor)")
+@catches("models/slab_network.py", "position_code(offset)", "position_code(offset * self.stack.factor)")
 @given(case=scans_and_wishes(), model=models | st.just(lopsided()), order=st.permutations(range(3)))
 def test_axes_are_only_names(case, model, order):
     volume, wish = case
@@ -89,11 +90,11 @@ def mirrored(volume):
     return replace(volume, voxels=np.flip(volume.voxels, (0, 1, 2)))
 
 
-@catches("compute/upsample.py", "for near in (slab - 1, slab, slab + 1):", "for near in (slab, slab + 1):")
-@catches("compute/upsample.py", "(slab - 1 + 1e-9, slab + 1 - 1e-9)", "(slab - 0.5, slab + 0.5)")
-@catches("compute/upsample.py", "position_code(offset)", "position_code(-offset)")
-@catches("compute/upsample.py", "position_code(-offset)", "position_code(offset)")
-@catches("compute/upsample.py", ")[:, ::-1, ::-1]", ")")
+@catches("models/slab_network.py", "for near in (slab - 1, slab, slab + 1):", "for near in (slab, slab + 1):")
+@catches("models/slab_network.py", "(slab - 1 + 1e-9, slab + 1 - 1e-9)", "(slab - 0.5, slab + 0.5)")
+@catches("models/slab_network.py", "position_code(offset)", "position_code(-offset)")
+@catches("models/slab_network.py", "position_code(-offset)", "position_code(offset)")
+@catches("models/slab_network.py", ")[:, ::-1, ::-1]", ")")
 @given(case=scans_and_wishes())
 def test_a_fused_answer_does_not_tell_a_scan_from_its_mirror_image(case):
     volume, wish = case
@@ -121,8 +122,8 @@ def test_a_lopsided_network_tells_a_scan_from_its_mirror_image():
 @catches("compute/upsample.py", "answer += np.float32(self.low)", "pass")
 @catches(
     "compute/upsample.py",
-    "shown[0], shown[1] - shown[0]\n        self.geometry",
-    "shown[0], shown[1]\n        self.geometry",
+    "shown[0], shown[1] - shown[0]\n        self.clipped",
+    "shown[0], shown[1]\n        self.clipped",
 )
 @catches("compute/upsample.py", "shown = intensity_range(thick)", "shown = 0.0, float(np.abs(thick).max() or 1)")
 @given(
@@ -272,9 +273,9 @@ def test_a_smooth_blob_keeps_its_centre_of_mass_in_millimetres(factor, grid, cen
 
 
 @catches(
-    "compute/upsample.py",
-    "around = self.slices(slab - self.model.context, slab + self.model.context + 1)",
-    "around = self.slices(slab - self.model.context, slab + self.model.context + 1)[::-1]",
+    "models/slab_network.py",
+    "around = self.stack.slices(slab - self.model.context, slab + self.model.context + 1)",
+    "around = self.stack.slices(slab - self.model.context, slab + self.model.context + 1)[::-1]",
 )
 @catches(
     "compute/upsample.py",
@@ -500,7 +501,7 @@ def test_how_many_slabs_are_computed_at_once_does_not_matter(case, workers):
     np.testing.assert_array_equal(answer.voxels, wanted.voxels)
 
 
-@catches("models/engine.py", "workers = min(WORKERS, threads)", "workers = WORKERS")
+@catches("models/protocol.py", "workers=min(WORKERS, threads)", "workers=WORKERS")
 def test_with_one_thread_the_network_is_asked_once_at_a_time():
     lock, now, most = threading.Lock(), [0], []
 
@@ -514,10 +515,10 @@ def test_with_one_thread_the_network_is_asked_once_at_a_time():
         return np.zeros((len(position), *slices.shape[1:]), np.float32)
 
     volume = Volume(np.random.default_rng(0).normal(size=(8, 8, 6)).astype(np.float32), np.diag([1.0, 1.0, 4.0, 1.0]))
-    model = Model("spy", "cubic", run, 1)
+    model = SlabModel("spy", "cubic", residual=run, context=1)
     for threads, expected in ((1, 1), (2, 2), (8, 2)):
         most.clear()
-        thinned(volume, model.on(threads))
+        thinned(volume, model.with_threads(threads))
         assert max(most) == expected
 
 
@@ -530,7 +531,7 @@ def test_a_network_that_fails_is_heard_of_and_nothing_goes_on_without_it():
 
     volume = Volume(np.random.default_rng(0).random((3, 4, 30), dtype=np.float32), np.diag([1.0, 1.0, 3.0, 1.0]))
     with pytest.raises(MemoryError, match="too large"):
-        thinned(volume, Model("failing", "cubic", run, 1))
+        thinned(volume, SlabModel("failing", "cubic", residual=run, context=1))
     assert len(calls) < 6
 
 
@@ -561,7 +562,7 @@ def test_a_network_is_shown_each_slice_once_with_its_neighbours_and_asked_up_to_
         shown.append((slices, position))
         return np.zeros((len(position), *slices.shape[1:]), np.float32)
 
-    _, plan = thinned(volume, Model("spy", "cubic", run, context).on(1), **wish)
+    _, plan = thinned(volume, SlabModel("spy", "cubic", residual=run, context=context).with_threads(1), **wish)
     low, high = intensity_range(volume.voxels)
     stack = (np.moveaxis(volume.voxels, 2, 0).astype(float) - low) / (high - low)
     positions = plan.positions()

@@ -27,7 +27,9 @@ from thinslice.io.encoding import as_numbers, finite
 from thinslice.io.formats import ending
 from thinslice.io.outputs import LABELS_NAME, ScanOutput, find_output, find_study
 from thinslice.io.scratch import allocate
-from thinslice.models.engine import WORKERS, Model, load_once
+from thinslice.models.engine import EngineSettings
+from thinslice.models.files import load_once
+from thinslice.models.protocol import Model
 from thinslice.models.registry import models_for
 from thinslice.plan import Plan, make_plan
 from thinslice.progress import no_progress
@@ -160,7 +162,8 @@ def enhance(
         thickness_mm: slice thickness; default: what the file, or the JSON beside it, says, else the slice spacing.
         profile: slice profile, ``gaussian`` or ``box``.
         grid: ``fov`` keeps the outer edges of the field of view, ``centres`` the outermost slice centres.
-        model: ``default``, ``planes-mr``, ``planes-ct``, ``cubic`` ..., or a model file. It is loaded once per process.
+        model: ``default``, ``planes-mr``, ``planes-ct``, ``cubic`` ..., or a model file (one that is called like one of
+            those is reached as ``./cubic``, or as a `pathlib.Path`). It is loaded once per process.
         in_plane: enlarge the slices themselves first, so many times along both sides.
         fuse: ask a network in several orientations and join its answers: slower, a little better.
         projection: make the answer agree with the acquired slices.
@@ -184,9 +187,9 @@ def enhance(
         raise PlanRefused(f"got threads {threads!r}; need 1, 2 ...; next: correct it or leave it out")
     volume = to_volume(image, affine)
     if isinstance(model, Model):
-        chosen = model if threads is None else model.on(threads)
+        chosen = model if threads is None else model.with_threads(threads)
     else:
-        chosen = _model(model, threads)(volume)
+        chosen = models_for(model, EngineSettings(threads=threads), load_once)(volume)
     plan = make_plan(
         volume,
         spacing_mm=spacing_mm,
@@ -417,10 +420,3 @@ def _checked(volume: Volume) -> Volume:
     voxels, notes = finite(as_numbers(np.asarray(volume.voxels)))
     notes = [note for note in [*shear_notes(affine), *notes] if note not in volume.notes]
     return replace(volume, voxels=voxels, affine=affine, notes=(*volume.notes, *notes))
-
-
-def _model(wish: str | os.PathLike[str], threads: int | None) -> Callable[[Volume], Model]:
-    if threads is None:
-        return models_for(os.fspath(wish), None, load_once)
-    choose = models_for(os.fspath(wish), max(1, threads // WORKERS), load_once)
-    return lambda volume: choose(volume).on(threads)

@@ -171,11 +171,11 @@ def _find_data_set(arguments: argparse.Namespace, threads: int, part: tuple[int,
     """The scans of this shard."""
     from thinslice.datasets.bids import SUFFIXES, Choice
     from thinslice.datasets.find import Orders, apart_by_series, find_in_bids, find_in_folder, shard
-    from thinslice.datasets.job import Wish, hash_of_model
-    from thinslice.models.registry import known_names
+    from thinslice.datasets.job import Wish
+    from thinslice.models.registry import identify, to_absolute
 
     wish = Wish(
-        model=arguments.model if arguments.model in known_names() else str(Path(arguments.model).absolute()),
+        model=to_absolute(arguments.model),
         spacing_mm=arguments.spacing,
         factor=arguments.factor,
         thickness_mm=arguments.thickness,
@@ -185,7 +185,7 @@ def _find_data_set(arguments: argparse.Namespace, threads: int, part: tuple[int,
         fuse=arguments.fuse,
         projection=not arguments.no_projection,
     )
-    orders = Orders(wish, hash_of_model(wish.model), arguments.reports, arguments.overwrite, threads)
+    orders = Orders(wish, identify(wish.model), arguments.reports, arguments.overwrite, threads)
     if not arguments.bids:
         found = shard(find_in_folder(arguments.input, arguments.output, orders), *part)
         return apart_by_series(found, arguments.input, arguments.output)

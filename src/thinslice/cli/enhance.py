@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from thinslice.compute.guard import GuardCount
     from thinslice.io.dicom.series import Study
     from thinslice.io.outputs import ScanOutput
-    from thinslice.models.engine import Model
+    from thinslice.models.protocol import Model
     from thinslice.plan import Plan
     from thinslice.reports.report_page import Answer
     from thinslice.volume import Volume

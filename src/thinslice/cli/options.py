@@ -11,7 +11,7 @@ from thinslice.cli.terminal import REFUSED, complain
 from thinslice.io.formats import formats_in_words
 
 if TYPE_CHECKING:
-    from thinslice.models.engine import Model
+    from thinslice.models.protocol import Model
     from thinslice.plan import Plan
     from thinslice.volume import Volume
 

@@ -25,7 +25,7 @@ from thinslice.io.atomic import all_or_none
 
 if TYPE_CHECKING:
     from thinslice.io.dicom.series import Study
-    from thinslice.models.engine import Model
+    from thinslice.models.protocol import Model
     from thinslice.volume import Volume
 
 PATIENT_AXES = ("left-right", "front-back", "head-foot")

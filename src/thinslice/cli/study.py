@@ -25,7 +25,7 @@ from thinslice.io.atomic import all_or_none
 
 if TYPE_CHECKING:
     from thinslice.evaluation.reader_study import Scan, Study
-    from thinslice.models.engine import Model
+    from thinslice.models.protocol import Model
     from thinslice.plan import Plan
     from thinslice.volume import Volume
 

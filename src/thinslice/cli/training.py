@@ -113,7 +113,6 @@ def add_train(verbs: "argparse._SubParsersAction[Parser]") -> None:
     verb.add_argument("--resume", action="store_true", help="continue from the checkpoints in the output folder")
     verb.add_argument(
         "--start-from",
-        type=Path,
         metavar="PATH",
         help="a model file whose weights to start from, or (not for no-ground-truth) the folder of an earlier run",
     )
@@ -171,7 +170,7 @@ def _from_data(arguments: argparse.Namespace) -> list[Path]:
         arguments.output,
         resume=arguments.resume,
         minutes=arguments.minutes,
-        start=arguments.start_from,
+        start=None if arguments.start_from is None else Path(arguments.start_from),
         steps=arguments.steps,
         more_sources=arguments.add_source,
         report=say,

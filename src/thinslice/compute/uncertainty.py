@@ -14,7 +14,7 @@ import numpy as np
 
 from thinslice.compute.upsample import upsample
 from thinslice.io.scratch import allocate
-from thinslice.models.engine import Model
+from thinslice.models.protocol import Model
 from thinslice.physics.intensity import intensity_range
 from thinslice.plan import Plan
 from thinslice.progress import no_progress, part_of
@@ -105,7 +105,7 @@ def _distance(
     if not plan.fuse:
         return cell_means(answer, _mirrored(volume, plain, model, progress), size) / 2
     alone = _asked(volume, plain, model, part_of(progress, 0, 0.5))
-    if not model.planes:  # fused is the mean of both
+    if model.fused_is_mirrored:
         return cell_means(answer, alone, size)
     return cell_means(alone, _mirrored(volume, plain, model, part_of(progress, 0.5, 1)), size) / 2
 

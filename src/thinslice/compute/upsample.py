@@ -7,22 +7,23 @@ linear in the acquired slices, so they are one matrix per chunk; see `_Lines.mat
 """
 
 from collections.abc import Callable
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from thinslice.compute.guard import GuardCount, find_suspect_cells, make_keep_map
-from thinslice.compute.planes import enlarge_depth, enlarge_slices
-from thinslice.models.conditioning import geometry_of, position_code
-from thinslice.models.engine import Model, one_blas_thread
+from thinslice.compute.planes import enlarge_slices
+from thinslice.models.blas import one_blas_thread
+from thinslice.models.protocol import Model
 from thinslice.physics.acquisition import apply_along_first_axis
 from thinslice.physics.intensity import intensity_range
 from thinslice.physics.interpolation import INTERPOLATIONS
 from thinslice.physics.projection import correction_matrix, cut_into_bands, scale_damping
 from thinslice.plan import Plan
 from thinslice.progress import no_progress, part_of
+from thinslice.settings import Profile
 from thinslice.volume import Volume, patient_axes
 
 PROJECTION_HALO = 20
@@ -34,10 +35,6 @@ thickness of 1.3 spacings (with 16 slices 3e-6 and 3e-4).
 
 GUARD_HALO = 6
 """Slices beyond a slab's reach that take part in its interpolation for the guard: a cubic spline forgets to 4e-4."""
-
-BLOCK, BLOCK_BYTES = (16, 64), 2**29
-"""Slabs, and bytes of them, that a network for planes computes together: it sees some eight slices more on each side,
-so that small blocks cost time."""
 
 WIDE = tuple(np.dtype(kind) for kind in (np.float64, np.int32, np.uint32, np.int64, np.uint64))
 """Numbers that hold more digits than float32."""
@@ -240,18 +237,47 @@ class _Stack:
         self.plan = lines.plan
         self.model = model
         self.low, self.scale = shown[0], shown[1] - shown[0]
-        self.geometry = geometry_of(self.plan.factor, self.plan.thickness_over_spacing, self.plan.profile)
         self.clipped = 0
         self.workers = workers
         self.progress = progress
-        self.said: dict[int, Future[tuple[int, np.ndarray]]] = {}
         self.raw: dict[int, np.ndarray] = {}
         self.kept: dict[int, np.ndarray] = {}
         self.fell_back: dict[int, np.ndarray] = {}
         self.count = GuardCount()
         self.bounds = _bounds(thick, self.low, self.scale)
-        slab_bytes = 4 * self.plan.factor * thick[0].size
-        self.block = int(np.clip(BLOCK_BYTES // slab_bytes, *BLOCK))
+        self.answer = model.begin(self) if model.adds else None
+
+    @property
+    def n_thick(self) -> int:
+        """See `thinslice.models.protocol.Stack`, as for all that follows up to `thin_of`."""
+        return self.plan.n_thick
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.thick.shape[1], self.thick.shape[2]
+
+    @property
+    def factor(self) -> float:
+        return self.plan.factor
+
+    @property
+    def thickness_over_spacing(self) -> float:
+        return self.plan.thickness_over_spacing
+
+    @property
+    def profile(self) -> Profile:
+        return self.plan.profile
+
+    @property
+    def fuse(self) -> bool:
+        return self.plan.fuse
+
+    @property
+    def positions(self) -> np.ndarray:
+        return self.lines.positions
+
+    def thin_of(self, low: int, high: int) -> slice:
+        return self.lines.thin_of(low, high)
 
     def slices(self, low: int, high: int) -> np.ndarray:
         """Acquired slices low .. high - 1, normalised float32; the outermost ones repeat beyond the ends."""
@@ -273,11 +299,11 @@ class _Stack:
         spline_low, spline_high = self.lines.beyond(low, high)
         to_thin, keep = self.lines.matrices(start, stop)
         wanted = self.lines.thin_of(start, stop)
-        if self.model.adds:
+        if self.answer is not None:
             residuals = [self.guarded(slab) for slab in range(low, high)]
         for band in cut_into_bands(self.thick):
             answer = apply_along_first_axis(to_thin, self.normalised(self.thick[spline_low:spline_high][band]))
-            if self.model.adds:
+            if self.answer is not None:
                 answer += apply_along_first_axis(keep, np.concatenate([r[band] for r in residuals]))
             if thin.dtype in WIDE:
                 answer = answer.astype(np.float64) * self.scale + self.low
@@ -288,7 +314,7 @@ class _Stack:
         for store in (self.raw, self.kept):
             for slab in [s for s in store if s < stop - PROJECTION_HALO - self.plan_reach]:
                 del store[slab]
-        if not self.model.planes or stop == self.plan.n_thick:
+        if self.answer is None or not self.answer.tells_progress or stop == self.plan.n_thick:
             self.progress(stop / self.plan.n_thick)
 
     @property
@@ -296,64 +322,19 @@ class _Stack:
         """Slabs on each side that a thick slice's profile reaches into."""
         return int(np.ceil(2 * self.plan.thickness_over_spacing + 0.5))
 
-    def residual(self, slab: int) -> np.ndarray:
-        """The network's answer [p, h, w] for the thin slices of one slab: what it says there, and both neighbours."""
-        if slab not in self.raw and self.model.planes:
-            start = slab - slab % self.block
-            self.raw |= self.by_planes(start, min(start + self.block, self.plan.n_thick))
-        if slab not in self.raw:
-            own = self.lines.thin_of(slab, slab + 1)
-            total = np.zeros((own.stop - own.start, *self.thick.shape[1:]), np.float32)
-            for near in (slab - 1, slab, slab + 1):
-                first, said = self.said_by(near)
-                low, high = max(own.start, first), min(own.stop, first + len(said))
-                if low < high:
-                    total[low - own.start : high - own.start] += said[low - first : high - first]
-            self.raw[slab] = total
-            self.said.pop(slab - 1, None)
-        return self.raw[slab]
-
-    def by_planes(self, start: int, stop: int) -> dict[int, np.ndarray]:
-        """What a network for planes adds to the interpolation of slabs start .. stop - 1, for each of them."""
-        factor = round(self.plan.factor)
-        network = self.model.planes["depth", factor]
-        beyond = network.reach[0]
-        around = self.slices(start - beyond, stop + beyond)
-        told = part_of(self.progress, start / self.plan.n_thick, stop / self.plan.n_thick)
-        answer = enlarge_depth(around, beyond, factor, self.model.base, network, self.plan.fuse, told)
+    def subtract_base(self, thin: np.ndarray, start: int, stop: int) -> None:
+        """Subtracts the interpolation from the thin slices of slabs start .. stop - 1, in place."""
         low, high = self.lines.beyond(start, stop)
         base = self.lines.base(self.lines.thin_of(start, stop), low, high)
         for band in cut_into_bands(self.thick):
-            answer[band] -= apply_along_first_axis(base, self.normalised(self.thick[low:high][band]))
-        return dict(enumerate(answer.reshape(-1, factor, *answer.shape[1:]), start))
+            thin[band] -= apply_along_first_axis(base, self.normalised(self.thick[low:high][band]))
 
-    def said_by(self, slab: int) -> tuple[int, np.ndarray]:
-        """What the network says about one slab, up to its neighbours: first thin slice and shares [p, h, w]; once.
-
-        The slabs that come next are begun meanwhile. Those before the first and after the last slice repeat it.
-        """
-        for coming in range(slab, min(slab + self.model.workers, self.plan.n_thick) + 1):
-            if coming not in self.said:
-                self.said[coming] = self.workers.submit(self.ask, coming)
-        return self.said[slab].result()
-
-    def ask(self, slab: int) -> tuple[int, np.ndarray]:
-        """Run the network on one slab; to fuse, also on its mirror image through its middle.
-
-        The mean of these two is worth nearly as much as that of all sixteen orientations (LOG.md).
-        """
-        first, last = np.searchsorted(self.lines.positions, (slab - 1 + 1e-9, slab + 1 - 1e-9))
-        around = self.slices(slab - self.model.context, slab + self.model.context + 1)
-        offset = self.lines.positions[first:last] - slab
-        if not len(offset):
-            return int(first), np.empty((0, *around.shape[1:]), np.float32)
-        assert self.model.residual is not None
-        answer = self.model.residual(around, self.geometry, position_code(offset))
-        if self.plan.fuse:
-            mirrored = np.ascontiguousarray(around[::-1, ::-1, ::-1])
-            answer += self.model.residual(mirrored, self.geometry, position_code(-offset))[:, ::-1, ::-1]
-            answer /= 2
-        return int(first), answer
+    def residual(self, slab: int) -> np.ndarray:
+        """What the model adds to the interpolation [p, h, w] in the thin slices of one slab."""
+        if slab not in self.raw:
+            assert self.answer is not None, "a model that adds nothing is not asked"
+            self.raw |= self.answer.residuals(slab)
+        return self.raw[slab]
 
     def guarded(self, slab: int) -> np.ndarray:
         """`residual` with the suspect regions taken back to zero, which leaves interpolation there."""
@@ -412,7 +393,7 @@ def _larger_slices(
     """The acquired slices [n, h, w], each of them enlarged in-plane, in the scan's own units."""
     low, scale = shown[0], shown[1] - shown[0]
     slices = ((thick.astype(np.float64, order="C") - low) / scale).astype(np.float32)
-    network = model.planes.get(("in-plane", plan.in_plane))
+    network = model.in_plane_network(plan.in_plane)
     large, count = enlarge_slices(slices, plan.in_plane, model.base, network, plan.fuse, progress)
     if thick.dtype in WIDE:
         return large.astype(np.float64) * scale + low, count

@@ -24,8 +24,9 @@ from thinslice.errors import InputRefused, ModelRefused, OutputRefused, Thinslic
 from thinslice.io.atomic import hold_lock, read_object
 from thinslice.io.formats import has_detached_voxels, read, sidecar_path, stem_of, write
 from thinslice.io.sidecars import thickness_in
-from thinslice.models.engine import WORKERS, Model
-from thinslice.models.registry import find_model, models_for, models_in
+from thinslice.models.engine import EngineSettings
+from thinslice.models.protocol import Model
+from thinslice.models.registry import identify, models_for
 from thinslice.physics.intensity import intensity_range
 from thinslice.plan import Plan
 from thinslice.reports.picture import Picture, draw_side_by_side, find_picture_centre, reslice_planes, write_picture
@@ -75,7 +76,7 @@ class Job:
         source: the scan, or a folder with the files of a DICOM series.
         destination: the answer; its JSON lies beside it.
         wish: what is wanted.
-        model_sha256: of the model that is meant, see `hash_of_model`.
+        model_sha256: of the model that is meant, see `thinslice.models.registry.identify`.
         thumbnail: a small picture of acquired and computed planes, for the overview.
         page: a page to look at as well, see `thinslice.reports.report_page.write_report_page`.
         earlier_page: where an earlier run may have written a page; that of another answer is removed.
@@ -187,18 +188,6 @@ def clean_up(job: Job) -> None:
             _remove(job.stage)
 
 
-def hash_of_model(wish: str) -> str | None:
-    """Which model a name means now: its hash; of a folder with a model for each scan that of all; else None.
-
-    Raises:
-        ModelRefused: there is no such model.
-    """
-    files = models_in(wish)
-    if not files:
-        return find_model(wish).sha256
-    return hashlib.sha256(",".join(sorted(_sha256(file) for file in files)).encode()).hexdigest()
-
-
 def reason_of(error: BaseException) -> str:
     """One line about an error: what was got, what is needed, what to do next."""
     if isinstance(error, MemoryError):
@@ -301,14 +290,13 @@ def _slices(plan: Plan) -> str:
 @lru_cache(maxsize=2)
 def _models(wish: str, sha256: str | None, threads: int) -> Callable[[Volume], Model]:
     """The model of a name, kept by a worker for all its scans; another hash is another model."""
-    found = hash_of_model(wish)
+    found = identify(wish)
     if found != sha256:
         raise ModelRefused(
             f"got model {wish} with sha256 {str(found)[:16]}... on this worker; need {str(sha256)[:16]}..., which the "
             "run was started with; next: give all machines the same file, and restart workers that hold an older one"
         )
-    choose = models_for(wish, max(1, threads // WORKERS))
-    return lambda volume: choose(volume).on(threads)
+    return models_for(wish, EngineSettings(threads=threads))
 
 
 # ---- the work

@@ -25,7 +25,8 @@ from thinslice.evaluation.results import REFERENCE, Condition, Score, Skip, make
 from thinslice.io.formats import read, stem_of
 from thinslice.io.outputs import check_writable
 from thinslice.io.synthetic import check_acquired
-from thinslice.models.engine import Model
+from thinslice.models.engine import EngineSettings
+from thinslice.models.protocol import Model
 from thinslice.models.registry import find_model
 from thinslice.physics.acquisition import Acquisition
 from thinslice.physics.intensity import intensity_range
@@ -174,7 +175,7 @@ def evaluate(
         out: a folder, made if need be.
         axes: ``last``: the scans are made thick along their last array axis; ``all``: along each in turn.
         progress: called with the share done, 0 .. 1, and what comes next.
-        threads: CPU threads of one call of a network, see `thinslice.models.engine.load_model`.
+        threads: CPU threads of the networks, see `thinslice.models.engine.EngineSettings`.
         fuse: whether networks run in several orientations, see `thinslice.plan.make_plan`.
 
     Raises:
@@ -417,7 +418,7 @@ def _find_models(names: Sequence[str], threads: int | None) -> dict[str, Model]:
     """Returns the models by name, each once, with the reference; a second file of the same name has its path."""
     found: dict[str, Model] = {}
     for name in dict.fromkeys([*names, REFERENCE]):
-        model = find_model(name, threads)
+        model = find_model(name, EngineSettings(threads=threads))
         found[name if model.name in found else model.name] = model
     return found
 

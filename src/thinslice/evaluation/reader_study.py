@@ -27,7 +27,7 @@ import numpy as np
 from thinslice.compute.upsample import upsample
 from thinslice.errors import InputRefused, PlanRefused
 from thinslice.evaluation.metrics import FOREGROUND_SHARE
-from thinslice.models.engine import Model
+from thinslice.models.protocol import Model
 from thinslice.physics.intensity import intensity_range
 from thinslice.plan import Plan
 from thinslice.progress import no_progress

@@ -12,7 +12,8 @@ from thinslice.compute.consistency import Report, map_misfit
 from thinslice.compute.uncertainty import is_checked, map_expected_error
 from thinslice.compute.upsample import upsample
 from thinslice.io.scratch import allocate
-from thinslice.models.engine import Model, interpolation
+from thinslice.models.interpolations import interpolation
+from thinslice.models.protocol import Model
 from thinslice.physics.intensity import intensity_range
 from thinslice.plan import Plan
 from thinslice.progress import no_progress, part_of

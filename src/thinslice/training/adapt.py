@@ -18,8 +18,8 @@ import torch
 
 from thinslice.errors import InputRefused, OutputRefused, ThinsliceError
 from thinslice.io.atomic import whole_or_not
-from thinslice.models.engine import Model, load_model
-from thinslice.models.registry import embedded_names
+from thinslice.models.protocol import Model
+from thinslice.models.registry import find_model
 from thinslice.networks.slab import SlabNet
 from thinslice.settings import Profile
 from thinslice.training.export import export, load_weights, read_card
@@ -155,7 +155,7 @@ def adapt(
         file = find_start(start)
         network = SlabNet()
         load_weights(network, file)
-        model = load_model(file, name=str(start) if str(start) in embedded_names() else None)
+        model = find_model(start)
         wish = {
             "start": model.sha256,
             "spacing_mm": spacing_mm,

@@ -12,7 +12,7 @@ from thinslice.errors import InputRefused
 from thinslice.evaluation.benchmark import check_truth
 from thinslice.io.nifti import read
 from thinslice.io.synthetic import check_acquired
-from thinslice.models.engine import interpolation
+from thinslice.models.interpolations import interpolation
 from thinslice.physics.acquisition import Acquisition, apply_along_first_axis
 from thinslice.physics.intensity import intensity_range
 from thinslice.physics.interpolation import cubic_matrix

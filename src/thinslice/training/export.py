@@ -15,7 +15,8 @@ from torch.overrides import TorchFunctionMode
 
 from thinslice.errors import ModelRefused
 from thinslice.io.atomic import whole_or_not
-from thinslice.models.engine import CARD_KEY, CONTRACT, run_once
+from thinslice.models.engine import CARD_KEY
+from thinslice.models.files import CONTRACT, run_once
 from thinslice.networks.contract import Network, SlabNetwork
 from thinslice.networks.planes import PlaneNet
 

@@ -9,8 +9,7 @@ from typing import Any
 from thinslice.errors import ModelRefused, OutputRefused
 from thinslice.io.formats import stem_of
 from thinslice.io.outputs import check_writable
-from thinslice.models.registry import EMBEDDED, embedded_names, planes_files
-from thinslice.physics.interpolation import INTERPOLATIONS
+from thinslice.models.registry import is_known_name, planes_files, resolve
 from thinslice.training.export import read_card
 
 
@@ -22,7 +21,7 @@ def check_model_name(out: Path, per_scan: bool, may_exist: bool) -> None:
     """
     if out.name in ("", ".."):
         raise OutputRefused(f"got -o {out}; need a name for the model; next: choose one, such as my-model")
-    if str(out) in (*embedded_names(), *INTERPOLATIONS):
+    if is_known_name(str(out)):
         raise OutputRefused(
             f"got -o {out}, a name that --model already has; need one of your own; next: choose another name"
         )
@@ -120,16 +119,12 @@ def find_start(start: str | Path, option: str = "--model") -> Path:
     Raises:
         ModelRefused: it stands for what cannot be adapted.
     """
-    if str(start) in embedded_names() and (EMBEDDED / f"{start}.onnx").exists():
-        return EMBEDDED / f"{start}.onnx"
-    if str(start) in (*embedded_names(), *INTERPOLATIONS):
-        raise ModelRefused(
-            f"got {option} {start}, which is no network of the kind that can be adapted; need default, or a file that "
-            "'thinslice train default', 'train video-mr' or 'adapt' wrote; next: choose one of them"
-        )
-    with_suffix = Path(f"{start}.onnx")
-    if with_suffix.is_file() and not str(start).endswith(".onnx"):
-        return with_suffix
-    if Path(start).is_dir():
+    found = resolve(start)
+    if found.kind == "folder" or (found.kind == "file" and found.files[0].is_dir()):
         raise ModelRefused(f"got {option} {start}, a folder; need a model file; next: choose one in it")
-    return Path(start)
+    if found.kind == "file":
+        return found.files[0]
+    raise ModelRefused(
+        f"got {option} {start}, which is no network of the kind that can be adapted; need default, or a file that "
+        "'thinslice train default', 'train video-mr' or 'adapt' wrote; next: choose one of them"
+    )

@@ -20,8 +20,9 @@ from thinslice.errors import InputRefused, OutputRefused, ThinsliceError
 from thinslice.io.nifti import write
 from thinslice.io.outputs import check_writable
 from thinslice.io.synthetic import as_synthetic
-from thinslice.models.engine import Model, interpolation, load_model
-from thinslice.models.registry import embedded_names
+from thinslice.models.interpolations import interpolation
+from thinslice.models.protocol import Model
+from thinslice.models.registry import find_model
 from thinslice.networks.slab import SlabNet
 from thinslice.networks.vae import SliceVae
 from thinslice.settings import Profile
@@ -149,10 +150,10 @@ def run(
     _check_alone()
     begun = _begun(out, resume)
     file = None if start is None else find_start(start, "--start-from")
-    model = interpolation("cubic")
-    if file is not None:
+    model: Model = interpolation("cubic")
+    if start is not None and file is not None:
         load_weights(no_ground_truth()[-1].objective.make_network(), file)  # refused before any work
-        model = load_model(file, name=str(start) if str(start) in embedded_names() else None)
+        model = find_model(start)
         wish = replace(wish, start=model.sha256)
     stacks = _learnable(paths, model, wish, report, complain)
     asked = {"recipe": NAME} | asdict(wish) | {"scans": sorted(stack.fingerprint for stack in stacks)}

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from thinslice.models.engine import Part
+from thinslice.models.plane_networks import Part
 from thinslice.networks.contract import Network
 from thinslice.networks.planes import PlaneNet
 from thinslice.networks.slab import CONTEXT, SlabNet

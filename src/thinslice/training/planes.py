@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from thinslice.models.engine import Part
+from thinslice.models.plane_networks import Part
 from thinslice.physics.acquisition import Acquisition
 from thinslice.physics.downscaling import downscaling_matrix
 from thinslice.physics.interpolation import cubic_matrix

@@ -17,7 +17,7 @@ import torch
 
 from thinslice.errors import InputRefused, ModelRefused, OutputRefused
 from thinslice.io.atomic import whole_or_not
-from thinslice.models.engine import Part
+from thinslice.models.plane_networks import Part
 from thinslice.networks.contract import Network
 from thinslice.training.clips import find_clips, holds_clips, load_clips
 from thinslice.training.corpus import AcquisitionRanges, TrainingVolume, load_isotropic, load_thick

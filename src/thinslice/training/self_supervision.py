@@ -19,7 +19,7 @@ import numpy as np
 
 from thinslice.compute.upsample import upsample
 from thinslice.errors import InputRefused
-from thinslice.models.engine import Model
+from thinslice.models.protocol import Model
 from thinslice.physics.acquisition import Acquisition
 from thinslice.physics.intensity import intensity_range
 from thinslice.plan import Plan

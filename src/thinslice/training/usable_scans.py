@@ -11,7 +11,7 @@ from thinslice.errors import InputRefused, ThinsliceError
 from thinslice.io.formats import read
 from thinslice.io.outputs import unique_names
 from thinslice.io.synthetic import check_acquired
-from thinslice.models.engine import Model
+from thinslice.models.protocol import Model
 from thinslice.plan import Plan, make_plan
 from thinslice.volume import Volume, fingerprint
 
