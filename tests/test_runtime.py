@@ -3,13 +3,18 @@
 import hashlib
 import json
 import os
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper
+from onnxruntime.capi import onnxruntime_pybind11_state as library
 
 from faults import catches
+from test_cli import make_scan
 from test_upsample import flipped, same, turned
 from thinslice.cli.enhance import SAMPLE
 from thinslice.compute.upsample import upsample
@@ -17,7 +22,7 @@ from thinslice.errors import ModelRefused
 from thinslice.evaluation.benchmark import simulate
 from thinslice.evaluation.metrics import data_range, foreground, psnr
 from thinslice.io.nifti import read
-from thinslice.models import slab_network
+from thinslice.models import files, slab_network
 from thinslice.models.engine import CARD_KEY
 from thinslice.models.files import load_model
 from thinslice.models.registry import EMBEDDED, find_model
@@ -26,8 +31,8 @@ from thinslice.plan import make_plan
 from thinslice.volume import Volume, through_plane_axis
 
 
-def foreign(path, card, inputs):
-    """A model file that the engine can run and that is none of ours."""
+def save_network(path, card, inputs):
+    """A network that gives back the first of its inputs, as a model file with any card."""
     values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in (*sorted(inputs), "residual")]
     graph = helper.make_graph(
         [helper.make_node("Identity", [values[0].name], ["residual"])], "g", values[:-1], values[-1:]
@@ -51,39 +56,159 @@ def enhanced(volume):
     return upsample(volume, plan, model).volume
 
 
-@pytest.mark.parametrize("card", [None, {}, [1], {"envelope": 3}], ids=str)
-def test_a_card_that_is_not_ours_is_refused(tmp_path, card):
-    with pytest.raises(ModelRefused, match="is not a thinslice model"):
-        load_model(foreign(tmp_path / "foreign.onnx", card, INPUTS))
+OURS = json.loads((EMBEDDED / "default.json").read_text())
+"""A card of this version."""
 
 
+def refusal(path):
+    """The code of the one line with which a file is refused; its cause is kept."""
+    with pytest.raises(
+        ModelRefused, match=rf"^{path}: got .* is not a thinslice model of this version.*next: "
+    ) as caught:
+        load_model(path)
+    return caught.value.code
+
+
+@pytest.mark.parametrize(
+    ("card", "code"),
+    [
+        (None, "no-card"),
+        ([1], "no-card"),
+        ({}, "other-contract"),
+        ({"envelope": 3}, "other-contract"),
+        (OURS | {"contract": 1}, "other-contract"),
+        (OURS | {"contract": None}, "other-contract"),
+        (OURS | {"base": "magic"}, "foreign-card"),
+        (OURS | {"envelope": 3}, "foreign-card"),
+        ({key: value for key, value in OURS.items() if key != "reach"}, "foreign-card"),
+    ],
+)
 @catches("models/files.py", 'if session.card.get("contract") != CONTRACT:', "if False:")
-def test_a_model_of_an_earlier_contract_is_refused(tmp_path):
-    card = json.loads((EMBEDDED / "default.json").read_text())
-    load_model(foreign(tmp_path / "same.onnx", card, INPUTS))
-    for other in (1, None):
-        path = foreign(tmp_path / "earlier.onnx", card | {"contract": other}, INPUTS)
-        with pytest.raises(ModelRefused, match="of this version"):
-            load_model(path)
+def test_a_card_that_is_not_ours_is_refused(tmp_path, card, code):
+    assert refusal(save_network(tmp_path / "foreign.onnx", card, INPUTS)) == code
+    load_model(save_network(tmp_path / "same.onnx", OURS, INPUTS))
+
+
+def test_a_card_that_is_no_json_is_refused(tmp_path):
+    network = onnx.load(save_network(tmp_path / "foreign.onnx", None, INPUTS))
+    helper.set_model_props(network, {CARD_KEY: "{"})
+    onnx.save(network, tmp_path / "foreign.onnx")
+    assert refusal(tmp_path / "foreign.onnx") == "no-card"
 
 
 def test_inputs_that_are_not_ours_are_refused(tmp_path):
-    card = json.loads((EMBEDDED / "default.json").read_text())
-    with pytest.raises(ModelRefused, match="is not a thinslice model"):
-        load_model(foreign(tmp_path / "foreign.onnx", card, {"image"}))
+    assert refusal(save_network(tmp_path / "foreign.onnx", OURS, {"image"})) == "unknown-kind-of-model"
 
 
-def test_a_base_that_is_no_interpolation_is_refused(tmp_path):
-    card = json.loads((EMBEDDED / "default.json").read_text()) | {"base": "magic"}
-    with pytest.raises(ModelRefused, match="is not a thinslice model"):
-        load_model(foreign(tmp_path / "foreign.onnx", card, INPUTS))
+def of_another_version(path):
+    """A network of a version of ONNX that is still to come."""
+    network = onnx.load(save_network(path, OURS, INPUTS))
+    network.opset_import[0].version = 999
+    onnx.save(network, path)
 
 
-@pytest.mark.parametrize("keep", [0, 1000, -1000])
-def test_a_damaged_file_is_refused(tmp_path, keep):
-    (tmp_path / "cut.onnx").write_bytes((EMBEDDED / "default.onnx").read_bytes()[:keep])
-    with pytest.raises(ModelRefused, match="is not a thinslice model"):
-        load_model(tmp_path / "cut.onnx")
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(b"no network"),
+        lambda path: path.write_bytes((EMBEDDED / "default.onnx").read_bytes()[:1000]),
+        lambda path: path.write_bytes((EMBEDDED / "default.onnx").read_bytes()[:-1000]),
+        of_another_version,
+    ],
+)
+def test_a_file_that_holds_no_network_is_refused(tmp_path, make):
+    make(tmp_path / "cut.onnx")
+    assert refusal(tmp_path / "cut.onnx") == "unreadable-network"
+
+
+def test_a_file_that_cannot_be_read_is_refused(tmp_path):
+    for path in (tmp_path, tmp_path / "gone.onnx"):
+        with pytest.raises(ModelRefused, match="which cannot be read") as caught:
+            load_model(path)
+        assert caught.value.code == "unreadable-model-file"
+        assert isinstance(caught.value.__cause__, OSError)
+
+
+# What is wrong with the engine, or with us, is not told of the file
+
+
+def test_a_missing_library_is_told_as_one(run, tmp_path, monkeypatch):
+    scan_file = make_scan(tmp_path / "scan.nii.gz")
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(ModelRefused) as caught:
+        find_model("default")
+    assert caught.value.code == "engine-missing"
+    assert isinstance(caught.value.__cause__.__cause__, ImportError)
+    code, _, (line,) = run("enhance", "-i", scan_file, "-o", tmp_path / "thin.nii.gz")
+    assert code == 2
+    assert "got no onnxruntime that can be loaded" in line
+    assert "pip install onnxruntime" in line
+    assert "--model cubic" in line
+    assert run("enhance", "-i", scan_file, "-o", tmp_path / "thin.nii.gz", "--model", "cubic")[0] == 0
+
+
+class Failing:
+    """A session of the library that fails when it is run."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def get_inputs(self):
+        return [SimpleNamespace(name=name) for name in INPUTS]
+
+    def get_modelmeta(self):
+        return SimpleNamespace(custom_metadata_map={CARD_KEY: json.dumps(OURS)})
+
+    def run(self, names, feed):
+        raise self.error
+
+
+FAILURES = [
+    (library.RuntimeException("[ONNXRuntimeError] : bad allocation"), MemoryError, None),
+    (library.Fail("Failed to allocate memory for requested buffer of size 8"), MemoryError, None),
+    (RuntimeError("std::bad_alloc"), MemoryError, None),
+    (library.RuntimeException("[ONNXRuntimeError] : 6 : a thread could not be started"), ModelRefused, "engine-failed"),
+    (library.EPFail("the processor has no such instruction"), ModelRefused, "engine-failed"),
+    (RuntimeError("unknown exception"), ModelRefused, "engine-failed"),
+    (MemoryError("too large"), MemoryError, None),
+    (AssertionError("an error of ours"), AssertionError, None),
+    (TypeError("another"), TypeError, None),
+    (KeyError("name"), KeyError, None),
+]
+"""(what the library raises, what it is told as, with which code)."""
+
+
+@pytest.mark.parametrize("when", ["opened", "run"])
+@pytest.mark.parametrize(("error", "kind", "code"), FAILURES, ids=lambda value: repr(value)[:40])
+def test_a_failure_is_told_as_what_it_is_and_never_of_the_file(monkeypatch, when, error, kind, code):
+    def open_session(*words, **more):
+        if when == "opened":
+            raise error
+        return Failing(error)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", open_session)
+    with pytest.raises(kind) as caught:
+        load_model(EMBEDDED / "default.onnx").residual(
+            np.zeros((3, 8, 8), np.float32), np.zeros(3, np.float32), np.zeros((2, 7), np.float32)
+        )
+    assert type(caught.value) is kind
+    assert getattr(caught.value, "code", None) == code
+    assert "not a thinslice model" not in str(caught.value)
+    chain, cause = [], caught.value
+    while cause is not None:
+        chain.append(cause)
+        cause = cause.__cause__
+    assert error in chain
+
+
+def test_an_assertion_in_a_kind_of_model_is_not_told_of_the_file(monkeypatch):
+    def fail(session, name, sha256):
+        raise AssertionError("an error of ours")
+
+    monkeypatch.setitem(files.KINDS, INPUTS, fail)
+    with pytest.raises(AssertionError, match="an error of ours"):
+        load_model(EMBEDDED / "default.onnx")
 
 
 def test_it_does_not_need_what_only_linux_has(monkeypatch):

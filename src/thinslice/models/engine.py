@@ -137,9 +137,8 @@ class _OnnxRuntime(Engine):
         options.enable_mem_pattern = False
         # Its errors have no class in common but Exception, so they are looked up; RuntimeError is what it makes of
         # errors of C++ that it does not know. Anything else is no failure of the engine and must not be told as one.
-        errors = tuple(
-            kind for kind in vars(library).values() if isinstance(kind, type) and issubclass(kind, Exception)
-        )
+        kinds = [kind for kind in vars(library).values() if isinstance(kind, type) and issubclass(kind, Exception)]
+        errors: tuple[type[Exception], ...] = (RuntimeError, *kinds)
         try:
             session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         except errors as error:
