@@ -2,8 +2,8 @@
 
 The answer is made slab by slab and written chunk by chunk, so that what is held in memory besides the scan (enlarged,
 if it is to be) and its answer does not grow with the number of slices: a chunk of slabs is interpolated, corrected by
-the network, watched by the guard, projected onto the acquired slices, and stored. Interpolation and projection are
-linear in the acquired slices, so they are one matrix per chunk; see `_Lines.matrices`.
+the model (`thinslice.models.protocol`), watched by the guard, projected onto the acquired slices, and stored.
+Interpolation and projection are linear in the acquired slices, so they are one matrix per chunk; see `_Lines.matrices`.
 """
 
 from collections.abc import Callable
@@ -37,13 +37,13 @@ GUARD_HALO = 6
 """Slices beyond a slab's reach that take part in its interpolation for the guard: a cubic spline forgets to 4e-4."""
 
 WIDE = tuple(np.dtype(kind) for kind in (np.float64, np.int32, np.uint32, np.int64, np.uint64))
-"""Numbers that hold more digits than float32."""
+"""Kinds of numbers that hold more digits than float32."""
 
 CHUNK = 8
-"""Slabs that are projected and stored together."""
+"""Slabs that are projected and stored together: fewer compute the halo more often, more need more memory."""
 
 IN_PLANE_SHARE = 0.35
-"""Of the progress: what is done when the slices have been enlarged in-plane."""
+"""The share of the progress that is done when the slices have been enlarged in-plane, roughly."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def upsample(
     out: np.ndarray | None = None,
     progress: Callable[[float], None] = no_progress,
 ) -> Upsampled:
-    """Compute the thin slices of a plan.
+    """Computes the thin slices of a plan.
 
     Args:
         volume: the scan, [x, y, z] or [x, y, z, t]; every volume of a 4-D series is computed by itself.
@@ -83,6 +83,17 @@ def upsample(
 
     Returns:
         The answer in the same patient space, the guard's count, and how many whole numbers were clipped.
+
+    Raises:
+        MemoryError: there is not enough memory.
+        ModelRefused: the engine has failed while the model was run.
+
+    Example:
+        >>> from thinslice.models.registry import find_model
+        >>> from thinslice.plan import make_plan
+        >>> volume = Volume(np.zeros((8, 8, 5), np.float32), np.diag([1.0, 1.0, 4.0, 1.0]))
+        >>> upsample(volume, make_plan(volume, model="cubic"), find_model("cubic")).volume.shape
+        (8, 8, 20)
     """
     series = volume.voxels if volume.voxels.ndim == 4 else volume.voxels[..., None]
     shape = (*plan.shape_thin, series.shape[3])
@@ -122,7 +133,7 @@ def _upsample_one(
     progress: Callable[[float], None],
     fell_back: np.ndarray | None,
 ) -> tuple[GuardCount, int]:
-    """One stack [n, h, w] into ``thin``; what the guard saw, and how many whole numbers were clipped.
+    """Computes one stack [n, h, w] into ``thin``; returns what the guard saw, and how many numbers were clipped.
 
     Where the guard took the network back becomes True in ``fell_back`` [n, h, w].
     """
@@ -144,7 +155,7 @@ def _upsample_one(
 
 
 def _as_in_the_patient(stack: np.ndarray, affine: np.ndarray, axis: int) -> np.ndarray:
-    """A view of a stack [n, h, w] whose axes run as in the patient, however the file stores them.
+    """Returns a view of a stack [n, h, w] whose axes run as in the patient, however the file stores them.
 
     Slices go towards the patient's right, front or head, and so do lines and columns, the first of left-right,
     back-front and foot-head first: a network that is not symmetric answers the same to the same scan. Both grids are
@@ -169,19 +180,19 @@ class _Lines:
         self.damping = scale_damping(self.acquire(middle, middle + 2 * PROJECTION_HALO)[1], plan.factor, plan.noise)
 
     def thin_of(self, low: int, high: int) -> slice:
-        """Thin slices inside slabs low .. high - 1."""
+        """Returns which thin slices lie in slabs low .. high - 1."""
         return slice(int(np.searchsorted(self.owner, low)), int(np.searchsorted(self.owner, high)))
 
     def beyond(self, low: int, high: int) -> tuple[int, int]:
-        """Slabs low .. high - 1 and the halo around them."""
+        """Returns slabs low .. high - 1 and the halo around them."""
         return max(low - PROJECTION_HALO, 0), min(high + PROJECTION_HALO, self.plan.n_thick)
 
     def base(self, thin: slice, low: int, high: int) -> np.ndarray:
-        """The interpolation [thin, slices] of some thin slices from acquired slices low .. high - 1."""
+        """Returns the interpolation [thin, slices] of some thin slices from acquired slices low .. high - 1."""
         return self.interpolation(self.positions[thin] - low, high - low)
 
     def acquire(self, low: int, high: int) -> tuple[np.ndarray, np.ndarray]:
-        """The acquired slices that see nothing but thin slices of slabs low .. high - 1, and their rows [., thin]."""
+        """Returns the acquired slices that see nothing but slabs low .. high - 1, and their rows [., thin]."""
         high = min(high, self.plan.n_thick)
         window = self.thin_of(low, high)
         around = ((slab, self.acquisition.seen_by(slab, slab + 1)) for slab in range(low, high))
@@ -193,7 +204,7 @@ class _Lines:
         return np.array(whole, int), rows
 
     def matrices(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """The two matrices that make the thin slices of slabs start .. stop - 1.
+        """Returns the two matrices that make the thin slices of slabs start .. stop - 1.
 
         With B the interpolation, A the acquisition, C the correction (zero without projection) and E what picks the
         wanted slices out of the window, the projection of B s + r is E (B s + r) + C (s - A (B s + r)), so
@@ -221,7 +232,11 @@ class _Lines:
 
 
 class _Stack:
-    """One 3-D scan with its slices along the first axis, in the network's normalised intensities."""
+    """One 3-D scan with its slices along the first axis, in normalised intensities: the `Stack` of models.
+
+    The residuals of a few slabs are kept, as model (``raw``) and guard (``kept``) gave them: neighbouring chunks share
+    a halo of `PROJECTION_HALO` slabs, and the guard looks beyond that.
+    """
 
     def __init__(
         self,
@@ -280,12 +295,12 @@ class _Stack:
         return self.lines.thin_of(low, high)
 
     def slices(self, low: int, high: int) -> np.ndarray:
-        """Acquired slices low .. high - 1, normalised float32; the outermost ones repeat beyond the ends."""
+        """Returns acquired slices low .. high - 1, normalised float32; beyond the ends the outermost ones repeat."""
         index = np.clip(np.arange(low, high), 0, self.plan.n_thick - 1)
         return self.normalised(self.thick[index])
 
     def normalised(self, voxels: np.ndarray) -> np.ndarray:
-        """A float32 copy in which the intensity range is 0 .. 1; the first axis is the slowest in memory."""
+        """Returns a float32 copy in which the intensity range is 0 .. 1; the first axis is the slowest in memory."""
         if voxels.dtype in WIDE:  # the offset may be larger than float32 can tell the signal from
             return ((voxels.astype(np.float64, order="C") - self.low) / self.scale).astype(np.float32)
         values = voxels.astype(np.float32, order="C")
@@ -294,7 +309,7 @@ class _Stack:
         return values
 
     def compute(self, start: int, stop: int, thin: np.ndarray) -> None:
-        """Slabs start .. stop - 1, stored into ``thin``."""
+        """Computes slabs start .. stop - 1 into ``thin``."""
         low, high = self.lines.beyond(start, stop)
         spline_low, spline_high = self.lines.beyond(low, high)
         to_thin, keep = self.lines.matrices(start, stop)
@@ -311,6 +326,7 @@ class _Stack:
                 answer *= np.float32(self.scale)
                 answer += np.float32(self.low)
             self.clipped += _store(answer, thin[wanted][band])
+        # The next chunk's halo, and what the guard sees from its first slab, begin no earlier than this.
         for store in (self.raw, self.kept):
             for slab in [s for s in store if s < stop - PROJECTION_HALO - self.plan_reach]:
                 del store[slab]
@@ -319,7 +335,7 @@ class _Stack:
 
     @property
     def plan_reach(self) -> int:
-        """Slabs on each side that a thick slice's profile reaches into."""
+        """How many slabs on each side a thick slice's profile reaches into."""
         return int(np.ceil(2 * self.plan.thickness_over_spacing + 0.5))
 
     def subtract_base(self, thin: np.ndarray, start: int, stop: int) -> None:
@@ -330,14 +346,14 @@ class _Stack:
             thin[band] -= apply_along_first_axis(base, self.normalised(self.thick[low:high][band]))
 
     def residual(self, slab: int) -> np.ndarray:
-        """What the model adds to the interpolation [p, h, w] in the thin slices of one slab."""
+        """Returns what the model adds to the interpolation [p, h, w] in the thin slices of one slab."""
         if slab not in self.raw:
             assert self.answer is not None, "a model that adds nothing is not asked"
             self.raw |= self.answer.residuals(slab)
         return self.raw[slab]
 
     def guarded(self, slab: int) -> np.ndarray:
-        """`residual` with the suspect regions taken back to zero, which leaves interpolation there."""
+        """Returns `residual` with the suspect regions taken back to zero, which leaves interpolation there."""
         if slab not in self.kept:
             low, high = max(slab - self.plan_reach, 0), min(slab + self.plan_reach + 1, self.plan.n_thick)
             near = self.lines.thin_of(low, high)
@@ -357,6 +373,7 @@ class _Stack:
             answer = apply_along_first_axis(base, nearby) + own
             cells = find_suspect_cells(answer, by_network, by_base, self.bounds)
             self.count = self.count.with_slab(cells)
+            # Cells, not pixels, are taken back, and their edges are blended: a seam would be worse than the error.
             if cells.any():
                 keep = make_keep_map(cells, own.shape[1:])
                 own = np.where(np.isfinite(own), own, 0.0) * keep
@@ -366,20 +383,20 @@ class _Stack:
 
 
 class _Padding:
-    """What an image holds beyond the field of view of the scanner: taken for air, and put back where it was."""
+    """What an image holds beyond the field of view of the scanner: computed as air, and put back where it was."""
 
     def __init__(self, thick: np.ndarray, plan: Plan) -> None:
         self.value, self.times = plan.padding, plan.in_plane
         self.where = thick == plan.padding if plan.padding is not None else None
 
     def filled(self, thick: np.ndarray) -> np.ndarray:
-        """The scan with its smallest other value instead."""
+        """Returns the scan with its smallest other value instead."""
         if self.where is None or self.where.all():
             return thick
         return np.where(self.where, thick[~self.where].min(), thick)
 
     def put_back(self, thin: np.ndarray, owner: np.ndarray) -> None:
-        """Into the thin slices, each of which has an acquired one that is nearest."""
+        """Writes it into the thin slices, each of which has an acquired one (``owner``) that is nearest."""
         if self.where is None:
             return
         for index, nearest in enumerate(owner):
@@ -390,7 +407,7 @@ class _Padding:
 def _larger_slices(
     thick: np.ndarray, shown: tuple[float, float], plan: Plan, model: Model, progress: Callable[[float], None]
 ) -> tuple[np.ndarray, GuardCount]:
-    """The acquired slices [n, h, w], each of them enlarged in-plane, in the scan's own units."""
+    """Returns the acquired slices [n, h, w], each of them enlarged in-plane, in the scan's own units."""
     low, scale = shown[0], shown[1] - shown[0]
     slices = ((thick.astype(np.float64, order="C") - low) / scale).astype(np.float32)
     network = model.in_plane_network(plan.in_plane)
@@ -403,12 +420,12 @@ def _larger_slices(
 
 
 def _bounds(thick: np.ndarray, low: float, scale: float) -> tuple[float, float]:
-    """Smallest and largest acquired value in normalised units."""
+    """Returns the smallest and the largest acquired value in normalised units."""
     return (float(thick.min()) - low) / scale, (float(thick.max()) - low) / scale
 
 
 def _store(values: np.ndarray, out: np.ndarray) -> int:
-    """Float32 values, which are spent on it, into an array: rounded and clipped where it holds whole numbers.
+    """Stores float32 values, which are spent on it, rounded and clipped where the array holds whole numbers.
 
     Returns:
         How many were clipped.

@@ -1,4 +1,4 @@
-"""What a slab network is told about the acquisition, in numbers: shared by inference (numpy) and training (torch)."""
+"""Writes the acquisition as the numbers that a slab network is fed with, in inference and in training."""
 
 import numpy as np
 
@@ -6,14 +6,32 @@ from thinslice.settings import Profile
 
 
 def geometry_of(factor: float, thickness_over_spacing: float, profile: Profile) -> np.ndarray:
-    """[3] float32: log2 of spacing over thin spacing, thickness over spacing, 1 for a box profile."""
+    """Returns the code [3] float32 of an acquisition: how the factor, the thickness and the profile differ from usual.
+
+    Args:
+        factor: slice spacing over thin spacing; 4 gives 0.
+        thickness_over_spacing: 1 for touching slices gives 0.
+        profile: 1 for a box, 0 for a Gaussian.
+
+    Example:
+        >>> geometry_of(4.0, 1.0, "box")
+        array([0., 0., 1.], dtype=float32)
+    """
     return np.array(
         [np.log2(factor) - 2.0, 4.0 * (thickness_over_spacing - 1.0), float(profile == "box")], dtype=np.float32
     )
 
 
 def position_code(offset: np.ndarray) -> np.ndarray:
-    """[p] offsets from the slice centre, in units of the slice spacing (-1 .. 1) -> [p, 7] float32."""
+    """Returns the code [p, 7] float32 of where thin slices lie: the offset itself, and waves along it.
+
+    Args:
+        offset: [p] distances from the centre of a thick slice, in units of the slice spacing (-1 .. 1).
+
+    Example:
+        >>> position_code(np.array([0.0])).shape
+        (1, 7)
+    """
     offset = np.asarray(offset, dtype=np.float64)
     waves = [f(2 * np.pi * n * offset) for n in (0.5, 1.0, 2.0) for f in (np.sin, np.cos)]
     return np.stack([2.0 * offset, *waves], axis=1).astype(np.float32)

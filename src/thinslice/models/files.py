@@ -32,7 +32,7 @@ It may raise KeyError, TypeError or ValueError where the card is not that of its
 """
 
 MOST_KEPT = 8
-"""Models that `load_once` keeps: the four networks of a family for planes, twice."""
+"""Models that `load_once` keeps: a family of networks for planes has four, so two of them fit."""
 
 
 def load_model(path: Path, name: str | None = None, settings: EngineSettings | None = None) -> Model:

@@ -26,17 +26,17 @@ INPUTS = frozenset({"planes", "base"})
 """What a model file of this kind is fed with, see `Enlarger`."""
 
 PLANE_LIMIT = 1152
-"""Largest side of an enlarged plane, in pixels, that is computed at once: what a larger one needs fits no cache."""
+"""Largest side, in pixels, of an enlarged plane computed at once: it bounds the memory of the network's features."""
 
 PIXELS = 2**19
-"""Pixels of the enlarged planes that a network makes in one call: more at once are not faster."""
+"""Pixels of the enlarged planes that a network makes in one call: it bounds the memory of the network's features."""
 
 LEAST_BLOCK = 16
 """Slabs that are computed together at least: a network sees some eight slices beyond a block on each side, which are
 computed again for the next one, so that small blocks cost time."""
 
 MOST_BLOCK = 64
-"""Slabs that are computed together at most: larger blocks save nothing worth their memory."""
+"""Slabs that are computed together at most: by then the slices beyond it are a quarter of them."""
 
 BLOCK_BYTES = 2**29
 """Bytes of thin slices of a block: as much memory as a block may take where that leaves `LEAST_BLOCK` slabs."""

@@ -22,7 +22,7 @@ INPUTS = frozenset({"slices", "geometry", "position"})
 """What a model file of this kind is fed with, see `Residual`."""
 
 TILE_LIMIT = 640
-"""Largest side, in pixels, of a piece of a slice that is computed at once: what a larger one needs fits no cache."""
+"""Largest side, in pixels, of a piece of a slice computed at once: it bounds the memory of the network's features."""
 
 Residual = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 """(slices [2 context + 1, h, w], geometry [3], positions [p, 7]) -> shares [p, h, w], all float32."""

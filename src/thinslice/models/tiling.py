@@ -1,4 +1,4 @@
-"""What a network sees at once, and how its answers are joined."""
+"""Cuts slices into pieces that a network can see at once, and says how its answers are joined."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,7 +8,13 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Tile:
-    """One piece of a slice: what is read (with its margin) and what is kept of the answer."""
+    """One piece of a slice, as rows and columns.
+
+    Attributes:
+        read: what the network sees, margin included.
+        keep: what is kept of its answer.
+        write: where that is in the slice.
+    """
 
     read: tuple[slice, slice]
     keep: tuple[slice, slice]
@@ -16,9 +22,16 @@ class Tile:
 
 
 def tiles(height: int, width: int, limit: int, margin: int) -> Iterator[Tile]:
-    """Cover a slice with pieces of at most ``limit`` pixels a side, margins included.
+    """Covers a slice with pieces of at most ``limit`` pixels a side, margins included.
 
     With a margin at least as wide as the network's reach, tiled equals whole to rounding.
+
+    Raises:
+        ValueError: the margins take all of a piece.
+
+    Example:
+        >>> [tile.write[1] for tile in tiles(10, 10, limit=8, margin=1)][:2]
+        [slice(0, 6, None), slice(6, 10, None)]
     """
     for read_y, keep_y, write_y in _spans(height, limit, margin):
         for read_x, keep_x, write_x in _spans(width, limit, margin):
@@ -39,7 +52,12 @@ def _spans(length: int, limit: int, margin: int) -> Iterator[tuple[slice, slice,
 
 
 def padded(stack: np.ndarray, multiple: int) -> np.ndarray:
-    """[n, h, w] -> h and w rounded up to a multiple, the edge repeated."""
+    """Returns [n, h, w] with h and w rounded up to a multiple, the edge repeated.
+
+    Example:
+        >>> padded(np.zeros((1, 3, 4)), 2).shape
+        (1, 4, 4)
+    """
     rows, columns = (-size % multiple for size in stack.shape[1:])
     if rows == 0 and columns == 0:
         return stack
