@@ -3,7 +3,7 @@
 Shape-based interpolation (Raya & Udupa, IEEE Trans. Med. Imaging 9:32-42, 1990) with one simplification that makes it
 fast and free of gaps between labels. A pixel that carries label p in one drawn slice and q in the next changes once on
 the way. It changes where the signed distance to the outline of p, linear between the two slices, is zero; the same is
-asked of q, and the mean is taken. So only pixels that change are looked at, and all labels, background among them, are
+done for q, and the mean is taken. So only pixels that change are looked at, and all labels, background among them, are
 treated alike. A part that has no overlap with its label in the next slice ends in a dome halfway between.
 """
 
@@ -203,7 +203,7 @@ def _distance(
     """Returns Euclidean distances in mm at some pixels: the second pass of the exact distance transform.
 
     The columns are done already, and the rows are searched (Felzenszwalb & Huttenlocher, Theory of Computing 8:415-428,
-    2012, without the parabolas: only pixels that change are asked for).
+    2012, without the parabolas: only pixels that change are looked at).
 
     Args:
         along_columns: distance in mm within each column [h, w].

@@ -148,7 +148,7 @@ def _finer(like: Volume, axis: int, times: int) -> Volume:
     finer = [1 if i == axis else times for i in range(3)]
     affine = refine_affine(like.affine, finer, [(k - 1) / 2 for k in finer])
     shape = tuple(n * k for n, k in zip(like.shape, finer, strict=True))
-    # Only the grid is asked for: one zero stands for all voxels and takes no room.
+    # Only the grid is needed: one zero stands for all voxels and takes no room.
     return replace(like, voxels=np.broadcast_to(np.zeros((), like.voxels.dtype), shape), affine=affine)
 
 

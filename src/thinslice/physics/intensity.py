@@ -1,4 +1,4 @@
-"""The intensity range of a scan: the scale on which networks work and differences are told."""
+"""The intensity range of a scan: the scale on which networks work and differences are stated."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ import numpy as np
 def intensity_range(voxels: np.ndarray) -> tuple[float, float]:
     """Returns the 0.5 and 99.5 percentiles of the finite voxels.
 
-    They set the scale on which a network works and in which differences are told. Nothing is clipped to them.
+    They set the scale on which a network works and in which differences are stated. Nothing is clipped to them.
 
     Args:
         voxels: any shape and numeric dtype.
