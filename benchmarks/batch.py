@@ -26,8 +26,9 @@ from speed import SHAPES, convolution_rate, make_scan, multiply_adds
 
 from thinslice.datasets.engine import Engine, Progress, run
 from thinslice.datasets.find import Orders, find_in_folder
-from thinslice.datasets.job import Job, Wish
+from thinslice.datasets.job import Job
 from thinslice.models.registry import find_model
+from thinslice.settings import Settings
 
 WORKERS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
@@ -84,7 +85,14 @@ def seconds_of_the_engine(tasks: int = 500) -> float:
     with tempfile.TemporaryDirectory() as folder:
         gone = Path(folder) / "gone.nii.gz"  # is named as a failure at once, by a worker that has not computed
         jobs = [
-            Job(f"{index}", gone, Path(folder) / f"{index}.nii.gz", Wish(model="cubic"), None, Path(folder) / "x.png")
+            Job(
+                f"{index}",
+                gone,
+                Path(folder) / f"{index}.nii.gz",
+                Settings(model="cubic"),
+                None,
+                Path(folder) / "x.png",
+            )
             for index in range(tasks)
         ]
         first: list[tuple[float, int]] = []
@@ -107,7 +115,7 @@ def seconds_of_listing(scans: int) -> float:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
         started = time.perf_counter()
-        find_in_folder(source, Path(folder) / "out", Orders(Wish(), None))
+        find_in_folder(source, Path(folder) / "out", Orders(Settings(), None))
         return time.perf_counter() - started
 
 

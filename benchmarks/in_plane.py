@@ -20,6 +20,7 @@ from thinslice.evaluation.metrics import data_range, foreground, psnr
 from thinslice.io.nifti import read
 from thinslice.models.registry import find_model
 from thinslice.plan import make_plan
+from thinslice.settings import Settings
 from thinslice.volume import Volume, through_plane_axis
 
 SLICES, SIDE = 8, 192
@@ -59,7 +60,8 @@ def scores(volume: Volume, axis: int, factor: float, models: list) -> tuple[floa
     mask, span = foreground(truth.voxels), data_range(truth.voxels)
     found, guard = [], 0.0
     for model in models:
-        plan = make_plan(thick, factor=truth.shape[axis] / thick.shape[axis], model=model.name, envelope=model.envelope)
+        factor = truth.shape[axis] / thick.shape[axis]
+        plan = make_plan(thick, Settings(factor=factor, profile="gaussian"), model)
         answer = upsample(thick, plan, model)
         found.append(psnr(answer.volume.voxels, truth.voxels, span, mask))
         guard = 100 * answer.guard.share

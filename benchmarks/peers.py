@@ -21,7 +21,9 @@ import numpy as np
 from thinslice.evaluation.benchmark import simulate
 from thinslice.evaluation.metrics import data_range, foreground, psnr, ssim
 from thinslice.io.nifti import read, write
+from thinslice.models.interpolations import interpolation
 from thinslice.plan import make_plan
+from thinslice.settings import Settings
 from thinslice.volume import Volume
 
 SIZE, FACTOR = 96, 4
@@ -31,7 +33,9 @@ def main() -> int:
     arguments = _arguments()
     folder = Path(tempfile.mkdtemp(prefix="peers-"))
     truth, thick = make_case(arguments.scan, folder)
-    thin_grid = np.array(make_plan(thick, factor=FACTOR).affine_thin)
+    thin_grid = np.array(
+        make_plan(thick, Settings(factor=FACTOR, profile="gaussian"), interpolation("cubic")).affine_thin
+    )
     rows = []
     for name, command in commands(folder, arguments).items():
         answer = folder / f"{name.replace(' ', '-')}.nii.gz"
@@ -107,7 +111,7 @@ def scores(answer: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
 def answer_with(peer: str, thick_path: str, answer_path: str) -> None:
     """Run one peer in this process (scipy, SimpleITK) or as a program of its own (ECLARE)."""
     thick = read(Path(thick_path))
-    plan = make_plan(thick, factor=FACTOR)
+    plan = make_plan(thick, Settings(factor=FACTOR, profile="gaussian"), interpolation("cubic"))
     if peer == "scipy":
         from scipy.ndimage import map_coordinates
 

@@ -25,6 +25,7 @@ from onnx import TensorProto, helper, numpy_helper
 from thinslice.io.nifti import read
 from thinslice.models.registry import find_model
 from thinslice.plan import make_plan
+from thinslice.settings import Settings
 
 SHAPES = ((32, 320), (48, 320), (64, 160), (96, 160), (128, 160))
 """(channels, pixels a side) of the convolutions that are tried for the peak."""
@@ -76,7 +77,7 @@ def multiply_adds(scan: Path, model, factor: float | None) -> float:
     cost = model.card.get("multiply_adds")
     if cost is None:
         return 0.0
-    plan = make_plan(read(scan), factor=factor, model=model.name, envelope=model.envelope)
+    plan = make_plan(read(scan), Settings(factor=factor), model)
     per_slice = np.prod([n for i, n in enumerate(plan.shape_thick) if i != plan.axis])
     return float(per_slice * (plan.n_thick * cost["per_acquired_pixel"] + plan.n_thin * cost["per_thin_voxel"]))
 

@@ -43,6 +43,7 @@ from thinslice.models.registry import find_model
 from thinslice.models.slab_network import SlabModel
 from thinslice.physics.acquisition import Acquisition
 from thinslice.plan import make_plan
+from thinslice.settings import Settings
 from thinslice.volume import Volume
 
 FACTOR = 4.0
@@ -276,7 +277,7 @@ def _start_file(start: str, arguments: argparse.Namespace) -> Path:
 
 def _answer(thick: Volume, model: Model, fuse: bool = False) -> np.ndarray:
     wish = {"factor": FACTOR, "thickness_mm": thick.thickness_mm, "fuse": fuse}
-    return upsample(thick, make_plan(thick, model=model.name, envelope=model.envelope, **wish), model).volume.voxels
+    return upsample(thick, make_plan(thick, Settings(profile="gaussian", **wish), model), model).volume.voxels
 
 
 def _decibels(truth: Volume, thick: Volume, model: Model) -> float:
@@ -357,7 +358,7 @@ def score_real(start: str, how: str, scans: dict[str, Path], arguments: argparse
     agreements = {}
     for seen, other in (KNEES, KNEES[::-1]):
         model = find_model(_model_of(start, how, seen, "real", arguments))
-        plan = make_plan(stacks[seen], model=model.name, envelope=model.envelope)
+        plan = make_plan(stacks[seen], Settings(profile="gaussian"), model)
         agreements[seen] = agreement(upsample(stacks[seen], plan, model).volume, stacks[other])
     files = {"none": [], "data-set": [f"{start} data-set.json"]}
     cards = [

@@ -50,6 +50,7 @@ from thinslice.errors import ThinsliceError
 from thinslice.evaluation.benchmark import simulate
 from thinslice.evaluation.metrics import data_range, foreground, psnr, ssim
 from thinslice.io.nifti import read
+from thinslice.models.interpolations import interpolation
 from thinslice.models.registry import EMBEDDED, find_model
 from thinslice.physics.acquisition import Acquisition
 from thinslice.physics.intensity import intensity_range
@@ -57,6 +58,7 @@ from thinslice.physics.interpolation import cubic_matrix
 from thinslice.physics.projection import correction_matrix, project, scale_damping
 from thinslice.plan import make_plan
 from thinslice.reports.picture import Picture, draw_side_by_side, find_picture_centre, reslice_planes, write_picture
+from thinslice.settings import Settings
 from thinslice.volume import Volume, fingerprint
 
 FACTOR = 4.0
@@ -141,7 +143,7 @@ def targets(where: str, data: Path) -> tuple[list[Any], list[np.ndarray]]:
         for truth, thick in pairs:
             try:
                 wish = {} if where == "real" else {"factor": FACTOR, "thickness_mm": thick.thickness_mm}
-                plan = make_plan(thick, model="cubic", **wish)
+                plan = make_plan(thick, Settings(profile="gaussian", **wish), interpolation("cubic"))
                 stacks.append(make_stack(UsableScan(path.name, path, thick, plan, fingerprint(thick))))
             except ThinsliceError as refusal:  # crops that are too small
                 print(f"{path.name}: left out: {refusal}")
@@ -325,7 +327,8 @@ def score(path: Path, arguments: argparse.Namespace) -> list[Record]:
 def _answer(thick: Volume, name: str) -> tuple[np.ndarray, float]:
     """A model's answer, and the share of its cells that the guard took back to interpolation."""
     model = find_model(name)
-    plan = make_plan(thick, factor=FACTOR, thickness_mm=thick.thickness_mm, model=model.name, envelope=model.envelope)
+    settings = Settings(factor=FACTOR, thickness_mm=thick.thickness_mm, profile="gaussian")
+    plan = make_plan(thick, settings, model)
     answer = upsample(thick, plan, model)
     return answer.volume.voxels, answer.guard.suspect / max(answer.guard.cells, 1)
 
@@ -336,7 +339,8 @@ def own_answer(where: str, thick: Volume, coder: str, arguments: argparse.Namesp
     from thinslice.training.synthesis import synthesise
     from thinslice.training.usable_scans import UsableScan
 
-    plan = make_plan(thick, model="cubic", **({"factor": FACTOR} if where == "simulated" else {}))
+    settings = Settings(factor=FACTOR if where == "simulated" else None, profile="gaussian")
+    plan = make_plan(thick, settings, interpolation("cubic"))
     stack = make_stack(UsableScan("", Path("scan.nii.gz"), thick, plan, ""))
     low, high = intensity_range(thick.voxels)
     thin = synthesise(coder_of(where, coder, arguments), stack, plan.factor, detail=False).astype(np.float32)
@@ -362,7 +366,7 @@ def _real_answer(thick: Volume, arm: str, arguments: argparse.Namespace) -> Volu
     if arm in ("i", "i-plain"):
         return own_answer("real", thick, "introspective" if arm == "i" else "plain", arguments)
     model = find_model("cubic" if arm == "cubic" else str(arguments.output / "real" / f"{arm}.onnx"))
-    return upsample(thick, make_plan(thick, model=model.name, envelope=model.envelope), model).volume
+    return upsample(thick, make_plan(thick, Settings(profile="gaussian"), model), model).volume
 
 
 def draw_real(case: str, arguments: argparse.Namespace) -> None:

@@ -48,6 +48,7 @@ from thinslice.physics.acquisition import Acquisition
 from thinslice.physics.downscaling import downscaling_matrix
 from thinslice.physics.intensity import intensity_range
 from thinslice.plan import make_plan
+from thinslice.settings import Settings
 from thinslice.volume import Volume, through_plane_axis
 
 BASELINES = ("nearest", "linear", "cubic", "lanczos")
@@ -347,7 +348,7 @@ def _thinned(slices: np.ndarray, factor: int, model: Model, **wish: Any) -> np.n
     """[slices, h, w], a factor of pixels apart, as `enhance` makes them thin."""
     acquired = Volume(np.moveaxis(slices, 0, 2), np.diag([1.0, 1.0, float(factor), 1.0]))
     envelope = replace(model.envelope, hounsfield=False) if model.envelope else None  # a part of a scan may lack fat
-    plan = make_plan(acquired, factor=factor, envelope=envelope, **wish)
+    plan = make_plan(acquired, Settings(factor=factor, profile="gaussian", **wish), replace(model, envelope=envelope))
     return np.moveaxis(upsample(acquired, plan, model).volume.voxels, 2, 0)
 
 

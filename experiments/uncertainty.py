@@ -29,6 +29,7 @@ from thinslice.evaluation.metrics import foreground
 from thinslice.io.formats import read
 from thinslice.models.registry import find_model
 from thinslice.plan import make_plan
+from thinslice.settings import Settings
 
 FACTORS = (2.0, 4.0, 6.0)
 SHARES = np.linspace(0, 0.95, 20)
@@ -37,9 +38,7 @@ SHARES = np.linspace(0, 0.95, 20)
 def cells(path, factor, model):
     """Expected error, true error, and step between slices, in intensity ranges, of each foreground cell."""
     truth, thick = simulate(read(path), 2, factor)
-    plan = make_plan(
-        thick, spacing_mm=truth.spacing_mm[2], model=model.name, model_sha256=model.sha256, envelope=model.envelope
-    )
+    plan = make_plan(thick, Settings(spacing_mm=truth.spacing_mm[2], profile="gaussian"), model)
     thin = upsample(thick, plan, model).volume
     said = map_expected_error(thick, thin, plan, model)
     size = cell_size(plan)

@@ -9,16 +9,17 @@ import pytest
 import dicom_files
 from test_cli import make_scan
 from thinslice.datasets.find import Orders
-from thinslice.datasets.job import Job, Wish
+from thinslice.datasets.job import Job
 from thinslice.models.registry import identify
+from thinslice.settings import Settings
 
-CUBIC = Wish(model="cubic")
+CUBIC = Settings(model="cubic")
 
 
-def make_job(folder, name="scan.nii.gz", wish=CUBIC, **more):
+def make_job(folder, name="scan.nii.gz", settings=CUBIC, **more):
     stem = name.removesuffix(".nii.gz")
-    settings = {"model_sha256": identify(wish.model), "thumbnail": folder / "out" / f"{stem}.png"}
-    return Job(name, folder / "in" / name, folder / "out" / name, wish, **(settings | more))
+    places = {"model_sha256": identify(settings.model), "thumbnail": folder / "out" / f"{stem}.png"}
+    return Job(name, folder / "in" / name, folder / "out" / name, settings, **(places | more))
 
 
 def orders(**more):

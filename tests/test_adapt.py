@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 
 import thinslice
+from planning import plan_for
 from thick_scans import make_quick, save_start, save_thick, small_network, thick_volume
 from thinslice.compute.upsample import upsample
 from thinslice.errors import ModelRefused, OutputRefused
 from thinslice.io import nifti
 from thinslice.models.registry import find_model, models_for
-from thinslice.plan import make_plan
 from thinslice.volume import Volume
 
 pytest.importorskip("torch", reason="training needs torch, which comes with thinslice[train]")
@@ -88,7 +88,7 @@ def differ(one, other):
 
 def answer_of(wish, volume):
     model = find_model(str(wish))
-    return upsample(volume, make_plan(volume, envelope=model.envelope), model).volume.voxels
+    return upsample(volume, plan_for(volume, envelope=model.envelope), model).volume.voxels
 
 
 def card_of(path):

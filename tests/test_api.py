@@ -1,7 +1,6 @@
 """`thinslice.enhance`: the same as the command line, whatever goes in; nothing changed, printed, or half written."""
 
 import gzip
-import inspect
 import json
 import os
 import re
@@ -10,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,13 +22,15 @@ from dicom_files import stack
 from faults import catches
 from make_scans import make_affine, save_scan
 from thick_scans import texture
-from thinslice import api, cli
+from thinslice import api, cli, pipeline
+from thinslice.cli.options import settings_from
 from thinslice.errors import InputRefused, ModelRefused, OutputRefused, PlanRefused, ThinsliceError
 from thinslice.io import formats, nifti
 from thinslice.io.formats import stem_of
 from thinslice.models import files
 from thinslice.models.protocol import WORKERS
 from thinslice.models.registry import find_model
+from thinslice.settings import Settings
 from thinslice.volume import Volume
 
 DOCS = Path(__file__).parents[1] / "docs" / "python.md"
@@ -207,13 +209,11 @@ def test_kinds_of_numbers(dtype, found):
 
 def test_the_options_are_those_of_the_command_line():
     verb = cli.make_parser().parse_args(["enhance", "-i", "a", "-o", "b"])
-    renamed = {"spacing_mm": "spacing", "thickness_mm": "thickness", "projection": "no_projection"}
-    own = {"image", "affine", "threads", "scratch", "progress"}
-    for name, option in inspect.signature(thinslice.enhance).parameters.items():
-        if name not in own:
-            default = getattr(verb, renamed.get(name, name))
-            assert option.default == (not default if name == "projection" else default), name
-            assert option.kind is inspect.Parameter.KEYWORD_ONLY
+    assert settings_from(verb) == Settings()
+    without = {field.name for field in fields(Settings)} - vars(verb).keys()
+    assert without == {"noise"}, "for experiments"
+    with pytest.raises(TypeError, match="spacing"):
+        thinslice.enhance(np.zeros(SHAPE), affine=AFFINE, spacing=2)
 
 
 def test_the_options_reach_the_plan(scan, tmp_path):
@@ -350,7 +350,7 @@ def test_monai():
         (np.zeros(SHAPE), {}, InputRefused, "ndarray without an affine"),
         (None, {}, InputRefused, "NoneType without an affine"),
         ("nowhere.nii", {}, InputRefused, "nowhere.nii: got no access"),
-        ("nowhere.nii", {"affine": AFFINE}, InputRefused, "leave affine out"),
+        ("nowhere.nii", {"affine": AFFINE}, InputRefused, "leave `affine` out"),
         (np.zeros(SHAPE), {"affine": np.eye(3)}, InputRefused, r"affine of shape \(3, 3\)"),
         (np.zeros(SHAPE), {"affine": np.diag([1, 1, 0, 1])}, InputRefused, "affine with columns"),
         (np.zeros(SHAPE), {"affine": np.diag([1, 1, np.nan, 1])}, InputRefused, "affine with columns"),
@@ -358,20 +358,20 @@ def test_monai():
         (np.zeros(SHAPE, complex), {"affine": AFFINE}, InputRefused, "complex128 voxels"),
         ([[1, 2], [3]], {"affine": AFFINE}, InputRefused, "list, which is no array"),
         (np.ma.zeros(SHAPE), {"affine": AFFINE}, InputRefused, "masked array"),
-        (np.zeros(SHAPE), {"affine": AFFINE, "factor": "2"}, PlanRefused, "factor '2'"),
+        (np.zeros(SHAPE), {"affine": AFFINE, "factor": "2"}, PlanRefused, "`factor='2'`"),
         (np.zeros(SHAPE), {"affine": AFFINE, "spacing_mm": [1]}, PlanRefused, "spacing_mm"),
-        (np.zeros(SHAPE), {"affine": AFFINE, "threads": 1.5}, PlanRefused, "threads 1.5"),
+        (np.zeros(SHAPE), {"affine": AFFINE, "threads": 1.5}, PlanRefused, "`threads=1.5`"),
         (np.zeros((4, 5)), {"affine": AFFINE}, InputRefused, r"shape \(4, 5\)"),
         (np.zeros((4, 5, 6, 2, 2)), {"affine": AFFINE}, InputRefused, "need .x, y, z"),
         (np.zeros((4, 5, 0)), {"affine": AFFINE}, InputRefused, r"shape \(4, 5, 0\)"),
         (np.full(SHAPE, np.nan), {"affine": AFFINE}, InputRefused, "no finite voxel"),
         (np.zeros(SHAPE), {"affine": np.eye(4)}, PlanRefused, "isotropic"),
         (np.zeros((5, 5, 1)), {"affine": AFFINE}, PlanRefused, "got 1 slice"),
-        (np.zeros(SHAPE), {"affine": AFFINE, "profile": "round", "model": "cubic"}, PlanRefused, "profile 'round'"),
+        (np.zeros(SHAPE), {"affine": AFFINE, "profile": "round", "model": "cubic"}, PlanRefused, "`profile=round`"),
         (np.zeros(SHAPE), {"affine": AFFINE, "grid": "round"}, PlanRefused, "round"),
         (np.zeros(SHAPE), {"affine": AFFINE, "factor": 2, "spacing_mm": 1}, PlanRefused, "leave one out"),
         (np.zeros(SHAPE), {"affine": AFFINE, "factor": 30}, PlanRefused, "factor of 30"),
-        (np.zeros(SHAPE), {"affine": AFFINE, "threads": 0}, PlanRefused, "threads 0"),
+        (np.zeros(SHAPE), {"affine": AFFINE, "threads": 0}, PlanRefused, "`threads=0`"),
         (np.zeros(SHAPE), {"affine": AFFINE, "model": "magic"}, ModelRefused, "'magic'"),
         (np.zeros(SHAPE), {"affine": AFFINE, "model": Path("no.onnx")}, ModelRefused, "no.onnx"),
         (nibabel.Nifti1Image(np.zeros((4, 5, 6), np.complex64), AFFINE), {}, InputRefused, "complex64 voxels"),
@@ -440,7 +440,7 @@ def test_another_format_holds_what_the_command_line_writes_there(scan, tmp_path,
 
 
 @catches(
-    "api.py",
+    "pipeline.py",
     'if formats.is_same_format(ending(target) or "", formats.own_ending(self.acquired)):',
     "if ending(target):",
 )
@@ -565,10 +565,12 @@ def test_threads_are_shared_by_the_workers(scan, opened):
     assert opened == [1, 2]
 
 
-@catches("api.py", "Path(scratch or tempfile.gettempdir())", "Path(tempfile.gettempdir())")
+@catches("api.py", "if scratch is not None else None", "if scratch is None else None")
 def test_a_large_answer_lives_where_it_was_told_to(scan, tmp_path, monkeypatch):
-    places, real = [], api.allocate
-    monkeypatch.setattr(api, "allocate", lambda shape, kind, folder: places.append(folder) or real(shape, kind, folder))
+    places, real = [], pipeline.allocate
+    monkeypatch.setattr(
+        pipeline, "allocate", lambda shape, kind, folder: places.append(folder) or real(shape, kind, folder)
+    )
     thinslice.enhance(scan, model="cubic")
     thinslice.enhance(scan, model="cubic", scratch=tmp_path / "large")
     assert places == [Path(tempfile.gettempdir()), tmp_path / "large"]
@@ -576,8 +578,10 @@ def test_a_large_answer_lives_where_it_was_told_to(scan, tmp_path, monkeypatch):
 
 @catches("api.py", "model if threads is None else model.with_threads(threads)", "model")
 def test_the_threads_of_a_model_that_is_loaded(scan, monkeypatch):
-    asked, real = [], api.compute
-    monkeypatch.setattr(api, "compute", lambda *words: asked.append(words[2].workers) or real(*words))
+    asked, real = [], api.enhance_volume
+    monkeypatch.setattr(
+        api, "enhance_volume", lambda *words, **more: asked.append(words[2].workers) or real(*words, **more)
+    )
     model = find_model("cubic")
     for threads in (None, 1, 8):
         thinslice.enhance(scan, model=model, threads=threads)
@@ -640,6 +644,7 @@ def test_public_names():
         "ModelRefused",
         "OutputRefused",
         "PlanRefused",
+        "Settings",
         "ThinsliceError",
         "Volume",
         "enhance",

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from faults import catches
+from planning import plan_for
 from thinslice.compute.upsample import upsample
 from thinslice.errors import InputRefused, ModelRefused, OutputRefused, PlanRefused
 from thinslice.evaluation import benchmark
@@ -12,7 +13,6 @@ from thinslice.evaluation.benchmark import evaluate, make_conditions, simulate
 from thinslice.evaluation.results import Condition, Score, Skip, make_table, write_line
 from thinslice.models.envelope import Envelope
 from thinslice.models.interpolations import interpolation
-from thinslice.plan import make_plan
 from thinslice.volume import Volume
 
 AFFINE = np.array([[0, 0, -1.1, 30], [0.9, 0, 0, -40], [0, 1.0, 0, 12], [0, 0, 0, 1.0]])
@@ -53,7 +53,7 @@ def lines(folder):
 def test_the_plan_of_a_simulated_scan_gives_the_truths_grid_and_the_simulations_matrix(axis, factor, ratio, profile):
     volume = thin_volume()
     truth, thick = simulate(volume, axis, factor, ratio, profile)
-    plan = make_plan(thick, factor=truth.shape[axis] / thick.shape[axis], profile=profile)
+    plan = plan_for(thick, factor=truth.shape[axis] / thick.shape[axis], profile=profile)
     assert plan.axis == axis
     assert plan.shape_thin == truth.shape
     assert plan.shape_thick == thick.shape
@@ -115,7 +115,7 @@ def test_a_score_is_that_of_what_a_user_gets(scans, tmp_path):
     truth, thick = simulate(volume, 2, 4.0)
     by_projection = {score.projection: score for score in found.scores}
     for projection in (True, False):
-        plan = make_plan(thick, factor=4.0, projection=projection)
+        plan = plan_for(thick, factor=4.0, projection=projection)
         answer = upsample(thick, plan, interpolation("cubic")).volume.voxels
         mask = benchmark.foreground(truth.voxels)
         span = benchmark.data_range(truth.voxels)

@@ -16,13 +16,11 @@ from faults import catches
 from make_scans import save_scan
 from test_nifti import BAD_SCANS, DATA
 from thinslice import cli
-from thinslice.cli import options
 from thinslice.cli.terminal import uninterrupted
 from thinslice.compute.consistency import check
 from thinslice.errors import InputRefused
 from thinslice.io import atomic, nifti
 from thinslice.plan import Plan
-from thinslice.settings import GRIDS, PROFILES
 from thinslice.volume import Volume
 
 SHAPE = (24, 20, 6)
@@ -97,11 +95,6 @@ def test_version(run):
     assert out[0].split()[0] == "thinslice"
 
 
-def test_choices_are_those_of_the_library():
-    assert options.PROFILES == PROFILES
-    assert options.GRIDS == GRIDS
-
-
 @pytest.mark.parametrize(
     "words",
     [
@@ -109,7 +102,6 @@ def test_choices_are_those_of_the_library():
         ["enlarge"],
         ["enhance", "-i", "scan.nii"],
         ["enhance", "-i", "a.nii", "-o", "b.nii", "--factor", "many"],
-        ["enhance", "-i", "a.nii", "-o", "b.nii", "--factor", "2", "--spacing", "1"],
         ["enhance", "-i", "a.nii", "-o", "b.nii", "--profile", "round"],
         ["evaluate", "-i", "a", "-o", "b", "--factors", "2,x"],
         ["evaluate", "-i", "a", "-o", "b", "--factors", "2,-3"],
@@ -217,7 +209,7 @@ def test_labels_of_a_folder_and_under_another_name(run, scan, tmp_path):
     assert names(tmp_path / "out2") == ["a.json", "a.nii"]
 
 
-@catches("cli/enhance.py", "for path in (case.source, source)}", "for path in (case.source,)}")
+@catches("cli/enhance.py", "for file in (task.answer.source, task.labels) if", "for file in (task.answer.source,) if")
 def test_an_answer_never_replaces_the_segmentation(run, scan, tmp_path):
     seg = make_labels(tmp_path / "seg.nii.gz")
     before = seg.read_bytes()
@@ -227,7 +219,7 @@ def test_an_answer_never_replaces_the_segmentation(run, scan, tmp_path):
     assert seg.read_bytes() == before
 
 
-@catches("cli/enhance.py", "if target is not None and os.path.realpath(target[1]) in taken:", "if False:")
+@catches("pipeline.py", "return self.answer.outputs + [", "return [] + [")
 def test_labels_of_one_scan_never_replace_the_answer_to_another(run, tmp_path):
     for name in ("a.nii.gz", "a_labels.nii.gz"):
         make_scan(tmp_path / "in" / name)
@@ -235,7 +227,7 @@ def test_labels_of_one_scan_never_replace_the_answer_to_another(run, tmp_path):
     words = ["-i", tmp_path / "in", "-o", tmp_path / "out", "--labels", tmp_path / "seg", "--model", "cubic"]
     code, out, err = run("enhance", *words)
     assert (code, out, len(err)) == (2, [], 1)
-    assert "one name for the labels of a scan and for another scan" in err[0]
+    assert "got one name for the labels of a.nii.gz and the answer to a_labels.nii.gz" in err[0]
     assert not (tmp_path / "out").exists()
 
 
@@ -245,6 +237,20 @@ def test_a_missing_segmentation_is_named_and_nothing_else(run, scan, tmp_path):
     assert (code, len(err)) == (2, 1)
     assert "none.nii.gz" in err[0]
     assert "scan.nii.gz" not in err[0]
+
+
+@pytest.mark.parametrize("verb", [["enhance"], ["info"], ["batch"], ["study", "--methods", "cubic,linear"]])
+def test_settings_that_are_right_for_no_scan_are_refused_at_once(run, verb, tmp_path):
+    words = [*verb, "-i", tmp_path / "a", *([] if verb == ["info"] else ["-o", tmp_path / "b.html"])]
+    for wrong, said in (
+        (("--factor", 2, "--spacing", 1), "got --spacing 1 and --factor 2; need one of them"),
+        (("--factor", 0.5), "got --factor 0.5; need a number above 1"),
+        (("--thickness", -1), "got --thickness -1; need a positive number"),
+        (("--in-plane", 0), "got --in-plane 0; need a whole number"),
+    ):
+        code, out, err = run(*words, *wrong)
+        assert (code, out, len(err)) == (2, [], 1)
+        assert said in err[0]
 
 
 @pytest.mark.parametrize("target", ["scan", "seg", "thin"])
@@ -258,8 +264,23 @@ def test_labels_never_replace_an_input(run, scan, tmp_path, target):
     assert names(tmp_path) == ["in", "seg.nii.gz"]
 
 
+@pytest.mark.parametrize("place", ["a file", "no such kind", "an answer"])
+@pytest.mark.parametrize(
+    ("option", "name"), [("--labels-out", "l.nii.gz"), ("--report", "p.html"), ("--figure", "f.png")]
+)
+def test_an_impossible_place_is_refused_before_any_work(run, scan, tmp_path, monkeypatch, option, name, place):
+    monkeypatch.setattr("thinslice.pipeline.upsample", raising(AssertionError("too late")))
+    labels, thin = make_labels(tmp_path / "seg.nii.gz"), tmp_path / "thin.nii.gz"
+    target = {"a file": labels / name, "no such kind": tmp_path / "x.odd", "an answer": tmp_path / "thin.json"}[place]
+    words = ["--model", "cubic", "--labels", labels, option, target]
+    code, out, err = run("enhance", "-i", scan, "-o", thin, *words)
+    assert (code, out, len(err)) == (2, [], 1)
+    assert "next: " in err[0]
+    assert names(tmp_path) == ["in", "seg.nii.gz"]
+
+
 def test_labels_that_do_not_fit_are_refused_before_any_work(run, scan, tmp_path, monkeypatch):
-    monkeypatch.setattr("thinslice.api.upsample", raising(AssertionError("too late")))
+    monkeypatch.setattr("thinslice.pipeline.upsample", raising(AssertionError("too late")))
     wrong = make_scan(tmp_path / "seg.nii.gz", shape=(24, 20, 5))
     code, _, err = run("enhance", "-i", scan, "-o", tmp_path / "o" / "t.nii", "--model", "cubic", "--labels", wrong)
     assert code == 2
@@ -271,7 +292,7 @@ def test_labels_that_do_not_fit_are_refused_before_any_work(run, scan, tmp_path,
     ("words", "reason"),
     [
         (["--model", "nonesuch"], "nonesuch"),
-        (["--factor", "0.5"], "apart already"),
+        (["--spacing", "5"], "apart already"),
         (["--thickness", "nan"], "--thickness"),
         (["--labels-out", "x.nii"], "--labels"),
     ],
@@ -318,7 +339,7 @@ def test_a_failure_leaves_no_trace(run, scan, tmp_path, monkeypatch, error, code
         monkeypatch.setattr(atomic, "move_to_free_name", sidecar_fails)
     else:
         place = {
-            "upsample": "thinslice.api.upsample",
+            "upsample": "thinslice.pipeline.upsample",
             "write": "thinslice.io.nifti.write",
             "report": "thinslice.compute.consistency.Report.save",
         }[where]
@@ -346,7 +367,7 @@ def test_a_failed_overwrite_keeps_the_earlier_answer(run, scan, tmp_path, monkey
 
 
 def test_a_bug_is_not_hidden(scan, tmp_path, monkeypatch):
-    monkeypatch.setattr("thinslice.api.upsample", raising(ZeroDivisionError("a bug")))
+    monkeypatch.setattr("thinslice.pipeline.upsample", raising(ZeroDivisionError("a bug")))
     with pytest.raises(ZeroDivisionError):
         cli.main(["enhance", "-i", str(scan), "-o", str(tmp_path / "thin.nii"), "--model", "cubic"])
     assert names(tmp_path) == ["in"]
@@ -552,7 +573,7 @@ def test_evaluate(run, tmp_path):
     assert run("evaluate", "-i", tmp_path / "none", "-o", tmp_path / "out", *words)[0] == 2
 
 
-@catches("api.py", "thin = as_stored(answer.volume, target)", "thin = answer.volume")
+@catches("pipeline.py", "thin = _to_stored(done.volume, target)", "thin = done.volume")
 def test_the_report_is_about_what_is_in_the_file(run, tmp_path):
     """Also where the file stores whole numbers with a rescale, on the scale that just holds the acquired values."""
     voxels = (np.random.default_rng(0).integers(0, 2, (24, 24, 9)) * 65535 - 32768).astype(np.int16)

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from faults import catches
+from planning import plan_for
 from thinslice.compute.consistency import check, make_report, read_plan_beside
 from thinslice.compute.guard import GuardCount
 from thinslice.compute.upsample import upsample
 from thinslice.models.registry import find_model
-from thinslice.plan import Plan, make_plan
+from thinslice.plan import Plan
 from thinslice.volume import Volume
 
 
@@ -24,7 +25,7 @@ def scan(shape: tuple[int, ...] = (50, 40, 8), axis: int = 2) -> Volume:
 
 
 def answered(volume: Volume, **wish: float | bool) -> tuple[Volume, Plan]:
-    plan = make_plan(volume, factor=4, **wish)
+    plan = plan_for(volume, factor=4, **wish)
     return upsample(volume, plan, find_model("cubic")).volume, plan
 
 
@@ -83,7 +84,7 @@ def test_every_volume_of_a_series_counts_in_its_own_range():
 @catches("compute/consistency.py", '[seen][band].astype(np.float64, order="C")', "[seen][band].astype(np.float32)")
 def test_wide_integers_are_measured_exactly():
     volume = replace(scan(), voxels=np.full((5, 5, 4), 2**31 - 5, np.int32))
-    plan = make_plan(volume, factor=4)
+    plan = plan_for(volume, factor=4)
     thin = replace(volume, voxels=np.full(plan.shape_thin, 2**31 - 6, np.int32))
     assert check(volume, thin, plan).rms == pytest.approx(1.0, abs=1e-4)
 

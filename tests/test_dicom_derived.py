@@ -13,6 +13,7 @@ from pydicom import dcmread, uid
 
 from dicom_files import COMPRESSED, CORONAL, PLAIN, SAGITTAL, enhanced, oblique, stack
 from faults import catches
+from planning import plan_for
 from test_nifti import DATA
 from thinslice.compute.upsample import upsample
 from thinslice.io.dicom.derived import as_stored, images, save
@@ -20,7 +21,6 @@ from thinslice.io.dicom.pixels import read_series
 from thinslice.io.dicom.series import find_study
 from thinslice.io.nifti import write
 from thinslice.models.registry import find_model
-from thinslice.plan import make_plan
 
 KNEE = DATA / "dicom" / "knee_ax_pdfs_jpegll"
 
@@ -29,7 +29,7 @@ def compute(folder, out, index=0, anonymise=False, **wish):
     """A new series by linear interpolation; the scan, the answer and the written datasets."""
     thick = read_series(find_study(folder).series[index])
     model = find_model("linear")
-    plan = make_plan(thick, model="linear", **{"factor": 2.5, **wish})
+    plan = plan_for(thick, model="linear", **{"factor": 2.5, **wish})
     kind = thick.voxels.dtype if thick.voxels.dtype.kind in "iu" else np.float32
     answer = np.empty(plan.shape_thin, np.int16 if np.dtype(kind).itemsize == 1 else kind, order="F")
     thin = as_stored(upsample(thick, plan, model, answer).volume)
@@ -175,7 +175,7 @@ def test_nobody_can_take_it_for_an_acquisition(tmp_path):
 def test_model_and_hash_are_named(tmp_path):
     stack(tmp_path / "in")
     thick = read_series(find_study(tmp_path / "in").series[0])
-    plan = replace(make_plan(thick, model="linear", factor=2), model="default", model_sha256="ab" * 32)
+    plan = replace(plan_for(thick, model="linear", factor=2), model="default", model_sha256="ab" * 32)
     thin = as_stored(upsample(thick, plan, find_model("linear")).volume)
     ds = next(images(thin, thick, plan, ""))
     assert f"model default (sha256 {'ab' * 32})" in ds.DerivationDescription
@@ -538,7 +538,7 @@ def test_in_plane_enlargement_has_its_own_spacing_and_corner(tmp_path):
     stack(tmp_path / "in")
     thick = read_series(find_study(tmp_path / "in").series[0])
     model = find_model("cubic")
-    plan = make_plan(thick, model="cubic", factor=2, in_plane=2)
+    plan = plan_for(thick, model="cubic", factor=2, in_plane=2)
     thin = as_stored(upsample(thick, plan, model).volume)
     ds = next(images(thin, thick, plan, ""))
     assert (ds.Rows, ds.Columns) == (40, 48)

@@ -9,6 +9,7 @@ import pytest
 
 from faults import catches
 from make_scans import save_scan
+from planning import plan_for
 from test_cli import names
 from thinslice.cli.enhance import SAMPLE
 from thinslice.compute.consistency import check
@@ -19,7 +20,7 @@ from thinslice.models.plane_networks import enlarge_depth, enlarging_matrix
 from thinslice.models.protocol import Enlarger
 from thinslice.models.registry import embedded_names, find_model
 from thinslice.physics.acquisition import Acquisition
-from thinslice.plan import Plan, make_plan
+from thinslice.plan import Plan
 from thinslice.volume import through_plane_axis
 
 FAMILIES = ("planes-mr", "planes-ct")
@@ -85,11 +86,11 @@ def test_without_in_plane_enlargement_the_depth_network_runs_alone():
         raise AssertionError("the in-plane network was asked")
 
     planes = {key: Enlarger(never, (8, 8)) if key[0] == "in-plane" else net for key, net in model.planes.items()}
-    plan = make_plan(thick, factor=2, model=model.name, envelope=model.envelope)
+    plan = plan_for(thick, factor=2, model=model.name, envelope=model.envelope)
     thin = upsample(thick, plan, replace(model, planes=planes)).volume
     assert [a // b for a, b in zip(thin.shape, thick.shape, strict=True)] == [1 + (i == plan.axis) for i in range(3)]
     assert check(thick, thin, plan).rms_percent < 0.2
-    both = make_plan(thick, factor=2, in_plane=2, model=model.name, envelope=model.envelope)
+    both = plan_for(thick, factor=2, in_plane=2, model=model.name, envelope=model.envelope)
     with pytest.raises(AssertionError, match="in-plane network"):
         upsample(thick, both, replace(model, planes=planes))
 

@@ -10,6 +10,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 from faults import catches
 from phantoms import acquired, enlarging, sampled, shift_mm, thick_grid
+from planning import plan_for
 from strategies import axes, scans, seeds
 from thinslice.compute.consistency import check
 from thinslice.compute.labels import interpolate_labels
@@ -23,7 +24,7 @@ from thinslice.models.envelope import Envelope
 from thinslice.models.interpolations import interpolation
 from thinslice.models.plane_networks import enlarge_depth, together
 from thinslice.models.protocol import Enlarger
-from thinslice.plan import Plan, make_plan
+from thinslice.plan import Plan
 from thinslice.volume import Volume
 
 ROUNDING = 2e-5
@@ -41,15 +42,15 @@ def nothing(base):
 
 
 def thinned(volume, model=CUBIC, **wish):
-    plan = make_plan(volume, model=model.name, **wish)
+    plan = plan_for(volume, model=model.name, **wish)
     return upsample(volume, plan, model), plan
 
 
-@catches("plan.py", "(in_plane - 1) / 2 for i in range(3)", "0.0 for i in range(3)")
-@catches("plan.py", "if envelope is not None and envelope.hounsfield:\n        padding", "if True:\n        padding")
+@catches("plan.py", "(settings.in_plane - 1) / 2 for i in range(3)", "0.0 for i in range(3)")
+@catches("plan.py", "if model.envelope is None or not model.envelope.hounsfield:", "if False:")
 @given(volume=scans(), factor=FACTORS, in_plane=st.sampled_from([1, 2, 4]))
 def test_the_outer_edges_are_kept_along_all_three_axes(volume, factor, in_plane):
-    plan = make_plan(volume, factor=factor, in_plane=in_plane)
+    plan = plan_for(volume, factor=factor, in_plane=in_plane)
     assert Plan.from_json(plan.to_json()) == plan
     edges = np.array([[*corner, 1] for corner in np.ndindex(2, 2, 2)], float)
     before, after = (
@@ -168,7 +169,7 @@ def test_the_check_of_an_enlarged_scan_sees_what_was_acquired(in_plane):
 def test_labels_come_along_in_plane_too():
     drawn = (np.random.default_rng(0).random((4, 5, 6)) < 0.5).astype(np.uint8)
     volume = Volume(drawn.astype(np.float32), np.diag([1.0, 1.0, 4.0, 1.0]))
-    plan = make_plan(volume, factor=3, in_plane=2)
+    plan = plan_for(volume, factor=3, in_plane=2)
     labels = interpolate_labels(replace(volume, voxels=drawn), plan)
     assert labels.shape == plan.shape_thin == (8, 10, 18)
     np.testing.assert_array_equal(labels.voxels[::2, 1::2, 1::3], drawn)
@@ -180,19 +181,19 @@ PLANES = Envelope(only_factors=(2, 4), in_plane=(1, 2), grids=("fov",))
 @pytest.mark.parametrize(
     ("wish", "reason"),
     [
-        ({"factor": 3}, "factor of 3.*need 2 or 4.*--factor 2 or --factor 4"),
-        ({"factor": 2, "in_plane": 4}, "--in-plane 4.*need 1 or 2"),
-        ({"factor": 2, "in_plane": 0}, "--in-plane 0.*whole number"),
-        ({"factor": 2, "in_plane": 8000}, "--in-plane 8000.*need"),
-        ({"factor": 2, "grid": "centres"}, "--grid centres.*need fov"),
+        ({"factor": 3}, "factor of 3.*need 2 or 4.*`factor=2` or `factor=4`"),
+        ({"factor": 2, "in_plane": 4}, "`in_plane=4`.*need 1 or 2"),
+        ({"factor": 2, "in_plane": 0}, "`in_plane=0`.*whole number"),
+        ({"factor": 2, "in_plane": 8000}, "`in_plane=8000`.*need"),
+        ({"factor": 2, "grid": "centres"}, "`grid=centres`.*need fov"),
     ],
 )
 def test_what_a_model_for_planes_does_not_have_is_refused(wish, reason):
     volume = Volume(np.zeros((8, 8, 8), np.float32), np.diag([1.0, 1.0, 4.0, 1.0]))
     with pytest.raises(PlanRefused, match=reason) as refusal:
-        make_plan(volume, model="planes", envelope=PLANES, **wish)
+        plan_for(volume, model="planes", envelope=PLANES, **wish)
     assert "next:" in str(refusal.value)
-    assert make_plan(volume, model="planes", envelope=PLANES, factor=4, in_plane=2).in_plane == 2
+    assert plan_for(volume, model="planes", envelope=PLANES, factor=4, in_plane=2).in_plane == 2
 
 
 @catches("models/hounsfield.py", "np.mean(voxels < FAT_HOUNSFIELD) < FAT_SHARE", "False")
@@ -207,10 +208,10 @@ def test_only_hounsfield_units_are_given_to_a_model_for_them(low, high, fine):
     volume = Volume(voxels, np.diag([1.0, 1.0, 4.0, 1.0]))
     envelope = replace(PLANES, hounsfield=True)
     if fine:
-        assert make_plan(volume, factor=2, envelope=envelope).factor == 2
+        assert plan_for(volume, factor=2, envelope=envelope).factor == 2
         return
     with pytest.raises(PlanRefused, match=r"need Hounsfield units.*next:"):
-        make_plan(volume, factor=2, envelope=envelope)
+        plan_for(volume, factor=2, envelope=envelope)
 
 
 def test_air_and_metal_are_not_clipped_away():
@@ -298,33 +299,33 @@ def test_the_lowest_value_of_an_ordinary_scan_is_no_padding():
         voxels = np.maximum(np.random.default_rng(0).integers(low - 500, low + 1500, (9, 9, 9)), low).astype(np.int16)
         volume = Volume(voxels, np.diag([1.0, 1.0, 4.0, 1.0]))
         tomography = replace(PLANES, hounsfield=low == -1024)
-        assert make_plan(volume, factor=2, envelope=tomography).padding is None
-        assert make_plan(volume, factor=2).padding is None
+        assert plan_for(volume, factor=2, envelope=tomography).padding is None
+        assert plan_for(volume, factor=2).padding is None
 
 
 def test_without_a_wish_the_nearest_factor_that_the_model_has_is_taken():
     for thick_mm, factor, in_plane in ((4.5, 4, 1), (2.4, 2, 1), (2.5, 4, 2), (9.0, 4, 1)):
         volume = Volume(np.zeros((8, 8, 8), np.float32), np.diag([1.0, 1.0, thick_mm, 1.0]))
-        plan = make_plan(volume, model="planes", envelope=PLANES, in_plane=in_plane)
+        plan = plan_for(volume, model="planes", envelope=PLANES, in_plane=in_plane)
         assert plan.factor == factor
         assert "nearest" in " ".join(plan.notes)
 
 
 def test_fusing_needs_a_network_and_is_done_when_asked_for():
     volume = Volume(np.zeros((8, 8, 8), np.float32), np.diag([1.0, 1.0, 4.0, 1.0]))
-    with pytest.raises(PlanRefused, match=r"--fuse for cubic.*next:"):
-        make_plan(volume, model="cubic", fuse=True)
-    assert not make_plan(volume, model="cubic").fuse
+    with pytest.raises(PlanRefused, match=r"`fuse` for cubic.*next:"):
+        plan_for(volume, model="cubic", fuse=True)
+    assert not plan_for(volume, model="cubic").fuse
     for envelope in (PLANES, Envelope()):
-        assert not make_plan(volume, model="network", envelope=envelope).fuse
-        assert make_plan(volume, model="network", envelope=envelope, fuse=True).fuse
+        assert not plan_for(volume, model="network", envelope=envelope).fuse
+        assert plan_for(volume, model="network", envelope=envelope, fuse=True).fuse
 
 
 def test_progress_rises_to_one_also_while_slices_are_enlarged_and_deepened():
     seen = []
     volume = Volume(np.zeros((12, 14, 70, 2), np.float32), np.diag([1.0, 1.0, 4.0, 1.0]))
     model = enlarging("depth", 2, lambda base: base)
-    plan = make_plan(volume, factor=2, in_plane=2)
+    plan = plan_for(volume, factor=2, in_plane=2)
     upsample(volume, plan, model, progress=seen.append)
     assert seen == sorted(seen)
     assert 0 < seen[0] < 0.02

@@ -8,13 +8,13 @@ from scipy.optimize import linprog
 
 from faults import catches
 from phantoms import acquired, knowing, network, silent, thick_grid
+from planning import plan_for
 from strategies import seeds
 from thinslice.compute.guard import CELL, DISAGREEMENT, MARGIN, OVERSHOOT, GuardCount, find_suspect_cells, make_keep_map
 from thinslice.compute.upsample import upsample
 from thinslice.models.interpolations import interpolation
 from thinslice.physics.intensity import intensity_range
 from thinslice.physics.interpolation import cubic_matrix
-from thinslice.plan import make_plan
 from thinslice.volume import Volume
 
 ROUNDING = 1e-5
@@ -33,7 +33,7 @@ def scan():
     rough = rng.random((SIDE // 4, SIDE // 4, 7))
     voxels = np.repeat(np.repeat(rough, 4, 0), 4, 1).astype(np.float32) * 900 - 200
     volume = Volume(voxels, np.diag([1.0, 1.0, 3.0, 1.0]))
-    plan = make_plan(volume)
+    plan = plan_for(volume)
     return volume, plan, upsample(volume, plan, interpolation("cubic")).volume.voxels
 
 
@@ -146,7 +146,7 @@ def test_a_single_nan_is_found(scan, one):
 def test_a_plausible_answer_in_the_null_space_is_not_flagged(grid, factor):
     thick = thick_grid(side=48)
     volume = Volume(acquired(thick.shape, thick.affine, 2, 4.0).astype(np.float32), thick.affine)
-    plan = make_plan(volume, factor=factor, grid=grid)
+    plan = plan_for(volume, factor=factor, grid=grid)
     matrix = plan.acquisition().matrix()
     wish = np.random.default_rng(1).standard_normal((plan.n_thin, 48, 48)) * 0.1
     unseen = wish - np.einsum("ij,jhw->ihw", np.linalg.pinv(matrix) @ matrix, wish)
@@ -165,7 +165,7 @@ def test_what_a_slab_adds_is_judged_together_with_its_neighbours():
     voxels = np.random.default_rng(2).random((CELL, 2 * CELL, 9), dtype=np.float32)
     voxels[:, CELL:] = 0.5  # a flat cell, where little is allowed
     volume = Volume(voxels, np.diag([1.0, 1.0, 4.0, 1.0]))
-    plan = make_plan(volume, thickness_mm=5.2)
+    plan = plan_for(volume, thickness_mm=5.2)
     matrix = plan.acquisition().matrix()
     own = np.zeros(plan.n_thin)
     middle = slice(4 * 4, 5 * 4)
@@ -185,7 +185,7 @@ def test_a_good_answer_is_left_alone_it_mends_what_interpolation_misses():
     voxels = 0.3 + 0.4 * np.random.default_rng(3).random((CELL, CELL, 9), dtype=np.float32)
     voxels[:2], voxels[-2:] = 0, 1  # so that nothing leaves the range of the scan
     volume = Volume(voxels, np.diag([1.0, 1.0, 4.0, 1.0]))
-    plan = make_plan(volume)
+    plan = plan_for(volume)
     matrix = plan.acquisition().matrix()
     low, high = intensity_range(voxels)
     thick = np.moveaxis((voxels - low) / (high - low), 2, 0)

@@ -18,10 +18,11 @@ from make_scans import save_scan
 from test_cli import make_scan, raising
 from thick_scans import save_start
 from thinslice.datasets import find, job
-from thinslice.datasets.job import Wish, run_job
+from thinslice.datasets.job import run_job
 from thinslice.errors import InputRefused, ModelRefused
 from thinslice.io import atomic, nifti
 from thinslice.models.registry import identify
+from thinslice.settings import Settings
 
 
 @pytest.fixture
@@ -62,34 +63,34 @@ def test_what_has_changed_is_done_again(tmp_path, scan):
     assert outcome() == "kept", "the same bytes in another file are the same scan"
     scan.with_suffix("").with_suffix(".json").write_text('{"SliceThickness": 3}')
     assert outcome() == "done", "the JSON beside the scan tells the thickness"
-    assert outcome(wish=replace(CUBIC, factor=2.0)) == "done"
-    assert outcome(wish=replace(CUBIC, factor=2.0)) == "kept"
-    assert outcome(wish=Wish(model="linear")) == "done"
+    assert outcome(settings=replace(CUBIC, factor=2.0)) == "done"
+    assert outcome(settings=replace(CUBIC, factor=2.0)) == "kept"
+    assert outcome(settings=Settings(model="linear")) == "done"
     size = scan.stat().st_size
     volume = nifti.read(scan)
     nifti.write(replace(volume, voxels=volume.voxels + np.int16(1)), scan)
     assert abs(scan.stat().st_size - size) < 200
-    assert outcome(wish=Wish(model="linear")) == "done", "other voxels under the same name"
+    assert outcome(settings=Settings(model="linear")) == "done", "other voxels under the same name"
     answer = tmp_path / "out" / "scan.nii.gz"
     answer.write_bytes(answer.read_bytes()[:-9])
-    assert outcome(wish=Wish(model="linear")) == "done", "an answer that was cut off"
+    assert outcome(settings=Settings(model="linear")) == "done", "an answer that was cut off"
     answer.unlink()
-    assert outcome(wish=Wish(model="linear")) == "done", "an answer that is gone"
-    assert outcome(wish=Wish(model="linear")) == "kept"
-    assert outcome(wish=Wish(model="linear"), redo=True) == "done"
+    assert outcome(settings=Settings(model="linear")) == "done", "an answer that is gone"
+    assert outcome(settings=Settings(model="linear")) == "kept"
+    assert outcome(settings=Settings(model="linear"), redo=True) == "done"
 
 
 @catches("datasets/job.py", '"model_sha256": job.model_sha256, "wish": wish}', '"model_sha256": None, "wish": wish}')
 def test_another_model_of_the_same_name_does_it_again(tmp_path, scan):
     pytest.importorskip("torch")
     file = save_start(tmp_path / "model.onnx", seed=1, loud=1.0)
-    wish = Wish(model=str(file))
-    assert run_job(make_job(tmp_path, wish=wish)).state == "done"
-    assert run_job(make_job(tmp_path, wish=wish)).state == "kept"
+    settings = Settings(model=str(file))
+    assert run_job(make_job(tmp_path, settings=settings)).state == "done"
+    assert run_job(make_job(tmp_path, settings=settings)).state == "kept"
     old = identify(str(file))
     save_start(file, seed=2, loud=1.0)
-    assert run_job(make_job(tmp_path, wish=wish)).state == "done"
-    stale = run_job(make_job(tmp_path, wish=replace(wish, factor=2.0), model_sha256=old, threads=3))
+    assert run_job(make_job(tmp_path, settings=settings)).state == "done"
+    stale = run_job(make_job(tmp_path, settings=replace(settings, factor=2.0), model_sha256=old, threads=3))
     assert stale.state == "refused", "a worker that finds another file than the run was started with"
     assert "sha256" in stale.reason
 
@@ -110,10 +111,10 @@ def test_a_model_is_loaded_once_for_all_scans_of_a_process(tmp_path, monkeypatch
 @pytest.mark.parametrize(("threads", "each", "at_once"), [(1, 1, 1), (2, 1, 2), (8, 4, 2)])
 def test_the_threads_of_a_worker_are_shared_out(tmp_path, scan, monkeypatch, threads, each, at_once):
     asked = []
-    real, job_models = job.enhance, thinslice.models.registry.models_for
+    real, job_models = job.enhance_volume, thinslice.models.registry.models_for
     monkeypatch.setattr(job, "models_for", lambda *words: asked.append(words[1].threads_per_call) or job_models(*words))
     monkeypatch.setattr(
-        job, "enhance", lambda *words, **more: asked.append(more["model"].workers) or real(*words, **more)
+        job, "enhance_volume", lambda *words, **more: asked.append(words[2].workers) or real(*words, **more)
     )
     job._models.cache_clear()
     (one,) = find.find_in_folder(tmp_path / "in", tmp_path / "out", orders(threads=threads)).jobs
@@ -152,7 +153,7 @@ def test_what_a_dead_run_left_gives_no_right_to_the_files_of_others(tmp_path, sc
 @pytest.mark.parametrize("until", [0, 1, 2])
 def test_a_run_that_dies_between_the_renames_is_made_whole(tmp_path, scan, monkeypatch, until):
     """Died after so many of three: the picture, the answer, the JSON. What is there then is never taken for done."""
-    assert run_job(make_job(tmp_path, wish=replace(CUBIC, factor=2.0))).state == "done"
+    assert run_job(make_job(tmp_path, settings=replace(CUBIC, factor=2.0))).state == "done"
 
     class Dead(BaseException):
         pass
@@ -322,7 +323,7 @@ def test_a_folder_that_another_process_removes_is_made_again(tmp_path, monkeypat
 def test_thin_scans_are_left_out_unless_more_is_wished(tmp_path):
     make_scan(tmp_path / "in" / "scan.nii.gz", spacing_mm=(1.0, 1.0, 1.2))
     assert run_job(make_job(tmp_path)).state == "thin"
-    assert run_job(make_job(tmp_path, wish=replace(CUBIC, spacing_mm=0.6))).state == "done"
+    assert run_job(make_job(tmp_path, settings=replace(CUBIC, spacing_mm=0.6))).state == "done"
 
 
 def test_every_kind_of_scan_has_a_picture(tmp_path):
@@ -351,14 +352,14 @@ def test_a_page_belongs_to_its_answer(tmp_path, scan):
     assert outcome(True) == "done"
     assert outcome(False) == "kept"
     assert page.exists(), "it still shows this answer"
-    assert outcome(False, wish=replace(CUBIC, factor=2.0)) == "done"
+    assert outcome(False, settings=replace(CUBIC, factor=2.0)) == "done"
     assert not page.exists(), "it showed another answer"
     page.write_text("a page of someone else")
-    assert outcome(False, wish=replace(CUBIC, factor=3.0)) == "done"
+    assert outcome(False, settings=replace(CUBIC, factor=3.0)) == "done"
     assert page.exists()
-    assert outcome(True, wish=replace(CUBIC, factor=3.0)) == "done"
+    assert outcome(True, settings=replace(CUBIC, factor=3.0)) == "done"
     page.write_text("cut off")
-    assert outcome(True, wish=replace(CUBIC, factor=3.0)) == "done"
+    assert outcome(True, settings=replace(CUBIC, factor=3.0)) == "done"
 
 
 def test_a_picture_that_is_gone_is_made_again(tmp_path, scan):

@@ -7,10 +7,11 @@ import pytest
 from scipy.ndimage import distance_transform_edt
 
 from faults import catches
+from planning import plan_for
 from thinslice.compute import labels as module
 from thinslice.compute.labels import find_changing_times, interpolate_labels
 from thinslice.errors import InputRefused
-from thinslice.plan import Plan, make_plan
+from thinslice.plan import Plan
 from thinslice.volume import Volume
 
 SPACING = (0.8, 1.0, 4.0)
@@ -54,7 +55,7 @@ def blobs(seed: int, shape: tuple[int, ...] = SHAPE) -> np.ndarray:
 
 def thin_of(drawn: np.ndarray, **wish: float | str) -> tuple[Volume, Plan]:
     scan = volume(drawn)
-    plan = make_plan(scan, **wish)
+    plan = plan_for(scan, **wish)
     return interpolate_labels(scan, plan), plan
 
 
@@ -163,7 +164,7 @@ def test_permutations_commute(order):
     drawn = blobs(3)
     thin, _ = thin_of(drawn, factor=4)
     scan = volume(drawn.transpose(order), tuple(SPACING[i] for i in order))
-    turned = interpolate_labels(scan, make_plan(scan, factor=4))
+    turned = interpolate_labels(scan, plan_for(scan, factor=4))
     np.testing.assert_array_equal(turned.voxels, thin.voxels.transpose(order))
 
 
@@ -204,7 +205,7 @@ def test_parts_are_followed_around_corners():
 
 def test_what_is_not_a_segmentation_of_the_scan_is_refused():
     drawn = blobs(0)
-    plan = make_plan(volume(drawn), factor=3)
+    plan = plan_for(volume(drawn), factor=3)
     with pytest.raises(InputRefused, match="60 x 50 x 11 voxels; need 60 x 50 x 12") as refusal:
         interpolate_labels(volume(drawn[..., :-1]), plan)
     assert (refusal.value.code, refusal.value.place) == ("other-grid", "the segmentation")
@@ -222,7 +223,7 @@ def test_a_rounded_affine_and_whole_floats_are_accepted():
     drawn = blobs(0)
     scan = volume(drawn.astype(np.float32))
     scan.affine[:3, 3] += 5e-4
-    thin = interpolate_labels(scan, make_plan(volume(drawn), factor=3))
+    thin = interpolate_labels(scan, plan_for(volume(drawn), factor=3))
     assert thin.voxels.dtype == np.float32
     np.testing.assert_array_equal(thin.voxels, thin_of(drawn, factor=3)[0].voxels)
 

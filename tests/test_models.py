@@ -11,6 +11,7 @@ import thinslice
 from faults import catches
 from make_scans import save_scan
 from phantoms import curved, enlarging, lopsided
+from planning import plan_for
 from strategies import interpolations, scans_and_wishes
 from test_runtime import save_network
 from thinslice.compute.upsample import upsample
@@ -22,7 +23,6 @@ from thinslice.models.envelope import Envelope
 from thinslice.models.interpolations import Interpolation, interpolation
 from thinslice.models.protocol import Answer, Model
 from thinslice.models.registry import EMBEDDED, find_model
-from thinslice.plan import make_plan
 from thinslice.volume import Volume
 
 SHARE = np.float32(0.002)
@@ -72,7 +72,7 @@ def scan(tmp_path):
 def brightened(volume):
     """What the toy adds to linear interpolation, computed without it."""
     low = np.percentile(volume.voxels, 0.5)
-    plan = make_plan(volume, model="linear", projection=False)
+    plan = plan_for(volume, model="linear", projection=False)
     base = upsample(volume, plan, interpolation("linear")).volume.voxels
     return base + SHARE * (np.repeat(volume.voxels, 4, axis=2) - low), plan
 
@@ -112,7 +112,7 @@ class Asked(Interpolation):
 @given(case=scans_and_wishes(), name=interpolations)
 def test_an_interpolation_adds_nothing(case, name):
     volume, wish = case
-    plan = make_plan(volume, model=name, **wish)
+    plan = plan_for(volume, model=name, **wish)
     wanted = upsample(volume, plan, interpolation(name)).volume.voxels
     np.testing.assert_array_equal(upsample(volume, plan, Asked(name, name)).volume.voxels, wanted)
 
@@ -148,7 +148,7 @@ def test_every_kind_is_asked_once_for_a_slab_and_answers_for_all_of_its_thin_sli
     voxels = np.random.default_rng(0).random((6, 7, n_thick), dtype=np.float32)
     volume = Volume(voxels, np.diag([1.0, 1.0, 3.0, 1.0]))
     watched = Watched("watched", model.base, other=model)
-    plan = make_plan(volume, factor=2, model="watched")
+    plan = plan_for(volume, factor=2, model="watched")
     answer = upsample(volume, plan, watched).volume.voxels
     np.testing.assert_array_equal(answer, upsample(volume, plan, model).volume.voxels)
     asked = [slab for slab, _, _ in watched.seen]
@@ -192,7 +192,7 @@ def test_an_engine_is_a_class_and_a_row(scan, monkeypatch):
     monkeypatch.setitem(engine.ENGINES, "abacus", Abacus)
     settings = EngineSettings(engine="abacus", device="beads", precision="fp64")
     model, volume = find_model("default", settings), read(scan)
-    plan = make_plan(volume, model=model.name, model_sha256=model.sha256, envelope=model.envelope)
+    plan = plan_for(volume, model=model.name, model_sha256=model.sha256, envelope=model.envelope)
     wanted = upsample(volume, plan, interpolation("cubic")).volume.voxels
     np.testing.assert_array_equal(upsample(volume, plan, model).volume.voxels, wanted)
     with pytest.raises(ModelRefused, match=r"`device='cpu'` for the engine abacus; need one of beads"):

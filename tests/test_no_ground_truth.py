@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from planning import plan_for
 from thick_scans import save_thick, thick_volume
 from thinslice.compute.upsample import upsample
 from thinslice.errors import InputRefused, ModelRefused, OutputRefused
@@ -22,7 +23,6 @@ from thinslice.evaluation.benchmark import check_truth
 from thinslice.io import nifti
 from thinslice.io.synthetic import as_synthetic, is_synthetic
 from thinslice.models.registry import find_model
-from thinslice.plan import make_plan
 from thinslice.volume import Volume, fingerprint
 
 pytest.importorskip("torch", reason="training needs torch, which comes with thinslice[train]")
@@ -93,7 +93,7 @@ def _quick(monkeypatch):
 
 def stack_of(volume=None, name="scan.nii.gz", person="a", **wish):
     volume = thick_volume(**wish) if volume is None else volume
-    scan = UsableScan(name, Path(name), volume, make_plan(volume, model="cubic"), fingerprint(volume))
+    scan = UsableScan(name, Path(name), volume, plan_for(volume, model="cubic"), fingerprint(volume))
     return replace(make_stack(scan), person=person)
 
 
@@ -314,7 +314,7 @@ def test_a_stack_holds_the_slices_of_the_scan_in_its_intensity_range(axis):
     ],
 )
 def test_what_there_is_too_little_of_is_refused(volume, got):
-    plan = make_plan(thick_volume(), model="cubic")
+    plan = plan_for(thick_volume(), model="cubic")
     plan = replace(plan, shape_thick=volume.shape)
     with pytest.raises(InputRefused, match=got):
         make_stack(UsableScan("x", Path("x.nii"), volume, plan, ""))
@@ -641,7 +641,7 @@ def undisturbed(tmp_path_factory, scans):
 def test_an_ordinary_model_comes_of_it(undisturbed, scans):
     out, said = undisturbed
     model, volume = find_model(str(out / f"{NAME}.onnx")), nifti.read(scans[0])
-    answer = upsample(volume, make_plan(volume, model=model.name, envelope=model.envelope), model)
+    answer = upsample(volume, plan_for(volume, model=model.name, envelope=model.envelope), model)
     assert answer.volume.shape == (64, 56, 40)
     assert any(str(out / f"{NAME}.onnx") in line for line in said)
 

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from thick_scans import thick_volume
-from thinslice.plan import make_plan
 
 pytest.importorskip("torch", reason="training needs torch, which comes with thinslice[train]")
 pytest.importorskip("scipy", reason="the knees are compared with scipy, which comes with thinslice[train]")
 
+from planning import plan_for
 from thinslice.training.slices import make_stack
 from thinslice.training.usable_scans import UsableScan
 
@@ -30,7 +30,7 @@ def experiment():
 def pairs():
     """A scan's slices, and a thin volume in which every one comes by itself, plus one, plus one, and by itself."""
     volume = thick_volume()
-    stack = make_stack(UsableScan("a", Path("a.nii"), volume, make_plan(volume, model="cubic"), ""))
+    stack = make_stack(UsableScan("a", Path("a.nii"), volume, plan_for(volume, model="cubic"), ""))
     thin = np.repeat(stack.slices.astype(np.float32), 4, axis=0) + np.tile([0, 1, 1, 0], 10).reshape(-1, 1, 1)
     return [(stack, thin)]
 

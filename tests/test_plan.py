@@ -8,11 +8,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from faults import catches
+from planning import plan_for
 from strategies import affines, axes, grids, millimetres, profiles, scans, scans_and_wishes
 from thinslice.errors import PlanRefused, ThinsliceError
 from thinslice.models.envelope import Envelope
 from thinslice.physics.projection import NOISE_LEVEL
-from thinslice.plan import ISOTROPIC_BELOW, MAX_SLICES, Plan, make_plan
+from thinslice.plan import ISOTROPIC_BELOW, MAX_SLICES, Plan
+from thinslice.settings import PROFILES
 from thinslice.volume import Volume, through_plane_axis
 
 MM = 1e-9
@@ -34,7 +36,7 @@ def stack(n_thick=5, thick_mm=4.0, pixel_mm=1.0, **facts):
 @given(scans_and_wishes())
 def test_the_plan_survives_json(case):
     volume, wish = case
-    plan = make_plan(volume, **wish, model_sha256="ab" * 32, noise=0.03, projection=False)
+    plan = plan_for(volume, **wish, model_sha256="ab" * 32, noise=0.03, projection=False)
     again = Plan.from_json(plan.to_json())
     assert again == plan
     assert hash(again.affine_thin) == hash(plan.affine_thin)
@@ -56,30 +58,30 @@ def test_the_plan_survives_json(case):
 @given(scans_and_wishes())
 def test_positions_and_affines_say_the_same(case):
     volume, wish = case
-    plan = make_plan(volume, **wish)
+    plan = plan_for(volume, **wish)
     for j, position in enumerate(plan.positions()):
         thick = centre_mm(plan.affine_thick, plan.axis, position)
         np.testing.assert_allclose(centre_mm(plan.affine_thin, plan.axis, j), thick, atol=MM)
 
 
-@catches("plan.py", "(real_factor - 1) / 2 if", "real_factor / 2 if")
-@catches("plan.py", "first_centre = (real_factor - 1) / 2 if", "first_centre = 0.0 if")
+@catches("plan.py", "first_centre = (factor - 1) / 2 if", "first_centre = factor / 2 if")
+@catches("plan.py", "first_centre = (factor - 1) / 2 if", "first_centre = 0.0 if")
 @given(scans_and_wishes())
 def test_the_fov_grid_keeps_the_outer_edges(case):
     volume, wish = case
-    plan = make_plan(volume, **(wish | {"grid": "fov"}))
+    plan = plan_for(volume, **(wish | {"grid": "fov"}))
     for end in (0, 1):
         thick = centre_mm(volume.affine, plan.axis, end * plan.n_thick - 0.5)
         thin = centre_mm(plan.affine_thin, plan.axis, end * plan.n_thin - 0.5)
         np.testing.assert_allclose(thin, thick, atol=MM)
 
 
-@catches("plan.py", 'if grid == "fov" else 0.0', 'if grid == "fov" else 0.5')
-@catches("plan.py", "realised = (n_thin - 1) / (n_thick - 1)", "realised = n_thin / n_thick")
+@catches("plan.py", 'settings.grid == "fov" else 0.0', 'settings.grid == "fov" else 0.5')
+@catches("plan.py", "factor = (n_thin - 1) / (n_thick - 1)", "factor = n_thin / n_thick")
 @given(scans_and_wishes())
 def test_the_centre_grid_keeps_the_outer_centres(case):
     volume, wish = case
-    plan = make_plan(volume, **(wish | {"grid": "centres"}))
+    plan = plan_for(volume, **(wish | {"grid": "centres"}))
     for end in (0, 1):
         thick = centre_mm(volume.affine, plan.axis, end * (plan.n_thick - 1))
         thin = centre_mm(plan.affine_thin, plan.axis, end * (plan.n_thin - 1))
@@ -89,7 +91,7 @@ def test_the_centre_grid_keeps_the_outer_centres(case):
 @given(scans_and_wishes())
 def test_oblique_and_sheared_directions_are_kept(case):
     volume, wish = case
-    plan = make_plan(volume, **wish)
+    plan = plan_for(volume, **wish)
     thin, thick = np.array(plan.affine_thin), volume.affine
     assert plan.axis == int(np.argmax(volume.spacing_mm))
     for axis in range(3):
@@ -107,7 +109,7 @@ def test_oblique_and_sheared_directions_are_kept(case):
 @given(scans_and_wishes())
 def test_the_matrix_sees_the_thickness_in_millimetres(case):
     volume, wish = case
-    plan = make_plan(volume, **(wish | {"profile": "gaussian"}))
+    plan = plan_for(volume, **(wish | {"profile": "gaussian"}))
     matrix, thin_mm = plan.acquisition().matrix(), plan.spacing_thin_mm[plan.axis]
     assert matrix.shape == (plan.n_thick, plan.n_thin)
     np.testing.assert_allclose(matrix.sum(axis=1), 1, atol=1e-12)
@@ -125,55 +127,70 @@ def test_the_matrix_sees_the_thickness_in_millimetres(case):
 
 @given(volume=scans(), grid=grids, wish=st.floats(1.8, 6.0))
 def test_the_wished_factor_is_honoured_to_the_next_whole_slice(volume, grid, wish):
-    plan = make_plan(volume, factor=wish, grid=grid)
+    plan = plan_for(volume, factor=wish, grid=grid)
     intervals, wanted = (plan.n_thin, plan.n_thick) if grid == "fov" else (plan.n_thin - 1, plan.n_thick - 1)
     assert abs(intervals - wanted * wish) <= 0.5 + 1e-9
     assert plan.factor == intervals / wanted
-    assert make_plan(volume, spacing_mm=max(volume.spacing_mm) / wish, grid=grid).shape_thin == plan.shape_thin
+    assert plan_for(volume, spacing_mm=max(volume.spacing_mm) / wish, grid=grid).shape_thin == plan.shape_thin
 
 
 @given(volume=scans(), grid=grids, factor=st.integers(2, 7))
 def test_a_whole_factor_is_honoured_exactly(volume, grid, factor):
-    plan = make_plan(volume, factor=factor, grid=grid)
+    plan = plan_for(volume, factor=factor, grid=grid)
     assert plan.factor == factor
     assert plan.n_thin == (factor * plan.n_thick if grid == "fov" else factor * (plan.n_thick - 1) + 1)
     assert not any("do not divide" in note for note in plan.notes)
 
 
-@catches("plan.py", "target = max(in_plane_mm)", "target = min(in_plane_mm)")
+@catches("plan.py", "target_mm = max(in_plane_mm)", "target_mm = min(in_plane_mm)")
 @given(volume=scans())
 def test_the_default_is_the_coarser_in_plane_spacing(volume):
-    plan = make_plan(volume)
+    plan = plan_for(volume)
     target = sorted(volume.spacing_mm)[1]
     assert abs(plan.n_thin - plan.n_thick * max(volume.spacing_mm) / target) <= 0.5 + 1e-9
 
 
 def test_a_rounded_grid_is_said_in_a_note():
-    plan = make_plan(stack(5, 4.0), spacing_mm=1.5)
+    plan = plan_for(stack(5, 4.0), spacing_mm=1.5)
     assert plan.n_thin == 13
     assert any("do not divide" in note and "field of view" in note for note in plan.notes)
 
 
 def test_thickness_comes_from_the_wish_then_the_header_then_the_spacing():
-    assert make_plan(stack()).thickness_mm == 4.0
-    assert make_plan(stack(thickness_mm=3.5)).thickness_mm == 3.5
-    assert make_plan(stack(thickness_mm=3.5), thickness_mm=5.0).thickness_mm == 5.0
-    assert any("3.5 mm as stated with the scan" in note for note in make_plan(stack(thickness_mm=3.5)).notes)
-    assert make_plan(stack(), thickness_mm=3.0).thickness_over_spacing == 0.75
+    assert plan_for(stack()).thickness_mm == 4.0
+    assert plan_for(stack(thickness_mm=3.5)).thickness_mm == 3.5
+    assert plan_for(stack(thickness_mm=3.5), thickness_mm=5.0).thickness_mm == 5.0
+    assert any("3.5 mm as stated with the scan" in note for note in plan_for(stack(thickness_mm=3.5)).notes)
+    assert plan_for(stack(), thickness_mm=3.0).thickness_over_spacing == 0.75
+
+
+@catches("plan.py", 'return thickness_mm, "box", notes', 'return thickness_mm, "gaussian", notes')
+@catches("plan.py", "        return thickness_mm, settings.profile, notes", '        return thickness_mm, "box", notes')
+def test_a_profile_that_is_not_told_is_a_box_and_a_note_says_so():
+    silent = plan_for(stack(), profile=None)
+    assert (silent.profile, silent.thickness_mm) == ("box", 4.0)
+    assert any("not known: taken for a box of 4 mm (the slice spacing" in note for note in silent.notes)
+    stated = plan_for(stack(thickness_mm=3.0), profile=None)
+    assert (stated.profile, stated.thickness_mm) == ("box", 3.0)
+    assert any("taken for a box of 3 mm (the slice thickness)" in note for note in stated.notes)
+    for profile in PROFILES:
+        told = plan_for(stack(), profile=profile)
+        assert told.profile == profile
+        assert not any("not known" in note for note in told.notes)
 
 
 @catches("plan.py", "fwhm_vox, self.profile, self.axis)", 'fwhm_vox, "gaussian", self.axis)')
 def test_gap_overlap_and_profile_change_the_matrix():
-    plain = make_plan(stack()).acquisition().matrix()
+    plain = plan_for(stack()).acquisition().matrix()
     for wish in ({"thickness_mm": 3.0}, {"thickness_mm": 5.0}, {"profile": "box"}, {"grid": "centres"}):
-        other = make_plan(stack(), **wish).acquisition().matrix()
+        other = plan_for(stack(), **wish).acquisition().matrix()
         assert other.shape != plain.shape or np.abs(other - plain).max() > 0.01
 
 
 @given(axis=axes, data=st.data())
 def test_the_through_plane_axis_is_found_wherever_it_is(axis, data):
     volume = data.draw(scans(axis=st.just(axis)))
-    assert through_plane_axis(volume) == make_plan(volume).axis == axis
+    assert through_plane_axis(volume) == plan_for(volume).axis == axis
 
 
 @catches("plan.py", "if thick_mm / target < ISOTROPIC_BELOW:", "if thick_mm / target < 0.5:")
@@ -181,18 +198,18 @@ def test_the_through_plane_axis_is_found_wherever_it_is(axis, data):
 def test_an_isotropic_scan_is_refused_with_a_way_out(scan, data, stretch):
     affine = data.draw(affines((scan, scan, scan * stretch), shear=False))
     volume = Volume(np.zeros((8, 8, 8), np.float32), affine)
-    with pytest.raises(PlanRefused, match=r"isotropic.*next:.*--factor or --spacing"):
-        make_plan(volume)
-    assert make_plan(volume, factor=2).n_thin == 16  # the way out is open
+    with pytest.raises(PlanRefused, match=r"isotropic.*next:.*`factor` or `spacing_mm`"):
+        plan_for(volume)
+    assert plan_for(volume, factor=2).n_thin == 16  # the way out is open
 
 
 @pytest.mark.parametrize("spacings", [(0.5, 3.0, 3.0), (3.0, 0.5, 3.0), (3.0, 3.0, 0.5)])
 def test_a_scan_that_is_coarse_along_two_axes_is_not_called_isotropic(spacings):
     volume = Volume(np.zeros((8, 8, 8), np.float32), np.diag([*spacings, 1.0]))
-    with pytest.raises(PlanRefused, match=r"coarse along two axes.*next:.*--spacing 0\.5") as refusal:
-        make_plan(volume)
+    with pytest.raises(PlanRefused, match=r"coarse along two axes.*next:.*`spacing_mm=0\.5`") as refusal:
+        plan_for(volume)
     assert "isotropic" not in str(refusal.value)
-    assert make_plan(volume, spacing_mm=0.5).factor == 6  # the way out is open
+    assert plan_for(volume, spacing_mm=0.5).factor == 6  # the way out is open
 
 
 @pytest.mark.parametrize(
@@ -218,7 +235,7 @@ def test_a_scan_that_is_coarse_along_two_axes_is_not_called_isotropic(spacings):
 )
 def test_every_refusal_says_got_need_next(volume, wish):
     with pytest.raises(PlanRefused, match=r"(?s)got .*need .*next: ") as caught:
-        make_plan(volume, **wish)
+        plan_for(volume, **wish)
     assert isinstance(caught.value, ThinsliceError)
     assert "\n" not in str(caught.value)
 
@@ -235,22 +252,22 @@ ENVELOPE = Envelope((1.5, 8.0), (0.6, 1.3), ("gaussian",))
 @pytest.mark.parametrize(
     ("wish", "words"),
     [
-        ({"factor": 9}, r"factor of 9 .*1\.5 to 8.*--spacing 0\.5 or more"),
-        ({"factor": 1.4}, r"factor of 1\.4 .*1\.5 to 8.*--spacing 2\.5 or less"),
+        ({"factor": 9}, r"factor of 9 .*1\.5 to 8.*`spacing_mm=0\.5` or more"),
+        ({"factor": 1.4}, r"factor of 1\.4 .*1\.5 to 8.*`spacing_mm=2\.5` or less"),
         ({"thickness_mm": 2.0}, r"2 mm, 0\.5 times.*0\.6 to 1\.3"),
         ({"thickness_mm": 6.0}, r"6 mm, 1\.5 times.*0\.6 to 1\.3"),
         ({"profile": "box"}, r"profile box.*gaussian"),
     ],
 )
 def test_what_a_model_is_not_valid_for_is_refused_with_a_way_out(wish, words):
-    with pytest.raises(PlanRefused, match=words + r".*--model cubic"):
-        make_plan(stack(), model="net", envelope=ENVELOPE, **wish)
-    make_plan(stack(), **wish)  # which cubic does
+    with pytest.raises(PlanRefused, match=words + r".*`model=cubic`"):
+        plan_for(stack(), model="net", envelope=ENVELOPE, **wish)
+    plan_for(stack(), **wish)  # which cubic does
 
 
 @pytest.mark.parametrize("wish", [{"factor": 1.6}, {"factor": 8}, {"thickness_mm": 2.4}, {"thickness_mm": 5.2}])
 def test_both_ends_of_the_envelope_are_inside(wish):
-    make_plan(stack(), model="net", envelope=ENVELOPE, **wish)
+    plan_for(stack(), model="net", envelope=ENVELOPE, **wish)
 
 
 @given(
@@ -263,13 +280,13 @@ def test_both_ends_of_the_envelope_are_inside(wish):
 @example(n=11, thick=3.0, grid="fov", wish=1.15, envelope=Envelope((1.4, 8.5), (0.5, 2.0)))
 def test_the_spacing_that_a_refusal_advises_is_accepted(n, thick, grid, wish, envelope):
     try:
-        make_plan(stack(n, thick), factor=wish, grid=grid, envelope=envelope)
+        plan_for(stack(n, thick), factor=wish, grid=grid, envelope=envelope)
     except PlanRefused as refusal:
-        advised = float(str(refusal).split("--spacing ")[1].split(" ")[0])
+        advised = float(str(refusal).split("`spacing_mm=")[1].split("`")[0])
     else:
         assert envelope is None  # without one, most is possible
         return
-    plan = make_plan(stack(n, thick), spacing_mm=advised, grid=grid, envelope=envelope)
+    plan = plan_for(stack(n, thick), spacing_mm=advised, grid=grid, envelope=envelope)
     if envelope:
         # The advice is the end of what is possible: one slice further is refused.
         spans = n if grid == "fov" else n - 1
@@ -280,8 +297,8 @@ def test_the_spacing_that_a_refusal_advises_is_accepted(n, thick, grid, wish, en
 
 def test_where_no_whole_number_of_slices_fits_another_model_is_advised():
     narrow = Envelope((2.1, 2.2), (0.5, 2.0))
-    with pytest.raises(PlanRefused, match=r"next: use --model cubic"):
-        make_plan(stack(3), factor=2, envelope=narrow)
+    with pytest.raises(PlanRefused, match=r"next: use `model=cubic`"):
+        plan_for(stack(3), factor=2, envelope=narrow)
 
 
 @catches("plan.py", "    _check_matrix(plan)\n", "")
@@ -289,7 +306,7 @@ def test_where_no_whole_number_of_slices_fits_another_model_is_advised():
 @example(ratio=0.1, factor=2, grid="fov", profile="gaussian")
 def test_a_plan_that_was_made_can_be_carried_out(ratio, factor, grid, profile):
     try:
-        plan = make_plan(stack(), factor=factor, thickness_mm=4.0 * ratio, grid=grid, profile=profile)
+        plan = plan_for(stack(), factor=factor, thickness_mm=4.0 * ratio, grid=grid, profile=profile)
     except PlanRefused:
         return
     assert np.isfinite(plan.acquisition().matrix()).all()
@@ -299,12 +316,12 @@ def test_a_plan_that_was_made_can_be_carried_out(ratio, factor, grid, profile):
 @example(factor=2.0, grid="fov")
 def test_the_thickness_that_a_refusal_advises_is_accepted(factor, grid):
     try:
-        make_plan(stack(), factor=factor, thickness_mm=0.001, grid=grid)
+        plan_for(stack(), factor=factor, thickness_mm=0.001, grid=grid)
     except PlanRefused as refusal:
         enough = float(str(refusal).split("at least ")[1].split(" mm")[0])
-        make_plan(stack(), factor=factor, thickness_mm=enough, grid=grid)
-    make_plan(stack(), factor=factor, thickness_mm=0.001, grid=grid, profile="box")  # the other way out
+        plan_for(stack(), factor=factor, thickness_mm=enough, grid=grid)
+    plan_for(stack(), factor=factor, thickness_mm=0.001, grid=grid, profile="box")  # the other way out
 
 
 def test_the_default_noise_is_that_of_the_projection():
-    assert make_plan(Volume(np.zeros((4, 4, 4)), np.diag([1.0, 1.0, 4.0, 1.0]))).noise == NOISE_LEVEL
+    assert plan_for(Volume(np.zeros((4, 4, 4)), np.diag([1.0, 1.0, 4.0, 1.0]))).noise == NOISE_LEVEL

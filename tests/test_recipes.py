@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from make_scans import save_scan
+from planning import plan_for
 from thinslice.cli import main
 from thinslice.compute.upsample import upsample
 from thinslice.errors import InputRefused, ModelRefused, OutputRefused
 from thinslice.models.registry import find_model
 from thinslice.models.slab_network import SlabModel
-from thinslice.plan import make_plan
 from thinslice.volume import Volume
 
 pytest.importorskip("torch", reason="training needs torch, which comes with thinslice[train]")
@@ -169,7 +169,7 @@ def test_the_planes_recipe_ends_with_a_family_for_mr_and_one_for_ct(data_for_pla
     assert card["parameters"] == pytest.approx(47_000, rel=0.1)
     voxels = np.random.default_rng(0).integers(-1000, 2000, (20, 22, 12)).astype(np.int16)
     volume = Volume(voxels, np.diag([1.0, 1.0, 4.0, 1.0]))
-    plan = make_plan(volume, factor=4, in_plane=2, model=ct.name, envelope=ct.envelope)
+    plan = plan_for(volume, factor=4, in_plane=2, model=ct.name, envelope=ct.envelope)
     answer = upsample(volume, plan, ct).volume.voxels
     assert answer.shape == (40, 44, 48)
     assert np.isfinite(answer).all()
@@ -199,7 +199,7 @@ def test_a_network_that_makes_the_image_anew_can_be_used_like_any_other(data_for
     assert len(models) == 8
     model = find_model(str(tmp_path / "planes-mr"))
     volume = Volume(np.random.default_rng(0).random((20, 22, 6)), np.diag([1.0, 1.0, 4.0, 1.0]))
-    plan = make_plan(volume, factor=4, in_plane=2, model=model.name, envelope=model.envelope)
+    plan = plan_for(volume, factor=4, in_plane=2, model=model.name, envelope=model.envelope)
     assert upsample(volume, plan, model).volume.voxels.shape == (40, 44, 24)
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 from dicom_files import stack
 from faults import catches
+from planning import plan_for
 from thinslice.cli import main
 from thinslice.compute.consistency import make_report
 from thinslice.compute.guard import GuardCount
@@ -18,7 +19,6 @@ from thinslice.compute.upsample import upsample
 from thinslice.io.formats import read
 from thinslice.models.interpolations import interpolation
 from thinslice.models.registry import find_model
-from thinslice.plan import make_plan
 from thinslice.reports import report_page
 
 
@@ -59,7 +59,7 @@ def test_a_page_and_a_figure_beside_the_answer(tmp_path, run):
     for words in (
         "scan.nii.gz",
         "8 of 4 mm -&gt; 32 of 1 mm",
-        "gaussian, 4 mm",
+        "box, 4 mm",
         f"default, sha256 {report['model']['sha256'][:16]}",
         f"{report['consistency']['rms']:.3g} RMS ({report['consistency']['rms_percent']:.2g} % of the range)",
         f"{report['consistency']['worst']:.3g} at worst ({report['consistency']['worst_percent']:.2g} %)",
@@ -100,7 +100,7 @@ def test_the_weights_decide_what_was_checked_against_truth_not_their_name(tmp_pa
     if not is_embedded:
         model = replace(model, sha256="0" * 64)
     volume = read(save_scan(tmp_path / "scan.nii.gz"))
-    plan = make_plan(volume, model=name, model_sha256=model.sha256, factor=2, envelope=model.envelope)
+    plan = plan_for(volume, model=name, model_sha256=model.sha256, factor=2, envelope=model.envelope)
     thin = upsample(volume, plan, model).volume
     report = make_report(volume, thin, plan, GuardCount(), 1.0)
     report_page.write_report_page(tmp_path / "p.html", report_page.Answer(volume, thin, plan, model, report))
@@ -167,7 +167,7 @@ def test_one_page_for_several_scans_is_refused(tmp_path, run):
         save_scan(tmp_path / "in" / f"s{number}.nii.gz", seed=number)
     code, _, err = run("enhance", "-i", tmp_path / "in", "-o", tmp_path / "out", "--report", tmp_path / "p.html")
     assert code == 2
-    assert "next: name a folder for --report" in err[0]
+    assert "got one name for --report and --report; need two; next: name a folder" in err[0]
     assert not (tmp_path / "out").exists()
 
 
@@ -251,9 +251,9 @@ def test_a_figure_names_the_model_and_is_large_enough_to_print(tmp_path, run, mo
 def test_the_cubic_layer_is_cubic_as_people_use_it(tmp_path):
     """Not projected: it differs from what --model cubic gives."""
     volume = read(save_scan(tmp_path / "scan.nii.gz"))
-    plan = make_plan(volume, model="linear", factor=3)
+    plan = plan_for(volume, model="linear", factor=3)
     enhanced = report_page.Answer(
         volume, upsample(volume, plan, interpolation("linear")).volume, plan, interpolation("linear"), None
     )
-    bare = upsample(volume, make_plan(volume, model="cubic", factor=3, projection=False), interpolation("cubic")).volume
+    bare = upsample(volume, plan_for(volume, model="cubic", factor=3, projection=False), interpolation("cubic")).volume
     assert np.allclose(report_page.interpolate_cubic(enhanced).voxels, bare.voxels, atol=0.51)

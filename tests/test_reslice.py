@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from faults import catches
+from planning import plan_for
 from thinslice.compute.labels import interpolate_labels
 from thinslice.compute.reslice import reslice
 from thinslice.compute.upsample import upsample
 from thinslice.errors import InputRefused, PlanRefused
 from thinslice.models.registry import find_model
-from thinslice.plan import make_plan
 from thinslice.volume import Volume
 
 SHAPE = (40, 36, 9)
@@ -37,7 +37,7 @@ def smooth(shape: tuple[int, ...] = SHAPE) -> np.ndarray:
 @pytest.mark.parametrize("thickness_mm", [None, 3.0])
 def test_the_answer_goes_back_to_what_was_acquired(wish, thickness_mm):
     thick = scan(smooth(), thickness_mm=thickness_mm)
-    plan = make_plan(thick, noise=0.0, **wish)
+    plan = plan_for(thick, noise=0.0, **wish)
     thin = upsample(thick, plan, find_model("cubic")).volume
     back = reslice(thin, thick)
     assert np.abs(back.voxels - thick.voxels)[:, :, 1:-1].max() < 0.5
@@ -48,7 +48,7 @@ def test_the_answer_goes_back_to_what_was_acquired(wish, thickness_mm):
 @pytest.mark.parametrize("wish", WISHES)
 def test_it_is_the_matrix_of_the_plan(wish):
     thick = scan(smooth())
-    plan = make_plan(thick, thickness_mm=2.5, profile="box", **wish)
+    plan = plan_for(thick, thickness_mm=2.5, profile="box", **wish)
     thin = Volume(np.random.default_rng(0).normal(size=plan.shape_thin), np.array(plan.affine_thin))
     back = reslice(thin, thick, thickness_mm=2.5, profile="box")
     np.testing.assert_allclose(
@@ -59,7 +59,7 @@ def test_it_is_the_matrix_of_the_plan(wish):
 @pytest.mark.parametrize("order", list(permutations(range(3))))
 def test_axes_are_only_names(order):
     thick = scan(smooth())
-    plan = make_plan(thick, factor=4)
+    plan = plan_for(thick, factor=4)
     thin = Volume(np.random.default_rng(0).normal(size=plan.shape_thin), np.array(plan.affine_thin))
     turned = [
         Volume(v.voxels.transpose(order), np.column_stack([v.affine[:, list(order)], v.affine[:, 3]]))
@@ -71,7 +71,7 @@ def test_axes_are_only_names(order):
 
 def test_a_thin_stack_that_runs_the_other_way_and_a_part_of_the_slices():
     thick = scan(smooth())
-    plan = make_plan(thick, factor=4)
+    plan = plan_for(thick, factor=4)
     thin = Volume(np.random.default_rng(0).normal(size=plan.shape_thin), np.array(plan.affine_thin))
     expected = reslice(thin, thick).voxels
     affine = thin.affine.copy()
@@ -85,7 +85,7 @@ def test_a_thin_stack_that_runs_the_other_way_and_a_part_of_the_slices():
 
 def test_a_bright_slice_keeps_its_centre_of_mass():
     thick = scan(np.zeros((4, 4, 9), np.float32))
-    plan = make_plan(thick, factor=4)
+    plan = plan_for(thick, factor=4)
     voxels = np.zeros(plan.shape_thin)
     voxels[:, :, 17] = 1.0
     back = reslice(Volume(voxels, np.array(plan.affine_thin)), thick).voxels[0, 0]
@@ -95,7 +95,7 @@ def test_a_bright_slice_keeps_its_centre_of_mass():
 
 def test_integers_are_rounded_and_a_series_is_done_volume_by_volume():
     thick = scan(smooth())
-    plan = make_plan(thick, factor=4)
+    plan = plan_for(thick, factor=4)
     series = np.random.default_rng(0).integers(-5, 250, (*plan.shape_thin, 2), dtype=np.int16)
     back = reslice(Volume(series, np.array(plan.affine_thin)), thick).voxels
     exact = reslice(Volume(series.astype(np.float64), np.array(plan.affine_thin)), thick).voxels
@@ -109,7 +109,7 @@ def test_labels_come_back_by_majority(wish):
     drawn = np.where((x - 20) ** 2 + (y - 18) ** 2 + (4 * (z - 4)) ** 2 < 14**2, 7, 0).astype(np.uint8)
     drawn[(drawn == 7) & (x > 20)] = 200
     thick = scan(drawn)
-    thin = interpolate_labels(thick, make_plan(thick, **wish))
+    thin = interpolate_labels(thick, plan_for(thick, **wish))
     back = reslice(thin, thick, thickness_mm=2.0, labels=True)
     assert back.voxels.dtype == np.uint8
     assert set(np.unique(back.voxels)) == {0, 7, 200}
@@ -119,7 +119,7 @@ def test_labels_come_back_by_majority(wish):
 @catches("compute/reslice.py", "best + DECIDED", "best - DECIDED")
 def test_of_equally_weighted_labels_the_smallest_is_taken():
     thick = scan(np.zeros((2, 2, 2), np.uint8))
-    plan = make_plan(thick, factor=2)
+    plan = plan_for(thick, factor=2)
     thin = Volume(np.broadcast_to(np.array([5, 3, 9, 9], np.uint8), plan.shape_thin), np.array(plan.affine_thin))
     back = reslice(thin, thick, profile="box", labels=True).voxels
     assert back[0, 0].tolist() == [3, 9]
@@ -127,7 +127,7 @@ def test_of_equally_weighted_labels_the_smallest_is_taken():
 
 def test_grids_that_do_not_fit_are_refused():
     thick = scan(smooth())
-    plan = make_plan(thick, factor=4)
+    plan = plan_for(thick, factor=4)
     thin = Volume(np.zeros(plan.shape_thin), np.array(plan.affine_thin))
     beside = Volume(thin.voxels, thin.affine.copy())
     beside.affine[:3, 3] += 0.01 * thin.affine[:3, 0]
@@ -146,7 +146,7 @@ def test_grids_that_do_not_fit_are_refused():
 @pytest.mark.parametrize("thickness_mm", [0.0, -1.0, float("nan"), 0.01])
 def test_an_impossible_thickness_is_refused(thickness_mm):
     thick = scan(smooth())
-    plan = make_plan(thick, factor=4)
+    plan = plan_for(thick, factor=4)
     with pytest.raises(PlanRefused, match="`thickness_mm`") as refusal:
         reslice(Volume(np.zeros(plan.shape_thin), np.array(plan.affine_thin)), thick, thickness_mm=thickness_mm)
     assert refusal.value.code == ("slice-sees-nothing" if thickness_mm == 0.01 else "not-a-positive-number")
@@ -156,7 +156,7 @@ def test_an_impossible_thickness_is_refused(thickness_mm):
 
 def test_probabilities_are_no_labels():
     thick = scan(smooth())
-    plan = make_plan(thick, factor=4)
+    plan = plan_for(thick, factor=4)
     with pytest.raises(InputRefused, match="fractions") as refusal:
         reslice(Volume(np.full(plan.shape_thin, 0.5), np.array(plan.affine_thin)), thick, labels=True)
     assert refusal.value.code == "labels-with-fractions"
@@ -168,7 +168,7 @@ def test_probabilities_are_no_labels():
 def test_slices_that_were_enlarged_come_back_too(order, times):
     upright = scan(smooth())
     thick = Volume(upright.voxels.transpose(order), upright.affine[:, [*order, 3]])
-    plan = make_plan(thick, factor=3, in_plane=times)
+    plan = plan_for(thick, factor=3, in_plane=times)
     thin = upsample(thick, plan, find_model("cubic")).volume
     back = reslice(thin, thick).voxels
     # Cubic enlargement and bicubic shrinking are no inverses; a shift by half a new voxel would make 20 of it.

@@ -14,6 +14,7 @@ from onnx import TensorProto, helper
 from onnxruntime.capi import onnxruntime_pybind11_state as library
 
 from faults import catches
+from planning import plan_for
 from test_cli import make_scan
 from test_upsample import flipped, same, turned
 from thinslice.cli.enhance import SAMPLE
@@ -27,7 +28,6 @@ from thinslice.models.engine import CARD_KEY
 from thinslice.models.files import load_model
 from thinslice.models.registry import EMBEDDED, find_model
 from thinslice.models.slab_network import INPUTS, SlabModel
-from thinslice.plan import make_plan
 from thinslice.volume import Volume, through_plane_axis
 
 
@@ -52,7 +52,7 @@ def scan(shape=(40, 52, 6)):
 
 def enhanced(volume):
     model = find_model("default")
-    plan = make_plan(volume, model=model.name, envelope=model.envelope)
+    plan = plan_for(volume, model=model.name, envelope=model.envelope)
     return upsample(volume, plan, model).volume
 
 
@@ -256,7 +256,7 @@ def test_the_embedded_weights_beat_projected_cubic_on_a_scan_they_never_saw():
     scores = []
     for name in ("cubic", "default"):
         model = find_model(name)
-        plan = make_plan(acquired, factor=4, model=model.name, envelope=model.envelope)
+        plan = plan_for(acquired, factor=4, model=model.name, envelope=model.envelope)
         answer = upsample(acquired, plan, model)
         assert answer.guard.share < 0.01
         scores.append(psnr(answer.volume.voxels, truth.voxels, data_range(truth.voxels), foreground(truth.voxels)))

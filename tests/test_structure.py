@@ -28,6 +28,7 @@ LAYERS = [
     {"compute"},
     {"reports"},
     {"evaluation"},
+    {"pipeline"},
     {"api"},
     {"datasets", "training"},
     {"cli"},

@@ -18,6 +18,7 @@ from scipy.stats import binomtest
 
 from dicom_files import stack
 from faults import catches
+from planning import plan_for
 from thinslice.cli import main
 from thinslice.compute.upsample import upsample
 from thinslice.errors import InputRefused, PlanRefused
@@ -27,7 +28,6 @@ from thinslice.evaluation.reader_study import Scan, StudySettings, make_study
 from thinslice.io import nifti
 from thinslice.models.registry import find_model
 from thinslice.physics.intensity import intensity_range
-from thinslice.plan import make_plan
 from thinslice.reports.picture import Picture, render, reslice_planes
 from thinslice.volume import Volume
 
@@ -51,7 +51,7 @@ def save_scans(folder: Path, count: int = 2) -> Path:
 
 
 def plan(volume, model):
-    return make_plan(volume, model=model.name, model_sha256=model.sha256, envelope=model.envelope)
+    return plan_for(volume, model=model.name, model_sha256=model.sha256, envelope=model.envelope)
 
 
 DOZEN = StudySettings(pairs=12)
@@ -260,7 +260,7 @@ def test_of_a_series_the_first_volume_is_shown(example):
 
 def test_slices_that_were_enlarged_show_the_same_places():
     def larger(volume, model):
-        return make_plan(volume, model=model.name, envelope=model.envelope, in_plane=2, factor=4)
+        return plan_for(volume, model=model.name, envelope=model.envelope, in_plane=2, factor=4)
 
     volumes = [make_volume(0, shape=(24, 20, 6))]
     one, two = made(METHODS[1:], StudySettings(4), volumes), made(METHODS[1:], StudySettings(4), volumes, larger)

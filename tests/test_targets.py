@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from planning import plan_for
 from strategies import seeds
 from thick_scans import SHAPE, texture, thick_volume
 from thinslice.errors import InputRefused
 from thinslice.models.interpolations import interpolation
-from thinslice.plan import make_plan
 from thinslice.volume import Volume
 
 pytest.importorskip("torch", reason="training needs torch, which comes with thinslice[train]")
@@ -36,7 +36,7 @@ CUBIC = interpolation("cubic")
 
 
 def a_target(volume, **wish):
-    return make_target_scan("scan", volume, make_plan(volume, model="cubic", **wish), CUBIC)
+    return make_target_scan("scan", volume, plan_for(volume, model="cubic", **wish), CUBIC)
 
 
 TARGET = a_target(thick_volume())
@@ -204,7 +204,7 @@ def test_thin_slices_of_either_part_are_computed_from_that_part_alone(of_held_ou
     part = learnt if of_held_out else held_out
     other = scan.voxels.copy()
     other[part] = other[part][..., ::-1]  # of the same intensity range
-    plan = make_plan(scan, model="smearing")
+    plan = plan_for(scan, model="smearing")
     one, two = (make_target_scan("scan", replace(scan, voxels=v), plan, smearing()) for v in (scan.voxels, other))
     (same_of, changed) = ("held_out", "volumes") if of_held_out else ("volumes", "held_out")
     for mine, its in zip(getattr(one, same_of), getattr(two, same_of), strict=True):
@@ -455,7 +455,7 @@ def test_of_a_large_scan_the_middle_is_kept_within_the_limit(shape, wish):
 )
 def test_what_cannot_be_learnt_from_is_refused_with_a_way_out(change, reason):
     scan = thick_volume(dtype=np.float32)
-    plan = make_plan(scan, model="cubic")
+    plan = plan_for(scan, model="cubic")
     scan = replace(scan, voxels=change(scan.voxels))
     with np.errstate(invalid="ignore"), pytest.raises(InputRefused, match=rf"got .*{reason}.*; need .*; next: "):
-        make_target_scan("scan", scan, make_plan(scan, model="cubic") if scan.shape != SHAPE else plan, CUBIC)
+        make_target_scan("scan", scan, plan_for(scan, model="cubic") if scan.shape != SHAPE else plan, CUBIC)

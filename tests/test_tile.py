@@ -6,6 +6,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from faults import catches
+from planning import plan_for
 from strategies import seeds
 from thinslice.compute.upsample import upsample
 from thinslice.errors import ModelRefused
@@ -15,7 +16,7 @@ from thinslice.models.engine import EngineSettings
 from thinslice.models.files import load_model
 from thinslice.models.registry import find_model
 from thinslice.models.tiling import padded, tiles
-from thinslice.plan import PlanRefused, make_plan
+from thinslice.plan import PlanRefused
 from thinslice.volume import Volume
 
 lengths = st.integers(1, 90)
@@ -141,13 +142,13 @@ def test_the_model_file_carries_its_card_and_the_plan_its_hash(tiny):
     assert model.envelope.factor == (1.5, 8.0)
     assert path.with_suffix(".json").exists()
     volume = Volume(np.random.default_rng(0).random((37, 30, 5), dtype=np.float32), np.diag([1.0, 1.0, 4.0, 1.0]))
-    plan = make_plan(volume, model=model.name, model_sha256=model.sha256, envelope=model.envelope)
+    plan = plan_for(volume, model=model.name, model_sha256=model.sha256, envelope=model.envelope)
     assert plan.model_sha256 == digest
     answer = upsample(volume, plan, model).volume.voxels
     assert answer.shape == (37, 30, 20)
     assert np.isfinite(answer).all()
     with pytest.raises(PlanRefused, match="factor of 9"):
-        make_plan(volume, factor=9, model=model.name, envelope=model.envelope)
+        plan_for(volume, factor=9, model=model.name, envelope=model.envelope)
 
 
 @pytest.mark.parametrize("content", [b"", b"not a model", None])

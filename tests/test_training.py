@@ -16,6 +16,7 @@ pytest.importorskip("torch", reason="training needs torch, which comes with thin
 import torch
 
 from faults import catches
+from planning import plan_for
 from thinslice.compute.upsample import upsample
 from thinslice.models.conditioning import geometry_of, position_code
 from thinslice.models.slab_network import SlabModel
@@ -23,7 +24,6 @@ from thinslice.networks.slab import SlabNet
 from thinslice.physics.acquisition import Acquisition
 from thinslice.physics.intensity import intensity_range
 from thinslice.physics.projection import project
-from thinslice.plan import make_plan
 from thinslice.training import losses
 from thinslice.training.corpus import (
     AcquisitionRanges,
@@ -348,7 +348,7 @@ def test_training_and_inference_show_the_network_the_same():
         shown.append((slices, about, position))
         return np.zeros((len(position), *slices.shape[1:]), np.float32)
 
-    upsample(volume, make_plan(volume), SlabModel("spy", "cubic", residual=run, context=CONTEXT).with_threads(1))
+    upsample(volume, plan_for(volume), SlabModel("spy", "cubic", residual=run, context=CONTEXT).with_threads(1))
     low, high = intensity_range(scan)
     for slab in range(SLABS + 2):
         slices, about, position = shown[1 + CONTEXT + slab]  # the first one shown is the slice before the stack

@@ -9,6 +9,7 @@ import pytest
 
 from faults import catches
 from phantoms import enlarging, lopsided, network, silent, straight
+from planning import plan_for
 from thinslice.compute.consistency import check, map_misfit
 from thinslice.compute.uncertainty import (
     CHECKED_SHA256,
@@ -22,7 +23,6 @@ from thinslice.compute.uncertainty import (
 from thinslice.compute.upsample import upsample
 from thinslice.models.registry import EMBEDDED, find_model
 from thinslice.physics.intensity import intensity_range
-from thinslice.plan import make_plan
 from thinslice.volume import Volume
 
 
@@ -32,7 +32,7 @@ def scan(shape=(40, 36, 10), spacing_mm=(1.0, 1.0, 4.0), seed=0):
 
 
 def asked(volume, model, **wish):
-    plan = make_plan(volume, model=model.name, factor=4, **wish)
+    plan = plan_for(volume, model=model.name, factor=4, **wish)
     thin = upsample(volume, plan, model).volume
     return thin, plan, map_expected_error(volume, thin, plan, model)
 
@@ -97,7 +97,7 @@ def test_where_the_answers_are_apart_is_found_at_its_place_and_size():
 def test_to_fuse_or_not_the_map_is_the_same():
     volume, model = scan(), lopsided()
     *_, plain = asked(volume, model, projection=False)
-    plan = make_plan(volume, model=model.name, factor=4, projection=False)
+    plan = plan_for(volume, model=model.name, factor=4, projection=False)
     plan = replace(plan, fuse=True)
     thin = upsample(volume, plan, model).volume
     fused = map_expected_error(volume, thin, plan, model)
@@ -111,7 +111,7 @@ def test_fused_planes_are_compared_plain():
     volume = scan()
     maps = []
     for fuse in (False, True):
-        plan = replace(make_plan(volume, model="planes", factor=2, projection=False), fuse=fuse)
+        plan = replace(plan_for(volume, model="planes", factor=2, projection=False), fuse=fuse)
         thin = upsample(volume, plan, model).volume
         maps.append(map_expected_error(volume, thin, plan, model).volume.voxels)
     assert maps[0].max() > 0
@@ -132,7 +132,7 @@ def test_where_the_guard_took_the_network_back_nothing_is_trusted(axis):
     order = np.roll([0, 1, 2], axis)
     volume = Volume(np.transpose(volume.voxels, order), volume.affine[:, [*order, 3]])
     model = network(wrong)
-    plan = make_plan(volume, model=model.name, factor=4)
+    plan = plan_for(volume, model=model.name, factor=4)
     answer = upsample(volume, plan, model)
     assert answer.guard.suspect
     assert answer.fell_back.shape == volume.shape
@@ -187,7 +187,7 @@ def test_the_misfit_is_what_the_report_measures_at_its_place(axis):
     volume = scan()
     order = np.roll([0, 1, 2], axis)
     volume = Volume(np.transpose(volume.voxels, order), volume.affine[:, [*order, 3]])
-    plan = make_plan(volume, model="linear", factor=4, projection=False)
+    plan = plan_for(volume, model="linear", factor=4, projection=False)
     thin = upsample(volume, plan, find_model("linear")).volume
     found, measured = map_misfit(volume, thin, plan), check(volume, thin, plan)
     assert found.voxels.shape == volume.voxels.shape
@@ -200,7 +200,7 @@ def test_the_misfit_is_what_the_report_measures_at_its_place(axis):
 
 def test_the_misfit_of_enlarged_slices_is_on_the_acquired_grid():
     volume = scan()
-    plan = make_plan(volume, model="cubic", factor=2, in_plane=2)
+    plan = plan_for(volume, model="cubic", factor=2, in_plane=2)
     thin = upsample(volume, plan, find_model("cubic")).volume
     found, measured = map_misfit(volume, thin, plan), check(volume, thin, plan)
     assert found.voxels.shape == volume.voxels.shape

@@ -13,6 +13,7 @@ from scipy import ndimage
 
 from faults import catches
 from phantoms import acquired, curved, knowing, lopsided, network, psnr, sampled, shift_mm, silent, straight, thick_grid
+from planning import plan_for
 from strategies import axes, grids, interpolations, scans, scans_and_wishes, seeds, wishes
 from thinslice.compute import upsample as engine
 from thinslice.compute.consistency import make_report
@@ -23,7 +24,6 @@ from thinslice.models.interpolations import interpolation
 from thinslice.models.slab_network import SlabModel
 from thinslice.physics.intensity import intensity_range
 from thinslice.physics.projection import project
-from thinslice.plan import make_plan
 from thinslice.volume import Volume
 
 ROUNDING = 2e-5
@@ -35,7 +35,7 @@ sides = st.integers(1, 70)
 
 
 def thinned(volume, model=CUBIC, **wish):
-    plan = make_plan(volume, model=model.name, **wish)
+    plan = plan_for(volume, model=model.name, **wish)
     return upsample(volume, plan, model).volume, plan
 
 
@@ -98,7 +98,7 @@ def mirrored(volume):
 @given(case=scans_and_wishes())
 def test_a_fused_answer_does_not_tell_a_scan_from_its_mirror_image(case):
     volume, wish = case
-    model, plan = lopsided(), replace(make_plan(volume, model="lopsided", **wish), fuse=True)
+    model, plan = lopsided(), replace(plan_for(volume, model="lopsided", **wish), fuse=True)
     fused = upsample(volume, plan, model).volume
     same(upsample(mirrored(volume), plan, model).volume, mirrored(fused))
     once, other = (upsample(scan, replace(plan, fuse=False), model) for scan in (volume, mirrored(volume)))
@@ -148,7 +148,7 @@ def test_intensity_scale_and_offset_do_not_matter(case, model, scale, offset, dt
 def test_an_offset_far_larger_than_the_signal_does_not_matter(model, dtype, offset):
     signal = np.rint(np.random.default_rng(0).random((9, 8, 10)) * 1000)
     affine = np.diag([1.0, 1.0, 4.0, 1.0])
-    plan = make_plan(Volume(signal, affine))
+    plan = plan_for(Volume(signal, affine))
     wanted = upsample(Volume(signal, affine), plan, model, out=np.empty(plan.shape_thin, np.float64)).volume.voxels
     far = Volume((signal + offset).astype(dtype), affine)
     got = upsample(far, plan, model, out=np.empty(plan.shape_thin, np.float64)).volume.voxels
@@ -298,7 +298,7 @@ def test_a_network_that_continues_straight_lines_makes_a_ramp_of_a_ramp(factor, 
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_a_network_that_knows_the_truth_gives_the_truth(grid, factor, axis):
     thick = thick_grid(axis, n_thick=10)
-    plan = make_plan(Volume(np.zeros(thick.shape), thick.affine), factor=factor, grid=grid)
+    plan = plan_for(Volume(np.zeros(thick.shape), thick.affine), factor=factor, grid=grid)
     truth = np.moveaxis(sampled(plan.shape_thin, np.array(plan.affine_thin)), axis, 0)
     voxels = np.moveaxis(np.einsum("mn,n...->m...", plan.acquisition().matrix(), truth), 0, axis).astype(np.float32)
     volume = Volume(voxels, thick.affine)
@@ -412,7 +412,7 @@ def test_memory_does_not_grow_with_the_number_of_slices(model):
     peaks = []
     for n in (100, 800):
         volume = Volume(np.random.default_rng(0).random((4, 5, n), dtype=np.float32), np.diag([1.0, 1.0, 4.0, 1.0]))
-        plan = make_plan(volume)
+        plan = plan_for(volume)
         out = np.empty(plan.shape_thin, np.float32)
         tracemalloc.start()
         make_report(volume, upsample(volume, plan, model, out=out).volume, plan, GuardCount(), 0.0)
@@ -442,7 +442,7 @@ def test_whole_number_answers_are_rounded_and_clipped(dtype):
     rng = np.random.default_rng(3)
     voxels = np.where(rng.random((9, 8, 10)) < 0.5, low, top).astype(np.float32)
     volume = Volume(voxels, np.diag([1.0, 1.0, 4.0, 1.0]))
-    plan = make_plan(volume)
+    plan = plan_for(volume)
     real = np.float64 if info.bits > 16 else np.float32
     wanted = upsample(volume, plan, CUBIC, out=np.empty(plan.shape_thin, real)).volume.voxels
     assert info.bits > 16 or (wanted.max() > info.max and wanted.min() < info.min)  # it does overshoot
@@ -456,7 +456,7 @@ def test_whole_number_answers_are_rounded_and_clipped(dtype):
 def test_clipped_voxels_are_counted(dtype):
     voxels = np.where(np.random.default_rng(3).random((9, 8, 10)) < 0.5, 0, 255).astype(np.float32)
     volume = Volume(voxels, np.diag([1.0, 1.0, 4.0, 1.0]))
-    plan = make_plan(volume)
+    plan = plan_for(volume)
     wanted = np.rint(upsample(volume, plan, CUBIC).volume.voxels)
     found = upsample(volume, plan, CUBIC, out=np.empty(plan.shape_thin, dtype)).clipped
     outside = np.count_nonzero((wanted < 0) | (wanted > 255))
@@ -469,7 +469,7 @@ def test_whole_numbers_beyond_float32_are_clipped_too(dtype):
     top = 2.0 ** (np.iinfo(dtype).max).bit_length()
     voxels = np.where(np.eye(6) > 0, top * (1 - 2.0**-24), 0.0)[None].astype(np.float32)
     volume = Volume(voxels, np.diag([1.0, 1.0, 4.0, 1.0]))
-    plan = make_plan(volume)
+    plan = plan_for(volume)
     out = np.empty(plan.shape_thin, dtype)
     upsample(volume, plan, CUBIC, out=out)
     wanted = upsample(volume, plan, CUBIC).volume.voxels
@@ -479,7 +479,7 @@ def test_whole_numbers_beyond_float32_are_clipped_too(dtype):
 
 def test_the_answer_is_written_where_it_is_wished(tmp_path):
     volume = Volume(np.random.default_rng(0).random((6, 5, 7), dtype=np.float32), np.diag([1.0, 1.0, 3.0, 1.0]))
-    plan = make_plan(volume)
+    plan = plan_for(volume)
     wanted = upsample(volume, plan, CUBIC).volume
     assert wanted.voxels.dtype == np.float32
     assert wanted.thickness_mm is None
@@ -538,7 +538,7 @@ def test_a_network_that_fails_is_heard_of_and_nothing_goes_on_without_it():
 def test_progress_rises_to_one():
     volume = Volume(np.zeros((3, 3, 30, 2), np.float32), np.diag([1.0, 1.0, 3.0, 1.0]))
     seen = []
-    upsample(volume, make_plan(volume), CUBIC, progress=seen.append)
+    upsample(volume, plan_for(volume), CUBIC, progress=seen.append)
     assert seen == sorted(seen)
     assert 0 < seen[0] < 0.5
     assert seen[-1] == 1.0
@@ -579,7 +579,7 @@ def test_what_two_slices_say_is_added_and_the_answer_runs_on_across_the_border()
     """A network that answers each slice's own brightness leaves no step where one slab ends and the next begins."""
     volume = Volume(np.random.default_rng(0).random((3, 4, 8), dtype=np.float32), np.diag([1.0, 1.0, 32.0, 1.0]))
     own_brightness = network(lambda slices, offset: np.ones((len(offset), 1, 1)) * slices[1])
-    plan = make_plan(volume)
+    plan = plan_for(volume)
     residual = upsample(volume, plan, own_brightness).volume.voxels - thinned(volume, CUBIC)[0].voxels
     assert residual.shape[2] == 8 * 32
     steps = np.abs(np.diff(residual, axis=2))

@@ -9,9 +9,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from thinslice.errors import InputRefused, ModelRefused, OutputRefused, PlanRefused, ThinsliceError
+from thinslice.settings import Settings
 
 if TYPE_CHECKING:  # numpy and nibabel take a fifth of a second to import
-    from thinslice.api import Enhanced, enhance
+    from thinslice.api import enhance
+    from thinslice.pipeline import Enhanced
     from thinslice.volume import Volume
 
 __all__ = [
@@ -20,12 +22,13 @@ __all__ = [
     "ModelRefused",
     "OutputRefused",
     "PlanRefused",
+    "Settings",
     "ThinsliceError",
     "Volume",
     "enhance",
 ]
 
-_LATER = {"Enhanced": "api", "enhance": "api", "Volume": "volume"}
+_LATER = {"Enhanced": "pipeline", "enhance": "api", "Volume": "volume"}
 """Name -> the module it is in, which is imported when the name is first used."""
 
 

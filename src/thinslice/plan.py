@@ -2,11 +2,12 @@
 
 import dataclasses
 import json
+import logging
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -16,8 +17,10 @@ from thinslice.models.hounsfield import check_hounsfield, padding_of
 from thinslice.physics.acquisition import Acquisition
 from thinslice.physics.profile import GAUSSIAN_REACH_FWHM
 from thinslice.physics.projection import NOISE_LEVEL
-from thinslice.settings import GRIDS, Grid, Profile
+from thinslice.settings import Grid, Profile, Settings
 from thinslice.volume import Volume, refine_affine, through_plane_axis
+
+logger = logging.getLogger(__name__)
 
 ISOTROPIC_BELOW = 1.05
 """A scan whose slices are less than this many in-plane spacings apart is called isotropic."""
@@ -112,277 +115,329 @@ class Plan:
         return Plan(**{name: _to_tuples(value) for name, value in json.loads(text).items()})
 
 
-def make_plan(
-    volume: Volume,
-    *,
-    spacing_mm: float | None = None,
-    factor: float | None = None,
-    thickness_mm: float | None = None,
-    profile: Profile = "gaussian",
-    grid: Grid = "fov",
-    model: str = "cubic",
-    model_sha256: str | None = None,
-    envelope: Envelope | None = None,
-    projection: bool = True,
-    noise: float = NOISE_LEVEL,
-    in_plane: int = 1,
-    fuse: bool = False,
-) -> Plan:
-    """Decide everything about one scan.
+class PlannedModel(Protocol):
+    """What a plan has to know of the model that will compute the slices; every model has it."""
+
+    @property
+    def name(self) -> str:
+        """What people call it."""
+
+    @property
+    def sha256(self) -> str | None:
+        """The hash of its file, None for an interpolation."""
+
+    @property
+    def envelope(self) -> Envelope | None:
+        """The scans it is valid for, None for any."""
+
+
+def make_plan(volume: Volume, settings: Settings, model: PlannedModel) -> Plan:
+    """Decides everything about one scan, or refuses it with a way out.
+
+    Where the settings do not tell the slice profile it is taken for a box, of the stated slice thickness, else of the
+    slice spacing, and a note says so. On real scans and on five simulated profiles a box that is wrong costs less than
+    a Gaussian that is wrong, which can fall below plain cubic interpolation (LOG.md, 2026-11-30).
 
     Args:
-        volume: the scan; only its geometry is looked at, and its values for a model that needs Hounsfield units.
-        spacing_mm: wanted distance between slices; default: the coarser of the two in-plane spacings.
-        factor: alternatively, how many times closer the slices shall be.
-        thickness_mm: slice thickness; default: what the header says, else the slice spacing.
-        profile, grid: see `Plan`.
-        model, model_sha256, envelope: the model that will be used and what it is valid for (None: anything).
-        projection, noise, in_plane: see `Plan`.
-        fuse: see `Plan`.
+        volume: the scan. Only its geometry is looked at; its voxels too for a model that needs Hounsfield units.
+        settings: what is asked for.
+        model: the model that will compute the slices.
 
     Raises:
-        PlanRefused: the scan is isotropic, has one slice, the wish lies outside what the model is valid for, or a
-            slice is so thin that it would fall between the new ones.
+        PlanRefused: the scan is isotropic or has one slice, what is asked lies outside what the model is valid for, or
+            a slice is so thin that it would fall between the new ones.
+
+    Example:
+        >>> from thinslice.models.interpolations import interpolation
+        >>> scan = Volume(np.zeros((64, 64, 10)), np.diag([1.0, 1.0, 4.0, 1.0]))
+        >>> plan = make_plan(scan, Settings(), interpolation("cubic"))
+        >>> plan.n_thin, plan.factor, plan.profile
+        (40, 4.0, 'box')
     """
-    notes = list(volume.notes)
     axis = through_plane_axis(volume)
-    n_thick = volume.shape[axis]
     thick_mm = volume.spacing_mm[axis]
-    _check_in_plane(model, envelope, in_plane, volume)
-    in_plane_mm = [s / in_plane for i, s in enumerate(volume.spacing_mm) if i != axis]
-    if n_thick < 2:
-        raise PlanRefused(
-            f"got {n_thick} slice along the through-plane axis {axis} (spacing {thick_mm:g} mm); "
-            "need at least 2 slices to compute any between them; next: give the whole stack, not one slice of it"
-        )
-    target_mm = _target_mm(thick_mm, in_plane_mm, spacing_mm, factor)
-    if spacing_mm is None and factor is None and envelope is not None and envelope.only_factors:
-        target_mm, told = _nearest_known(model, envelope.only_factors, thick_mm, target_mm)
-        notes += told
-    valid = envelope.factor if envelope is not None else (1.0, float("inf"))
-    spacings = _advised_spacings(n_thick, thick_mm, valid, grid)
-    n_thin, real_factor = _thin_grid(n_thick, thick_mm / target_mm, grid, spacings)
-    if thickness_mm is None and volume.thickness_mm is not None:
-        notes.append(f"slice thickness {volume.thickness_mm:g} mm as stated with the scan")
-    thickness = _thickness_mm(thickness_mm, volume.thickness_mm, thick_mm)
-    if envelope is not None:
-        _check_envelope(model, envelope, real_factor, thickness / thick_mm, profile, thick_mm, spacings)
-        _check_grid(model, envelope, grid)
-    padding = None
-    if envelope is not None and envelope.hounsfield:
-        padding = padding_of(volume.voxels)
-        notes += check_hounsfield(model, volume.voxels, padding)
-    if padding is not None:
-        notes.append(f"voxels of {padding:g} are padding: computed as air, and put back where they were")
-    if fuse and envelope is None:
-        raise PlanRefused(
-            f"got --fuse for {model}, whose answer is the same in every orientation; need a network; next: leave "
-            "--fuse out, or use --model default"
-        )
-    if abs(thick_mm / real_factor - target_mm) > 1e-6 * target_mm:
-        notes.append(
-            f"{n_thick} slices of {thick_mm:g} mm do not divide into {target_mm:g} mm: "
-            f"{n_thin} slices of {thick_mm / real_factor:g} mm keep "
-            f"the {'field of view' if grid == 'fov' else 'outer centres'}"
-        )
-    first_centre = (real_factor - 1) / 2 if grid == "fov" else 0.0
-    finer = [real_factor if i == axis else float(in_plane) for i in range(3)]
-    first = [first_centre if i == axis else (in_plane - 1) / 2 for i in range(3)]
-    shape_thin = [n_thin if i == axis else n * in_plane for i, n in enumerate(volume.shape)]
+    _check_in_plane(model, settings.in_plane, volume)
+    _check_several_slices(volume, axis)
+    target_mm, target_notes = _find_target_mm(volume, axis, settings, model)
+    thickness_mm, profile, profile_notes = _find_profile(volume, thick_mm, settings, model)
+    n_thin, factor = _fit_grid(volume.shape[axis], thick_mm, target_mm, settings.grid, model)
+    if model.envelope is not None:
+        _check_envelope(model, model.envelope, volume.shape[axis], thick_mm, factor, thickness_mm, profile, settings)
+    padding, padding_notes = _find_padding(volume, model)
+    _check_fuse(model, settings)
+    first_centre = (factor - 1) / 2 if settings.grid == "fov" else 0.0
+    finer = [factor if i == axis else float(settings.in_plane) for i in range(3)]
+    first = [first_centre if i == axis else (settings.in_plane - 1) / 2 for i in range(3)]
+    shape_thin = [n_thin if i == axis else n * settings.in_plane for i, n in enumerate(volume.shape)]
+    notes = [*volume.notes, *target_notes, *profile_notes, *padding_notes]
+    notes += _note_rounding(volume.shape[axis], thick_mm, target_mm, n_thin, factor, settings.grid)
     plan = Plan(
         axis=axis,
         shape_thick=volume.shape,
         shape_thin=_to_tuples(shape_thin),
         spacing_thick_mm=volume.spacing_mm,
         spacing_thin_mm=_to_tuples([mm / times for mm, times in zip(volume.spacing_mm, finer, strict=True)]),
-        thickness_mm=thickness,
+        thickness_mm=thickness_mm,
         profile=profile,
-        grid=grid,
-        factor=real_factor,
+        grid=settings.grid,
+        factor=factor,
         first_centre=first_centre,
         affine_thick=_to_tuples(volume.affine.tolist()),
         affine_thin=_to_tuples(refine_affine(volume.affine, finer, first).tolist()),
-        model=model,
-        model_sha256=model_sha256,
-        projection=projection,
-        noise=noise,
-        in_plane=in_plane,
-        fuse=fuse,
+        model=model.name,
+        model_sha256=model.sha256,
+        projection=settings.projection,
+        noise=NOISE_LEVEL if settings.noise is None else settings.noise,
+        in_plane=settings.in_plane,
+        fuse=settings.fuse,
         padding=padding,
         notes=tuple(notes),
-        versions=_versions(),
+        versions=_find_versions(),
     )
     _check_matrix(plan)
+    logger.debug("plan: axis %d, factor %g, %s of %g mm, model %s", axis, factor, profile, thickness_mm, model.name)
     return plan
 
 
-def _target_mm(thick_mm: float, in_plane_mm: Sequence[float], spacing_mm: float | None, factor: float | None) -> float:
-    if spacing_mm is not None and factor is not None:
-        raise PlanRefused(
-            f"got --spacing {spacing_mm:g} and --factor {factor:g}; need one of them; next: leave one out"
-        )
-    for name, value in (("--spacing", spacing_mm), ("--factor", factor)):
-        if value is not None and not (np.isfinite(value) and value > 0):
-            raise PlanRefused(f"got {name} {value:g}; need a positive number; next: correct it or leave it out")
-    if factor is not None:
-        target = thick_mm / factor
-    elif spacing_mm is not None:
-        target = spacing_mm
+# ---- decisions
+
+
+def _find_target_mm(volume: Volume, axis: int, settings: Settings, model: PlannedModel) -> tuple[float, list[str]]:
+    """Returns the wanted distance between thin slices, and a note where the model has another factor near by."""
+    thick_mm = volume.spacing_mm[axis]
+    in_plane_mm = [mm / settings.in_plane for i, mm in enumerate(volume.spacing_mm) if i != axis]
+    if settings.factor is not None:
+        target_mm = thick_mm / settings.factor
+    elif settings.spacing_mm is not None:
+        target_mm = settings.spacing_mm
     else:
-        target = max(in_plane_mm)
-        if thick_mm / target < ISOTROPIC_BELOW:
-            raise PlanRefused(_why_not_thick(thick_mm, in_plane_mm))
-    if target >= thick_mm:
+        target_mm = max(in_plane_mm)
+        if thick_mm / target_mm < ISOTROPIC_BELOW:
+            raise _refuse_isotropic(thick_mm, in_plane_mm)
+    if target_mm >= thick_mm:
         raise PlanRefused(
-            f"got a wish for slices {target:g} mm apart, but they are {thick_mm:g} mm apart already; "
-            f"need less than {thick_mm:g} mm; next: give a smaller --spacing or a --factor above 1"
+            got=f"a wish for slices {target_mm:g} mm apart, but they are {thick_mm:g} mm apart already",
+            need=f"less than {thick_mm:g} mm",
+            next="give a smaller `spacing_mm` or a `factor` above 1",
+            code="not-thinner",
         )
-    return target
+    if settings.asks_for_spacing() or model.envelope is None or not model.envelope.only_factors:
+        return target_mm, []
+    wanted = thick_mm / target_mm
+    nearest = min(model.envelope.only_factors, key=lambda factor: abs(np.log(factor / wanted)))
+    same = abs(wanted - nearest) <= TOLERANCE
+    notes = [] if same else [f"factor {nearest}, of those that {model.name} has the nearest to {wanted:.3g}"]
+    return thick_mm / nearest, notes
 
 
-def _nearest_known(model: str, known: Sequence[int], thick_mm: float, target_mm: float) -> tuple[float, list[str]]:
-    """The spacing by the factor, of those a model has, that is nearest to a spacing; and a note if that is another."""
-    wish = thick_mm / target_mm
-    nearest = min(known, key=lambda factor: abs(np.log(factor / wish)))
-    same = abs(wish - nearest) <= TOLERANCE
-    told = [] if same else [f"factor {nearest}, of those that {model} has the nearest to {wish:.3g}"]
-    return thick_mm / nearest, told
-
-
-def _why_not_thick(thick_mm: float, in_plane_mm: Sequence[float]) -> str:
-    finest, coarsest = min(in_plane_mm), max(in_plane_mm)
-    if thick_mm / finest < ISOTROPIC_BELOW:
-        got, then = f"{coarsest:g} mm in-plane: the scan is already isotropic", "use it as it is, or"
-        option = "--factor or --spacing"
-    else:
-        got = f"{finest:g} x {coarsest:g} mm in-plane: the scan is coarse along two axes"
-        then = "make one of them finer:"
-        option = f"--spacing {finest:g}"
-    return (
-        f"got slices {thick_mm:g} mm apart and {got}; need slices at least {ISOTROPIC_BELOW:g} times farther apart "
-        f"than the in-plane spacing; next: {then} ask for thinner slices with {option}"
+def _find_profile(
+    volume: Volume, thick_mm: float, settings: Settings, model: PlannedModel
+) -> tuple[float, Profile, list[str]]:
+    """Returns slice thickness and slice profile, and notes on what was stated and what was assumed."""
+    notes = []
+    stated = settings.thickness_mm is not None or volume.thickness_mm is not None
+    if settings.thickness_mm is None and volume.thickness_mm is not None:
+        notes.append(f"slice thickness {volume.thickness_mm:g} mm as stated with the scan")
+    thickness_mm = float(next(mm for mm in (settings.thickness_mm, volume.thickness_mm, thick_mm) if mm is not None))
+    if not (np.isfinite(thickness_mm) and thickness_mm > 0):
+        raise PlanRefused(
+            got=f"a slice thickness of {thickness_mm:g} mm",
+            need="a positive number",
+            next="give `thickness_mm` in millimetres",
+            code="not-a-positive-number",
+        )
+    if settings.profile is not None:
+        return thickness_mm, settings.profile, notes
+    of = "the slice thickness" if stated else "the slice spacing, as no thickness is stated"
+    notes.append(
+        f"the slice profile is not known: taken for a box of {thickness_mm:g} mm ({of}); give `profile` and "
+        "`thickness_mm` if you know them"
     )
+    return thickness_mm, "box", notes
 
 
-def _thin_grid(n_thick: int, ratio: float, grid: Grid, spacings: tuple[str, str]) -> tuple[int, float]:
-    """Number of thin slices and the realised factor, so that edges (fov) or outer centres (centres) are kept.
+def _find_padding(volume: Volume, model: PlannedModel) -> tuple[float | None, list[str]]:
+    """Returns the value of the padding of a CT scan, and notes; refuses other scans for a model that needs CT."""
+    if model.envelope is None or not model.envelope.hounsfield:
+        return None, []
+    padding = padding_of(volume.voxels)
+    notes = check_hounsfield(model.name, volume.voxels, padding)
+    if padding is not None:
+        notes.append(f"voxels of {padding:g} are padding: computed as air, and put back where they were")
+    return padding, notes
 
-    ``spacings``: the largest and the smallest to advise.
-    """
+
+def _fit_grid(n_thick: int, thick_mm: float, target_mm: float, grid: Grid, model: PlannedModel) -> tuple[int, float]:
+    """Returns the number of thin slices and the factor that they make, with the edges (fov) or outer centres kept."""
+    ratio = thick_mm / target_mm
     if grid == "fov":
         n_thin = max(round(n_thick * ratio), 1)
-        realised = n_thin / n_thick
-    elif grid == "centres":
-        n_thin = max(round((n_thick - 1) * ratio), 1) + 1
-        realised = (n_thin - 1) / (n_thick - 1)
+        factor = n_thin / n_thick
     else:
-        raise PlanRefused(f"got --grid {grid}; need one of {', '.join(GRIDS)}; next: choose one of them")
+        n_thin = max(round((n_thick - 1) * ratio), 1) + 1
+        factor = (n_thin - 1) / (n_thick - 1)
     if n_thin <= n_thick:
         raise PlanRefused(
-            f"got {n_thick} slices and a factor of {ratio:.3g}, which rounds to {n_thin} slices: nothing to compute; "
-            f"need a larger factor; next: give {_spacing_option(spacings[0], 'or less')}"
+            got=f"{n_thick} slices and a factor of {ratio:.3g}, which rounds to {n_thin} slices: nothing to compute",
+            need="a larger factor",
+            next=f"give {_spacing_to_advise(n_thick, thick_mm, grid, model.envelope)[0]}",
+            code="factor-rounds-to-one",
         )
     if n_thin > MAX_SLICES:
         raise PlanRefused(
-            f"got a wish for {n_thin:.6g} slices; need at most {MAX_SLICES}; "
-            f"next: give {_spacing_option(spacings[1], 'or more')}"
+            got=f"a wish for {n_thin:.6g} slices",
+            need=f"at most {MAX_SLICES}",
+            next=f"give {_spacing_to_advise(n_thick, thick_mm, grid, model.envelope)[1]}",
+            code="too-many-slices",
         )
-    return n_thin, realised
+    return n_thin, factor
 
 
-def _thickness_mm(wished: float | None, header: float | None, spacing_mm: float) -> float:
-    thickness = wished if wished is not None else header if header is not None else spacing_mm
-    if not (np.isfinite(thickness) and thickness > 0):
+def _note_rounding(
+    n_thick: int, thick_mm: float, target_mm: float, n_thin: int, factor: float, grid: Grid
+) -> list[str]:
+    if abs(thick_mm / factor - target_mm) <= 1e-6 * target_mm:
+        return []
+    kept = "field of view" if grid == "fov" else "outer centres"
+    return [
+        f"{n_thick} slices of {thick_mm:g} mm do not divide into {target_mm:g} mm: "
+        f"{n_thin} slices of {thick_mm / factor:g} mm keep the {kept}"
+    ]
+
+
+# ---- refusals
+
+
+def _refuse_isotropic(thick_mm: float, in_plane_mm: Sequence[float]) -> PlanRefused:
+    finest, coarsest = min(in_plane_mm), max(in_plane_mm)
+    if thick_mm / finest < ISOTROPIC_BELOW:
+        got, then = f"{coarsest:g} mm in-plane: the scan is already isotropic", "use it as it is, or"
+        option = "`factor` or `spacing_mm`"
+    else:
+        got = f"{finest:g} x {coarsest:g} mm in-plane: the scan is coarse along two axes"
+        then = "make one of them finer:"
+        option = f"`spacing_mm={finest:g}`"
+    return PlanRefused(
+        got=f"slices {thick_mm:g} mm apart and {got}",
+        need=f"slices at least {ISOTROPIC_BELOW:g} times farther apart than the in-plane spacing",
+        next=f"{then} ask for thinner slices with {option}",
+        code="isotropic",
+    )
+
+
+def _check_several_slices(volume: Volume, axis: int) -> None:
+    count, thick_mm = volume.shape[axis], volume.spacing_mm[axis]
+    if count < 2:
         raise PlanRefused(
-            f"got a slice thickness of {thickness:g} mm; need a positive number; next: give --thickness in millimetres"
+            got=f"{count} slice along the through-plane axis {axis} (spacing {thick_mm:g} mm)",
+            need="at least 2 slices to compute any between them",
+            next="give the whole stack, not one slice of it",
+            code="one-slice",
         )
-    return float(thickness)
 
 
-def _advised_spacings(n_thick: int, thick_mm: float, factors: tuple[float, float], grid: Grid) -> tuple[str, str]:
-    """The largest and the smallest spacing, in mm, that make whole slices and a factor within ``factors``.
-
-    Both are empty where there is no such number.
-    """
+def _spacing_to_advise(n_thick: int, thick_mm: float, grid: Grid, envelope: Envelope | None) -> tuple[str, str]:
+    """Returns the largest and the smallest spacing that a model is valid for, each in the words of an advice."""
+    smallest_factor, largest_factor = envelope.factor if envelope is not None else (1.0, float("inf"))
     spans = n_thick if grid == "fov" else n_thick - 1
-    fewest = max(np.ceil((factors[0] - TOLERANCE) * spans), spans + 1)
-    most = min(np.floor((factors[1] + TOLERANCE) * spans), MAX_SLICES - n_thick + spans)
+    fewest = max(np.ceil((smallest_factor - TOLERANCE) * spans), spans + 1)
+    most = min(np.floor((largest_factor + TOLERANCE) * spans), MAX_SLICES - n_thick + spans)
     if fewest > most:
-        return "", ""
-    return _short(thick_mm, spans, int(fewest)), _short(thick_mm, spans, int(most))
+        return "another `spacing_mm`", "another `spacing_mm`"
+    largest, smallest = (_shortest_spacing(thick_mm, spans, int(count)) for count in (fewest, most))
+    return f"`spacing_mm={largest}` or less", f"`spacing_mm={smallest}` or more"
 
 
-def _short(thick_mm: float, spans: int, count: int) -> str:
-    """The shortest decimal for a spacing that is rounded to ``count`` thin spacings for ``spans`` thick ones."""
+def _shortest_spacing(thick_mm: float, spans: int, count: int) -> str:
+    """Returns the shortest decimal of a spacing that makes ``count`` thin spacings of ``spans`` thick ones."""
     exact = f"{thick_mm * spans / count:.12f}"
     shorter = (f"{float(exact):.{digits}f}" for digits in range(1, 12))
     return next((s for s in shorter if float(s) > 0 and round(spans * (thick_mm / float(s))) == count), exact)
 
 
-def _spacing_option(spacing: str, side: str) -> str:
-    return f"--spacing {spacing} {side}" if spacing else "another --spacing"
-
-
 def _check_envelope(
-    model: str,
+    model: PlannedModel,
     envelope: Envelope,
-    factor: float,
-    ratio: float,
-    profile: str,
+    n_thick: int,
     thick_mm: float,
-    spacings: tuple[str, str],
+    factor: float,
+    thickness_mm: float,
+    profile: str,
+    settings: Settings,
 ) -> None:
-    """Refuse what the model is not valid for; ``spacings``: the largest and smallest to advise, see above."""
-    way_out = "or use --model cubic, which is valid for any geometry"
-    if envelope.only_factors is not None and not any(
-        abs(factor - known) <= TOLERANCE for known in envelope.only_factors
-    ):
-        known = " or ".join(str(f) for f in envelope.only_factors) or "none: it enlarges slices only"
-        option = "give " + " or ".join(f"--factor {f}" for f in envelope.only_factors)
-        family = "give --model the common name of its files, without .in-plane-x..."
-        advice = f"{option if envelope.only_factors else family}, {way_out}"
-        raise PlanRefused(f"got a factor of {factor:.3g} for model {model}; need {known}; next: {advice}")
+    """Refuses what the model is not valid for."""
+    or_cubic = "or use `model=cubic`, which is valid for any geometry"
+    if envelope.only_factors is not None and not any(abs(factor - one) <= TOLERANCE for one in envelope.only_factors):
+        known = " or ".join(str(one) for one in envelope.only_factors) or "none: it enlarges slices only"
+        give = "give " + " or ".join(f"`factor={one}`" for one in envelope.only_factors)
+        family = "give `model` the common name of its files, without .in-plane-x..."
+        raise PlanRefused(
+            got=f"a factor of {factor:.3g} for model {model.name}",
+            need=known,
+            next=f"{give if envelope.only_factors else family}, {or_cubic}",
+            code="factor-outside-envelope",
+        )
     low, high = envelope.factor
     if not low - TOLERANCE <= factor <= high + TOLERANCE:
-        largest, smallest = spacings
-        option = _spacing_option(smallest, "or more") if factor > high else _spacing_option(largest, "or less")
-        advice = f"give {option}, {way_out}" if largest else way_out.removeprefix("or ")
-        raise PlanRefused(f"got a factor of {factor:.3g} for model {model}; need {low:g} to {high:g}; next: {advice}")
+        largest, smallest = _spacing_to_advise(n_thick, thick_mm, settings.grid, envelope)
+        has_any = "=" in largest
+        give = f"give {smallest if factor > high else largest}, {or_cubic}" if has_any else or_cubic.removeprefix("or ")
+        raise PlanRefused(
+            got=f"a factor of {factor:.3g} for model {model.name}",
+            need=f"{low:g} to {high:g}",
+            next=give,
+            code="factor-outside-envelope",
+        )
+    ratio = thickness_mm / thick_mm
     low, high = envelope.thickness_over_spacing
     if not low - TOLERANCE <= ratio <= high + TOLERANCE:
         raise PlanRefused(
-            f"got a thickness of {ratio * thick_mm:g} mm, {ratio:.3g} times the slice spacing, for model {model}; "
-            f"need {low:g} to {high:g} times ({low * thick_mm:.3g} to {high * thick_mm:.3g} mm); "
-            f"next: check --thickness (default: SliceThickness in the JSON beside the scan), {way_out}"
+            got=f"a thickness of {ratio * thick_mm:g} mm, {ratio:.3g} times the slice spacing, for model {model.name}",
+            need=f"{low:g} to {high:g} times ({low * thick_mm:.3g} to {high * thick_mm:.3g} mm)",
+            next=f"check `thickness_mm` (default: SliceThickness in the JSON beside the scan), {or_cubic}",
+            code="thickness-outside-envelope",
         )
     if profile not in envelope.profiles:
         raise PlanRefused(
-            f"got profile {profile} for model {model}; need {' or '.join(envelope.profiles)}; "
-            f"next: change --profile, {way_out}"
+            got=f"profile {profile} for model {model.name}",
+            need=" or ".join(envelope.profiles),
+            next=f"change `profile`, {or_cubic}",
+            code="profile-outside-envelope",
         )
-
-
-def _check_grid(model: str, envelope: Envelope, grid: str) -> None:
-    if grid not in envelope.grids:
+    if settings.grid not in envelope.grids:
         raise PlanRefused(
-            f"got --grid {grid} for model {model}; need {' or '.join(envelope.grids)}; next: leave --grid out"
+            got=f"`grid={settings.grid}` for model {model.name}",
+            need=" or ".join(envelope.grids),
+            next="leave `grid` out",
+            code="grid-outside-envelope",
         )
 
 
-def _check_in_plane(model: str, envelope: Envelope | None, in_plane: int, volume: Volume) -> None:
+def _check_fuse(model: PlannedModel, settings: Settings) -> None:
+    if settings.fuse and model.envelope is None:
+        raise PlanRefused(
+            got=f"`fuse` for {model.name}, whose answer is the same in every orientation",
+            need="a network",
+            next="leave `fuse` out, or use `model=default`",
+            code="fuse-without-network",
+        )
+
+
+def _check_in_plane(model: PlannedModel, in_plane: int, volume: Volume) -> None:
     """Interpolations enlarge slices by any whole factor, networks by those they have learnt."""
-    if in_plane < 1 or in_plane * 1.0 != int(in_plane):
-        raise PlanRefused(f"got --in-plane {in_plane}; need a whole number from 1 on; next: correct it or leave it out")
-    if envelope is not None and in_plane not in envelope.in_plane:
-        known = " or ".join(str(factor) for factor in envelope.in_plane)
+    if model.envelope is not None and in_plane not in model.envelope.in_plane:
         raise PlanRefused(
-            f"got --in-plane {in_plane} for model {model}; need {known}; next: give one of these, or use a model that "
-            "enlarges slices (planes-mr, planes-ct, cubic)"
+            got=f"`in_plane={in_plane}` for model {model.name}",
+            need=" or ".join(str(factor) for factor in model.envelope.in_plane),
+            next="give one of these, or use a model that enlarges slices (planes-mr, planes-ct, cubic)",
+            code="in-plane-outside-envelope",
         )
     if max(volume.shape) * in_plane > MAX_SLICES:
         raise PlanRefused(
-            f"got --in-plane {in_plane} for a scan of {volume.shape} voxels; need at most {MAX_SLICES} along an axis; "
-            "next: give a smaller one"
+            got=f"`in_plane={in_plane}` for a scan of {volume.shape} voxels",
+            need=f"at most {MAX_SLICES} along an axis",
+            next="give a smaller one",
+            code="too-many-slices",
         )
 
 
@@ -390,17 +445,22 @@ def _check_matrix(plan: Plan) -> None:
     """A slice much thinner than the new spacing may lie between two new slices and see neither."""
     try:
         plan.acquisition().matrix()
-    except ValueError:
+    except ValueError as error:
         thin_mm = plan.spacing_thin_mm[plan.axis]
         enough = 1.01 * thin_mm * 0.5 / GAUSSIAN_REACH_FWHM  # half a spacing is the farthest; rounded up in the text
         raise PlanRefused(
-            f"got a slice thickness of {plan.thickness_mm:g} mm for new slices {thin_mm:.3g} mm apart, so a slice "
-            f"would fall between two of them; need a thickness of at least {enough:.3g} mm; "
-            "next: check --thickness, or give a smaller --spacing or --profile box"
-        ) from None
+            got=f"a slice thickness of {plan.thickness_mm:g} mm for new slices {thin_mm:.3g} mm apart, so a slice "
+            "would fall between two of them",
+            need=f"a thickness of at least {enough:.3g} mm",
+            next="check `thickness_mm`, or give a smaller `spacing_mm` or `profile=box`",
+            code="slice-between-slices",
+        ) from error
 
 
-def _versions() -> dict[str, str]:
+# ---- plain data
+
+
+def _find_versions() -> dict[str, str]:
     packages = ("thinslice", "numpy", "nibabel", "onnxruntime")
     return {"python": platform.python_version(), **{name: version(name) for name in packages}}
 

@@ -115,6 +115,13 @@ class Settings:
                 next="leave one out",
                 code="spacing-and-factor",
             )
+        if self.factor is not None and self.factor <= 1:
+            raise PlanRefused(
+                got=f"`factor={self.factor:g}`",
+                need="a number above 1",
+                next="correct it or leave it out",
+                code="not-thinner",
+            )
         if self.profile is not None:
             _check_choice("profile", self.profile, PROFILES)
         _check_choice("grid", self.grid, GRIDS)

@@ -3,14 +3,15 @@
 import argparse
 import os
 import sys
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, TextIO
 
-from thinslice.cli.options import Parser, add_plan_options, add_verb, path_to_write, positive, whole
+from thinslice.cli.options import Parser, add_settings, add_verb, path_to_write, positive, settings_from, whole
 from thinslice.cli.terminal import BAR_CELLS, REFUSED, complain, in_one_line, redraw, say
-from thinslice.cli.words import named, reason_of
+from thinslice.cli.words import named, reason_of, to_options
 from thinslice.errors import InputRefused
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from thinslice.datasets.engine import Progress
     from thinslice.datasets.find import Found
     from thinslice.datasets.job import Outcome
+    from thinslice.settings import Settings
 
 _BAD = ("refused", "failed")
 """How a scan of a data set may end so that the exit code says so."""
@@ -38,7 +40,7 @@ def add_batch(verbs: "argparse._SubParsersAction[Parser]") -> None:
     for option, example in (("--participant-label", "01"), ("--session-label", "1"), ("--suffix", "T2w")):
         names = [option, option.replace("-label", "_label")] if "-label" in option else [option]
         verb.add_argument(*names, nargs="+", metavar=example, help="BIDS: only these; default: all")
-    add_plan_options(verb)
+    add_settings(verb)
     where = verb.add_mutually_exclusive_group()
     where.add_argument(
         "--workers", type=positive(int), metavar="N", help="processes; default: as many as cores and memory allow"
@@ -78,13 +80,13 @@ def batch(arguments: argparse.Namespace) -> int:
     from thinslice.datasets.summary import make_table, write_page, write_table
 
     _check_form(arguments)
-    _check_numbers(arguments)
+    settings = settings_from(arguments)
     engine.check_installed()
     cores, memory_bytes = engine.cores_and_bytes()
     workers = arguments.workers or engine.choose_workers(cores, memory_bytes)
     index, count = engine.read_shard(arguments.shard, os.environ)
     threads = arguments.threads or (1 if arguments.scheduler else max(1, cores // workers))
-    found = _find_data_set(arguments, threads, (index, count))
+    found = _find_data_set(arguments, settings, threads, (index, count))
     if count == 1 and not found.jobs and not found.failed:
         raise without_any_scan(arguments.input)
     workers = min(workers, max(1, len(found.jobs)))
@@ -106,8 +108,9 @@ def batch(arguments: argparse.Namespace) -> int:
             lines.say(f"{done} of {len(found.jobs)}, {hands if there else waiting}")
 
         def end(progress: "Progress") -> None:
-            outcomes.append(progress.outcome)
-            lines.after(progress)
+            outcome = replace(progress.outcome, reason=to_options(progress.outcome.reason))
+            outcomes.append(outcome)
+            lines.after(replace(progress, outcome=outcome))
 
         def sum_up() -> bool:
             describe()
@@ -156,36 +159,14 @@ def _check_form(arguments: argparse.Namespace) -> None:
     arguments.input, arguments.output = arguments.input.absolute(), arguments.output.absolute()  # workers are elsewhere
 
 
-def _check_numbers(arguments: argparse.Namespace) -> None:
-    """What can be right for no scan is refused once, not for each."""
-    least = {"--spacing": 0.0, "--factor": 1.0, "--thickness": 0.0, "--in-plane": 0.0}
-    for option, limit in least.items():
-        value = getattr(arguments, option.removeprefix("--").replace("-", "_"))
-        if value is not None and not limit < value < float("inf"):
-            raise InputRefused(
-                f"got {option} {value:g}; need a number above {limit:g}; next: correct it or leave it out"
-            )
-
-
-def _find_data_set(arguments: argparse.Namespace, threads: int, part: tuple[int, int]) -> "Found":
+def _find_data_set(arguments: argparse.Namespace, settings: "Settings", threads: int, part: tuple[int, int]) -> "Found":
     """The scans of this shard."""
     from thinslice.datasets.bids import SUFFIXES, Choice
     from thinslice.datasets.find import Orders, apart_by_series, find_in_bids, find_in_folder, shard
-    from thinslice.datasets.job import Wish
     from thinslice.models.registry import identify, to_absolute
 
-    wish = Wish(
-        model=to_absolute(arguments.model),
-        spacing_mm=arguments.spacing,
-        factor=arguments.factor,
-        thickness_mm=arguments.thickness,
-        profile=arguments.profile,
-        grid=arguments.grid,
-        in_plane=arguments.in_plane,
-        fuse=arguments.fuse,
-        projection=not arguments.no_projection,
-    )
-    orders = Orders(wish, identify(wish.model), arguments.reports, arguments.overwrite, threads)
+    settings = replace(settings, model=to_absolute(settings.model))  # workers are elsewhere
+    orders = Orders(settings, identify(settings.model), arguments.reports, arguments.overwrite, threads)
     if not arguments.bids:
         found = shard(find_in_folder(arguments.input, arguments.output, orders), *part)
         return apart_by_series(found, arguments.input, arguments.output)

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from thinslice.cli.options import Parser, add_fuse, add_verb, names, numbers, path_to_write, profiles, sources
+from thinslice.cli.options import Parser, add_settings, add_verb, names, numbers, path_to_write, profiles, sources
 from thinslice.cli.terminal import bar, say
 
 
@@ -21,7 +21,7 @@ def add_evaluate(verbs: "argparse._SubParsersAction[Parser]") -> None:
     )
     verb.add_argument("--profiles", type=profiles, default=["gaussian"], metavar="gaussian,box", help="slice profiles")
     verb.add_argument("--axes", choices=("last", "all"), default="last", help="made thick along these (default: last)")
-    add_fuse(verb)
+    add_settings(verb, only=["fuse"])
     verb.add_argument("-q", "--quiet", action="store_true", help="no progress, no table on the terminal")
 
 

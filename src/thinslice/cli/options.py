@@ -1,26 +1,23 @@
-"""What verbs share: options, parsers of their values, and the scans and plans that these stand for."""
+"""What verbs share: options, parsers of their values, and the scans that these stand for."""
 
 import argparse
+import dataclasses
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from thinslice.cli.terminal import REFUSED, complain
+from thinslice.cli.words import to_options
 from thinslice.io.formats import formats_in_words
+from thinslice.settings import PROFILES, Settings
 
 if TYPE_CHECKING:
-    from thinslice.models.protocol import Model
-    from thinslice.plan import Plan
     from thinslice.volume import Volume
 
 SCAN = f"scan: {formats_in_words()}"
 DICOM = "DICOM (a series, a study)"
-
-PROFILES = ("gaussian", "box")
-GRIDS = ("fov", "centres")
-"""As `thinslice.physics.profile.PROFILES` and `thinslice.models.envelope.GRIDS`, which would import numpy."""
 
 
 # ---- options
@@ -47,60 +44,50 @@ def add_verb(
     return verb
 
 
-def add_plan_options(verb: argparse.ArgumentParser, model: bool = True) -> None:
-    """What the new slices shall be like, and how they are computed."""
-    wish = verb.add_mutually_exclusive_group()
-    wish.add_argument("--spacing", type=float, metavar="MM", help="wanted slice spacing; default: as in-plane")
-    wish.add_argument("--factor", type=float, metavar="K", help="wanted number of times closer slices")
-    verb.add_argument(
-        "--thickness",
-        type=float,
-        metavar="MM",
-        help="slice thickness; default: what the header or SliceThickness of the JSON beside the scan says, else "
-        "the spacing",
-    )
-    verb.add_argument("--profile", choices=PROFILES, default="gaussian", help="slice profile (default: gaussian)")
-    verb.add_argument(
-        "--grid",
-        choices=GRIDS,
-        default="fov",
-        help="keep the outer edges of the field of view (fov, default) or the outermost slice centres",
-    )
-    verb.add_argument(
-        "--in-plane",
-        type=int,
-        default=1,
-        metavar="K",
-        help="enlarge the slices themselves first, K times along each side",
-    )
-    add_fuse(verb)
-    if model:
-        add_model(verb)
-    verb.add_argument(
-        "--no-projection",
-        action="store_true",
-        help="leave the model's answer as it is, not made to agree with the scan",
-    )
+def add_settings(
+    verb: argparse.ArgumentParser, leave_out: Sequence[str] = (), only: Sequence[str] | None = None, about: str = ""
+) -> None:
+    """Adds an option for every field of `thinslice.settings.Settings`, or for some of them.
+
+    Args:
+        verb: the parser that gets them.
+        leave_out: fields without an option.
+        only: the fields with one; default: all.
+        about: what the help says before each of them.
+    """
+    for setting in dataclasses.fields(Settings):
+        if setting.metadata and setting.name not in leave_out and (only is None or setting.name in only):
+            _add_setting(verb, setting, about)
 
 
-def add_model(verb: argparse.ArgumentParser) -> None:
-    """Which model computes the slices."""
-    verb.add_argument(
-        "--model",
-        default="default",
-        metavar="MODEL",
-        help="default (embedded network), planes-mr or planes-ct (networks that enlarge in-plane too), a model file "
-        "(.onnx), nearest, linear, cubic or lanczos",
-    )
+def _add_setting(verb: argparse.ArgumentParser, setting: "dataclasses.Field[Any]", about: str) -> None:
+    kind, text = setting.metadata["kind"], about + setting.metadata["help"]
+    name = to_options(f"`{setting.name}`")
+    if kind is None:  # a flag, which turns the default around
+        off = setting.default is True
+        name = to_options(f"`{setting.name}=False`") if off else name
+        verb.add_argument(name, dest=setting.name, action="store_false" if off else "store_true", help=text)
+    elif isinstance(kind, tuple):
+        verb.add_argument(name, dest=setting.name, choices=kind, default=setting.default, help=text)
+    else:
+        metavar = setting.metadata["metavar"]
+        verb.add_argument(
+            name, dest=setting.name, type=kind, default=setting.default, metavar=metavar, help=text.replace("%", "%%")
+        )
 
 
-def add_fuse(verb: argparse.ArgumentParser) -> None:
-    """Whether a network is asked in several orientations."""
-    verb.add_argument(
-        "--fuse",
-        action="store_true",
-        help="ask a network in several orientations and join its answers: slower, a little better",
-    )
+def settings_from(arguments: argparse.Namespace, **changes: Any) -> Settings:
+    """Returns what the options ask for.
+
+    Args:
+        arguments: of a verb with options of `add_settings`; a field without an option keeps its default.
+        changes: fields that the verb decides by itself.
+
+    Raises:
+        PlanRefused: a value is right for no scan.
+    """
+    asked = {setting.name for setting in dataclasses.fields(Settings)} & vars(arguments).keys()
+    return Settings(**({name: getattr(arguments, name) for name in asked} | changes))
 
 
 # ---- their values
@@ -160,7 +147,7 @@ def _words(text: str) -> list[str]:
     return [word.strip() for word in text.split(",") if word.strip()]
 
 
-# ---- scans and plans
+# ---- scans
 
 
 def read_scan(path: Path) -> "Volume":
@@ -175,23 +162,3 @@ def sources(path: Path) -> list[Path]:
     from thinslice.io.outputs import find_sources
 
     return find_sources(path)
-
-
-def plan_for(volume: "Volume", model: "Model", arguments: argparse.Namespace) -> "Plan":
-    """The plan for a scan, as the options of `add_plan_options` ask for it."""
-    from thinslice.plan import make_plan
-
-    return make_plan(
-        volume,
-        spacing_mm=arguments.spacing,
-        factor=arguments.factor,
-        thickness_mm=arguments.thickness,
-        profile=arguments.profile,
-        grid=arguments.grid,
-        model=model.name,
-        model_sha256=model.sha256,
-        envelope=model.envelope,
-        projection=not arguments.no_projection,
-        in_plane=arguments.in_plane,
-        fuse=arguments.fuse,
-    )

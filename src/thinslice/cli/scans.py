@@ -8,24 +8,25 @@ from typing import TYPE_CHECKING
 
 from thinslice.cli.options import (
     DICOM,
-    PROFILES,
     SCAN,
     Parser,
-    add_plan_options,
+    add_settings,
     add_verb,
     path_to_write,
-    plan_for,
     read_scan,
+    settings_from,
     sources,
 )
 from thinslice.cli.terminal import REFUSED, complain, say
-from thinslice.cli.words import named, reason_of, what_was_done
+from thinslice.cli.words import named, reason_of, to_options
 from thinslice.errors import ThinsliceError
 from thinslice.io.atomic import all_or_none
+from thinslice.settings import PROFILES
 
 if TYPE_CHECKING:
     from thinslice.io.dicom.series import Study
     from thinslice.models.protocol import Model
+    from thinslice.settings import Settings
     from thinslice.volume import Volume
 
 PATIENT_AXES = ("left-right", "front-back", "head-foot")
@@ -38,7 +39,7 @@ def add_info(verbs: "argparse._SubParsersAction[Parser]") -> None:
     """``thinslice info`` and its options."""
     verb = add_verb(verbs, "info", info, "say what a scan is and what enhance would do, or why it would refuse")
     verb.add_argument("-i", "--input", required=True, type=Path, metavar="IN", help=f"{SCAN}, or a folder of them")
-    add_plan_options(verb)
+    add_settings(verb)
     verb.add_argument("--json", action="store_true", help="as JSON: an object, or a list of them for a folder")
 
 
@@ -49,12 +50,13 @@ def info(arguments: argparse.Namespace) -> int:
     from thinslice.io.outputs import find_study
     from thinslice.models.registry import models_for
 
-    choose = models_for(arguments.model)
+    settings = settings_from(arguments)
+    choose = models_for(settings.model)
     study = find_study(arguments.input)
     if study is None:
-        facts = [_facts(str(path), partial(read_scan, path), choose, arguments) for path in sources(arguments.input)]
+        facts = [_facts(str(path), partial(read_scan, path), choose, settings) for path in sources(arguments.input)]
     else:
-        facts = _facts_of_study(study, choose, arguments)
+        facts = _facts_of_study(study, choose, settings)
         for note in () if arguments.json else study.notes:
             say(f"note: {note}")
     if arguments.json:
@@ -69,7 +71,7 @@ def info(arguments: argparse.Namespace) -> int:
 
 
 def _facts_of_study(
-    study: "Study", choose: "Callable[[Volume], Model]", arguments: argparse.Namespace
+    study: "Study", choose: "Callable[[Volume], Model]", settings: "Settings"
 ) -> list[dict[str, object]]:
     """`_facts` of every series, and of what cannot be read as one."""
     from functools import partial
@@ -77,7 +79,7 @@ def _facts_of_study(
     from thinslice.io.dicom.pixels import read_series
 
     facts = [
-        _facts(one.label, partial(read_series, one), choose, arguments) | {"folder": str(one.folder)}
+        _facts(one.label, partial(read_series, one), choose, settings) | {"folder": str(one.folder)}
         for one in study.series
     ]
     return facts + [
@@ -87,16 +89,18 @@ def _facts_of_study(
 
 
 def _facts(
-    name: str, read: "Callable[[], Volume]", choose: "Callable[[Volume], Model]", arguments: argparse.Namespace
+    name: str, read: "Callable[[], Volume]", choose: "Callable[[Volume], Model]", settings: "Settings"
 ) -> dict[str, object]:
     """What is seen in a scan (None where it cannot be read), the plan (None where refused), and the refusal."""
     import dataclasses
+
+    from thinslice.plan import make_plan
 
     seen: dict[str, object] | None = None
     try:
         volume = read()
         seen = _seen(volume)
-        plan = dataclasses.asdict(plan_for(volume, choose(volume), arguments))
+        plan = dataclasses.asdict(make_plan(volume, settings, choose(volume)))
     except (ThinsliceError, OSError, MemoryError) as error:
         return {"source": name, "sees": seen, "plan": None, "refused": reason_of(error)}
     return {"source": name, "sees": seen, "plan": plan, "refused": None}
@@ -122,6 +126,7 @@ def _seen(volume: "Volume") -> dict[str, object]:
 
 def _describe(fact: dict[str, object]) -> None:
     """The facts about one file as a few aligned lines."""
+    from thinslice.pipeline import describe_slices
     from thinslice.plan import Plan
 
     say(f"scan   {fact['source']}" + (f"  ({fact['folder']})" if "folder" in fact else ""))
@@ -135,11 +140,11 @@ def _describe(fact: dict[str, object]) -> None:
         plan = Plan(**fact["plan"])
         slab = f"{plan.profile} profile of {plan.thickness_mm:.4g} mm"
         kept = "field of view" if plan.grid == "fov" else "outer slice centres"
-        say(f"would  {what_was_done(plan)}")
+        say(f"would  {describe_slices(plan)}")
         say(f"       factor {plan.factor:.4g}, {slab}, same {kept}, {'' if plan.projection else 'not '}projected")
     notes = fact["plan"]["notes"] if isinstance(fact["plan"], dict) else seen["notes"] if isinstance(seen, dict) else ()
     for note in notes:
-        say(f"note: {note}")
+        say(f"note: {to_options(note)}")
     if fact["refused"] is not None:
         say("would  refuse")
 
@@ -164,7 +169,7 @@ def add_reslice(verbs: "argparse._SubParsersAction[Parser]") -> None:
         "else its slice spacing",
     )
     verb.add_argument(
-        "--profile", choices=PROFILES, help="slice profile; default: that of the plan beside THIN, else gaussian"
+        "--profile", choices=PROFILES, help="slice profile; default: that of the plan beside THIN, else a box"
     )
     verb.add_argument("--overwrite", action="store_true", help="replace OUT if it exists already")
 
@@ -181,7 +186,7 @@ def reslice(arguments: argparse.Namespace) -> int:
     thin, like = read_scan(arguments.input), read_scan(arguments.like)
     plan = read_plan_beside(arguments.input)
     thickness_mm = arguments.thickness if arguments.thickness is not None or plan is None else plan.thickness_mm
-    profile = arguments.profile or (plan.profile if plan is not None else "gaussian")
+    profile = arguments.profile or (plan.profile if plan is not None else "box")
     labels = arguments.labels or (not arguments.image and has_label_regions(thin))
     padding = plan.padding if plan is not None else None
     thick = to_thick(thin, like, thickness_mm=thickness_mm, profile=profile, labels=labels, padding=padding)

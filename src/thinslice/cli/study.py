@@ -9,12 +9,12 @@ from thinslice.cli.options import (
     DICOM,
     SCAN,
     Parser,
-    add_plan_options,
+    add_settings,
     add_verb,
     names,
     path_to_write,
-    plan_for,
     read_scan,
+    settings_from,
     sources,
     whole,
 )
@@ -42,7 +42,7 @@ def add_study(verbs: "argparse._SubParsersAction[Parser]") -> None:
     verb.add_argument(
         "--methods", type=names, metavar="NAMES", help="two or more, as --model of enhance: lanczos,default"
     )
-    add_plan_options(verb, model=False)
+    add_settings(verb, leave_out=["model"])
     verb.add_argument("--pairs", type=whole, metavar="N", help="comparisons, of all pairs of methods (default: 40)")
     verb.add_argument("--repeats", type=whole, metavar="N", help="of them shown once more (default: a fifth)")
     verb.add_argument("--seed", type=whole, default=0, metavar="S", help="of places, order and sides (default: 0)")
@@ -90,12 +90,16 @@ def study(arguments: argparse.Namespace) -> int:
 
 def _make_study(arguments: argparse.Namespace) -> int:
     """Writes the page and its key; scans that a method refuses are named and left out."""
+    from dataclasses import replace
+
     from thinslice.evaluation.reader_study import PAIRS, StudySettings, make_study
     from thinslice.models.registry import find_model
+    from thinslice.plan import make_plan
 
+    settings = settings_from(arguments)
     files = _study_files(arguments)
     pairs = PAIRS if arguments.pairs is None else arguments.pairs
-    settings = StudySettings(pairs, arguments.repeats, arguments.seed, _check_window(arguments.window))
+    study_settings = StudySettings(pairs, arguments.repeats, arguments.seed, _check_window(arguments.window))
     repeated = [name for name in arguments.methods if arguments.methods.count(name) > 1]
     if repeated:
         raise InputRefused(
@@ -105,15 +109,14 @@ def _make_study(arguments: argparse.Namespace) -> int:
 
     def plan(volume: "Volume", model: "Model") -> "Plan":
         """Plans networks as `enhance` does, interpolations as other programs do: not projected, nothing to fuse."""
-        bare = arguments.no_projection or not model.adds
-        changed = {"fuse": arguments.fuse and model.adds, "no_projection": bare}
-        return plan_for(volume, model, argparse.Namespace(**(vars(arguments) | changed)))
+        fuse, projection = settings.fuse and model.adds, settings.projection and model.adds
+        return make_plan(volume, replace(settings, fuse=fuse, projection=projection), model)
 
     scans = _find_scans(arguments.input)
     sound = [scan for scan in scans if _can_be_shown(scan, models, plan)]
     if sound:
         with bar("study", arguments.quiet) as show:
-            made = make_study(sound, models, plan, settings, show)
+            made = make_study(sound, models, plan, study_settings, show)
         with all_or_none(files, arguments.overwrite) as parts:
             for part, text in zip(parts, (made.page, made.key), strict=True):
                 part.write_text(text, encoding="utf-8")

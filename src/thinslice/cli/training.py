@@ -6,9 +6,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from shlex import quote
 
-from thinslice.cli.options import PROFILES, Parser, add_verb, path_to_write, positive, sources
+from thinslice.cli.options import Parser, add_verb, path_to_write, positive, sources
 from thinslice.cli.terminal import complain, say, uninterrupted
 from thinslice.errors import InputRefused
+from thinslice.settings import PROFILES
 
 NO_GROUND_TRUTH = "no-ground-truth"
 """The recipe that learns from target scans (`thinslice.training.no_ground_truth`)."""

@@ -1,12 +1,8 @@
 """What several verbs say, as text."""
 
 import re
-from typing import TYPE_CHECKING
 
 from thinslice import errors
-
-if TYPE_CHECKING:
-    from thinslice.plan import Plan
 
 _SETTING = re.compile(r"`(\w+)(?:=([^`]*))?`")
 
@@ -39,14 +35,6 @@ def to_options(text: str) -> str:
         return name if value in (None, "True") else f"{name} {value.strip(QUOTES)}"
 
     return _SETTING.sub(option, text)
-
-
-def what_was_done(plan: "Plan") -> str:
-    """Slices before and after, and by which model."""
-    before, after = plan.spacing_thick_mm[plan.axis], plan.spacing_thin_mm[plan.axis]
-    larger = f", each {plan.in_plane} times larger along both sides," if plan.in_plane > 1 else ""
-    done = f"{plan.n_thick} slices x {before:.4g} mm -> {plan.n_thin} slices x {after:.4g} mm"
-    return f"{done}{larger} with {plan.model}"
 
 
 def named(name: str, reason: str) -> str:

@@ -18,11 +18,12 @@ from thinslice.datasets.bids import (
     find_images,
     inherited_sidecars,
 )
-from thinslice.datasets.job import Job, Outcome, Wish, key_of_series
+from thinslice.datasets.job import Job, Outcome, key_of_series
 from thinslice.errors import InputRefused, OutputRefused
 from thinslice.io.atomic import is_inside, looks_like_dicom
 from thinslice.io.formats import ending, name_to_write, sidecar_path, stem_of, without_voxel_files
 from thinslice.io.outputs import check_writable, names_of_series
+from thinslice.settings import Settings
 
 THUMBNAILS, PAGES = "thumbnails", "reports"
 """Folders of the output with a small picture and, on request, a page of every scan."""
@@ -32,7 +33,7 @@ THUMBNAILS, PAGES = "thumbnails", "reports"
 class Orders:
     """What holds for every scan of a run: see `thinslice.datasets.job.Job`."""
 
-    wish: Wish
+    settings: Settings
     model_sha256: str | None
     pages: bool = False
     redo: bool = False
@@ -190,7 +191,7 @@ def _job(path: Path, name: str, output: Path, target: Path, orders: Orders) -> J
         name=name,
         source=path,
         destination=target,
-        wish=orders.wish,
+        settings=orders.settings,
         model_sha256=orders.model_sha256,
         redo=orders.redo,
         threads=orders.threads,

@@ -18,7 +18,6 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal
 
-from thinslice.api import enhance
 from thinslice.compute.consistency import Report
 from thinslice.errors import InputRefused, ModelRefused, OutputRefused, ThinsliceError
 from thinslice.io.atomic import hold_lock, read_object
@@ -28,10 +27,10 @@ from thinslice.models.engine import EngineSettings
 from thinslice.models.protocol import Model
 from thinslice.models.registry import identify, models_for
 from thinslice.physics.intensity import intensity_range
+from thinslice.pipeline import enhance_volume
 from thinslice.plan import Plan
 from thinslice.reports.picture import Picture, draw_side_by_side, find_picture_centre, reslice_planes, write_picture
-from thinslice.reports.report_page import Answer, write_report_page
-from thinslice.settings import Grid, Profile
+from thinslice.settings import Settings
 from thinslice.volume import Volume, fingerprint, through_plane_axis
 
 if TYPE_CHECKING:  # pydicom takes a third of a second to import
@@ -53,21 +52,6 @@ _MOVING = "moving"
 
 
 @dataclass(frozen=True)
-class Wish:
-    """What is wanted of every scan, as `thinslice.enhance` takes it; the model by name."""
-
-    model: str = "default"
-    spacing_mm: float | None = None
-    factor: float | None = None
-    thickness_mm: float | None = None
-    profile: Profile = "gaussian"
-    grid: Grid = "fov"
-    in_plane: int = 1
-    fuse: bool = False
-    projection: bool = True
-
-
-@dataclass(frozen=True)
 class Job:
     """One scan to be done.
 
@@ -75,7 +59,7 @@ class Job:
         name: what to call it: its path within the data set.
         source: the scan, or a folder with the files of a DICOM series.
         destination: the answer; its JSON lies beside it.
-        wish: what is wanted.
+        settings: what is asked for.
         model_sha256: of the model that is meant, see `thinslice.models.registry.identify`.
         thumbnail: a small picture of acquired and computed planes, for the overview.
         page: a page to look at as well, see `thinslice.reports.report_page.write_report_page`.
@@ -93,7 +77,7 @@ class Job:
     name: str
     source: Path
     destination: Path
-    wish: Wish
+    settings: Settings
     model_sha256: str | None
     thumbnail: Path
     page: Path | None = None
@@ -203,9 +187,9 @@ def reason_of(error: BaseException) -> str:
 
 def _made_of(job: Job, series: "Series | None") -> dict[str, Any]:
     """All that decides what the answer will be; a network is known by its hash, wherever its file lies now."""
-    wish = dataclasses.asdict(job.wish)
+    settings = job.settings.to_dict()
     if job.model_sha256 is not None:
-        del wish["model"]
+        del settings["model"]
     if series is None and os.path.exists(job.source) and not os.path.isfile(job.source):  # a pipe would never end
         raise InputRefused(f"got {job.name}, which is no file; need a scan; next: take it out of the data set")
     try:
@@ -214,7 +198,7 @@ def _made_of(job: Job, series: "Series | None") -> dict[str, Any]:
             input_sha256 = _joined([input_sha256, *map(_sha256, job.inherited)])
     except OSError as error:
         raise _unreadable(job, error) from None
-    return {"input_sha256": input_sha256, "model_sha256": job.model_sha256, "wish": wish}
+    return {"input_sha256": input_sha256, "model_sha256": job.model_sha256, "settings": settings}
 
 
 def _unreadable(job: Job, error: OSError) -> InputRefused:
@@ -310,11 +294,10 @@ def _do(job: Job, series: "Series | None", made_of: dict[str, Any]) -> Outcome:
     torn = _is_torn(job.stage)
     with _stage(job) as unfinished:
         volume = _read(job, series)
-        _check_thick(volume, job.wish)
-        model = _models(job.wish.model, job.model_sha256, job.threads)(volume)
-        done = enhance(volume, model=model, scratch=job.destination.parent, **_options(job.wish))
-        plan, (thin, report) = done.plan, done.stored_in(job.destination)
-        report = dataclasses.replace(report, source=job.name)
+        _check_thick(volume, job.settings)
+        model = _models(job.settings.model, job.model_sha256, job.threads)(volume)
+        done = enhance_volume(volume, job.settings, model, target=job.destination, name=job.name)
+        plan, thin, report = done.plan, done.volume, done.report
         parts = {target: _part(job, target) for target in (job.destination, job.sidecar)}
         write(thin, parts[job.destination])
         extras = {target: _part(job, target) for target in (job.thumbnail, job.page) if target is not None}
@@ -322,7 +305,7 @@ def _do(job: Job, series: "Series | None", made_of: dict[str, Any]) -> Outcome:
             part.parent.mkdir(parents=True, exist_ok=True)
         _draw(volume, thin, plan, extras[job.thumbnail])
         if job.page is not None:
-            write_report_page(extras[job.page], Answer(volume, thin, plan, model, report))
+            done.write_page(extras[job.page])
         record = made_of | {"answer_bytes": parts[job.destination].stat().st_size, "run": job.run}
         if job.page is not None:
             record["page_sha256"] = _sha256(extras[job.page])
@@ -375,18 +358,12 @@ def _inherit(volume: Volume, files: Sequence[Path]) -> Volume:
     return volume
 
 
-def _check_thick(volume: Volume, wish: Wish) -> None:
+def _check_thick(volume: Volume, settings: Settings) -> None:
     axis = through_plane_axis(volume)
     fine = [mm for index, mm in enumerate(volume.spacing_mm) if index != axis]
     thick_mm = volume.spacing_mm[axis]
-    if wish.spacing_mm is None and wish.factor is None and thick_mm / max(fine) < THICK_FROM:
+    if not settings.asks_for_spacing() and thick_mm / max(fine) < THICK_FROM:
         raise _ThinAlready(f"slices {thick_mm:.3g} mm apart, {max(fine):.3g} mm in-plane")
-
-
-def _options(wish: Wish) -> dict[str, Any]:
-    options = dataclasses.asdict(wish)
-    del options["model"]  # it is loaded
-    return options
 
 
 def _draw(volume: Volume, thin: Volume, plan: Plan, path: Path) -> None:

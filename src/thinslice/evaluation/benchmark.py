@@ -39,7 +39,7 @@ from thinslice.reports.picture import (
     reslice_planes,
     write_picture,
 )
-from thinslice.settings import Profile
+from thinslice.settings import Profile, Settings
 from thinslice.volume import Volume
 
 logger = logging.getLogger(__name__)
@@ -325,17 +325,14 @@ def _plan(
     Raises:
         PlanRefused: the model is not valid for it, or another axis looks like that across the slices.
     """
-    plan = make_plan(
-        thick,
+    settings = Settings(
         factor=truth.shape[axis] / thick.shape[axis],
         thickness_mm=thick.thickness_mm,
         profile=condition.profile,
-        model=name,
-        model_sha256=model.sha256,
-        envelope=model.envelope,
         projection=projection,
         fuse=fuse,
     )
+    plan = make_plan(thick, settings, replace(model, name=name))
     if plan.axis != axis:
         spacings = " x ".join(f"{mm:.3g}" for mm in thick.spacing_mm)
         raise PlanRefused(

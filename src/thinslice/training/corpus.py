@@ -18,7 +18,7 @@ from thinslice.physics.intensity import intensity_range
 from thinslice.physics.interpolation import cubic_matrix
 from thinslice.physics.projection import correction_matrix, scale_damping
 from thinslice.plan import make_plan
-from thinslice.settings import Profile
+from thinslice.settings import Profile, Settings
 from thinslice.volume import Volume, through_plane_axis
 
 TRIES, BLANK = 4, 0.08
@@ -178,9 +178,9 @@ def load_thick(folder: Path, share: float = 1.0) -> list[TrainingVolume]:
         scan = take_first_slices(scan, share)
         if scan.voxels.ndim != 3:
             raise InputRefused(f"{path}: got {scan.voxels.ndim} axes; need a 3-D scan; next: give one volume of it")
-        plan = make_plan(scan)
-        thin = upsample(scan, plan, interpolation("cubic")).volume.voxels
-        axes = tuple(axis for axis in range(3) if axis != plan.axis)
+        cubic = interpolation("cubic")
+        thin = upsample(scan, make_plan(scan, Settings(profile="gaussian"), cubic), cubic).volume.voxels
+        axes = tuple(axis for axis in range(3) if axis != through_plane_axis(scan))
         volumes.append(TrainingVolume(path.name, normalise(thin), axes, thin.size**0.5))
     return volumes
 

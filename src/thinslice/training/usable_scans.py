@@ -13,6 +13,7 @@ from thinslice.io.outputs import unique_names
 from thinslice.io.synthetic import check_acquired
 from thinslice.models.protocol import Model
 from thinslice.plan import Plan, make_plan
+from thinslice.settings import Settings
 from thinslice.volume import Volume, fingerprint
 
 LEAST_SLICES, LEAST_SIDE = 6, 48
@@ -62,16 +63,13 @@ def _usable(
     try:
         volume = read(path)
         check_acquired(volume)
-        plan = make_plan(
-            volume,
+        settings = Settings(
             spacing_mm=wish["spacing_mm"],
             factor=wish["factor"],
             thickness_mm=wish["thickness_mm"],
             profile=wish["profile"],
-            model=model.name,
-            model_sha256=model.sha256,
-            envelope=model.envelope,
         )
+        plan = make_plan(volume, settings, model)
     except (ThinsliceError, OSError, MemoryError) as refusal:
         complain(f"{label}: left out: {one_line_reason(path, refusal)}")
         return None

@@ -1,0 +1,403 @@
+"""The line of the program, written once: settings, scan, plan, thin slices, check, files.
+
+    volume = read_scan(path)                                     # voxels, affine, what the header says
+    done = enhance_volume(volume, Settings(factor=4), model)     # plan, upsample, check
+    done.save("thin.nii.gz")                                     # whole files or none
+
+The command line, the demo, a data set and `thinslice.enhance` all call `enhance_volume`, and `Enhanced` is the one
+result that all of them write, show and sum up.
+"""
+
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from thinslice.compute.consistency import Report, make_report
+from thinslice.compute.labels import check_labels, interpolate_labels
+from thinslice.compute.upsample import upsample
+from thinslice.errors import InputRefused, OutputRefused
+from thinslice.io import formats, nifti
+from thinslice.io.atomic import all_or_none
+from thinslice.io.formats import ending
+from thinslice.io.outputs import (
+    FIGURE_ENDINGS,
+    LABELS_NAME,
+    PAGE_ENDINGS,
+    Output,
+    ScanOutput,
+    check_outputs,
+    find_output,
+    find_study,
+    labels_beside,
+)
+from thinslice.io.scratch import allocate
+from thinslice.models.protocol import Model
+from thinslice.plan import Plan, make_plan
+from thinslice.progress import Progress, no_progress
+from thinslice.settings import Settings
+from thinslice.volume import Volume
+
+if TYPE_CHECKING:  # pydicom takes a third of a second to import
+    from thinslice.io.dicom.series import Series
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where everything about one enhanced scan goes.
+
+    Attributes:
+        answer: the thin slices and the report beside them.
+        labels: the segmentation that is brought along, None without one.
+        page: the HTML page, None without one.
+        figure: the PNG, None without one.
+    """
+
+    answer: ScanOutput
+    labels: Path | None = None
+    page: Path | None = None
+    figure: Path | None = None
+
+    @property
+    def outputs(self) -> list[Output]:
+        """All files that will be written, for `thinslice.io.outputs.check_outputs`."""
+        way_out = "name a folder, or another file"
+        further = (
+            (self.labels, f"the labels of {self.answer.name}", formats.WRITABLE),
+            (self.page, "`report`", PAGE_ENDINGS),
+            (self.figure, "`figure`", FIGURE_ENDINGS),
+        )
+        return self.answer.outputs + [
+            Output(path, what, endings, way_out=way_out) for path, what, endings in further if path is not None
+        ]
+
+
+@dataclass(frozen=True, repr=False)
+class Enhanced:
+    """A scan with thin slices, and everything that is known of how it was made.
+
+    Attributes:
+        volume: the thin slices: voxels [x, y, z] or [x, y, z, t], affine, and the header of the scan that went in.
+            Whole numbers stay whole numbers, 8 bits become 16; a file's rescale is kept, and the voxels lie on its
+            steps.
+        plan: every decision.
+        report: how well the thin slices agree with the acquired ones, the time it took, notes.
+        acquired: the scan that went in.
+        model: what computed them.
+        fell_back: bool [x, y, z], acquired voxels (of a series of its first volume) where the guard took the network
+            back to interpolation; None if nowhere.
+        clipped: number of voxels that lay beyond what the whole numbers hold.
+        segmentation: a segmentation of the acquired slices that is brought along, on their grid; None without one.
+    """
+
+    volume: Volume
+    plan: Plan
+    report: Report
+    acquired: Volume
+    model: Model
+    fell_back: np.ndarray | None = None
+    clipped: int = 0
+    segmentation: Volume | None = None
+
+    def __repr__(self) -> str:
+        return f"<Enhanced: {describe_slices(self.plan)}>"
+
+    @property
+    def array(self) -> np.ndarray:
+        """The voxels [x, y, z] or [x, y, z, t]."""
+        return self.volume.voxels
+
+    @property
+    def affine(self) -> np.ndarray:
+        """[4, 4] float64, voxel index -> patient millimetres (RAS)."""
+        return self.volume.affine
+
+    def to_nibabel(self) -> Any:
+        """Returns a nibabel image (NIfTI-1, or NIfTI-2 if that went in) that shares `array`; its header is `save`'s.
+
+        Raises:
+            OutputRefused: the grid does not fit into a header.
+        """
+        return nifti.to_image(self.volume)
+
+    def labels_to_thin(self, segmentation: Volume | None = None) -> Volume:
+        """Returns a segmentation of the acquired slices on the thin grid, see `thinslice.compute.labels`.
+
+        Args:
+            segmentation: on the grid of the acquired scan; default: the one that was given with it.
+
+        Raises:
+            InputRefused: it is on another grid, has fractions, or there is none.
+        """
+        drawn = segmentation if segmentation is not None else self.segmentation
+        if drawn is None:
+            raise InputRefused(
+                got="no segmentation",
+                need="one on the grid of the acquired scan",
+                next="give it to enhance as `labels`, or here",
+                code="no-labels",
+            )
+        return interpolate_labels(drawn, self.plan)
+
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        labels_out: str | os.PathLike[str] | None = None,
+        report: str | os.PathLike[str] | None = None,
+        figure: str | os.PathLike[str] | None = None,
+        anonymise: bool = False,
+        overwrite: bool = False,
+    ) -> None:
+        """Writes the thin slices and the report as JSON beside them, with their segmentation: all of them, or nothing.
+
+        Args:
+            path: a name in any format that is written, see `thinslice.io.formats`; of a DICOM series also a folder, for
+                a new series of the same study. `array` is what is written, on the steps of that format.
+            labels_out: where the segmentation goes that was given to ``enhance``; default: beside ``path``.
+            report: an HTML file to write as well: a page on which acquired and thin slices are compared.
+            figure: a PNG file to write as well: acquired, cubic and thin slices in the re-sliced planes.
+            anonymise: writes a new DICOM series without the patient's identity.
+            overwrite: whether files that are there already may be replaced; what went in never is.
+
+        Raises:
+            OutputRefused: it may not be written there, or there is no room.
+        """
+        source = self.acquired.source or Path()
+        answer = find_output(source, series_of(self.acquired), os.fspath(path), overwrite)
+        labels = None if self.segmentation is None else find_labels_place(answer, labels_out)
+        places = Places(
+            answer, labels, None if report is None else Path(report), None if figure is None else Path(figure)
+        )
+        segmentation = self.segmentation.source if self.segmentation is not None else None
+        check_outputs(places.outputs, [file for file in (source, segmentation) if file is not None], overwrite)
+        try:
+            done = self.stored_in(answer.destination)
+            done.write(places, anonymise)
+            if places.page is not None:
+                done.write_page(places.page)
+            if places.figure is not None:
+                done.write_figure(places.figure)
+        except OSError as error:
+            raise OutputRefused(
+                place=os.fspath(path),
+                got=f"'{error.strerror or error}'",
+                need="room and permission there",
+                next="free some room, or choose another place",
+                code="cannot-write",
+            ) from error
+
+    def stored_in(self, target: Path) -> "Enhanced":
+        """Returns the same as a file of that name, perhaps of another format than the scan's own, will hold it."""
+        if formats.is_same_format(ending(target) or "", formats.own_ending(self.acquired)):
+            return self
+        voxels = allocate(self.array.shape, self.array.dtype, target.parent)
+        voxels[...] = self.array
+        thin = _to_stored(replace(self.volume, voxels=voxels), target)
+        report = make_report(self.acquired, thin, self.plan, self.report.guard, self.report.seconds, self.clipped)
+        return replace(self, volume=thin, report=replace(report, source=self.report.source))
+
+    def write(self, places: Places, anonymise: bool = False) -> None:
+        """Writes the thin slices, the report and the segmentation: all files, or none. Pages and figures come after.
+
+        Args:
+            places: where; the thin slices must be as that place holds them, see `stored_in`.
+            anonymise: without the identity of the patient of a new series.
+
+        Raises:
+            OutputRefused, OSError: they cannot be written.
+        """
+        answer = places.answer
+        beside = [places.labels] if places.labels is not None else []
+        slices = _slice_files(answer, self.plan.n_thin)
+
+        def find_stale() -> set[Path]:  # an earlier series that is replaced may have had more slices, or labels
+            if not answer.is_into_series:
+                return set()
+            return {*answer.destination.glob("IM*.dcm"), *answer.destination.glob(LABELS_NAME)} - {*slices, *beside}
+
+        with all_or_none([answer.sidecar, *beside, *slices], answer.overwrite, find_stale) as parts:
+            self.report.save(parts[0])
+            if beside:
+                formats.write(self.labels_to_thin(), parts[1])
+            _write_slices(self, parts[-len(slices) :], answer, anonymise)
+
+    def write_page(self, path: Path, progress: Progress = no_progress) -> None:
+        """Writes the page on which acquired, cubic and thin slices are compared; see `thinslice.reports.report_page`.
+
+        Raises:
+            OSError: it cannot be written; nothing is left behind.
+        """
+        from thinslice.reports.report_page import write_report_page
+
+        write_report_page(path, self, progress)
+
+    def write_figure(self, path: Path) -> None:
+        """Writes a PNG with acquired, cubic and thin slices in both re-sliced planes, at true aspect.
+
+        Raises:
+            OSError: it cannot be written; nothing is left behind.
+        """
+        from thinslice.reports.report_page import write_figure
+
+        write_figure(path, self)
+
+
+def enhance_volume(
+    acquired: Volume,
+    settings: Settings,
+    model: Model,
+    *,
+    target: Path | None = None,
+    labels: Volume | None = None,
+    name: str | None = None,
+    progress: Progress = no_progress,
+) -> Enhanced:
+    """Computes the thin slices of a scan: plan, upsample, check.
+
+    Whole numbers stay whole numbers, but 8 bits become 16: between bright and dark slices an answer goes beyond
+    0 .. 255, and clipped there it would not give the scan back when it is made thick again.
+
+    Args:
+        acquired: the scan with thick slices.
+        settings: what is asked for.
+        model: what computes the slices, from `thinslice.models.registry`.
+        target: the file or folder that the answer is meant for, which decides the values it can hold, and in whose
+            folder an answer lives until then that is too large for the memory; default: the scan's own format, and the
+            system's folder for temporary files.
+        labels: a segmentation of the acquired slices to bring along.
+        name: what the report calls the scan; default: the name of its file.
+        progress: called with the share done, 0 .. 1.
+
+    Raises:
+        PlanRefused: it cannot be made thinner as asked.
+        InputRefused: the segmentation is not one of this scan.
+        OutputRefused: there is no room on the disk for an answer that is too large for the memory.
+    """
+    plan = make_plan(acquired, settings, model)
+    if labels is not None:
+        check_labels(labels, plan)
+    if target is None:
+        target = Path(tempfile.gettempdir()) / f"thin{formats.own_ending(acquired)}"
+    out = allocate((*plan.shape_thin, *acquired.voxels.shape[3:]), _type_of_thin(acquired), target.parent)
+    started = perf_counter()
+    done = upsample(acquired, plan, model, out, progress)
+    seconds = perf_counter() - started
+    thin = _to_stored(done.volume, target)
+    report = make_report(acquired, thin, plan, done.guard, seconds, done.clipped)
+    if name is not None:
+        report = replace(report, source=name)
+    logger.debug("%s: %s in %.2f s", report.source or "a scan", describe_slices(plan), seconds)
+    return Enhanced(thin, plan, report, acquired, model, done.fell_back, done.clipped, labels)
+
+
+def read_scan(path: Path) -> Volume:
+    """Reads the one scan at a path: a file of any format, or a folder with one DICOM series.
+
+    Raises:
+        InputRefused: there is none, or there are several, or it cannot be read.
+    """
+    study = find_study(path)
+    if study is None:
+        if path.is_dir():
+            raise InputRefused(
+                place=path,
+                got="a folder without DICOM",
+                need="one scan",
+                next="name a file, or call enhance for each",
+                code="folder-of-scans",
+            )
+        return formats.read(path)
+    if len(study.series) == 1:
+        from thinslice.io.dicom.pixels import read_series
+
+        return read_series(study.series[0])
+    if study.series:
+        labels = ", ".join(one.label for one in study.series)
+        raise InputRefused(
+            place=path,
+            got=f"{len(study.series)} series ({labels})",
+            need="one",
+            next="name the folder of one, or use the command line",
+            code="several-series",
+        )
+    raise InputRefused("; ".join(f"{path}: {one.label}: {one.reason}" for one in study.unusable[:1]))
+
+
+def series_of(volume: Volume) -> "Series | None":
+    """Returns the DICOM series that a scan was read from, None for a file of another format."""
+    module = sys.modules.get("thinslice.io.dicom.series")  # not imported: then there is none
+    return volume.header if module is not None and isinstance(volume.header, module.Series) else None
+
+
+def describe_slices(plan: Plan) -> str:
+    """Returns the slices before and after, and the model, in words.
+
+    As in: 20 slices x 4 mm -> 80 slices x 1 mm with default.
+    """
+    before, after = plan.spacing_thick_mm[plan.axis], plan.spacing_thin_mm[plan.axis]
+    larger = f", each {plan.in_plane} times larger along both sides," if plan.in_plane > 1 else ""
+    slices = f"{plan.n_thick} slices x {before:.4g} mm -> {plan.n_thin} slices x {after:.4g} mm"
+    return f"{slices}{larger} with {plan.model}"
+
+
+def find_labels_place(answer: ScanOutput, labels_out: str | os.PathLike[str] | None = None) -> Path:
+    """Returns where the segmentation of a scan goes: where it was asked to, else beside the thin slices.
+
+    Args:
+        answer: where the thin slices go.
+        labels_out: another place that was asked for.
+    """
+    if labels_out is not None:
+        return Path(labels_out)
+    return answer.destination / LABELS_NAME if answer.is_into_series else labels_beside(answer.destination)
+
+
+def _type_of_thin(acquired: Volume) -> str | np.dtype[Any]:
+    kind = acquired.voxels.dtype
+    if kind.kind in "iu":
+        return "int16" if kind.itemsize == 1 else kind
+    return "float64" if kind == "float64" else "float32"
+
+
+def _to_stored(thin: Volume, target: Path) -> Volume:
+    """Returns thin slices with the values that a file of that name, or else a new DICOM series, will hold."""
+    if ending(target):
+        return formats.as_stored(thin, target)
+    from thinslice.io.dicom.derived import as_stored as as_stored_in_series
+
+    return as_stored_in_series(thin)
+
+
+# ---- files
+
+
+def _slice_files(case: ScanOutput, slices: int) -> list[Path]:
+    """Returns the file of the answer, or one for each slice of a new series."""
+    if not case.is_into_series:
+        return [case.destination]
+    return [case.destination / f"IM{index:04d}.dcm" for index in range(1, slices + 1)]
+
+
+def _write_slices(done: Enhanced, parts: Sequence[Path], case: ScanOutput, anonymise: bool) -> None:
+    if not case.is_into_series:
+        formats.write(done.volume, parts[0])
+        return
+    from thinslice.io.dicom.derived import images, save
+
+    found = done.report.consistency
+    agreement = (
+        f"Made thick again they differ from the acquired ones by {found.rms_percent:.2g} % RMS, "
+        f"{found.worst_percent:.2g} % at worst, of the intensity range."
+    )
+    for image, part in zip(images(done.volume, done.acquired, done.plan, agreement, anonymise), parts, strict=True):
+        save(image, part)
