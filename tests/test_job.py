@@ -80,7 +80,11 @@ def test_what_has_changed_is_done_again(tmp_path, scan):
     assert outcome(settings=Settings(model="linear"), redo=True) == "done"
 
 
-@catches("datasets/job.py", '"model_sha256": job.model_sha256, "wish": wish}', '"model_sha256": None, "wish": wish}')
+@catches(
+    "datasets/job.py",
+    '"model_sha256": job.model_sha256, "settings": settings}',
+    '"model_sha256": None, "settings": settings}',
+)
 def test_another_model_of_the_same_name_does_it_again(tmp_path, scan):
     pytest.importorskip("torch")
     file = save_start(tmp_path / "model.onnx", seed=1, loud=1.0)

@@ -193,7 +193,7 @@ def test_the_through_plane_axis_is_found_wherever_it_is(axis, data):
     assert through_plane_axis(volume) == plan_for(volume).axis == axis
 
 
-@catches("plan.py", "if thick_mm / target < ISOTROPIC_BELOW:", "if thick_mm / target < 0.5:")
+@catches("plan.py", "if thick_mm / target_mm < ISOTROPIC_BELOW:", "if thick_mm / target_mm < 0.5:")
 @given(scan=millimetres(0.5, 2.0), data=st.data(), stretch=st.floats(1.0, ISOTROPIC_BELOW - 0.001))
 def test_an_isotropic_scan_is_refused_with_a_way_out(scan, data, stretch):
     affine = data.draw(affines((scan, scan, scan * stretch), shear=False))
@@ -245,8 +245,8 @@ ENVELOPE = Envelope((1.5, 8.0), (0.6, 1.3), ("gaussian",))
 
 @catches(
     "plan.py",
-    "most = min(np.floor((factors[1] + TOLERANCE) * spans)",
-    "most = min(np.ceil((factors[1] + TOLERANCE) * spans)",
+    "most = min(np.floor((largest_factor + TOLERANCE) * spans)",
+    "most = min(np.ceil((largest_factor + TOLERANCE) * spans)",
 )
 @catches("plan.py", "if not low - TOLERANCE <= ratio <= high + TOLERANCE:", "if not ratio <= high + TOLERANCE:")
 @pytest.mark.parametrize(

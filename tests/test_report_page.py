@@ -141,7 +141,9 @@ def test_of_a_dicom_series_too(tmp_path, run):
 
 
 @catches(
-    "cli/enhance.py", "if page.is_dir() or (os.path.lexists(page) and not arguments.overwrite):", "if page.is_dir():"
+    "cli/enhance.py",
+    "[output for task in tasks for output in task.places.outputs], inputs, arguments.overwrite",
+    "[output for task in tasks for output in task.places.outputs], inputs, True",
 )
 @pytest.mark.parametrize(
     ("words", "reason"),

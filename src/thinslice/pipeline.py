@@ -330,7 +330,8 @@ def read_scan(path: Path) -> Volume:
             next="name the folder of one, or use the command line",
             code="several-series",
         )
-    raise InputRefused("; ".join(f"{path}: {one.label}: {one.reason}" for one in study.unusable[:1]))
+    unusable = study.unusable[0]
+    raise InputRefused(f"{path}: {unusable.label}: {unusable.reason}", code="unusable-series")
 
 
 def series_of(volume: Volume) -> "Series | None":
