@@ -124,19 +124,18 @@ IMPORTED_ONCE = ("numpy", "scipy.ndimage", "nibabel", "nrrd", "pydicom", "PIL.Im
 
 def run_tests(copy: Path, tests: list[str], fault: Fault | None) -> None:
     """Runs pytest in a copy, with a fault planted, and ends this process, a fork, with its exit code."""
-    os.setsid()  # so that whatever the tests start can be ended with them
-    os.chdir(copy)
-    os.environ["PYTHONPATH"] = str(copy / "src")
-    sys.dont_write_bytecode = fault is not None  # two faults of one length and second would share their compiled file
-    sys.path[0] = str(copy / "src")
-    with open(copy / "log", "wb") as log:
-        os.dup2(log.fileno(), 1)
-        os.dup2(log.fileno(), 2)
-    if fault:
-        sound = (SOURCE / fault.file).read_text()
-        (copy / "src" / "thinslice" / fault.file).write_text(sound.replace(fault.old, fault.new))
-    code: int = pytest.ExitCode.INTERNAL_ERROR
+    code: int = pytest.ExitCode.INTERNAL_ERROR  # unlike an error of Python, it is no failed test
     try:
+        os.setsid()  # so that whatever the tests start can be ended with them
+        os.chdir(copy)
+        os.environ["PYTHONPATH"] = sys.path[0] = str(copy / "src")
+        with open(copy / "log", "wb") as log:
+            os.dup2(log.fileno(), 1)
+            os.dup2(log.fileno(), 2)
+        if fault:
+            target = copy / "src" / "thinslice" / fault.file
+            target.write_text(target.read_text().replace(fault.old, fault.new))
+        sys.dont_write_bytecode = fault is not None  # two faults of one length and second would share what is compiled
         code = pytest.main(["-x", "-q", "--tb=line", "-p", "no:cacheprovider", *tests])
     finally:
         sys.stdout.flush()
@@ -155,18 +154,21 @@ def run_all(jobs: list[Job], copies: list[Path]) -> Iterator[tuple[Job, int, flo
         while waiting and free:
             job, copy = waiting.pop(), free.pop()
             process = fork.Process(target=run_tests, args=(copy, *job))
+            file = copy / "src" / "thinslice" / job[1].file if job[1] else None
+            sound = (file, file.read_bytes(), file.stat()) if file else None
             process.start()
-            running[process.sentinel] = process, job, copy, time.monotonic()
+            running[process.sentinel] = process, job, copy, sound, time.monotonic()
         ended = multiprocessing.connection.wait(list(running), timeout=1)
-        for sentinel, (process, job, copy, started) in list(running.items()):
+        for sentinel, (process, job, copy, sound, started) in list(running.items()):
             late = time.monotonic() - started > MOST_SECONDS * len(job[0])
             if sentinel in ended or late:
                 del running[sentinel]
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.killpg(process.pid, signal.SIGKILL)
                 process.join()
-                if job[1]:  # with its date, so that what was compiled of it fits again
-                    shutil.copy2(SOURCE / job[1].file, copy / "src" / "thinslice" / job[1].file)
+                if sound:  # with its date, so that what was compiled of it fits again
+                    sound[0].write_bytes(sound[1])
+                    os.utime(sound[0], ns=(sound[2].st_atime_ns, sound[2].st_mtime_ns))
                 free.append(copy)
                 yield job, process.exitcode or 0, time.monotonic() - started, (copy / "log").read_text(errors="replace")
 

@@ -108,6 +108,14 @@ def pixels(browser, side):
     return np.asarray(image, np.float64)[1:-1, 1:-1]
 
 
+def pixels_of_both_sides(browser):
+    """What `pixels` says of each side, out of one picture."""
+    window = np.asarray(Image.open(io.BytesIO(browser.screenshot())).convert("L"), np.float64)
+    for side in ("left", "right"):
+        left, top, width, height = (round(number) for number in browser.box(f"#{side}"))
+        yield side, window[top + 1 : top + height - 1, left + 1 : left + width - 1]
+
+
 def grey_at(image, x, y):
     return image[round(y - 0.5), round(x - 0.5)]
 
@@ -148,12 +156,11 @@ def test_the_voxel_that_is_bright_is_under_the_crosshair_to_its_edges(browser, t
         window=(0.0, 1000.0),
         start_mm=tuple(place.tolist()),
     )
-    browser.resize(1280, 720)
+    browser.resize(1000, 560)
     opened(browser, tmp_path / "page.html")
     np.testing.assert_allclose(state(browser)["at"], place, atol=1e-3)
     assert browser.evaluate("thinslice.values()") == [1000, 1000]
-    for side in ("left", "right"):
-        image = pixels(browser, side)
+    for side, image in pixels_of_both_sides(browser):
         for plane in places(browser, side).values():
             assert grey_at(image, *plane["at"]) > 240, plane["plane"]
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
@@ -161,9 +168,7 @@ def test_the_voxel_that_is_bright_is_under_the_crosshair_to_its_edges(browser, t
         for share in (-0.62, -0.38, 0.38, 0.62):
             mm = place + affine[:3, axis] / spacing[axis] * spacing[axis] * share
             browser.evaluate(f"thinslice.moveToPatient({mm.tolist()})")
-            browser.settle()
-            for side in ("left", "right"):
-                image = pixels(browser, side)
+            for side, image in pixels_of_both_sides(browser):
                 for plane in places(browser, side).values():
                     assert (grey_at(image, *plane["at"]) > 240) == (abs(share) < 0.5), (side, plane["plane"], patient)
     assert browser.complaints == []
