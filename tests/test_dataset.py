@@ -357,7 +357,7 @@ def test_other_raw_data_is_no_output_either(raw, tmp_path, described):
     assert find.find_in_bids(raw, tmp_path / "other/derivatives/thin", bids.Choice(), orders()).jobs
 
 
-@catches("datasets/bids.py", "        closed.append(error)\n        return []\n", "        return []\n")
+@catches("datasets/bids.py", "        unreadable.append(error)\n        return []\n", "        return []\n")
 @pytest.mark.parametrize("closed", ["sub-01/anat", "sub-02", "sub-02/ses-a"])
 def test_folders_of_participants_that_cannot_be_read_are_named(raw, tmp_path, monkeypatch, closed):
     real = os.listdir

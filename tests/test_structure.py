@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import thinslice
-from faults import ROOT, all_faults
+from faults import ROOT, Fault, all_faults
 
 SOURCE = Path(thinslice.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
@@ -154,6 +154,24 @@ def test_the_command_line_starts_without_numpy():
 def test_enhancing_a_scan_does_not_load_torch():
     loaded = modules_after("import thinslice.compute.upsample, thinslice.io.nifti, thinslice.models.registry")
     assert not loaded & {"torch", "onnx", "onnxruntime"}
+
+
+def test_there_are_as_many_planted_faults_as_ever():
+    """`python tests/faults.py` shows that each is caught."""
+    assert len(all_faults()) >= 325
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "why"),
+    [
+        ("no such words", "other words", "the text is gone"),
+        ("def ", "class ", "the text is there"),
+        ("class ThinsliceError(ValueError)", "class ThinsliceError(ValueError)", "nothing is changed"),
+        ("class ThinsliceError(ValueError)", "class ThinsliceError(OSError)", ""),
+    ],
+)
+def test_a_planted_fault_that_does_not_fit_is_noticed(old, new, why):
+    assert Fault("test_structure.py::this", "errors.py", old, new).misfit()[: len(why) or None] == why
 
 
 def test_every_planted_fault_still_fits_the_source():
