@@ -26,6 +26,11 @@ def orders(**more):
     return Orders(CUBIC, None, **more)
 
 
+def with_page(page, is_wanted=True):
+    """Where the page of a job lies, whether or not it makes one."""
+    return {"extras": {"page": page}, "wanted": frozenset({"page"} if is_wanted else ())}
+
+
 def names_of(found):
     return [one.name for one in found.jobs]
 

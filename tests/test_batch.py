@@ -22,7 +22,7 @@ import pytest
 import thinslice
 from data_sets import make_job, make_latin, make_raw, tree
 from faults import catches
-from test_cli import make_scan
+from test_cli import make_labels, make_scan
 from thinslice.cli.batch import _duration, _ProgressLines
 from thinslice.compute.consistency import read_plan_beside
 from thinslice.datasets import bids, engine
@@ -192,7 +192,7 @@ def test_nobody_else_gives_the_workers_orders():
 
 
 @catches("datasets/engine.py", "    if isinstance(error, KilledWorker):\n        return None\n", "")
-@catches("cli/batch.py", "return 0 if told and not any(one.state in _BAD for one in outcomes) else REFUSED", "return 0")
+@catches("cli/batch.py", " and not any(one.state in _BAD for one in self.outcomes)", "")
 @catches(
     "datasets/engine.py",
     "            suspects.append(job)\n",
@@ -225,6 +225,18 @@ def test_what_fails_is_named_and_the_rest_is_done(world):
     code, out, err = finish(start(world, "--workers", "1"))
     assert (code, err) == (0, "")
     assert set(states(world).values()) == {"kept", "thin"}
+
+
+def test_figures_pages_and_segmentations_on_request(world):
+    needs_engine()
+    make_scan(world / "in" / "a" / "x.nii.gz")
+    make_labels(world / "drawn" / "a" / "x.nii.gz")
+    code, _, err = finish(start(world, "--workers", "1", "--labels", "drawn", "--figures", "--reports"))
+    assert (code, err) == (0, "")
+    made = ("figures/a/x.png", "reports/a/x.html", "a/x_labels.nii.gz")
+    assert [(world / "out" / name).is_file() for name in made] == [True] * 3
+    page = (world / "out" / "summary.html").read_text()
+    assert [f'href="{name}"' in page for name in made] == [True] * 3
 
 
 def test_a_worker_that_is_killed_costs_nothing(world):
@@ -674,7 +686,7 @@ def test_a_bids_data_set(world, raw):
     check_with_validator(world / "out")
 
 
-@catches("cli/batch.py", "            describe()\n            done = ", "            done = ")
+@catches("cli/batch.py", "        self._describe()\n        done = ", "        done = ")
 def test_a_run_that_was_killed_leaves_a_data_set(world, raw):
     needs_engine()
     words = [sys.executable, "-m", "thinslice", "batch", raw, world / "out", "participant", "--workers", "1"]

@@ -33,7 +33,7 @@ def latin(tmp_path):
 
 
 @catches("datasets/find.py", "(output / relative).with_name(name)", "output / name")
-@catches("datasets/find.py", " or is_inside(real, out)", "")
+@catches("datasets/find.py", "real in seen or any(is_inside(real, other) for other in others)", "real in seen")
 def test_a_folder_is_searched_to_the_bottom(tmp_path):
     for name in ("b.nii.gz", "a/x.nii", "a/deep/x.nii.gz", ".hidden/x.nii.gz", "out/x.nii.gz", "a/.y.nii.gz"):
         make_scan(tmp_path / name)
@@ -55,9 +55,10 @@ def test_a_folder_of_dicom_slices_is_one_scan(tmp_path):
     assert run_job(again.jobs[0]).state == "kept"
 
 
-def all_series(tmp_path):
-    found = find.find_in_folder(tmp_path / "in", tmp_path / "out", orders(pages=True))
-    return find.apart_by_series(found, tmp_path / "in", tmp_path / "out")
+def all_series(tmp_path, **more):
+    wanted = orders(extras=frozenset({"page"}), **more)
+    found = find.find_in_folder(tmp_path / "in", tmp_path / "out", wanted)
+    return find.split_by_series(found, tmp_path / "in", tmp_path / "out", wanted)
 
 
 def test_every_series_of_a_folder_is_a_scan(tmp_path):
@@ -81,8 +82,8 @@ def test_every_series_of_a_folder_is_a_scan(tmp_path):
 @catches("datasets/find.py", "        if bad:\n", "        if False:\n")
 @catches(
     "datasets/find.py",
-    "    harmless = _harmless(jobs, source, output)\n    return",
-    "    harmless = Found(jobs, [])\n    return",
+    "    allowed = reject_outputs_over_inputs(jobs, source, output)\n    return",
+    "    allowed = Found(jobs, [])\n    return",
 )
 def test_a_link_leads_the_answer_of_no_series_to_an_input(tmp_path):
     for number in (3, 4):
@@ -173,7 +174,7 @@ def test_links_to_folders_are_followed_once(tmp_path):
     assert not found.failed
 
 
-@catches("datasets/find.py", "os.walk(top, onerror=closed.append)", "os.walk(top)")
+@catches("datasets/find.py", "os.walk(top, onerror=unreadable.append)", "os.walk(top)")
 def test_folders_that_cannot_be_read_are_named(tmp_path, monkeypatch):
     for name in ("a/x.nii.gz", "closed/y.nii.gz"):
         make_scan(tmp_path / "in" / name)
@@ -421,6 +422,81 @@ def test_outputs_of_other_programs_are_left_alone(raw):
         bids.check_output(raw, other)
 
 
+# ---- segmentations that come along
+
+
+def with_labels(folder):
+    return orders(labels=folder / "drawn")
+
+
+def test_segmentations_lie_at_the_paths_of_the_scans(tmp_path, raw):
+    (tmp_path / "drawn").mkdir()
+    make_scan(tmp_path / "in" / "a" / "x.nii")
+    dicom_files.stack(tmp_path / "in" / "t2")
+    jobs = find.find_in_folder(tmp_path / "in", tmp_path / "out", with_labels(tmp_path)).jobs
+    assert [one.labels for one in jobs] == [tmp_path / "drawn" / "a" / "x.nii", tmp_path / "drawn" / "t2.nii.gz"]
+    assert [one.extras["labels"].name for one in jobs] == ["x_labels.nii", "t2_labels.nii.gz"]
+    assert all("labels" in one.wanted for one in jobs)
+    choice = bids.Choice(participants=["01"], suffixes=["T2w"])
+    (one,) = find.find_in_bids(raw, tmp_path / "of_bids", choice, with_labels(tmp_path)).jobs
+    assert one.labels == tmp_path / "drawn" / one.name
+    assert one.extras["labels"].name == "sub-01_res-iso_desc-srT2w_dseg.nii.gz"
+
+
+def test_every_series_of_a_folder_has_its_segmentation(tmp_path):
+    (tmp_path / "drawn").mkdir()
+    for number in (3, 4):
+        dicom_files.stack(tmp_path / "in" / "cd", series=number, named=f"{number}-")
+    jobs = all_series(tmp_path, labels=tmp_path / "drawn").jobs
+    assert [one.labels for one in jobs] == [
+        tmp_path / "drawn" / one.destination.relative_to(tmp_path / "out") for one in jobs
+    ]
+    assert len({one.labels for one in jobs}) == 2
+
+
+@catches("datasets/find.py", "*([orders.labels] if orders.labels is not None else [])", "")
+def test_segmentations_among_the_scans_are_no_scans(tmp_path):
+    for name in ("x.nii.gz", "drawn/x.nii.gz"):
+        make_scan(tmp_path / "in" / name)
+    found = find.find_in_folder(tmp_path / "in", tmp_path / "out", orders(labels=tmp_path / "in" / "drawn"))
+    assert names_of(found) == ["x.nii.gz"]
+
+
+@catches("datasets/find.py", "if is_inside(drawn, out) or is_inside(out, drawn):", "if False:")
+@pytest.mark.parametrize(("drawn", "out"), [("out", "out"), ("out/drawn", "out"), ("drawn", "drawn/out")])
+def test_segmentations_and_answers_do_not_lie_in_one_folder(tmp_path, drawn, out):
+    make_scan(tmp_path / "in" / "x.nii.gz")
+    (tmp_path / drawn).mkdir(parents=True)
+    with pytest.raises(OutputRefused, match="segmentations"):
+        find.find_in_folder(tmp_path / "in", tmp_path / out, orders(labels=tmp_path / drawn))
+
+
+def test_a_folder_of_segmentations_must_be_there(tmp_path):
+    make_scan(tmp_path / "in" / "x.nii.gz")
+    with pytest.raises(InputRefused, match="segmentations"):
+        find.find_in_folder(tmp_path / "in", tmp_path / "out", with_labels(tmp_path))
+
+
+@catches("datasets/find.py", "            or os.path.dirname(place) in drawn\n", "")
+def test_a_link_leads_no_answer_to_a_segmentation(tmp_path):
+    make_scan(tmp_path / "in" / "x.nii.gz")
+    (tmp_path / "drawn").mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "x.nii.gz").symlink_to(tmp_path / "drawn" / "x.nii.gz")
+    found = find.find_in_folder(tmp_path / "in", tmp_path / "out", with_labels(tmp_path))
+    assert (names_of(found), len(found.failed)) == ([], 1)
+
+
+@catches("datasets/find.py", '*([job.extras["labels"]] if "labels" in job.wanted else [])', "")
+def test_a_scan_that_is_called_like_the_labels_of_another_is_named(tmp_path):
+    (tmp_path / "drawn").mkdir()
+    for name in ("x.nii.gz", "x_labels.nii.gz"):
+        make_scan(tmp_path / "in" / name)
+    found = find.find_in_folder(tmp_path / "in", tmp_path / "out", with_labels(tmp_path))
+    assert (names_of(found), [one.name for one in found.failed]) == (["x.nii.gz"], ["x_labels.nii.gz"])
+    assert len(find.find_in_folder(tmp_path / "in", tmp_path / "out", orders()).jobs) == 2
+
+
 # ---- what people see
 
 
@@ -441,7 +517,8 @@ def test_a_table_gives_names_as_they_are(tmp_path):
 def test_a_page_of_an_earlier_run_is_linked(tmp_path):
     make_scan(tmp_path / "in" / "x.nii.gz")
     for pages in (True, False):
-        found = find.find_in_folder(tmp_path / "in", tmp_path / "out", orders(pages=pages))
+        wanted = orders(extras=frozenset({"page"} if pages else ()))
+        found = find.find_in_folder(tmp_path / "in", tmp_path / "out", wanted)
         outcome = run_job(found.jobs[0])
         assert "reports/x.html" in write_overview(tmp_path / "out", found.jobs, [outcome]).read_text()
     (tmp_path / "out" / "reports" / "x.html").unlink()
@@ -450,7 +527,7 @@ def test_a_page_of_an_earlier_run_is_linked(tmp_path):
 
 def test_the_overview_names_all_and_links_what_is_there(tmp_path):
     make_scan(tmp_path / "in" / "a <b>" / "ä scan.nii.gz")
-    found = find.find_in_folder(tmp_path / "in", tmp_path / "out", orders(pages=True))
+    found = find.find_in_folder(tmp_path / "in", tmp_path / "out", orders(extras=frozenset({"page"})))
     bad = Outcome("bad & torn.nii.gz", "failed", "got <nothing>\tat all; need a scan")
     page = write_overview(tmp_path / "out", found.jobs, [run_job(found.jobs[0]), bad])
     text = page.read_text()
@@ -471,7 +548,7 @@ def test_the_overview_names_all_and_links_what_is_there(tmp_path):
 def test_names_that_are_no_utf_8(tmp_path, latin):
     from urllib.parse import unquote_to_bytes
 
-    found = find.find_in_folder(latin, tmp_path / "out", orders(pages=True))
+    found = find.find_in_folder(latin, tmp_path / "out", orders(extras=frozenset({"page"})))
     outcomes = [run_job(one) for one in found.jobs]
     assert [(one.state, one.reason) for one in outcomes] == [("done", "")] * 2
     page = write_overview(tmp_path / "out", found.jobs, outcomes)

@@ -1,6 +1,7 @@
 """One scan of a data set: what is done once is kept, what is changed is done again, and nothing is half there."""
 
 import errno
+import json
 import os
 import shutil
 import time
@@ -12,15 +13,15 @@ import numpy as np
 import pytest
 
 import thinslice
-from data_sets import CUBIC, make_job, orders
+from data_sets import CUBIC, make_job, orders, with_page
 from faults import catches
-from make_scans import save_scan
+from make_scans import make_voxels, save_scan
 from test_cli import make_scan, raising
-from thick_scans import save_start
+from thick_scans import save_start, save_thick
 from thinslice.datasets import find, job
 from thinslice.datasets.job import run_job
 from thinslice.errors import InputRefused, ModelRefused
-from thinslice.io import atomic, nifti
+from thinslice.io import atomic, nifti, nrrd
 from thinslice.models.registry import identify
 from thinslice.settings import Settings
 
@@ -126,14 +127,14 @@ def test_the_threads_of_a_worker_are_shared_out(tmp_path, scan, monkeypatch, thr
     assert asked == [each, at_once]
 
 
-@catches("datasets/job.py", "if not (torn or job.redo or isinstance(record, dict)):", "if False:")
+@catches("datasets/job.py", "    if torn or job.redo:\n", "    if True:\n")
 def test_what_another_program_wrote_is_not_replaced(tmp_path, scan):
     theirs = tmp_path / "out" / "scan.nii.gz"
     make_scan(theirs)
     before = theirs.read_bytes()
     outcome = run_job(make_job(tmp_path))
     assert outcome.state == "failed"
-    assert "--overwrite" in outcome.reason
+    assert "`overwrite=True`" in outcome.reason
     assert theirs.read_bytes() == before
     assert os.listdir(tmp_path / "out") == ["scan.nii.gz"]
     assert run_job(make_job(tmp_path, redo=True)).state == "done"
@@ -151,9 +152,9 @@ def test_what_a_dead_run_left_gives_no_right_to_the_files_of_others(tmp_path, sc
     assert theirs.read_bytes() == before
 
 
-@catches("datasets/job.py", "(extras | parts).items()", "(extras | dict(reversed(parts.items()))).items()")
-@catches("datasets/job.py", "        job.sidecar.unlink(missing_ok=True)\n", "")
-@catches("datasets/job.py", "        (stage / _MOVING).touch()\n", "")
+@catches("datasets/job.py", "return beside | parts", "return beside | dict(reversed(parts.items()))")
+@catches("datasets/job.py", "            job.sidecar.unlink(missing_ok=True)\n", "")
+@catches("datasets/job.py", '        (stage / _MOVING).write_text(" ".join(sorted(ours | job.wanted)))\n', "")
 @pytest.mark.parametrize("until", [0, 1, 2])
 def test_a_run_that_dies_between_the_renames_is_made_whole(tmp_path, scan, monkeypatch, until):
     """Died after so many of three: the picture, the answer, the JSON. What is there then is never taken for done."""
@@ -241,7 +242,7 @@ def test_where_thick_begins(tmp_path, spacing, state):
 
 def test_parts_are_made_where_they_will_lie(tmp_path, scan, monkeypatch):
     """Pictures and pages may be on another disk, by way of a link, to which nothing can be renamed."""
-    one = make_job(tmp_path, thumbnail=tmp_path / "far" / "scan.png", page=tmp_path / "far" / "scan.html")
+    one = make_job(tmp_path, thumbnail=tmp_path / "far" / "scan.png", **with_page(tmp_path / "far" / "scan.html"))
     real = os.replace
 
     def replaced(part, target):
@@ -269,7 +270,7 @@ def test_what_is_half_made_elsewhere_is_removed(tmp_path, scan, monkeypatch):
 def test_what_a_dead_run_left_elsewhere_is_removed_by_the_next(tmp_path, scan):
     """Of a page, though the next run makes none; whether it computes or keeps."""
     page = tmp_path / "far" / "scan.html"
-    one = make_job(tmp_path, thumbnail=tmp_path / "far" / "scan.png", earlier_page=page)
+    one = make_job(tmp_path, thumbnail=tmp_path / "far" / "scan.png", **with_page(page, is_wanted=False))
     for state in ("done", "kept"):
         page.parent.mkdir(exist_ok=True)
         job._part(one, page).write_bytes(b"half")
@@ -341,17 +342,17 @@ def test_every_kind_of_scan_has_a_picture(tmp_path):
 def test_a_page_for_every_scan_on_request(tmp_path, scan):
     page = tmp_path / "out" / "pages" / "scan.html"
     assert run_job(make_job(tmp_path)).state == "done"
-    assert run_job(make_job(tmp_path, page=page)).state == "done"
+    assert run_job(make_job(tmp_path, **with_page(page))).state == "done"
     assert "<html" in page.read_text()[:200]
-    assert run_job(make_job(tmp_path, page=page)).state == "kept"
+    assert run_job(make_job(tmp_path, **with_page(page))).state == "kept"
 
 
-@catches("datasets/job.py", "            job.earlier_page.unlink(missing_ok=True)\n", "            pass\n")
+@catches("datasets/job.py", "                place.unlink(missing_ok=True)\n", "                pass\n")
 def test_a_page_belongs_to_its_answer(tmp_path, scan):
     page = tmp_path / "out" / "pages" / "scan.html"
 
     def outcome(pages, **more):
-        return run_job(make_job(tmp_path, page=page if pages else None, earlier_page=page, **more)).state
+        return run_job(make_job(tmp_path, **with_page(page, pages), **more)).state
 
     assert outcome(True) == "done"
     assert outcome(False) == "kept"
@@ -387,3 +388,174 @@ def test_a_job_that_is_repeated_within_a_run_counts_as_done(tmp_path, scan):
     assert run_job(make_job(tmp_path, run="this", redo=True)).state == "done"
     assert (tmp_path / "out" / "scan.nii.gz").stat().st_ino == before
     assert run_job(make_job(tmp_path, run="next")).state == "kept"
+
+
+# ---- what enhance writes too
+
+
+def with_everything(folder):
+    """Where lies all that a job may make beside its answer, and a segmentation on the grid of the scan."""
+    extras = {
+        "page": folder / "out" / "reports" / "scan.html",
+        "figure": folder / "out" / "figures" / "scan.png",
+        "labels": folder / "out" / "scan_labels.nii.gz",
+    }
+    return {"extras": extras, "wanted": frozenset(extras), "labels": folder / "drawn" / "scan.nii.gz"}
+
+
+def draw_labels(scan, folder, threshold=500):
+    """A segmentation of whatever is bright."""
+    volume = nifti.read(scan)
+    drawn = replace(volume, voxels=(volume.voxels > threshold).astype(np.uint8), header=None)
+    folder.mkdir(exist_ok=True)
+    nifti.write(drawn, folder / "scan.nii.gz")
+
+
+@catches("pipeline.py", "model, done.fell_back, done.clipped", "model, None, done.clipped")
+def test_the_page_is_that_of_enhance(run, tmp_path, monkeypatch):
+    """And so are figure and segmentation; with a network that the guard stops, which is to be seen on the page."""
+    pytest.importorskip("torch")
+    monkeypatch.setattr("thinslice.pipeline.perf_counter", lambda: 0.0)  # the page says how long it took
+    scan = save_thick(tmp_path / "in" / "scan.nii.gz")
+    draw_labels(scan, tmp_path / "drawn")
+    settings = Settings(model=str(save_start(tmp_path / "model.onnx", loud=400.0)), profile="box")
+    everything = with_everything(tmp_path)
+    outcome = run_job(make_job(tmp_path, settings=settings, threads=os.cpu_count(), **everything))
+    assert (outcome.state, outcome.reason) == ("done", "")
+    words = ["--model", settings.model, "--profile", "box", "--labels", tmp_path / "drawn" / "scan.nii.gz"]
+    pages = ["--report", tmp_path / "alone.html", "--figure", tmp_path / "alone.png"]
+    assert run("enhance", "-i", scan, "-o", tmp_path / "alone.nii.gz", *words, *pages)[0] == 0
+    facts = json.loads((tmp_path / "alone.json").read_text())
+    assert facts["guard"]["fell_back"] > 0
+    made = everything["extras"]
+    assert made["page"].read_bytes() == (tmp_path / "alone.html").read_bytes()
+    assert made["figure"].read_bytes() == (tmp_path / "alone.png").read_bytes()
+    assert made["labels"].read_bytes() == (tmp_path / "alone_labels.nii.gz").read_bytes()
+    assert (tmp_path / "out" / "scan.nii.gz").read_bytes() == (tmp_path / "alone.nii.gz").read_bytes()
+
+
+@catches("datasets/job.py", '{"labels_sha256": _hash_of_scan(_find_labels(job))}', '{"labels_sha256": ""}')
+@catches("datasets/job.py", "if any(_sha256(job.extras[extra])", "if any(False and _sha256(job.extras[extra])")
+def test_labels_and_figures_belong_to_their_answer(tmp_path, scan):
+    everything = with_everything(tmp_path)
+    labels, figure = everything["extras"]["labels"], everything["extras"]["figure"]
+    draw_labels(scan, tmp_path / "drawn")
+
+    def outcome(*wanted, **more):
+        drawn = everything["labels"] if "labels" in wanted else None
+        of_run = {"extras": everything["extras"], "wanted": frozenset(wanted), "labels": drawn}
+        return run_job(make_job(tmp_path, **of_run, **more)).state
+
+    assert outcome("labels", "figure") == "done"
+    assert outcome("labels", "figure") == "kept"
+    assert outcome() == "kept"
+    assert labels.exists(), "they still belong to this answer"
+    draw_labels(scan, tmp_path / "drawn", threshold=600)
+    assert outcome("labels") == "done", "another segmentation"
+    assert not figure.exists(), "an answer that was computed again"
+    figure.parent.mkdir(exist_ok=True)
+    labels.write_bytes(labels.read_bytes()[:-9])
+    assert outcome("labels") == "done", "cut off"
+    assert outcome(settings=replace(CUBIC, factor=2.0)) == "done"
+    assert not labels.exists(), "they were drawn on the grid of another answer"
+    labels.write_text("a segmentation of someone else")
+    assert outcome("labels", settings=replace(CUBIC, factor=2.0)) == "failed"
+    assert labels.read_text() == "a segmentation of someone else"
+    assert outcome("labels", settings=replace(CUBIC, factor=2.0), redo=True) == "done"
+
+
+def test_a_segmentation_may_have_another_format_and_must_be_there(tmp_path, scan):
+    everything = with_everything(tmp_path)
+    outcome = run_job(make_job(tmp_path, **everything))
+    assert outcome.state == "failed"
+    assert "scan.nii.gz" in outcome.reason
+    assert not (tmp_path / "out").exists()
+    draw_labels(scan, tmp_path / "drawn")
+    nrrd.write(nifti.read(tmp_path / "drawn" / "scan.nii.gz"), tmp_path / "drawn" / "scan.nrrd")
+    (tmp_path / "drawn" / "scan.nii.gz").unlink()
+    assert run_job(make_job(tmp_path, **everything)).state == "done"
+
+
+# ---- a record is understood
+
+
+def change_record(tmp_path, change):
+    path = tmp_path / "out" / "scan.json"
+    content = json.loads(path.read_text())
+    change(content["batch"])
+    path.write_text(json.dumps(content))
+
+
+@catches("datasets/job.py", 'record.get("settings", record.get("wish"))', 'record.get("settings")')
+def test_a_record_of_the_first_version_is_understood(tmp_path, scan):
+    """It called the settings a wish, and always told the slice profile."""
+    first = {
+        "spacing_mm": None,
+        "factor": None,
+        "thickness_mm": None,
+        "profile": "gaussian",
+        "grid": "fov",
+        "in_plane": 1,
+        "fuse": False,
+        "projection": True,
+    }
+    settings = replace(CUBIC, profile="gaussian")
+    assert run_job(make_job(tmp_path, settings=settings)).state == "done"
+
+    def as_first(record):
+        del record["settings"]
+        record["wish"] = {"model": "cubic"} | first
+
+    change_record(tmp_path, as_first)
+    assert run_job(make_job(tmp_path, settings=settings)).state == "kept"
+    assert run_job(make_job(tmp_path)).state == "done", "a profile that is not known is a box now"
+
+
+@pytest.mark.parametrize("settings", [None, [], {"model": "cubic", "novel": 3}, {"model": "cubic", "factor": "four"}])
+def test_a_record_that_is_not_understood_is_done_again(tmp_path, scan, settings):
+    assert run_job(make_job(tmp_path)).state == "done"
+    change_record(tmp_path, lambda record: record.update(settings=settings))
+    assert run_job(make_job(tmp_path)).state == "done"
+
+
+# ---- where thick begins, and who moves at the same time
+
+
+@catches("datasets/job.py", "if is_below and not job.settings.asks_for_spacing():", "if False:")
+@pytest.mark.parametrize(
+    ("slices", "spacing", "state"), [(8, 1.45, "done"), (10, 1.44, "thin"), (10, 1.3, "thin"), (10, 10.6, "refused")]
+)
+def test_thick_begins_where_the_model_does(tmp_path, slices, spacing, state):
+    """The embedded one from 1.5 on: 8 slices 1.45 mm apart make 12 of 1 mm, but 10 slices 1.44 mm apart make 14."""
+    voxels, affine = make_voxels((24, 20, slices)), np.diag([1.0, 1.0, spacing, 1.0])
+    (tmp_path / "in").mkdir()
+    save_scan(tmp_path / "in" / "scan.nii.gz", voxels, affine)
+    assert run_job(make_job(tmp_path, settings=Settings())).state == state
+    asked = run_job(make_job(tmp_path, settings=Settings(spacing_mm=1.0)))
+    assert asked.state == {"thin": "refused"}.get(state, state)
+
+
+@catches("datasets/job.py", "        with locked_folders([job.destination.parent]):\n", "        if True:\n")
+def test_a_job_waits_while_another_run_moves_its_files(tmp_path, scan):
+    """As an enhance of the same scan that ends in the same instant."""
+    done = Thread(target=run_job, args=(make_job(tmp_path),))
+    (tmp_path / "out").mkdir()
+    with atomic.locked_folders([tmp_path / "out"]):
+        done.start()
+        done.join(timeout=1.5)
+        assert not (tmp_path / "out" / "scan.nii.gz").exists()
+    done.join()
+    assert (tmp_path / "out" / "scan.nii.gz").exists()
+
+
+@catches("datasets/job.py", "        nonlocal torn\n        _check_free(job, torn)\n", "        nonlocal torn\n")
+def test_what_another_program_writes_meanwhile_stays(tmp_path, scan, monkeypatch):
+    real, theirs = job.enhance_volume, tmp_path / "out" / "scan.nii.gz"
+
+    def enhance(*words, **more):
+        theirs.write_text("mine")
+        return real(*words, **more)
+
+    monkeypatch.setattr(job, "enhance_volume", enhance)
+    assert run_job(make_job(tmp_path)).state == "failed"
+    assert theirs.read_text() == "mine"

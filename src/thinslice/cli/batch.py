@@ -17,9 +17,9 @@ from thinslice.errors import InputRefused
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from thinslice.datasets.engine import Progress
+    from thinslice.datasets.engine import Engine, Progress
     from thinslice.datasets.find import Found
-    from thinslice.datasets.job import Outcome
+    from thinslice.datasets.job import Extra, Outcome
     from thinslice.settings import Settings
 
 _BAD = ("refused", "failed")
@@ -64,7 +64,14 @@ def add_batch(verbs: "argparse._SubParsersAction[Parser]") -> None:
         metavar="N",
         help="deaths of a process that a scan may cause before it is set aside, to be tried alone (default: 1)",
     )
+    verb.add_argument(
+        "--labels",
+        type=Path,
+        metavar="DIR",
+        help="folder with segmentations on the scans' grids to bring along, at the scans' paths",
+    )
     verb.add_argument("--reports", action="store_true", help="also write a page for every scan; takes twice as long")
+    verb.add_argument("--figures", action="store_true", help="also draw a figure for a paper of every scan")
     again = verb.add_mutually_exclusive_group()
     again.add_argument("--resume", action="store_true", help="keep what an earlier run has done: so it is without, too")
     again.add_argument("--overwrite", action="store_true", help="compute again what is done, replace other files")
@@ -72,107 +79,158 @@ def add_batch(verbs: "argparse._SubParsersAction[Parser]") -> None:
 
 
 def batch(arguments: argparse.Namespace) -> int:
-    """Enhance a data set; what was done earlier is kept, and what is refused or fails is named at the end."""
-    from thinslice.datasets import engine as engine
-    from thinslice.datasets.bids import write_description
-    from thinslice.datasets.find import without_any_scan
-    from thinslice.datasets.job import Outcome
-    from thinslice.datasets.summary import make_table, write_page, write_table
+    """Enhances a data set; what was done earlier is kept, and what is refused or fails is named at the end."""
+    from thinslice.datasets import engine
 
     _check_form(arguments)
     settings = settings_from(arguments)
     engine.check_installed()
     cores, memory_bytes = engine.cores_and_bytes()
     workers = arguments.workers or engine.choose_workers(cores, memory_bytes)
-    index, count = engine.read_shard(arguments.shard, os.environ)
+    part = engine.read_shard(arguments.shard, os.environ)
     threads = arguments.threads or (1 if arguments.scheduler else max(1, cores // workers))
-    found = _find_data_set(arguments, settings, threads, (index, count))
-    if count == 1 and not found.jobs and not found.failed:
-        raise without_any_scan(arguments.input)
-    workers = min(workers, max(1, len(found.jobs)))
-    page = arguments.output / f"{_summary_name(arguments, index, count)}.html"
-    started, outcomes = perf_counter(), list(found.failed)
+    found = _find_data_set(arguments, settings, threads, part)
+    where = engine.Engine(min(workers, max(1, len(found.jobs))), arguments.scheduler, arguments.allowed_failures)
     with _ProgressLines(arguments.quiet) as lines:
-        for one in outcomes:
-            lines.complain(named(one.name, one.reason))
+        return _Run(arguments, found, lines, part).do(where)
 
-        def describe() -> None:
-            if arguments.bids:
-                lines.in_spite_of_errors(lambda: write_description(arguments.input, arguments.output))
 
-        def tell_workers(there: int) -> None:
-            describe()
-            done = len(outcomes) - len(found.failed)
-            hands = f"{there} worker{'s' if there > 1 else ''}"
-            waiting = f"waiting for workers of {arguments.scheduler}"
-            lines.say(f"{done} of {len(found.jobs)}, {hands if there else waiting}")
+class _Run:
+    """One run over a data set: what became of its scans, and what is said and written about them."""
 
-        def end(progress: "Progress") -> None:
-            outcome = replace(progress.outcome, reason=to_options(progress.outcome.reason))
-            outcomes.append(outcome)
-            lines.after(replace(progress, outcome=outcome))
+    def __init__(
+        self, arguments: argparse.Namespace, found: "Found", lines: "_ProgressLines", part: tuple[int, int]
+    ) -> None:
+        self.arguments, self.jobs, self.lines = arguments, found.jobs, lines
+        self.page = arguments.output / f"{_summary_name(arguments, *part)}.html"
+        self.started = perf_counter()
+        self.outcomes: list[Outcome] = []
+        for one in found.failed:
+            self._add(one)
+            self.lines.complain(named(one.name, self.outcomes[-1].reason))
+        self.failed_before = len(self.outcomes)
 
-        def sum_up() -> bool:
-            describe()
-            lines.table(make_table(outcomes, perf_counter() - started))
-            written = [
-                lines.in_spite_of_errors(lambda: write_table(page.with_suffix(".tsv"), found.jobs, outcomes)),
-                lines.in_spite_of_errors(lambda: write_page(page, found.jobs, outcomes, perf_counter() - started)),
-            ]
-            if all(written):
-                lines.table([f"wrote {page} (open it in a browser) and {page.stem}.tsv beside it"])
-            return all(written)
+    def do(self, where: "Engine") -> int:
+        """Does all scans; the exit code says whether each has its answer."""
+        from thinslice.datasets.engine import run
 
         try:
-            if found.jobs:
-                where = engine.Engine(workers, arguments.scheduler, arguments.allowed_failures)
-                engine.run(found.jobs, where, end, tell_workers)
+            if self.jobs:
+                run(self.jobs, where, self._end, self._tell_workers)
         except (KeyboardInterrupt, InputRefused):
-            if outcomes:
-                reached = {one.name for one in outcomes}
-                rest = [one.name for one in found.jobs if one.name not in reached]
-                outcomes += [Outcome(name, "left", "the run ended before; next: run again") for name in rest]
-                sum_up()
+            self._sum_up_interrupted()
             raise
-        told = sum_up()
-    return 0 if told and not any(one.state in _BAD for one in outcomes) else REFUSED
+        is_written = self._sum_up()
+        return 0 if is_written and not any(one.state in _BAD for one in self.outcomes) else REFUSED
+
+    def _add(self, outcome: "Outcome") -> None:
+        self.outcomes.append(replace(outcome, reason=to_options(outcome.reason)))
+
+    def _end(self, progress: "Progress") -> None:
+        self._add(progress.outcome)
+        self.lines.after(replace(progress, outcome=self.outcomes[-1]))
+
+    def _tell_workers(self, there: int) -> None:
+        self._describe()
+        done = len(self.outcomes) - self.failed_before
+        workers = f"{there} worker{'s' if there > 1 else ''}"
+        waiting = f"waiting for workers of {self.arguments.scheduler}"
+        self.lines.say(f"{done} of {len(self.jobs)}, {workers if there else waiting}")
+
+    def _describe(self) -> None:
+        """What BIDS wants in the folder of derivatives: early, so that a run that is killed leaves a data set too."""
+        from thinslice.datasets.bids import write_description
+
+        if self.arguments.bids:
+            self.lines.in_spite_of_errors(lambda: write_description(self.arguments.input, self.arguments.output))
+
+    def _sum_up(self) -> bool:
+        """Whether the table and the page could be written."""
+        from thinslice.datasets.summary import make_table, write_page, write_table
+
+        self._describe()
+        seconds = perf_counter() - self.started
+        self.lines.table(make_table(self.outcomes, seconds))
+        written = [
+            self.lines.in_spite_of_errors(lambda: write_table(self.page.with_suffix(".tsv"), self.jobs, self.outcomes)),
+            self.lines.in_spite_of_errors(lambda: write_page(self.page, self.jobs, self.outcomes, seconds)),
+        ]
+        if all(written):
+            self.lines.table([f"wrote {self.page} (open it in a browser) and {self.page.stem}.tsv beside it"])
+        return all(written)
+
+    def _sum_up_interrupted(self) -> None:
+        from thinslice.datasets.job import Outcome
+
+        if not self.outcomes:
+            return
+        reached = {one.name for one in self.outcomes}
+        rest = [one.name for one in self.jobs if one.name not in reached]
+        self.outcomes += [Outcome(name, "left", "the run ended before; next: run again") for name in rest]
+        self._sum_up()
 
 
 def _check_form(arguments: argparse.Namespace) -> None:
     """BIDS_DIR OUT_DIR participant, or -i and -o; the former becomes the latter."""
-    of_bids = {
-        "--participant-label": arguments.participant_label,
-        "--session-label": arguments.session_label,
-        "--suffix": arguments.suffix,
-    }
     if not arguments.bids:
         if arguments.input is None or arguments.output is None:
-            raise InputRefused("got no data set; need -i DIR -o DIR, or BIDS_DIR OUT_DIR participant; next: name them")
-        for option, value in of_bids.items():
-            if value:
-                raise InputRefused(f"got {option} for a folder of scans; need a BIDS data set; next: leave it out")
+            raise InputRefused(
+                got="no data set",
+                need="-i DIR -o DIR, or BIDS_DIR OUT_DIR participant",
+                next="name them",
+                code="no-data-set",
+            )
+        for name in ("participant_label", "session_label", "suffix"):
+            if getattr(arguments, name):
+                raise InputRefused(
+                    got=f"`{name}` for a folder of scans",
+                    need="a BIDS data set",
+                    next="leave it out",
+                    code="bids-only",
+                )
     elif len(arguments.bids) != 3 or arguments.bids[2] != "participant" or arguments.input or arguments.output:
-        got = " ".join(arguments.bids)
-        raise InputRefused(f"got {got}; need BIDS_DIR OUT_DIR participant, without -i and -o; next: correct it")
+        raise InputRefused(
+            got=" ".join(arguments.bids),
+            need="BIDS_DIR OUT_DIR participant, without -i and -o",
+            next="correct it",
+            code="not-a-bids-app-call",
+        )
     else:
+        from thinslice.io.outputs import empty_name
+
+        if not arguments.bids[1]:
+            raise empty_name("OUT_DIR")
         arguments.input, arguments.output = Path(arguments.bids[0]), Path(arguments.bids[1])
-    arguments.input, arguments.output = arguments.input.absolute(), arguments.output.absolute()  # workers are elsewhere
+    for name in ("input", "output", "labels"):  # workers are elsewhere
+        if getattr(arguments, name) is not None:
+            setattr(arguments, name, getattr(arguments, name).absolute())
 
 
 def _find_data_set(arguments: argparse.Namespace, settings: "Settings", threads: int, part: tuple[int, int]) -> "Found":
     """The scans of this shard."""
     from thinslice.datasets.bids import SUFFIXES, Choice
-    from thinslice.datasets.find import Orders, apart_by_series, find_in_bids, find_in_folder, shard
+    from thinslice.datasets.find import Orders, find_in_bids, find_in_folder, shard, split_by_series, without_any_scan
     from thinslice.models.registry import identify, to_absolute
 
     settings = replace(settings, model=to_absolute(settings.model))  # workers are elsewhere
-    orders = Orders(settings, identify(settings.model), arguments.reports, arguments.overwrite, threads)
-    if not arguments.bids:
+    extras: dict[Extra, bool] = {"page": arguments.reports, "figure": arguments.figures}
+    orders = Orders(
+        settings,
+        identify(settings.model),
+        frozenset(extra for extra, is_wanted in extras.items() if is_wanted),
+        arguments.labels,
+        arguments.overwrite,
+        threads,
+    )
+    if arguments.bids:
+        choice = Choice(arguments.participant_label, arguments.session_label, arguments.suffix or SUFFIXES)
+        found = shard(find_in_bids(arguments.input, arguments.output, choice, orders), *part)
+    else:
         found = shard(find_in_folder(arguments.input, arguments.output, orders), *part)
-        return apart_by_series(found, arguments.input, arguments.output)
-    choice = Choice(arguments.participant_label, arguments.session_label, arguments.suffix or SUFFIXES)
-    found = find_in_bids(arguments.input, arguments.output, choice, orders)
-    return shard(found, *part)
+        found = split_by_series(found, arguments.input, arguments.output, orders)
+    if part[1] == 1 and not found.jobs and not found.failed:
+        raise without_any_scan(arguments.input)
+    return found
 
 
 def _summary_name(arguments: argparse.Namespace, index: int, count: int) -> str:

@@ -153,6 +153,17 @@ def derivative_path(raw: Path, dataset: Path, output: Path) -> Path:
     return output / raw.parent.relative_to(dataset) / name
 
 
+def segmentation_path(derivative: Path) -> Path:
+    """Returns where the segmentation on the grid of a derivative goes, by the rules of BIDS.
+
+    Example:
+        >>> segmentation_path(Path("out/sub-01_res-iso_desc-sr_T2w.nii.gz")).name
+        'sub-01_res-iso_desc-srT2w_dseg.nii.gz'
+    """
+    *entities, suffix = derivative.name.removesuffix(".nii.gz").split("_")
+    return derivative.with_name("_".join([*entities[:-1], f"{entities[-1]}{suffix}", "dseg.nii.gz"]))
+
+
 def derivative_facts(raw: Path, dataset: Path) -> dict[str, Any]:
     """Returns what BIDS wants the JSON of an answer to say, beside its ``Resolution``."""
     return {

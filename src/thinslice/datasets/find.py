@@ -1,6 +1,7 @@
 """A data set: every scan below a folder, or every chosen image of a BIDS data set, and where its answer goes."""
 
 import errno
+import logging
 import os
 import secrets
 from collections.abc import Sequence
@@ -17,25 +18,45 @@ from thinslice.datasets.bids import (
     derivative_path,
     find_images,
     inherited_sidecars,
+    segmentation_path,
 )
-from thinslice.datasets.job import Job, Outcome, key_of_series
+from thinslice.datasets.job import Extra, Job, Outcome, key_of_series
 from thinslice.errors import InputRefused, OutputRefused
 from thinslice.io.atomic import is_inside, looks_like_dicom
 from thinslice.io.formats import ending, name_to_write, sidecar_path, stem_of, without_voxel_files
-from thinslice.io.outputs import check_writable, names_of_series
+from thinslice.io.outputs import check_writable, labels_beside, names_of_series
 from thinslice.settings import Settings
 
-THUMBNAILS, PAGES = "thumbnails", "reports"
-"""Folders of the output with a small picture and, on request, a page of every scan."""
+logger = logging.getLogger(__name__)
+
+THUMBNAILS = "thumbnails"
+"""Folder of the output with a small picture of every scan, for the overview."""
+
+PAGES = "reports"
+"""Folder of the output with a page of every scan, where such are made."""
+
+FIGURES = "figures"
+"""Folder of the output with a figure of every scan, where such are made."""
 
 
 @dataclass(frozen=True)
 class Orders:
-    """What holds for every scan of a run: see `thinslice.datasets.job.Job`."""
+    """What holds for every scan of a run: see `thinslice.datasets.job.Job`.
+
+    Attributes:
+        settings: what is asked for.
+        model_sha256: of the model that is meant.
+        extras: what is made beside the answers.
+        labels: a folder with segmentations to bring along, at the scans' paths; their formats may be others.
+        redo: compute even what was done already, and replace what something else has written.
+        threads: of the processor, for one scan.
+        run: which run this is.
+    """
 
     settings: Settings
     model_sha256: str | None
-    pages: bool = False
+    extras: frozenset[Extra] = frozenset()
+    labels: Path | None = None
     redo: bool = False
     threads: int = 1
     run: str = field(default_factory=lambda: secrets.token_hex(8))
@@ -50,9 +71,10 @@ class Found:
 
 
 def find_in_folder(source: Path, output: Path, orders: Orders) -> Found:
-    """Every scan in a folder and below; a folder of DICOM slices is one, see `apart_by_series`. The output keeps paths.
+    """Finds every scan in a folder and below; the output keeps their paths.
 
-    Hidden files and folders are left alone, and so is the output where it lies inside.
+    A folder of DICOM slices is one scan, see `split_by_series`. Hidden files and folders are left alone, and so are the
+    output and the segmentations where they lie inside.
 
     Raises:
         InputRefused: it is no folder, or holds no scan.
@@ -60,63 +82,105 @@ def find_in_folder(source: Path, output: Path, orders: Orders) -> Found:
     """
     if not source.is_dir():
         raise InputRefused(
-            f"{source}: got no folder; need a folder of scans; next: check the name, or use 'thinslice enhance' for one"
+            got="no folder",
+            need="a folder of scans",
+            next="check the name, or use 'thinslice enhance' for one",
+            place=source,
+            code="not-a-folder",
         )
     raw, out = os.path.realpath(source), os.path.realpath(output)
     if raw == out:
-        raise OutputRefused(f"{output}: got the folder of the scans as output; need another; next: choose a new folder")
+        raise _output_holds(output, "is the folder of the scans")
     if is_inside(raw, out):
-        raise OutputRefused(f"{output}: got an output that holds the scans; need another; next: choose a new folder")
+        raise _output_holds(output, "holds the scans")
+    _check_labels_folder(orders.labels, output)
     check_not_raw(output)
     check_writable(output)
-    scans, closed = _scans_below(source, output)
-    if not scans and not closed:
+    scans, unreadable = _scans_below(source, [output, *([orders.labels] if orders.labels is not None else [])])
+    if not scans and not unreadable:
         raise without_any_scan(source)
-    found = _harmless([_job_in_folder(path, source, output, orders) for path in scans], source, output)
-    return _apart(replace(found, failed=closed + found.failed))
+    jobs = [_job_in_folder(path, source, output, orders) for path in scans]
+    found = reject_outputs_over_inputs(jobs, source, output)
+    logger.debug("%s: %d scans", source, len(found.jobs))
+    return reject_shared_names(replace(found, failed=unreadable + found.failed))
 
 
 def find_in_bids(dataset: Path, output: Path, choice: Choice, orders: Orders) -> Found:
-    """The chosen images of a BIDS data set.
+    """Finds the chosen images of a BIDS data set.
 
     Raises:
         InputRefused, OutputRefused: see `find_images` and `check_output` of `thinslice.datasets.bids`.
     """
     check_labels(choice)
     check_output(dataset, output)
+    _check_labels_folder(orders.labels, output)
     check_not_raw(output)
     check_writable(output)
-    images, closed = find_images(dataset, choice)
-    found = _harmless([_job_in_bids(path, dataset, output, orders) for path in images], dataset, output)
-    return _apart(replace(found, failed=[*_unreadable(closed, dataset), *found.failed]))
+    images, unreadable = find_images(dataset, choice)
+    jobs = [_job_in_bids(path, dataset, output, orders) for path in images]
+    found = reject_outputs_over_inputs(jobs, dataset, output)
+    return reject_shared_names(replace(found, failed=[*_unreadable(unreadable, dataset), *found.failed]))
+
+
+def _output_holds(output: Path, what: str) -> OutputRefused:
+    return OutputRefused(
+        got=f"an output that {what}",
+        need="another",
+        next="choose a new folder",
+        place=output,
+        code="output-holds-input",
+    )
+
+
+def _check_labels_folder(labels: Path | None, output: Path) -> None:
+    """Segmentations that go in and answers that come out have the same paths: one folder must not hold the other."""
+    if labels is None:
+        return
+    if not labels.is_dir():
+        raise InputRefused(
+            got="no folder",
+            need="a folder with segmentations at the scans' paths",
+            next="correct `labels`",
+            place=labels,
+            code="labels-not-a-folder",
+        )
+    drawn, out = os.path.realpath(labels), os.path.realpath(output)
+    if is_inside(drawn, out) or is_inside(out, drawn):
+        raise _output_holds(output, "holds the segmentations, or lies among them")
 
 
 def without_any_scan(source: Path) -> InputRefused:
-    """To be raised for a folder that holds nothing to compute from."""
-    return InputRefused(f"{source}: got a folder without any scan; need one with scans; next: check the name")
+    """Returns the error for a folder that holds nothing to compute from."""
+    return InputRefused(
+        got="a folder without any scan",
+        need="one with scans",
+        next="check the name",
+        place=source,
+        code="folder-without-scans",
+    )
 
 
 def shard(found: Found, index: int, count: int) -> Found:
-    """Every ``count``-th scan, from the ``index``-th on, counted from 1: together the shards are the data set."""
+    """Returns every ``count``-th scan, from the ``index``-th on, counted from 1: all shards are the data set."""
     first = [failed for failed in found.failed if index == 1]
     return Found(found.jobs[index - 1 :: count], first)
 
 
-def apart_by_series(found: Found, source: Path, output: Path) -> Found:
-    """Where a folder holds several DICOM series, each is a scan; what is no scan is named. Their headers are read."""
+def split_by_series(found: Found, source: Path, output: Path, orders: Orders) -> Found:
+    """Makes each of several DICOM series in a folder a scan, and names what is no scan. Their headers are read."""
     jobs, failed = [], list(found.failed)
     for job in found.jobs:
         if os.path.isdir(job.source):
-            of_folder, others = _jobs_of_study(job, output)
+            of_folder, others = _jobs_of_study(job, output, orders)
             jobs += of_folder
             failed += others
         else:
             jobs.append(job)
-    harmless = _harmless(jobs, source, output)
-    return _apart(replace(harmless, failed=failed + harmless.failed))
+    allowed = reject_outputs_over_inputs(jobs, source, output)
+    return reject_shared_names(replace(allowed, failed=failed + allowed.failed))
 
 
-def _jobs_of_study(job: Job, output: Path) -> tuple[list[Job], list[Outcome]]:
+def _jobs_of_study(job: Job, output: Path, orders: Orders) -> tuple[list[Job], list[Outcome]]:
     from thinslice.io.dicom.series import find_study
 
     try:
@@ -130,29 +194,30 @@ def _jobs_of_study(job: Job, output: Path) -> tuple[list[Job], list[Outcome]]:
     jobs = []
     for series, name in zip(study.series, names_of_series(study), strict=True):
         target = folder / f"{name}.nii.gz"
-        there = _places(target, output, pages=job.page is not None)
         files = tuple(sorted({image.path.name for image in series.images}))
         of_series = replace(job, name=f"{job.name}/{name}", series=key_of_series(series), files=files)
-        jobs.append(replace(of_series, destination=target, **there))
+        labels = None if orders.labels is None else orders.labels / target.relative_to(output)
+        jobs.append(replace(of_series, destination=target, labels=labels, **_places(target, output)))
     return jobs, others
 
 
-def _scans_below(source: Path, output: Path) -> tuple[list[Path], list[Outcome]]:
+def _scans_below(source: Path, left_alone: Sequence[Path]) -> tuple[list[Path], list[Outcome]]:
     """The scans, and the folders that cannot be read. Links are followed last, and each folder is searched once."""
-    out = os.path.realpath(output)
+    others = [os.path.realpath(folder) for folder in left_alone]
     scans: list[Path] = []
-    closed: list[OSError] = []
+    unreadable: list[OSError] = []
     seen: set[str] = set()
-    tops = [source]
+    tops = [source]  # grows while we walk: a link to a folder may lead back to one that holds it
     for top in tops:
-        for place, folders, names in os.walk(top, onerror=closed.append):
+        for place, folders, names in os.walk(top, onerror=unreadable.append):
             folder = Path(place)
-            if (real := os.path.realpath(folder)) in seen or is_inside(real, out):
+            real = os.path.realpath(folder)
+            if real in seen or any(is_inside(real, other) for other in others):
                 folders.clear()
                 continue
             seen.add(real)
-            if not os.access(folder, os.X_OK):
-                closed.append(PermissionError(errno.EACCES, os.strerror(errno.EACCES), place))
+            if not os.access(folder, os.X_OK):  # its names can be read, but not what they are
+                unreadable.append(PermissionError(errno.EACCES, os.strerror(errno.EACCES), place))
                 folders.clear()
                 continue
             below = sorted(name for name in folders if not name.startswith("."))
@@ -162,65 +227,80 @@ def _scans_below(source: Path, output: Path) -> tuple[list[Path], list[Outcome]]
             scans += [file for file in files if ending(file)]
             if any(not ending(file) and looks_like_dicom(file) for file in without_voxel_files(files)):
                 scans.append(folder)
-    return sorted(scans), _unreadable(closed, source)
+    return sorted(scans), _unreadable(unreadable, source)
 
 
-def _unreadable(closed: Sequence[OSError], source: Path) -> list[Outcome]:
+def _unreadable(errors: Sequence[OSError], source: Path) -> list[Outcome]:
     way_out = "need one that can be read; next: see to its permissions"
     return [
         Outcome(os.path.relpath(error.filename, source), "failed", f"got '{error.strerror}' for a folder; {way_out}")
-        for error in closed
+        for error in errors
     ]
 
 
 def _job_in_folder(path: Path, source: Path, output: Path, orders: Orders) -> Job:
     relative = path.relative_to(source) if path != source else Path(path.name)
     name = name_to_write(path.name) if ending(path) else f"{path.name}.nii.gz"
-    return _job(path, relative.as_posix(), output, (output / relative).with_name(name), orders)
+    target = (output / relative).with_name(name)
+    return _job(path, relative.as_posix(), target, target.relative_to(output), _places(target, output), orders)
 
 
 def _job_in_bids(path: Path, dataset: Path, output: Path, orders: Orders) -> Job:
-    target = derivative_path(path, dataset, output)
-    job = _job(path, path.relative_to(dataset).as_posix(), output, target, orders)
+    target, relative = derivative_path(path, dataset, output), path.relative_to(dataset)
+    places = _places(target, output)
+    places["extras"]["labels"] = segmentation_path(target)
+    job = _job(path, relative.as_posix(), target, relative, places, orders)
     inherited = inherited_sidecars(path, dataset)
     return replace(job, inherited=inherited, facts=derivative_facts(path, dataset), resolution=True)
 
 
-def _job(path: Path, name: str, output: Path, target: Path, orders: Orders) -> Job:
+def _job(path: Path, name: str, target: Path, drawn: Path, places: dict[str, Any], orders: Orders) -> Job:
+    """The job of one scan; ``drawn``: where its segmentation lies in the folder of these."""
     return Job(
         name=name,
         source=path,
         destination=target,
         settings=orders.settings,
         model_sha256=orders.model_sha256,
+        wanted=orders.extras | ({"labels"} if orders.labels is not None else set()),
+        labels=None if orders.labels is None else orders.labels / drawn,
         redo=orders.redo,
         threads=orders.threads,
         run=orders.run,
-        **_places(target, output, orders.pages),
+        **places,
     )
 
 
-def _places(target: Path, output: Path, pages: bool) -> dict[str, Any]:
-    """Of a job, what lies elsewhere than its answer."""
+def _places(target: Path, output: Path) -> dict[str, Any]:
+    """Of a job, where all lies that may be made beside the answer."""
     beside = target.relative_to(output).with_name(stem_of(target))
-    page = output / PAGES / f"{beside}.html"
-    thumbnail = output / THUMBNAILS / f"{beside}.png"
-    return {"thumbnail": thumbnail, "page": page if pages else None, "earlier_page": page}
+    extras = {
+        "page": output / PAGES / f"{beside}.html",
+        "figure": output / FIGURES / f"{beside}.png",
+        "labels": labels_beside(target),
+    }
+    return {"thumbnail": output / THUMBNAILS / f"{beside}.png", "extras": extras}
 
 
-def _harmless(jobs: Sequence[Job], source: Path, output: Path) -> Found:
-    """Nothing is written to the place of an input or its JSON, nor by way of a link into the folder of the inputs."""
+def reject_outputs_over_inputs(jobs: Sequence[Job], source: Path, output: Path) -> Found:
+    """Sets aside every job that would write to the place of an input or its JSON, or by a link into their folder."""
     raw, out = os.path.realpath(source), os.path.realpath(output)
     real = _Real()
     inputs = set()
+    drawn = {os.path.realpath(job.labels.parent) for job in jobs if job.labels is not None}
     for job in jobs:
         for scan in (job.source, Path(real(job.source))):
             inputs |= {real(file) for file in (scan, sidecar_path(scan)) if file is not None}
-    harmless, failed = [], []
+    allowed, failed = [], []
     for job in jobs:
-        targets = [job.destination, job.sidecar, job.thumbnail, *([job.earlier_page] if job.earlier_page else [])]
-        places = [real(target) for target in targets]
-        bad = [place for place in places if place in inputs or (is_inside(place, raw) and not is_inside(place, out))]
+        places = [real(place) for place in (job.destination, job.sidecar, job.thumbnail, *job.extras.values())]
+        bad = [
+            place
+            for place in places
+            if place in inputs
+            or os.path.dirname(place) in drawn
+            or (is_inside(place, raw) and not is_inside(place, out))
+        ]
         if bad:
             reason = (
                 f"got the input {bad[0]} as the place of an answer, by way of a link; need an output apart from the "
@@ -228,8 +308,8 @@ def _harmless(jobs: Sequence[Job], source: Path, output: Path) -> Found:
             )
             failed.append(Outcome(job.name, "failed", reason))
         else:
-            harmless.append(job)
-    return Found(harmless, failed)
+            allowed.append(job)
+    return Found(allowed, failed)
 
 
 class _Real:
@@ -246,16 +326,22 @@ class _Real:
         return os.path.realpath(place) if os.path.islink(place) else place
 
 
-def _apart(found: Found) -> Found:
-    """No two answers share a name: the first keeps it; letter case does not count, as on Windows and macOS."""
+def reject_shared_names(found: Found) -> Found:
+    """Sets aside every job with the name of another's answer: the first keeps it; letter case does not count."""
     taken: dict[str, Job] = {}
-    failed = list(found.failed)
+    jobs, failed = [], list(found.failed)
     for job in found.jobs:
-        other = taken.setdefault(str(job.sidecar).casefold(), job)
-        if other is not job:
-            reason = (
-                f"got a scan whose answer would have the name of that of {other.name}; need two names; "
-                "next: rename or move one of them"
-            )
-            failed.append(Outcome(job.name, "failed", reason))
-    return Found(list(taken.values()), failed)
+        # a scan called a_labels takes the name of the labels of a: both are known by their stems, as is the JSON
+        places = [job.destination, *([job.extras["labels"]] if "labels" in job.wanted else [])]
+        names = [str(place.with_name(stem_of(place))).casefold() for place in places]
+        other = next((taken[name] for name in names if name in taken), None)
+        if other is None:
+            jobs.append(job)
+            taken |= dict.fromkeys(names, job)
+            continue
+        reason = (
+            f"got a scan whose answer would have the name of that of {other.name}; need two names; "
+            "next: rename or move one of them"
+        )
+        failed.append(Outcome(job.name, "failed", reason))
+    return Found(jobs, failed)

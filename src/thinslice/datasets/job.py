@@ -1,16 +1,24 @@
 """One scan of a data set: done once, whole or not at all, and known again on the next run.
 
 The answer, its picture and its JSON are written into a hidden folder beside the answer, and renamed; the JSON comes
-last and says that all is there. It holds what the answer was made of: hashes of the scan and of the model, and the
-wish. A scan whose JSON says the same is not computed again; anything else is.
+last and says that all is there. Its ``batch`` says what the answer was made of:
+
+    input_sha256    the bytes of the scan, of the JSON beside it, and of JSON of BIDS that holds for it
+    model_sha256    of the model file, wherever it lies now; null for an interpolation
+    settings        what was asked for, but for the model's name where its hash is known
+    labels_sha256   the segmentation that was brought along, where one was
+
+A scan whose JSON says the same is not computed again; anything else is. A setting that was not there yet when the
+record was written had its default. Version 0.1 called ``settings`` ``wish``, and is understood.
 """
 
 import dataclasses
 import hashlib
 import json
+import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -19,15 +27,16 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal
 
 from thinslice.compute.consistency import Report
-from thinslice.errors import InputRefused, ModelRefused, OutputRefused, ThinsliceError
-from thinslice.io.atomic import hold_lock, read_object
+from thinslice.errors import InputRefused, ModelRefused, OutputRefused, PlanRefused, ThinsliceError, reason_of
+from thinslice.io.atomic import hold_lock, locked_folders, read_object
 from thinslice.io.formats import has_detached_voxels, read, sidecar_path, stem_of, write
+from thinslice.io.outputs import find_namesake
 from thinslice.io.sidecars import thickness_in
 from thinslice.models.engine import EngineSettings
 from thinslice.models.protocol import Model
 from thinslice.models.registry import identify, models_for
 from thinslice.physics.intensity import intensity_range
-from thinslice.pipeline import enhance_volume
+from thinslice.pipeline import Enhanced, enhance_volume
 from thinslice.plan import Plan
 from thinslice.reports.picture import Picture, draw_side_by_side, find_picture_centre, reslice_planes, write_picture
 from thinslice.settings import Settings
@@ -36,16 +45,25 @@ from thinslice.volume import Volume, fingerprint, through_plane_axis
 if TYPE_CHECKING:  # pydicom takes a third of a second to import
     from thinslice.io.dicom.series import Series
 
+logger = logging.getLogger(__name__)
+
 State = Literal["done", "kept", "thin", "refused", "failed", "left"]
-"""Computed now; computed earlier; thin already, left out; not to be made thinner as wished; anything else that went
+"""Computed now; computed earlier; thin already, left out; not to be made thinner as asked; anything else that went
 wrong; not reached before the run ended."""
 
+Extra = Literal["page", "figure", "labels"]
+"""What may be made beside an answer: a page to look at, a figure for a paper, the segmentation that is brought along.
+"""
+
 THICK_FROM = 1.4
-"""Slices this many times farther apart than pixels are thick; the embedded networks know factors from here on."""
+"""Slices this many times farther apart than pixels are thick for a model that takes any scan; others say so by their
+envelope (`thinslice.models.envelope`). No unit. Between factors 1 and 2, 1.4 is as near to the one as to the other."""
 
 THUMBNAIL_SIDE = 180
+"""Pixels along the longest side of the small picture: a page of two thousand of them still opens at once."""
 
 _CHUNK_BYTES = 1 << 20
+"""Bytes of a file that are hashed at a time."""
 
 _MOVING = "moving"
 """The file of the hidden folder that says that answers are being moved into their places."""
@@ -62,8 +80,9 @@ class Job:
         settings: what is asked for.
         model_sha256: of the model that is meant, see `thinslice.models.registry.identify`.
         thumbnail: a small picture of acquired and computed planes, for the overview.
-        page: a page to look at as well, see `thinslice.reports.report_page.write_report_page`.
-        earlier_page: where an earlier run may have written a page; that of another answer is removed.
+        extras: where lies what may be made beside the answer; what an earlier run made of another answer is removed.
+        wanted: what of these is made.
+        labels: a segmentation on the grid of the scan, or one of the same name in another format; None without one.
         inherited: JSON of BIDS that holds for the scan too, the nearest last; what lies beside it comes first.
         facts: what else the JSON shall say.
         resolution: whether the JSON shall also tell the ``Resolution`` as BIDS does.
@@ -80,8 +99,9 @@ class Job:
     settings: Settings
     model_sha256: str | None
     thumbnail: Path
-    page: Path | None = None
-    earlier_page: Path | None = None
+    extras: Mapping[Extra, Path] = field(default_factory=dict)
+    wanted: frozenset[Extra] = frozenset()
+    labels: Path | None = None
     inherited: tuple[Path, ...] = ()
     facts: dict[str, Any] = field(default_factory=dict)
     resolution: bool = False
@@ -131,7 +151,7 @@ class Outcome:
 
 
 def run_job(job: Job) -> Outcome:
-    """Do one job, unless it was done already; whatever goes wrong is told in the outcome, never raised."""
+    """Does one job, unless it was done already; whatever goes wrong is in the outcome, never raised."""
     started = perf_counter()
     try:
         with hold_lock(job.lock):
@@ -139,6 +159,7 @@ def run_job(job: Job) -> Outcome:
             made_of = _made_of(job, series)
             kept = _done_earlier(job, made_of)
             if kept is not None and not (job.redo and kept.state == "kept"):
+                logger.debug("%s: done earlier", job.name)
                 _sweep(job)
                 _remove(job.stage)
                 return kept
@@ -148,21 +169,24 @@ def run_job(job: Job) -> Outcome:
         state: State = "thin"
         reason = str(thin)
     except (OutputRefused, InputRefused, OSError, MemoryError) as error:
-        state, reason = "failed", reason_of(error).removeprefix(f"{job.source}: ")
+        # the file that the system complains of is a temporary one, which says nothing to anybody
+        state, reason = "failed", reason_of(error, name_file=False)
     except ThinsliceError as error:
-        state, reason = "refused", reason_of(error).removeprefix(f"{job.source}: ")
+        state, reason = "refused", reason_of(error)
     except Exception as error:  # one scan must not end a run of a million
+        logger.debug("%s: unforeseen", job.name, exc_info=error)
         state, reason = "failed", f"got an unforeseen {type(error).__name__} ({reason_of(error)}); next: report it"
+    reason = reason.removeprefix(f"{job.source}: ")
     return Outcome(job.name, state, reason, perf_counter() - started)
 
 
 def key_of_series(series: "Series") -> tuple[str, int]:
-    """What tells a DICOM series, or a stack of one, from all others of its folder."""
+    """Returns what tells a DICOM series, or a stack of one, from all others of its folder."""
     return series.images[0].series_uid, series.index
 
 
 def clean_up(job: Job) -> None:
-    """Remove what a job that was killed has left behind; not while another process works on it.
+    """Removes what a job that was killed has left behind; not while another process works on it.
 
     Where it was killed between the renames the hidden folder stays: it says that an answer without its JSON is ours.
     """
@@ -170,16 +194,6 @@ def clean_up(job: Job) -> None:
         _sweep(job)
         if not _is_torn(job.stage):
             _remove(job.stage)
-
-
-def reason_of(error: BaseException) -> str:
-    """One line about an error: what was got, what is needed, what to do next."""
-    if isinstance(error, MemoryError):
-        return "got a scan larger than the free memory; need a smaller one, or a worker with more; next: --workers 1"
-    if isinstance(error, OSError) and error.strerror:
-        # the name is that of a temporary file
-        return f"got '{error.strerror}'; need room and permission in the output folder; next: see to it, and run again"
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 # ---- what an answer is made of
@@ -191,21 +205,44 @@ def _made_of(job: Job, series: "Series | None") -> dict[str, Any]:
     if job.model_sha256 is not None:
         del settings["model"]
     if series is None and os.path.exists(job.source) and not os.path.isfile(job.source):  # a pipe would never end
-        raise InputRefused(f"got {job.name}, which is no file; need a scan; next: take it out of the data set")
+        raise InputRefused(
+            got=f"{job.name}, which is no file", need="a scan", next="take it out of the data set", code="not-a-file"
+        )
     try:
         input_sha256 = _hash_of_scan(job.source) if series is None else _hash_of_series(series)
         if job.inherited:
             input_sha256 = _joined([input_sha256, *map(_sha256, job.inherited)])
+        drawn = {} if job.labels is None else {"labels_sha256": _hash_of_scan(_find_labels(job))}
     except OSError as error:
-        raise _unreadable(job, error) from None
-    return {"input_sha256": input_sha256, "model_sha256": job.model_sha256, "settings": settings}
+        raise _unreadable(job, error) from error
+    return {"input_sha256": input_sha256, "model_sha256": job.model_sha256, "settings": settings} | drawn
+
+
+def _is_made_of(record: Mapping[str, Any], made_of: Mapping[str, Any]) -> bool:
+    """Whether an earlier answer, by the record in its JSON, is what would be computed now."""
+    others = made_of.keys() - {"settings"}
+    if {key: record.get(key) for key in others} != {key: made_of[key] for key in others}:
+        return False
+    earlier = record.get("settings", record.get("wish"))
+    try:
+        return Settings(**earlier) == Settings(**made_of["settings"])
+    except (TypeError, PlanRefused):  # written by hand, or by a version that knows more settings
+        return False
 
 
 def _unreadable(job: Job, error: OSError) -> InputRefused:
     what = Path(error.filename).name if error.filename else job.name
     return InputRefused(
-        f"got '{error.strerror}' for {what}; need a scan and JSON that can be read; next: check links and permissions"
+        got=f"'{error.strerror}' for {what}",
+        need="a scan and JSON that can be read",
+        next="check links and permissions",
+        code="no-access",
     )
+
+
+def _find_labels(job: Job) -> Path:
+    assert job.labels is not None, "a job with a segmentation"
+    return find_namesake(job.labels.parent, job.labels)
 
 
 def _hash_of_scan(path: Path) -> str:
@@ -242,13 +279,13 @@ def _done_earlier(job: Job, made_of: dict[str, Any]) -> Outcome | None:
     content = read_object(job.sidecar)
     record = content.get("batch")
     try:
-        if not isinstance(record, dict) or {key: record.get(key) for key in made_of} != made_of:
+        if not isinstance(record, dict) or not _is_made_of(record, made_of):
             return None
         if job.destination.stat().st_size != record["answer_bytes"]:
             return None
         if not job.thumbnail.stat().st_size:
             return None
-        if job.page is not None and _sha256(job.page) != record.get("page_sha256"):
+        if any(_sha256(job.extras[extra]) != record.get(_key_of(extra)) for extra in job.wanted):
             return None
         found = content["consistency"]
         return Outcome(
@@ -263,6 +300,11 @@ def _done_earlier(job: Job, made_of: dict[str, Any]) -> Outcome | None:
         return None
 
 
+def _key_of(extra: Extra) -> str:
+    """What the record calls the hash of what was made beside the answer."""
+    return {"page": "page_sha256", "figure": "figure_sha256", "labels": "thin_labels_sha256"}[extra]
+
+
 def _slices(plan: Plan) -> str:
     before, after = plan.spacing_thick_mm[plan.axis], plan.spacing_thin_mm[plan.axis]
     return f"{plan.n_thick} x {before:.4g} mm -> {plan.n_thin} x {after:.4g} mm"
@@ -272,15 +314,17 @@ def _slices(plan: Plan) -> str:
 
 
 @lru_cache(maxsize=2)
-def _models(wish: str, sha256: str | None, threads: int) -> Callable[[Volume], Model]:
+def _models(name: str, sha256: str | None, threads: int) -> Callable[[Volume], Model]:
     """The model of a name, kept by a worker for all its scans; another hash is another model."""
-    found = identify(wish)
+    found = identify(name)
     if found != sha256:
         raise ModelRefused(
-            f"got model {wish} with sha256 {str(found)[:16]}... on this worker; need {str(sha256)[:16]}..., which the "
-            "run was started with; next: give all machines the same file, and restart workers that hold an older one"
+            got=f"model {name} with sha256 {str(found)[:16]}... on this worker",
+            need=f"{str(sha256)[:16]}..., which the run was started with",
+            next="give all machines the same file, and restart workers that hold an older one",
+            code="another-model-on-worker",
         )
-    return models_for(wish, EngineSettings(threads=threads))
+    return models_for(name, EngineSettings(threads=threads))
 
 
 # ---- the work
@@ -291,37 +335,69 @@ class _ThinAlready(Exception):
 
 
 def _do(job: Job, series: "Series | None", made_of: dict[str, Any]) -> Outcome:
-    torn = _is_torn(job.stage)
-    with _stage(job) as unfinished:
-        volume = _read(job, series)
-        _check_thick(volume, job.settings)
-        model = _models(job.settings.model, job.model_sha256, job.threads)(volume)
-        done = enhance_volume(volume, job.settings, model, target=job.destination, name=job.name)
-        plan, thin, report = done.plan, done.volume, done.report
-        parts = {target: _part(job, target) for target in (job.destination, job.sidecar)}
-        write(thin, parts[job.destination])
-        extras = {target: _part(job, target) for target in (job.thumbnail, job.page) if target is not None}
-        for part in extras.values():
-            part.parent.mkdir(parents=True, exist_ok=True)
-        _draw(volume, thin, plan, extras[job.thumbnail])
-        if job.page is not None:
-            done.write_page(extras[job.page])
-        record = made_of | {"answer_bytes": parts[job.destination].stat().st_size, "run": job.run}
-        if job.page is not None:
-            record["page_sha256"] = _sha256(extras[job.page])
-        _save_json(parts[job.sidecar], job, plan, report, record)
-        for part in parts.values():
-            _to_disk(part)
-        earlier = read_object(job.sidecar).get("batch")
-        stale = torn or (isinstance(earlier, dict) and "page_sha256" in earlier)
-        unfinished()
-        job.sidecar.unlink(missing_ok=True)
-        if job.page is None and job.earlier_page is not None and stale:
-            job.earlier_page.unlink(missing_ok=True)
-        for target, part in (extras | parts).items():  # the JSON comes last
-            os.replace(part, target)
-    found = report.consistency
-    return Outcome(job.name, "done", "", 0.0, found.rms_percent, found.worst_percent, _slices(plan))
+    with _stage(job) as begin_to_move:
+        done = _compute(job, _read(job, series))
+        parts = _write_parts(job, done, made_of)
+        # An `enhance` of the same scan may end in this instant; its files and ours must not mix.
+        with locked_folders([job.destination.parent]):
+            stale = begin_to_move()
+            job.sidecar.unlink(missing_ok=True)
+            for place in stale:
+                place.unlink(missing_ok=True)
+            for target, part in parts.items():  # the JSON comes last
+                os.replace(part, target)
+    found = done.report.consistency
+    return Outcome(job.name, "done", "", 0.0, found.rms_percent, found.worst_percent, _slices(done.plan))
+
+
+def _compute(job: Job, volume: Volume) -> Enhanced:
+    model = _models(job.settings.model, job.model_sha256, job.threads)(volume)
+    axis = through_plane_axis(volume)
+    in_plane_mm = max(mm for index, mm in enumerate(volume.spacing_mm) if index != axis)
+    ratio = volume.spacing_mm[axis] / in_plane_mm
+    thin = _ThinAlready(f"slices {volume.spacing_mm[axis]:.3g} mm apart, {in_plane_mm:.3g} mm in-plane")
+    if not job.settings.asks_for_spacing() and ratio < THICK_FROM:
+        raise thin
+    labels = None if job.labels is None else read(_find_labels(job))
+    try:
+        return enhance_volume(volume, job.settings, model, target=job.destination, labels=labels, name=job.name)
+    except PlanRefused as error:
+        # The envelope is about the factor that whole slices make, which only the plan knows: 8 slices 1.45 times as
+        # far apart as pixels make 12 thin ones, a factor of 1.5, but 10 slices 1.44 times make 14, a factor of 1.4.
+        envelope = model.envelope
+        is_below = error.code == "factor-outside-envelope" and envelope is not None and ratio < envelope.factor[1]
+        if is_below and not job.settings.asks_for_spacing():
+            raise thin from error
+        raise
+
+
+def _write_parts(job: Job, done: Enhanced, made_of: dict[str, Any]) -> dict[Path, Path]:
+    """Makes all files beside their places; returns what is to be moved from where, in that order."""
+    extras = {job.extras[extra]: _part(job, job.extras[extra]) for extra in sorted(job.wanted)}
+    beside = {job.thumbnail: _part(job, job.thumbnail)} | extras
+    parts = {target: _part(job, target) for target in (job.destination, job.sidecar)}
+    write(done.volume, parts[job.destination])
+    for part in beside.values():
+        part.parent.mkdir(parents=True, exist_ok=True)
+    _draw(done, beside[job.thumbnail])
+    record = made_of | {"answer_bytes": parts[job.destination].stat().st_size, "run": job.run}
+    for extra in sorted(job.wanted):
+        part = extras[job.extras[extra]]
+        _write_extra(extra, done, part)
+        record[_key_of(extra)] = _sha256(part)
+    _save_json(parts[job.sidecar], job, done.plan, done.report, record)
+    for part in parts.values():
+        _to_disk(part)
+    return beside | parts
+
+
+def _write_extra(extra: Extra, done: Enhanced, part: Path) -> None:
+    if extra == "page":
+        done.write_page(part)
+    elif extra == "figure":
+        done.write_figure(part)
+    else:
+        write(done.labels_to_thin(), part)
 
 
 def _series(job: Job) -> "Series | None":
@@ -333,12 +409,14 @@ def _series(job: Job) -> "Series | None":
     try:
         study = find_study(job.source, below=False, names=job.files)
     except OSError as error:
-        raise _unreadable(job, error) from None
+        raise _unreadable(job, error) from error
     chosen = [one for one in study.series if job.series in (None, key_of_series(one))]
     if len(chosen) == 1:
         return chosen[0]
     found = f"{len(study.series)} DICOM series and {len(study.unusable)} that cannot be used"
-    raise InputRefused(f"{job.name}: got {found}; need the one that was found at first; next: run again")
+    raise InputRefused(
+        got=found, need="the one that was found at first", next="run again", place=job.name, code="series-changed"
+    )
 
 
 def _read(job: Job, series: "Series | None") -> Volume:
@@ -358,15 +436,9 @@ def _inherit(volume: Volume, files: Sequence[Path]) -> Volume:
     return volume
 
 
-def _check_thick(volume: Volume, settings: Settings) -> None:
-    axis = through_plane_axis(volume)
-    fine = [mm for index, mm in enumerate(volume.spacing_mm) if index != axis]
-    thick_mm = volume.spacing_mm[axis]
-    if not settings.asks_for_spacing() and thick_mm / max(fine) < THICK_FROM:
-        raise _ThinAlready(f"slices {thick_mm:.3g} mm apart, {max(fine):.3g} mm in-plane")
-
-
-def _draw(volume: Volume, thin: Volume, plan: Plan, path: Path) -> None:
+def _draw(done: Enhanced, path: Path) -> None:
+    """The small picture: one plane across the slices, as acquired and as computed, through the same place."""
+    volume, thin, plan = done.acquired, done.volume, done.plan
     window, centre = intensity_range(volume.voxels), find_picture_centre(volume)
     if plan.in_plane > 1:
         x, y, z = (
@@ -402,9 +474,9 @@ def _part(job: Job, target: Path) -> Path:
 
 
 def _sweep(job: Job) -> None:
-    """Remove parts that lie elsewhere than in the hidden folder beside the answer."""
-    for target in (job.thumbnail, job.page or job.earlier_page):
-        if target is not None and (part := _part(job, target)).parent != job.stage:
+    """Removes parts that lie elsewhere than in the hidden folder beside the answer."""
+    for target in (job.thumbnail, *job.extras.values()):
+        if (part := _part(job, target)).parent != job.stage:
             with suppress(OSError):
                 part.unlink()
 
@@ -431,35 +503,33 @@ def _empty(stage: Path) -> None:
 
 
 @contextmanager
-def _stage(job: Job) -> Iterator[Callable[[], None]]:
-    """The hidden folder is there for a while, empty; what to call before the first answer is moved into its place.
+def _stage(job: Job) -> Iterator[Callable[[], list[Path]]]:
+    """The hidden folder is there for a while, empty.
 
-    Where the folder says that answers were being moved, an answer without its JSON is ours, left by a run that was
-    killed; else it is not, and stays what it is.
+    Lends what to call before the first answer is moved into its place; it returns what an earlier answer leaves behind
+    that has to go. Where the folder says that answers were being moved, an answer without its JSON is ours, left by a
+    run that was killed; else it is not, and stays what it is.
 
     Raises:
-        OutputRefused: something else has written a file of that name.
+        OutputRefused: something else has written a file of that name, before or meanwhile.
     """
     stage = job.stage
     torn = _is_torn(stage)
-    record = read_object(job.sidecar).get("batch")
-    if not (torn or job.redo or isinstance(record, dict)):
-        for path in (job.destination, job.sidecar):
-            if os.path.lexists(path):
-                raise OutputRefused(
-                    f"got {path.name} in the output folder, without the JSON of a run of 'thinslice batch' beside it; "
-                    "need a free name; next: move it, choose another folder, or give --overwrite"
-                )
+    _check_free(job, torn)
     stage.mkdir(exist_ok=True)
     _empty(stage)
 
-    def unfinished() -> None:
+    def begin_to_move() -> list[Path]:
         nonlocal torn
+        _check_free(job, torn)
+        record = _record_of(job) or {}
+        ours = {extra for extra in job.extras if _key_of(extra) in record} | (_moved_before(stage) if torn else set())
         torn = True
-        (stage / _MOVING).touch()
+        (stage / _MOVING).write_text(" ".join(sorted(ours | job.wanted)))
+        return [job.extras[extra] for extra in job.extras.keys() & ours - job.wanted]
 
     try:
-        yield unfinished
+        yield begin_to_move
     except BaseException:
         _sweep(job)
         if torn:
@@ -469,3 +539,32 @@ def _stage(job: Job) -> Iterator[Callable[[], None]]:
         raise
     _sweep(job)
     _remove(stage)
+
+
+def _moved_before(stage: Path) -> set[str]:
+    """What was made beside the answer that a run was moving when it was killed, or that it was about to remove."""
+    return set((stage / _MOVING).read_text().split()) or {"page"}  # version 0.1 wrote no more than that
+
+
+def _record_of(job: Job) -> dict[str, Any] | None:
+    """What the JSON that is there says that the answer was made of; None where no run of a data set wrote it."""
+    record = read_object(job.sidecar).get("batch")
+    return record if isinstance(record, dict) else None
+
+
+def _check_free(job: Job, torn: bool) -> None:
+    """Refuses to replace what something else than a run of a data set has written."""
+    record = _record_of(job)
+    if torn or job.redo:
+        return
+    files = [] if record is not None else [job.destination, job.sidecar]
+    if "labels" in job.wanted and _key_of("labels") not in (record or {}):
+        files.append(job.extras["labels"])
+    for path in files:
+        if os.path.lexists(path):
+            raise OutputRefused(
+                got=f"{path.name} in the output folder, without the JSON of a run of 'thinslice batch' beside it",
+                need="a free name",
+                next="move it, choose another folder, or give `overwrite=True`",
+                code="output-exists",
+            )

@@ -138,10 +138,10 @@ def _row(one: Outcome, job: Job | None, folder: Path) -> str:
 def _links(one: Outcome, job: Job | None, folder: Path) -> str:
     if job is None or one.state not in ("done", "kept"):
         return ""
-    files = {"scan": job.destination, "report": job.sidecar}
-    page = job.page or job.earlier_page  # the latter belongs to the answer, as long as it is there
-    if page is not None and page.exists():
-        files["page"] = page
+    files: dict[str, Path] = {"scan": job.destination, "report": job.sidecar}
+    # what an earlier run made of the answer belongs to it, as long as it is there
+    shown = {extra: place for extra, place in job.extras.items() if extra in job.wanted or extra != "labels"}
+    files |= {extra: place for extra, place in shown.items() if place.exists()}
     links = (f'<a href="{_link(path, folder)}">{name}</a>' for name, path in files.items())
     return f"<br>{' '.join(links)}"
 
