@@ -91,8 +91,10 @@ def upsample(
     Example:
         >>> from thinslice.models.registry import find_model
         >>> from thinslice.plan import make_plan
+        >>> from thinslice.settings import Settings
+        >>> model = find_model("cubic")
         >>> volume = Volume(np.zeros((8, 8, 5), np.float32), np.diag([1.0, 1.0, 4.0, 1.0]))
-        >>> upsample(volume, make_plan(volume, model="cubic"), find_model("cubic")).volume.shape
+        >>> upsample(volume, make_plan(volume, Settings(), model), model).volume.shape
         (8, 8, 20)
     """
     series = volume.voxels if volume.voxels.ndim == 4 else volume.voxels[..., None]
