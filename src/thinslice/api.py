@@ -50,6 +50,8 @@ def enhance(
     model: str | os.PathLike[str] | Model | None = None,
     labels: Image | None = None,
     threads: int | None = None,
+    device: str = "cpu",
+    precision: str = "fp32",
     scratch: str | os.PathLike[str] | None = None,
     progress: Progress = no_progress,
     **asked: Any,
@@ -74,6 +76,8 @@ def enhance(
         labels: a segmentation on the grid of the scan, as an image; `Enhanced.save` and `Enhanced.labels_to_thin` bring
             it along.
         threads: CPU threads for the network; default: all cores that this process may use.
+        device: what runs the network, such as ``cpu``.
+        precision: of the network's numbers, such as ``fp32``.
         scratch: folder for an answer that is too large for the memory; default: the system's for temporary files.
         progress: called with the share done, 0 .. 1.
         asked: fields of `thinslice.Settings` by name, in place of those of ``settings``: ``factor=4``.
@@ -106,7 +110,8 @@ def enhance(
         chosen = model if threads is None else model.with_threads(threads)
     else:
         wanted = settings.model if model is None else model
-        chosen = models_for(wanted, EngineSettings(threads=threads), load_once)(volume)
+        engine = EngineSettings(device=device, threads=threads, precision=precision)
+        chosen = models_for(wanted, engine, load_once)(volume)
     target = Path(scratch) / f"thin{formats.own_ending(volume)}" if scratch is not None else None
     series = series_of(volume)
     return enhance_volume(

@@ -6,7 +6,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from thinslice.cli.options import DICOM, SCAN, Parser, add_settings, add_verb, path_to_write, read_scan, settings_from
+from thinslice.cli.options import (
+    DICOM,
+    SCAN,
+    Parser,
+    add_engine,
+    add_settings,
+    add_verb,
+    engine_from,
+    path_to_write,
+    read_scan,
+    settings_from,
+)
 from thinslice.cli.terminal import bar, complain, how_many, say
 from thinslice.cli.words import named, reason_of, to_options
 from thinslice.errors import InputRefused, OutputRefused, ThinsliceError
@@ -84,6 +95,7 @@ def add_enhance(verbs: "argparse._SubParsersAction[Parser]") -> None:
         help="file for a file, folder for a folder or for a new DICOM series; a file's name says the format",
     )
     add_settings(verb)
+    add_engine(verb)
     verb.add_argument(
         "--labels",
         type=Path,
@@ -212,7 +224,7 @@ def _enhance_all(tasks: "Sequence[_Task]", settings: "Settings", arguments: argp
     """Enhances one scan after the other; False for one that was refused, None where only its page failed."""
     from thinslice.models.registry import models_for
 
-    choose = models_for(settings.model)
+    choose = models_for(settings.model, engine_from(arguments))
     return [_enhance_if_possible(task, settings, choose, arguments) for task in tasks]
 
 

@@ -14,6 +14,7 @@ from thinslice.io.formats import formats_in_words
 from thinslice.settings import PROFILES, Settings
 
 if TYPE_CHECKING:
+    from thinslice.models.engine import EngineSettings
     from thinslice.volume import Volume
 
 SCAN = f"scan: {formats_in_words()}"
@@ -88,6 +89,22 @@ def settings_from(arguments: argparse.Namespace, **changes: Any) -> Settings:
     """
     asked = {setting.name for setting in dataclasses.fields(Settings)} & vars(arguments).keys()
     return Settings(**({name: getattr(arguments, name) for name in asked} | changes))
+
+
+def add_engine(verb: argparse.ArgumentParser) -> None:
+    """Adds the options that say how a network is run."""
+    verb.add_argument(
+        "--threads", type=positive(int), metavar="N", help="of the processor; default: all cores that may be used"
+    )
+    verb.add_argument("-d", "--device", default="cpu", metavar="DEVICE", help="what runs a network (default: cpu)")
+    verb.add_argument("--precision", default="fp32", metavar="P", help="of a network's numbers (default: fp32)")
+
+
+def engine_from(arguments: argparse.Namespace) -> "EngineSettings":
+    """Returns how a network is run, as the options of `add_engine` ask for it."""
+    from thinslice.models.engine import EngineSettings
+
+    return EngineSettings(device=arguments.device, threads=arguments.threads, precision=arguments.precision)
 
 
 # ---- their values
