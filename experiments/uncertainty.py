@@ -22,7 +22,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from scipy.stats import spearmanr
 
-from thinslice.compute.uncertainty import POWER, SCALE, cell_means, cell_size, map_expected_error
+from thinslice.compute.uncertainty import POWER, SCALE, average_in_cells, choose_cell_size, map_expected_error
 from thinslice.compute.upsample import upsample
 from thinslice.evaluation.benchmark import simulate
 from thinslice.evaluation.metrics import foreground
@@ -41,13 +41,13 @@ def cells(path, factor, model):
     plan = make_plan(thick, Settings(spacing_mm=truth.spacing_mm[2], profile="gaussian"), model)
     thin = upsample(thick, plan, model).volume
     said = map_expected_error(thick, thin, plan, model)
-    size = cell_size(plan)
-    true = cell_means(thin.voxels, truth.voxels, size) / said.unit
+    size = choose_cell_size(plan)
+    true = average_in_cells(thin.voxels, truth.voxels, size) / said.unit
     nothing = np.zeros_like(truth.voxels)
-    inside = cell_means(foreground(truth.voxels).astype(float), nothing, size) > 0.5
+    inside = average_in_cells(foreground(truth.voxels).astype(float), nothing, size) > 0.5
     below = np.clip(np.floor(plan.positions()).astype(int), 0, plan.n_thick - 2)
     steps = np.abs(np.diff(thick.voxels.astype(float), axis=2))[..., below]
-    edges = cell_means(steps, nothing, size) / said.unit
+    edges = average_in_cells(steps, nothing, size) / said.unit
     return (said.volume.voxels / said.unit)[inside], true[inside], edges[inside]
 
 

@@ -15,9 +15,9 @@ from thinslice.compute.uncertainty import (
     CHECKED_SHA256,
     POWER,
     SCALE,
-    cell_affine,
-    cell_means,
-    cell_size,
+    average_in_cells,
+    choose_cell_size,
+    make_cell_affine,
     map_expected_error,
 )
 from thinslice.compute.upsample import upsample
@@ -51,8 +51,8 @@ def test_an_interpolation_says_the_same_to_every_mirror_image(name):
 
 @catches(
     "compute/uncertainty.py",
-    "return _asked(mirrored, plan, model, progress)[::-1, ::-1, ::-1]",
-    "return _asked(mirrored, plan, model, progress)",
+    "return _run(mirrored, plan, model, progress)[::-1, ::-1, ::-1]",
+    "return _run(mirrored, plan, model, progress)",
 )
 @pytest.mark.parametrize("model", [silent(), straight()], ids=["silent", "straight"])
 def test_a_network_that_says_the_same_to_the_mirror_image_is_trusted(model):
@@ -73,8 +73,8 @@ def one_sided(where, size):
 
 @catches(
     "compute/uncertainty.py",
-    "return cell_means(answer, _mirrored(volume, plain, model, progress), size) / 2",
-    "return cell_means(answer, _mirrored(volume, plain, model, progress), size)",
+    "return average_in_cells(answer, _run_mirrored(volume, plain, model, progress), size) / 2",
+    "return average_in_cells(answer, _run_mirrored(volume, plain, model, progress), size)",
 )
 @catches("compute/uncertainty.py", "cells[:3, 3] += cells[:3, :3] @ (np.array(size) - 1) / 2", "cells[:3, 3] += 0")
 def test_where_the_answers_are_apart_is_found_at_its_place_and_size():
@@ -85,7 +85,7 @@ def test_where_the_answers_are_apart_is_found_at_its_place_and_size():
     assert found.unit == pytest.approx(high - low)
     said = found.volume.voxels / found.unit
     expected = SCALE * 0.01**POWER
-    assert cell_size(plan) == (3, 3, 3)
+    assert choose_cell_size(plan) == (3, 3, 3)
     assert said.shape == (14, 12, 14)  # the last cells of 40 voxels are of one
     assert np.allclose(said[:3, :3], expected, rtol=1e-2)
     assert np.allclose(said[-3:, -3:], expected, rtol=1e-2)
@@ -166,7 +166,7 @@ def test_of_a_series_the_first_volume_is_looked_at():
 
 def test_cells_are_means_over_their_voxels():
     one, other = np.random.default_rng(0).normal(size=(2, 7, 8, 9))
-    found = cell_means(one, other, (2, 3, 4))
+    found = average_in_cells(one, other, (2, 3, 4))
     assert found.shape == (4, 3, 3)
     assert found[2, 1, 0] == pytest.approx(np.abs(one - other)[4:6, 3:6, 0:4].mean())
     assert found[3, 2, 2] == pytest.approx(np.abs(one - other)[6:, 6:, 8:].mean())
@@ -174,7 +174,7 @@ def test_cells_are_means_over_their_voxels():
 
 def test_a_cell_lies_in_the_middle_of_its_voxels():
     affine = np.array([[0, -0.5, 0, 10], [2, 0, 0, 20], [0, 0, 3, 30], [0, 0, 0, 1.0]])
-    cells = cell_affine(affine, (4, 2, 3))
+    cells = make_cell_affine(affine, (4, 2, 3))
     corners = [affine @ [x, y, z, 1] for x in (4, 7) for y in (2, 3) for z in (3, 5)]
     assert np.allclose(cells @ [1, 1, 1, 1], np.mean(corners, axis=0))
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from faults import catches
-from thinslice.reports.downsample import BUDGET_BYTES, along_axes_of, make_excerpts
+from thinslice.reports.downsample import BUDGET_BYTES, align_axes, make_excerpts
 from thinslice.reports.viewer_page import NIIVUE, VIEWER, Layer, Overlay, write_comparison_page, write_viewer_page
 from thinslice.volume import Volume, patient_axes
 
@@ -68,8 +68,8 @@ def test_what_is_embedded_decodes_to_the_same_voxels_and_places(tmp_path, affine
 
 @catches(
     "reports/downsample.py",
-    "return Excerpt(stored, wish.affine, slope, low)",
-    "return Excerpt(stored, wish.affine, slope, 0.0)",
+    "return Excerpt(stored, selection.affine, slope, low)",
+    "return Excerpt(stored, selection.affine, slope, 0.0)",
 )
 def test_fractions_keep_their_value_to_a_small_share_of_the_window(tmp_path):
     acquired = scan()
@@ -184,8 +184,8 @@ def test_eight_bits_come_before_averaging_and_are_said(tmp_path):
 
 @catches(
     "reports/downsample.py",
-    "[_no_finer(wish, direction, mm * (largest.steps[axis] + 1)) for wish in wishes]",
-    "[_no_finer(w, direction, mm * (largest.steps[axis] + 1)) if w.shape == largest.shape else w for w in wishes]",
+    "return [_limit_spacing(selection, direction, least_mm) for selection in selections]",
+    "return [_limit_spacing(s, direction, least_mm) if s.shape == largest.shape else s for s in selections]",
 )
 def test_in_plane_is_averaged_before_the_slices_that_the_page_is_there_to_show():
     thick = Volume(np.random.default_rng(0).integers(0, 900, (40, 40, 10)).astype(np.int16), np.diag([1.0, 1, 4, 1]))
@@ -274,7 +274,7 @@ def test_it_is_not_cropped_where_that_would_cut_something_off():
 
 def test_scans_whose_axes_run_along_each_other_are_not_resampled():
     for affine in (LEFT_HANDED, SAGITTAL):
-        assert not along_axes_of(scan(affine=affine), scan())[1]
+        assert not align_axes(scan(affine=affine), scan())[1]
 
 
 def test_a_turned_scan_is_resampled_to_the_same_values_at_the_same_millimetres():
@@ -284,7 +284,7 @@ def test_a_turned_scan_is_resampled_to_the_same_values_at_the_same_millimetres()
     like = Volume(
         np.zeros((60, 60, 30), np.int16), np.diag([1.0, 1.0, 2.0, 1.0]) + np.outer([-30, -30, -20, 0], [0, 0, 0, 1])
     )
-    found, resampled = along_axes_of(turned, like)
+    found, resampled = align_axes(turned, like)
     assert resampled
     assert sorted(patient_axes(found.affine)) == [0, 1, 2]
     index = np.stack([*np.indices(found.shape), np.ones(found.shape)])

@@ -203,7 +203,7 @@ def reslice(arguments: argparse.Namespace) -> int:
 
 
 def add_view(verbs: "argparse._SubParsersAction[Parser]") -> None:
-    """``thinslice view`` and its options."""
+    """Adds ``thinslice view`` and its options."""
     verb = add_verb(verbs, "view", view, "write a page on which two scans are compared in a browser, offline")
     verb.add_argument("acquired", type=Path, metavar="A", help=f"{SCAN}, {DICOM}; shown as it was acquired")
     verb.add_argument("other", type=Path, metavar="B", help="another scan of the same patient space, on any grid")
@@ -212,7 +212,7 @@ def add_view(verbs: "argparse._SubParsersAction[Parser]") -> None:
 
 
 def view(arguments: argparse.Namespace) -> int:
-    """Put two scans onto one page."""
+    """Writes a page on which two scans are compared."""
     from thinslice.io.outputs import PAGE_ENDINGS, Output, check_outputs, unique_names
     from thinslice.reports.viewer_page import make_page_name, write_comparison_page
 

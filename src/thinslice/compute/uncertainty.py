@@ -1,10 +1,11 @@
-"""Where not to trust an answer: what a network says to the scan and to its mirror image, and how far these are apart.
+"""Maps where not to trust an answer: how far a network's answers to a scan and to its mirror image are apart.
 
-A network that is sure says the same to both. Half the distance between the two answers, averaged over small cells,
+A network that is sure answers both alike. Half the distance between the two answers, averaged over small cells,
 ranks the true error, on other people and at other factors too. A power of it, the same for all scans, is the error to
 be expected (docs/report.md). It knows nothing of what both answers get wrong alike.
 """
 
+import logging
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -20,8 +21,10 @@ from thinslice.plan import Plan
 from thinslice.progress import no_progress, part_of
 from thinslice.volume import Volume
 
+logger = logging.getLogger(__name__)
+
 CELL_MM = 3.0
-"""Side of the cells over which distances are averaged."""
+"""Side in millimetres of the cells over which distances are averaged: smaller ones hold mostly noise."""
 
 SCALE = 3.35
 """Factor of the power law ``expected error = SCALE * distance ** POWER``, both in intensity ranges of the scan.
@@ -66,27 +69,33 @@ def map_expected_error(
     fell_back: np.ndarray | None = None,
     progress: Callable[[float], None] = no_progress,
 ) -> Uncertainty | None:
-    """Ask the network once more, and compare; None for an interpolation, which says the same to every mirror image.
+    """Runs the network once more, on the mirror image, and returns the error that its two answers let expect.
 
-    Takes as long as the answer took without --fuse, or twice that for fused planes. Of a 4-D series the first volume is
-    looked at. Where the guard took the network back, nothing is known: there stands the largest value of all.
+    It takes as long as the answer took without `fuse`, or twice that for fused planes. Of a 4-D series the first volume
+    is looked at. Where the guard took the network back, nothing is known: there stands the largest value of all.
 
     Args:
-        volume: the scan.
+        volume: the scan, [x, y, z] or [x, y, z, t].
         thin: its answer, as `upsample` gives it.
         plan, model: what it was computed with.
-        fell_back: where the guard took the network back, see `thinslice.compute.upsample.Upsampled`.
+        fell_back: bool [x, y, z], the voxels of the scan where the guard took the network back, see
+            `thinslice.compute.upsample.Upsampled`.
         progress: called with the share done, 0 .. 1.
+
+    Returns:
+        The expected error in cells, or None for an interpolation, which answers every mirror image alike.
     """
     if not model.adds:
         return None
     thick = volume.voxels if volume.voxels.ndim == 3 else volume.voxels[..., 0]
     answer = thin.voxels if thin.voxels.ndim == 3 else thin.voxels[..., 0]
     low, high = intensity_range(thick)
-    size = cell_size(plan)
+    size = choose_cell_size(plan)
+    logger.debug("expected error in cells of %s voxels; checked: %s", size, is_checked(model))
     distance = _distance(replace(volume, voxels=thick), answer, plan, model, size, progress)
     expected = SCALE * (distance / (high - low)) ** POWER * (high - low)
-    affine = cell_affine(thin.affine, size)
+    affine = make_cell_affine(thin.affine, size)
+    # There both answers are the interpolation's and so near each other, which would look like certainty.
     if fell_back is not None:
         expected[_cells_with(fell_back, volume.affine, expected.shape, affine)] = expected.max()
     return Uncertainty(Volume(expected.astype(np.float32), affine), high - low)
@@ -100,23 +109,26 @@ def _distance(
     size: tuple[int, int, int],
     progress: Callable[[float], None],
 ) -> np.ndarray:
-    """Half the mean distance, in each cell, between the answers to the scan and to its mirror image."""
+    """Returns half the mean distance, in each cell, between the answers to the scan and to its mirror image."""
     plain = replace(plan, fuse=False)
     if not plan.fuse:
-        return cell_means(answer, _mirrored(volume, plain, model, progress), size) / 2
-    alone = _asked(volume, plain, model, part_of(progress, 0, 0.5))
+        return average_in_cells(answer, _run_mirrored(volume, plain, model, progress), size) / 2
+    alone = _run(volume, plain, model, part_of(progress, 0, 0.5))
     if model.fused_is_mirrored:
-        return cell_means(answer, alone, size)
-    return cell_means(alone, _mirrored(volume, plain, model, part_of(progress, 0.5, 1)), size) / 2
+        # The fused answer is the mean of both: its distance to one of them is half that between them, and the other one
+        # need not be computed. A median of many answers, as of planes, is no such mean.
+        return average_in_cells(answer, alone, size)
+    return average_in_cells(alone, _run_mirrored(volume, plain, model, part_of(progress, 0.5, 1)), size) / 2
 
 
-def _mirrored(volume: Volume, plan: Plan, model: Model, progress: Callable[[float], None]) -> np.ndarray:
-    """The answer to the mirror image, mirrored back."""
+def _run_mirrored(volume: Volume, plan: Plan, model: Model, progress: Callable[[float], None]) -> np.ndarray:
+    """Returns the answer to the mirror image, mirrored back."""
     mirrored = replace(volume, voxels=volume.voxels[::-1, ::-1, ::-1])
-    return _asked(mirrored, plan, model, progress)[::-1, ::-1, ::-1]
+    return _run(mirrored, plan, model, progress)[::-1, ::-1, ::-1]
 
 
-def _asked(volume: Volume, plan: Plan, model: Model, progress: Callable[[float], None]) -> np.ndarray:
+def _run(volume: Volume, plan: Plan, model: Model, progress: Callable[[float], None]) -> np.ndarray:
+    """Returns the answer in float32; a large one is kept in a file, as this is the third such array in use."""
     out = allocate(plan.shape_thin, np.float32, Path(tempfile.gettempdir()))
     return upsample(volume, plan, model, out, progress).volume.voxels
 
@@ -124,23 +136,29 @@ def _asked(volume: Volume, plan: Plan, model: Model, progress: Callable[[float],
 def _cells_with(
     mask: np.ndarray, affine: np.ndarray, shape: tuple[int, ...], affine_of_cells: np.ndarray
 ) -> tuple[np.ndarray, ...]:
-    """Indices of the cells in which voxels of a mask have their centres."""
+    """Returns the indices of the cells in which voxels of a mask have their centres."""
     index = np.argwhere(mask)
     there = np.linalg.solve(affine_of_cells, affine @ np.c_[index, np.ones(len(index))].T)[:3]
     cells = np.clip(np.rint(there).astype(int), 0, np.array(shape)[:, None] - 1)
     return tuple(cells)
 
 
-def cell_size(plan: Plan) -> tuple[int, int, int]:
-    """Thin voxels along each axis of a cell: some `CELL_MM`, one at least."""
+def choose_cell_size(plan: Plan) -> tuple[int, int, int]:
+    """Returns how many thin voxels a cell has along each axis: about `CELL_MM`, one at least."""
     x, y, z = (
         min(max(1, round(CELL_MM / mm)), count) for mm, count in zip(plan.spacing_thin_mm, plan.shape_thin, strict=True)
     )
     return x, y, z
 
 
-def cell_means(one: np.ndarray, other: np.ndarray, size: tuple[int, int, int]) -> np.ndarray:
-    """Mean absolute difference of two volumes [x, y, z] in cells of ``size`` voxels, the last of fewer."""
+def average_in_cells(one: np.ndarray, other: np.ndarray, size: tuple[int, int, int]) -> np.ndarray:
+    """Returns the mean absolute difference of two volumes [x, y, z] in cells of ``size`` voxels, the last of fewer.
+
+    Example:
+        >>> one = np.array([1.0, 3.0, 5.0]).reshape(3, 1, 1)
+        >>> average_in_cells(one, np.zeros((3, 1, 1)), (2, 1, 1)).ravel()
+        array([2., 5.])
+    """
     starts = [np.arange(0, n, s) for n, s in zip(one.shape, size, strict=True)]
     counts = [np.diff(start, append=n) for start, n in zip(starts, one.shape, strict=True)]
     means = np.empty([len(start) for start in starts])
@@ -152,8 +170,15 @@ def cell_means(one: np.ndarray, other: np.ndarray, size: tuple[int, int, int]) -
     return means
 
 
-def cell_affine(affine: np.ndarray, size: tuple[int, int, int]) -> np.ndarray:
-    """Of a grid of cells whose first begins with the first voxel of ``affine``."""
+def make_cell_affine(affine: np.ndarray, size: tuple[int, int, int]) -> np.ndarray:
+    """Returns the affine of a grid of cells whose first begins with the first voxel of ``affine``.
+
+    Example:
+        >>> make_cell_affine(np.eye(4), (3, 3, 1))[:3]
+        array([[3., 0., 0., 1.],
+               [0., 3., 0., 1.],
+               [0., 0., 1., 0.]])
+    """
     cells = np.array(affine, np.float64)
     cells[:3, 3] += cells[:3, :3] @ (np.array(size) - 1) / 2
     cells[:3, :3] *= size

@@ -1,9 +1,10 @@
-"""What of a scan goes onto a page: all of it where that is small, else as much as a budget of bytes allows.
+"""Chooses what of a scan goes onto a page: all of it where that is small, else as much as a budget of bytes allows.
 
 In this order, and only as far as needed: cropped to what is not background, 16 -> 8 bits over the grey window,
-averaged over whole steps of voxels. Where the remaining voxels are in the patient stays exact. What was done is told.
+averaged over whole steps of voxels. Where the remaining voxels are in the patient stays exact. The page tells of it.
 """
 
+import logging
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,24 +13,40 @@ import numpy as np
 
 from thinslice.volume import Volume, patient_axes, through_plane_axis
 
+logger = logging.getLogger(__name__)
+
 BUDGET_BYTES = 48 * 2**20
-"""Of voxels on one page, before compression: what a browser on a laptop or a phone still opens."""
+"""Bytes of voxels on one page, before compression: what a browser on a laptop or a phone still opens."""
 
 ALIGNED_WITHIN_VOXELS = 0.25
 """Two scans have the same axes if no voxel is farther than this from where equal axes would put it."""
 
-BRIGHT_SHARE, BACKGROUND_SHARE, LOST_SHARE, MARGIN_MM = 0.1, 5e-4, 1e-3, 5.0
-"""Not background: this far up the window; a slice with a smaller share of it may be cropped; if it all is no more than
-that share of what is bright; and so much is left around the rest."""
+BRIGHT_SHARE = 0.1
+"""Share of the window from its lower end above which a voxel is no background."""
+
+BACKGROUND_SHARE = 5e-4
+"""A slice in which a smaller share of the voxels is bright may be cropped: a few bright specks are noise."""
+
+LOST_SHARE = 1e-3
+"""Nothing is cropped where the crop would lose more than this share of all bright voxels."""
+
+MARGIN_MM = 5.0
+"""Millimetres that are left around what is bright: skin and air at the edge show where the body ends."""
 
 BEYOND_WINDOW = 4
-"""Values that are no whole numbers are kept up to so many windows beyond the window."""
+"""Values that are no whole numbers are kept up to so many windows beyond the window; few outliers lie farther away."""
 
-IN_WINDOW, BITS_8 = 2**12, 2**8 - 1
-"""Steps into which they are rounded within it, and the highest number of 8 bits."""
+IN_WINDOW = 2**12
+"""Steps within the window into which such values are rounded: sixteen for each grey that a screen shows."""
+
+BITS_8 = 2**8 - 1
+"""The highest number of 8 bits."""
 
 TYPE_CODES = {"uint8": 2, "int16": 4, "uint16": 512}
+"""NIfTI's codes of the types that are stored (nifti1.h, ``datatype``)."""
+
 HEADER_BYTES = 352
+"""Bytes of a NIfTI-1 header and the four after it that say that no extension follows."""
 
 
 @dataclass(frozen=True)
@@ -51,12 +68,13 @@ class Excerpt:
 
     @property
     def value_range(self) -> tuple[float, float]:
-        """Lowest and highest value, in the scan's own units."""
+        """The lowest and the highest value, in the scan's own units."""
         low, high = (float(end) * self.slope + self.inter for end in (self.stored.min(), self.stored.max()))
         return low, high
 
     def to_nifti(self, window: tuple[float, float]) -> bytes:
-        """A NIfTI-1 file; the window becomes its ``cal_min`` and ``cal_max``."""
+        """Returns a NIfTI-1 file; the window becomes its ``cal_min`` and ``cal_max``."""
+        # Written here, at the offsets of nifti1.h, so that a page has the same bytes whatever nibabel is installed.
         header = bytearray(HEADER_BYTES)
         code, bits = TYPE_CODES[self.stored.dtype.name], 8 * self.stored.dtype.itemsize
         spacing = np.linalg.norm(self.affine[:3, :3], axis=0)
@@ -75,8 +93,8 @@ class Excerpt:
 
 
 @dataclass(frozen=True)
-class _Wish:
-    """One volume on its way: which of its voxels, averaged over how many, in how many bytes."""
+class _Selection:
+    """What is taken of one volume: which of its voxels, averaged over how many along each axis, in how many bytes."""
 
     volume: Volume
     box: tuple[slice, slice, slice]
@@ -85,18 +103,18 @@ class _Wish:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Of what will be stored."""
+        """The shape of what will be stored."""
         x, y, z = (-(-(part.stop - part.start) // step) for part, step in zip(self.box, self.steps, strict=True))
         return x, y, z
 
     @property
     def bytes(self) -> int:
-        """Of what will be stored."""
+        """The bytes of what will be stored."""
         return int(np.prod(self.shape)) * self.itemsize
 
     @property
     def affine(self) -> np.ndarray:
-        """Index of a stored voxel, the middle of those it stands for, -> patient millimetres."""
+        """[4, 4], index of a stored voxel, which is the middle of those it stands for, -> patient millimetres."""
         start = np.array([part.start for part in self.box]) + (np.array(self.steps) - 1) / 2
         moved = np.array(self.volume.affine, np.float64)
         moved[:3, 3] += moved[:3, :3] @ start
@@ -110,7 +128,7 @@ def make_excerpts(
     window: tuple[float, float],
     budget_bytes: int = BUDGET_BYTES,
 ) -> tuple[list[Excerpt], list[Excerpt], list[str]]:
-    """Prepare scans of one patient space, and maps over them, for a page.
+    """Prepares scans of one patient space, and maps over them, for a page.
 
     Args:
         scans: name and volume, the acquired one first; of a 4-D series the first volume. Those whose axes run
@@ -124,27 +142,29 @@ def make_excerpts(
     """
     names, volumes = [name for name, _ in scans], [volume for _, volume in scans]
     first = _first(volumes[0])
-    said = ["of a 4-D series the first volume is shown"] if any(v.voxels.ndim == 4 for v in volumes) else []
-    along = [along_axes_of(_first(volume), first) for volume in [*volumes, *(volume for volume, _ in maps)]]
+    before = ["of a 4-D series the first volume is shown"] if any(v.voxels.ndim == 4 for v in volumes) else []
+    along = [align_axes(_first(volume), first) for volume in [*volumes, *(volume for volume, _ in maps)]]
     if any(turned for _, turned in along[: len(scans)]):
-        said.append("a scan whose axes run otherwise was resampled (linear) along those of the acquired one")
-    wishes = [_whole(volume, 1 if index >= len(scans) else 2) for index, (volume, _) in enumerate(along)]
-    wishes, done = _within(wishes, names, window, budget_bytes)
-    pictures = [_encoded(wish, window) for wish in wishes[: len(scans)]]
+        before.append("a scan whose axes run otherwise was resampled (linear) along those of the acquired one")
+    selections = [_select_all(volume, 1 if index >= len(scans) else 2) for index, (volume, _) in enumerate(along)]
+    selections, done = _fit_into(selections, names, window, budget_bytes)
+    pictures = [_encode(selection, window) for selection in selections[: len(scans)]]
     if any(one.slope != 1 and one.stored.dtype == np.uint16 for one in pictures):
-        done.append(f"values that are no whole numbers were rounded to steps of {_step(pictures):.2g}")
+        done.append(f"values that are no whole numbers were rounded to steps of {_largest_step(pictures):.2g}")
     if any(one.cut for one in pictures):
         done.append(f"values more than {BEYOND_WINDOW} windows beyond the window were cut off")
     tops = [top for _, top in maps]
-    shown = [_over(wish, (0.0, top)) for wish, top in zip(wishes[len(scans) :], tops, strict=True)]
-    return pictures, shown, said + done
+    shown = [_scale_into(selection, (0.0, top)) for selection, top in zip(selections[len(scans) :], tops, strict=True)]
+    return pictures, shown, before + done
 
 
-def along_axes_of(volume: Volume, like: Volume) -> tuple[Volume, bool]:
-    """The volume, or it resampled (linear) so that its axes are parallel to those of another, and whether it was.
+def align_axes(volume: Volume, like: Volume) -> tuple[Volume, bool]:
+    """Returns the volume, resampled (linear) if its axes are not parallel to those of another, and whether it was.
 
     The resampled one covers what both cover, at the volume's own spacing; beyond the volume it has its lowest value.
     """
+    # niivue slices all scans along the axes of one world: of two that are turned against each other only one can lie
+    # along them, which is the acquired one.
     directions = like.affine[:3, :3] / np.array(like.spacing_mm)
     axes = np.linalg.solve(directions, volume.affine[:3, :3])
     nearest = patient_axes(_with_origin(axes))
@@ -157,49 +177,56 @@ def along_axes_of(volume: Volume, like: Volume) -> tuple[Volume, bool]:
     shape = np.maximum(np.ceil((high - low) / spacing - 1e-6).astype(int), 1)
     affine = _with_origin(directions * spacing)
     affine[:3, 3] = directions @ (low + spacing / 2)
-    voxels = _resampled(volume, affine, (int(shape[0]), int(shape[1]), int(shape[2])))
+    voxels = _resample(volume, affine, (int(shape[0]), int(shape[1]), int(shape[2])))
     return replace(volume, voxels=voxels, affine=affine), True
 
 
 def box_mm(affine: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-    """[8, 3] the outer corners of a grid's voxels, in the millimetres of its affine."""
+    """Returns the outer corners of a grid's voxels, [8, 3], in the millimetres of its affine.
+
+    Example:
+        >>> box_mm(np.eye(4), (2, 3, 4))[[0, -1]]
+        array([[-0.5, -0.5, -0.5],
+               [ 1.5,  2.5,  3.5]])
+    """
     ends = np.array([[-0.5, n - 0.5] for n in shape[:3]])
     indices = [[*(ends[axis, end] for axis, end in enumerate(corner)), 1.0] for corner in np.ndindex(2, 2, 2)]
     return np.asarray(np.array(indices) @ affine.T)[:, :3]
 
 
 def _first(volume: Volume) -> Volume:
-    """The first volume of a series; a scan as it is."""
+    """Returns the first volume of a 4-D series, and a 3-D scan as it is."""
     return replace(volume, voxels=volume.voxels[..., 0]) if volume.voxels.ndim == 4 else volume
 
 
 def _with_origin(directions: np.ndarray) -> np.ndarray:
+    """Returns an affine of these columns, the first voxel at zero."""
     affine = np.eye(4)
     affine[:3, :3] = directions
     return affine
 
 
 def _shared_box(volume: Volume, like: Volume, directions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Lowest and highest millimetres along the directions that both scans reach."""
+    """Returns the lowest and highest millimetres along the directions that both scans reach."""
     boxes = [np.linalg.solve(directions, box_mm(one.affine, one.shape).T) for one in (volume, like)]
     low = np.max([box.min(1) for box in boxes], axis=0)
     return low, np.maximum(np.min([box.max(1) for box in boxes], axis=0), low)
 
 
-def _resampled(volume: Volume, affine: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
-    """[x, y, z] float32: the volume on another grid, linear between its voxels."""
+def _resample(volume: Volume, affine: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+    """Returns the volume on another grid, [x, y, z] float32, linear between its voxels."""
     to_index = np.linalg.solve(volume.affine, affine)
     outside = float(np.nan_to_num(volume.voxels.min()))
     answer = np.empty(shape, np.float32)
     for z in range(shape[2]):
         grid = np.stack([*np.meshgrid(np.arange(shape[0]), np.arange(shape[1]), indexing="ij")], axis=0)
         index = np.tensordot(to_index[:3, :2], grid, axes=1) + (to_index[:3, 2] * z + to_index[:3, 3])[:, None, None]
-        answer[..., z] = _between(volume.voxels, index, outside)
+        answer[..., z] = _interpolate(volume.voxels, index, outside)
     return answer
 
 
-def _between(voxels: np.ndarray, index: np.ndarray, outside: float) -> np.ndarray:
-    """Values at fractional indices [3, ...], linear; beyond half a voxel from the outermost, ``outside``."""
+def _interpolate(voxels: np.ndarray, index: np.ndarray, outside: float) -> np.ndarray:
+    """Returns values at fractional indices [3, ...], linear; beyond half a voxel from the outermost, ``outside``."""
     size = np.array(voxels.shape).reshape(3, 1, 1)
     base = np.floor(index).astype(int)
     part = index - base
@@ -212,54 +239,55 @@ def _between(voxels: np.ndarray, index: np.ndarray, outside: float) -> np.ndarra
     return np.where(inside, total, outside)
 
 
-def _whole(volume: Volume, itemsize: int) -> _Wish:
+def _select_all(volume: Volume, itemsize: int) -> _Selection:
     x, y, z = (slice(0, n) for n in volume.shape)
-    return _Wish(volume, (x, y, z), (1, 1, 1), 1 if volume.voxels.dtype == np.uint8 else itemsize)
+    return _Selection(volume, (x, y, z), (1, 1, 1), 1 if volume.voxels.dtype == np.uint8 else itemsize)
 
 
-def _within(
-    wishes: list[_Wish], names: Sequence[str], window: tuple[float, float], budget_bytes: int
-) -> tuple[list[_Wish], list[str]]:
-    """What fits into the budget, and what had to be done for that."""
+def _fit_into(
+    selections: list[_Selection], names: Sequence[str], window: tuple[float, float], budget_bytes: int
+) -> tuple[list[_Selection], list[str]]:
+    """Returns what fits into the budget, and what had to be done for that, in words."""
     done = []
-    if _bytes(wishes) > budget_bytes:
-        box = _foreground(wishes[0].volume, window)
+    if _bytes(selections) > budget_bytes:
+        box = _find_foreground(selections[0].volume, window)
         if box is not None:
-            wishes = [_cropped(wish, box) for wish in wishes]
+            selections = [_crop(selection, box) for selection in selections]
             done.append("cropped to what is not background")
-    if _bytes(wishes) > budget_bytes and any(wish.itemsize > 1 for wish in wishes):
-        wishes = [replace(wish, itemsize=1) for wish in wishes]
+    if _bytes(selections) > budget_bytes and any(selection.itemsize > 1 for selection in selections):
+        selections = [replace(selection, itemsize=1) for selection in selections]
         low, high = _over_8_bits(window)
         done.append(f"shown in 8 bits over the values {low:.5g} to {high:.5g}")
-    through = wishes[0].volume.affine[:3, through_plane_axis(wishes[0].volume)]
-    while _bytes(wishes) > budget_bytes and max(max(wish.shape) for wish in wishes) > 1:
-        wishes = _coarser(wishes, through)
-    done += _averages(wishes, names)
-    return wishes, done
+    through = selections[0].volume.affine[:3, through_plane_axis(selections[0].volume)]
+    while _bytes(selections) > budget_bytes and max(max(selection.shape) for selection in selections) > 1:
+        selections = _make_coarser(selections, through)
+    logger.debug("a page of %d MB: %s", _bytes(selections) >> 20, "; ".join(done) or "all of it fits")
+    done += _describe_averages(selections, names)
+    return selections, done
 
 
 def _over_8_bits(window: tuple[float, float]) -> tuple[float, float]:
-    """What 8 bits are spent on: the window, and as far above it, where bone is; a quarter below."""
+    """Returns what 8 bits are spent on: the window, and as far above it, where bone is; a quarter below."""
     width = window[1] - window[0]
     return window[0] - width / 4, window[1] + width
 
 
-def _bytes(wishes: Sequence[_Wish]) -> int:
-    return sum(wish.bytes for wish in wishes)
+def _bytes(selections: Sequence[_Selection]) -> int:
+    return sum(selection.bytes for selection in selections)
 
 
-def _averages(wishes: Sequence[_Wish], names: Sequence[str]) -> list[str]:
-    """In words, over how many voxels the scans that have a name are averaged."""
+def _describe_averages(selections: Sequence[_Selection], names: Sequence[str]) -> list[str]:
+    """Returns in words over how many voxels the scans that have a name are averaged."""
     found = [
-        f"{' x '.join(map(str, wish.steps))} voxels ({name})"
-        for name, wish in zip(names, wishes, strict=False)
-        if wish.steps != (1, 1, 1)
+        f"{' x '.join(map(str, selection.steps))} voxels ({name})"
+        for name, selection in zip(names, selections, strict=False)
+        if selection.steps != (1, 1, 1)
     ]
     return [f"averaged over {', '.join(found)}"] if found else []
 
 
-def _foreground(volume: Volume, window: tuple[float, float]) -> np.ndarray | None:
-    """[8, 3] the corners, in millimetres, around all that is bright; None where cropping to them would not be safe."""
+def _find_foreground(volume: Volume, window: tuple[float, float]) -> np.ndarray | None:
+    """Returns the corners around all that is bright, [8, 3] millimetres; None where cropping to them is not safe."""
     bright = volume.voxels > window[0] + BRIGHT_SHARE * (window[1] - window[0])
     ends = []
     for axis, spacing in enumerate(volume.spacing_mm):
@@ -279,69 +307,72 @@ def _foreground(volume: Volume, window: tuple[float, float]) -> np.ndarray | Non
     return box_mm(moved, inside.shape)
 
 
-def _cropped(wish: _Wish, box: np.ndarray) -> _Wish:
-    """Only the voxels that reach into a box [8, 3] of millimetres; all where none does."""
-    index = np.linalg.solve(wish.volume.affine, np.c_[box, np.ones(8)].T)[:3]
+def _crop(selection: _Selection, box: np.ndarray) -> _Selection:
+    """Returns only the voxels that reach into a box [8, 3] of millimetres; all where none does."""
+    index = np.linalg.solve(selection.volume.affine, np.c_[box, np.ones(8)].T)[:3]
     low = np.floor(index.min(1) + 0.5 + 1e-6).astype(int)
     high = np.ceil(index.max(1) + 0.5 - 1e-6).astype(int)
     parts = [
-        slice(max(a, 0), min(b, n)) for a, b, n in zip(low.tolist(), high.tolist(), wish.volume.shape, strict=True)
+        slice(max(a, 0), min(b, n)) for a, b, n in zip(low.tolist(), high.tolist(), selection.volume.shape, strict=True)
     ]
     x, y, z = parts
-    return wish if any(part.start >= part.stop for part in parts) else replace(wish, box=(x, y, z))
+    return selection if any(part.start >= part.stop for part in parts) else replace(selection, box=(x, y, z))
 
 
-def _coarser(wishes: Sequence[_Wish], through: np.ndarray) -> list[_Wish]:
-    """One voxel more per step of the largest volume along its finest axis, and no volume finer than that along it.
+def _make_coarser(selections: Sequence[_Selection], through: np.ndarray) -> list[_Selection]:
+    """Averages the largest volume over one voxel more along its finest axis, and leaves no volume finer along it.
 
     A scan that stayed finer than another would look sharper for no reason of its own. Across the acquired slices, which
     is the direction ``through`` and what the page is there to show, twice as fine counts as equal.
     """
-    largest = max(wishes, key=lambda wish: wish.bytes)
+    largest = max(selections, key=lambda selection: selection.bytes)
     pairs = zip(largest.volume.spacing_mm, largest.steps, largest.shape, strict=True)
     spacing = np.array([mm * step if n > 1 else np.inf for mm, step, n in pairs])
     directions = largest.volume.affine[:3, :3] / np.array(largest.volume.spacing_mm)
     spacing[int(np.argmax(np.abs(through @ directions)))] *= 2 - 1e-3
     axis = int(np.argmin(np.round(spacing, 4)))
     direction, mm = largest.volume.affine[:3, axis], largest.volume.spacing_mm[axis]
-    return [_no_finer(wish, direction, mm * (largest.steps[axis] + 1)) for wish in wishes]
+    least_mm = mm * (largest.steps[axis] + 1)
+    return [_limit_spacing(selection, direction, least_mm) for selection in selections]
 
 
-def _no_finer(wish: _Wish, direction: np.ndarray, least_mm: float) -> _Wish:
-    """Averaged over as many voxels along a direction as make it no finer than that."""
-    spacing = np.array(wish.volume.spacing_mm)
-    axis = int(np.argmax(np.abs(direction @ wish.volume.affine[:3, :3]) / spacing))
+def _limit_spacing(selection: _Selection, direction: np.ndarray, least_mm: float) -> _Selection:
+    """Averages over as many voxels along a direction as make it no finer than that."""
+    spacing = np.array(selection.volume.spacing_mm)
+    axis = int(np.argmax(np.abs(direction @ selection.volume.affine[:3, :3]) / spacing))
     needed = int(np.ceil(least_mm / spacing[axis] - 1e-3))
-    most = wish.box[axis].stop - wish.box[axis].start
-    steps = [max(step, min(needed, most)) if i == axis else step for i, step in enumerate(wish.steps)]
-    return replace(wish, steps=(steps[0], steps[1], steps[2]))
+    most = selection.box[axis].stop - selection.box[axis].start
+    steps = [max(step, min(needed, most)) if i == axis else step for i, step in enumerate(selection.steps)]
+    return replace(selection, steps=(steps[0], steps[1], steps[2]))
 
 
-def _step(pictures: Sequence[Excerpt]) -> float:
+def _largest_step(pictures: Sequence[Excerpt]) -> float:
+    """Returns the coarsest rounding among the pictures that are stored in 16 bits."""
     return max(one.slope for one in pictures if one.stored.dtype == np.uint16)
 
 
-def _encoded(wish: _Wish, window: tuple[float, float]) -> Excerpt:
-    """A scan as the page stores it: whole numbers of at most 16 bits as they are, all else over a range of values."""
-    voxels = wish.volume.voxels[wish.box]
-    if wish.itemsize == 1 and voxels.dtype != np.uint8:
-        return _over(wish, _over_8_bits(window))
-    if wish.steps != (1, 1, 1):
-        return _over(wish, _over_8_bits(window)) if voxels.dtype != np.uint8 else _over(wish, (0.0, float(BITS_8)))
+def _encode(selection: _Selection, window: tuple[float, float]) -> Excerpt:
+    """Returns a scan as the page stores it: whole numbers of at most 16 bits as they are, others over a range."""
+    voxels = selection.volume.voxels[selection.box]
+    if selection.itemsize == 1 and voxels.dtype != np.uint8:
+        return _scale_into(selection, _over_8_bits(window))
+    if selection.steps != (1, 1, 1):
+        limits = (0.0, float(BITS_8)) if voxels.dtype == np.uint8 else _over_8_bits(window)
+        return _scale_into(selection, limits)
     if voxels.dtype.name in TYPE_CODES:
-        return Excerpt(voxels, wish.affine)
-    low, high, whole = _reach(voxels)
+        return Excerpt(voxels, selection.affine)
+    low, high, whole = _find_range(voxels)
     if whole and low >= -(2**15) and high < 2**15:
-        return Excerpt(voxels.astype(np.int16), wish.affine)
+        return Excerpt(voxels.astype(np.int16), selection.affine)
     width = window[1] - window[0]
     lowest, highest = low, high
     low, high = max(low, window[0] - BEYOND_WINDOW * width), min(high, window[1] + BEYOND_WINDOW * width)
     top = max(int(np.ceil((high - low) / width * IN_WINDOW)), BITS_8 + 1)
-    return replace(_over(wish, (low, high), top), cut=(lowest, highest) != (low, high))
+    return replace(_scale_into(selection, (low, high), top), cut=(lowest, highest) != (low, high))
 
 
-def _reach(voxels: np.ndarray) -> tuple[float, float, bool]:
-    """Lowest and highest finite value, and whether all are finite whole numbers; slice by slice."""
+def _find_range(voxels: np.ndarray) -> tuple[float, float, bool]:
+    """Returns the lowest and highest finite value, and whether all are finite whole numbers; slice by slice."""
     low, high, whole = np.inf, -np.inf, True
     for z in range(voxels.shape[2]):
         part = voxels[..., z]
@@ -352,26 +383,26 @@ def _reach(voxels: np.ndarray) -> tuple[float, float, bool]:
     return (low, high, whole) if low <= high else (0.0, 0.0, False)
 
 
-def _over(wish: _Wish, limits: tuple[float, float], top: int = BITS_8) -> Excerpt:
-    """Averages over the steps, in whole numbers 0 .. ``top`` from the lower to the upper limit; no number is the lower.
+def _scale_into(selection: _Selection, limits: tuple[float, float], top: int = BITS_8) -> Excerpt:
+    """Averages over the steps, in whole numbers 0 .. ``top`` between the limits; what is no number is the lower one.
 
     Where the steps do not divide the voxels, the last ones are repeated.
     """
     low, high = limits
     slope = (high - low) / top if high > low else 1.0
-    voxels = wish.volume.voxels[wish.box]
-    stored = np.empty(wish.shape, np.uint8 if top == BITS_8 else np.uint16)
-    for z in range(wish.shape[2]):
-        thick = np.minimum(np.arange(z * wish.steps[2], (z + 1) * wish.steps[2]), voxels.shape[2] - 1)
+    voxels = selection.volume.voxels[selection.box]
+    stored = np.empty(selection.shape, np.uint8 if top == BITS_8 else np.uint16)
+    for z in range(selection.shape[2]):
+        thick = np.minimum(np.arange(z * selection.steps[2], (z + 1) * selection.steps[2]), voxels.shape[2] - 1)
         part = voxels[..., thick].astype(np.float64)
         finite = np.nan_to_num(part, nan=low, posinf=high, neginf=low)
-        mean = _averaged(np.clip(finite, low, high).mean(axis=2), wish.steps[:2])
+        mean = _average(np.clip(finite, low, high).mean(axis=2), selection.steps[:2])
         stored[..., z] = np.rint((mean - low) / slope)
-    return Excerpt(stored, wish.affine, slope, low)
+    return Excerpt(stored, selection.affine, slope, low)
 
 
-def _averaged(image: np.ndarray, steps: tuple[int, int]) -> np.ndarray:
-    """[x, y] averaged over steps; the last row and column are repeated where needed."""
+def _average(image: np.ndarray, steps: tuple[int, int]) -> np.ndarray:
+    """Returns [x, y] averaged over steps; the last row and column are repeated where needed."""
     missing = [(0, -n % step) for n, step in zip(image.shape, steps, strict=True)]
     padded = np.pad(image, missing, mode="edge")
     x, y = (n // step for n, step in zip(padded.shape, steps, strict=True))

@@ -1,4 +1,4 @@
-"""Pictures to judge by eye: the two planes across the slices, at true aspect, in one common grey window.
+"""Draws pictures to judge by eye: the two planes across the slices, at true aspect, in one common grey window.
 
 Planes are shown as radiologists hang them: head up, or front up in axial planes; front to the left in sagittal
 planes, the patient's right to the left in the others.
@@ -15,17 +15,32 @@ from thinslice.io.atomic import whole_or_not
 from thinslice.physics.intensity import intensity_range
 from thinslice.volume import Volume, patient_axes, through_plane_axis
 
-LONG_SIDE, DEMO_LONG_SIDE = 340, 460
-"""Length of the longest side of the largest plane, in pixels, on evaluation and demonstration sheets."""
+LONG_SIDE = 340
+"""Length in pixels of the longest side of the largest plane on a sheet of an evaluation: six fit beside each other."""
 
-GAP, CAPTION, MARGIN = 8, 40, 26
-"""Pixels between planes, above a row's planes, and left of a row for its name."""
+DEMO_LONG_SIDE = 460
+"""The same on a sheet of the demonstration, which has three beside each other."""
+
+GAP = 8
+"""Pixels between planes."""
+
+CAPTION = 40
+"""Pixels above the planes of a row: two lines of `CAPTION_SIZE` and some air."""
+
+MARGIN = 26
+"""Pixels left of a row, for its name, turned by a quarter."""
 
 CAPTION_SIZE = 13
-"""Height of the captions' letters, in pixels."""
+"""Height in pixels of the captions' letters."""
 
-INK, PAPER, DIM = 235, 16, 150
-"""Grey of the captions, of the background, and of what is less important."""
+INK = 235
+"""Grey of the captions, 0 .. 255: not quite white, so that it does not outshine the scan."""
+
+PAPER = 16
+"""Grey of the background, 0 .. 255: not quite black, so that the edge of a scan can be seen."""
+
+DIM = 150
+"""Grey of what is less important than a caption, 0 .. 255."""
 
 PLANE_NAMES = ("sagittal", "coronal", "axial")
 """The plane that lies across the patient's left-right, front-back and head-foot axis."""
@@ -66,18 +81,18 @@ class Picture:
 
 
 def reslice_planes(volume: Volume, axis: int, centre: tuple[int, int, int] | None = None) -> tuple[Plane, Plane]:
-    """The two planes through ``centre`` that contain the through-plane axis.
+    """Returns the two planes through ``centre`` that contain the through-plane axis.
 
     Args:
         volume: [x, y, z] or [x, y, z, t], of which the first volume is shown.
         axis: the array axis across the slices. ``centre`` is not used along it, so scans of one field of view with
             different slice spacings give matching planes.
-        centre: voxel index; default: `find_picture_centre`.
+        centre: voxel index; None: `find_picture_centre`.
     """
     voxels = volume.voxels[..., 0] if volume.voxels.ndim == 4 else volume.voxels
     at = centre or find_picture_centre(volume)
     first, second = (
-        _plane(voxels[(slice(None),) * across + (at[across],)], volume.affine, across, axis)
+        _hang(voxels[(slice(None),) * across + (at[across],)], volume.affine, across, axis)
         for across in range(3)
         if across != axis
     )
@@ -85,7 +100,11 @@ def reslice_planes(volume: Volume, axis: int, centre: tuple[int, int, int] | Non
 
 
 def find_picture_centre(volume: Volume) -> tuple[int, int, int]:
-    """Voxel index of the middle of what is bright: beyond a quarter of the way from the 0.5 to the 99.5 percentile."""
+    """Returns the voxel index of the middle of what is bright.
+
+    Bright is what lies beyond a quarter of the way from the 0.5 to the 99.5 percentile; where nothing does, the middle
+    of the volume is returned.
+    """
     voxels = volume.voxels[..., 0] if volume.voxels.ndim == 4 else volume.voxels
     low, high = intensity_range(voxels)
     bright = voxels > low + 0.25 * (high - low)
@@ -97,7 +116,7 @@ def find_picture_centre(volume: Volume) -> tuple[int, int, int]:
 
 
 def draw_side_by_side(rows: Sequence[Sequence[Picture]], title: str = "", long_side: int = LONG_SIDE) -> Image.Image:
-    """Rows of captioned pictures on one sheet, all to one scale in millimetres, each row with its plane's name.
+    """Draws rows of captioned pictures on one sheet, all to one scale in millimetres, each row with its plane's name.
 
     Pictures that differ in physical size are centred in their cell: both grids share the acquired stack's centre.
 
@@ -127,12 +146,14 @@ def draw_side_by_side(rows: Sequence[Sequence[Picture]], title: str = "", long_s
 
 
 def render(picture: Picture, pixels_per_mm: float) -> Image.Image:
-    """One picture as 8-bit grey at true aspect."""
+    """Draws one picture as 8-bit grey at true aspect."""
     low, high = picture.window
     pixels = np.nan_to_num(picture.plane.pixels.astype(np.float64), nan=low, posinf=high, neginf=low)
     grey = np.clip(np.rint((pixels - low) * (255 / max(high - low, 1e-30))), 0, 255).astype(np.uint8)
     image = Image.fromarray(np.ascontiguousarray(grey))
     height, width = (max(round(mm * pixels_per_mm), 1) for mm in _size_mm(picture.plane))
+    # First every slice becomes a block of its full height, which keeps its edges sharp; then the picture gets its size
+    # smoothly, which changes nothing across the slices any more.
     if picture.staircase:
         steps = (image.width, height) if picture.plane.thick_rows else (width, image.height)
         image = image.resize(steps, Image.Resampling.NEAREST)
@@ -140,7 +161,7 @@ def render(picture: Picture, pixels_per_mm: float) -> Image.Image:
 
 
 def write_picture(image: Image.Image, path: Path) -> None:
-    """Write a PNG that is either whole or not there: a temporary name first, then the final one.
+    """Writes a PNG that is either whole or not there: a temporary name first, then the final one.
 
     Raises:
         OSError: it cannot be written; nothing is left behind.
@@ -157,7 +178,7 @@ def write_comparison_picture(
     name: str = "thinslice",
     long_side: int = DEMO_LONG_SIDE,
 ) -> None:
-    """A sheet with the acquired slices as they are, cubic interpolation and the answer, in both re-sliced planes.
+    """Writes a sheet with the acquired slices, cubic interpolation and the answer, in both re-sliced planes.
 
     Args:
         acquired: the thick scan; the slice axis, the grey window and the place shown are taken from it.
@@ -165,6 +186,9 @@ def write_comparison_picture(
         path: the PNG file.
         name: what the answer is called.
         long_side: see `draw_side_by_side`.
+
+    Raises:
+        OSError: it cannot be written; nothing is left behind.
     """
     axis = through_plane_axis(acquired)
     window = intensity_range(acquired.voxels)
@@ -182,8 +206,8 @@ def write_comparison_picture(
     write_picture(draw_side_by_side(rows, long_side=long_side), path)
 
 
-def _plane(pixels: np.ndarray, affine: np.ndarray, across: int, thick_axis: int) -> Plane:
-    """Orient the plane left after index ``across`` was fixed: [rows, columns] with the standard hanging."""
+def _hang(pixels: np.ndarray, affine: np.ndarray, across: int, thick_axis: int) -> Plane:
+    """Turns the plane left after index ``across`` was fixed as radiologists hang it: [rows, columns]."""
     axes = [axis for axis in range(3) if axis != across]
     world = patient_axes(affine)
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
@@ -202,11 +226,12 @@ def _plane(pixels: np.ndarray, affine: np.ndarray, across: int, thick_axis: int)
 
 
 def _size_mm(plane: Plane) -> tuple[float, float]:
-    """Height and width of the whole plane."""
+    """Returns height and width of the whole plane in millimetres."""
     return plane.pixels.shape[0] * plane.pixel_mm[0], plane.pixels.shape[1] * plane.pixel_mm[1]
 
 
 def _caption_width(picture: Picture) -> int:
+    """Returns the pixels that the longest line of a caption takes."""
     return max(int(np.ceil(_font(CAPTION_SIZE).getlength(line))) for line in picture.caption.split("\n"))
 
 
@@ -215,7 +240,7 @@ def _font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
 
 
 def _name_row(sheet: Image.Image, name: str, top: int, height: int) -> None:
-    """The plane's name, turned a quarter, in the left margin beside its row."""
+    """Writes the plane's name, turned by a quarter, into the left margin beside its row."""
     box = Image.new("L", (height, MARGIN - 6), PAPER)
     ImageDraw.Draw(box).text((height // 2, (MARGIN - 6) // 2), name, DIM, _font(14), anchor="mm")
     sheet.paste(box.transpose(Image.Transpose.ROTATE_90), (3, top))

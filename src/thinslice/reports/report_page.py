@@ -1,4 +1,4 @@
-"""What was done to one scan, for people: a page to open in a browser, and a figure for a paper."""
+"""Shows people what was done to one scan: a page to open in a browser, and a figure for a paper."""
 
 import tempfile
 from collections.abc import Callable
@@ -25,11 +25,13 @@ CHECKED_IN_WORDS = "on MR of other people it ranked the true error, and its size
 """What docs/report.md found for the weights of `thinslice.compute.uncertainty.CHECKED_SHA256`."""
 
 SHOWN_MISFIT = 0.02
-"""The misfit that gets the last colour, in intensity ranges; more where the worst place in a thousand has more."""
+"""The misfit that gets the last colour, in intensity ranges; more where the worst place in a thousand has more.
 
+A scale that followed every scan's own misfit would paint the best of answers red.
+"""
 
 FIGURE_SIDE = 900
-"""Pixels along the longest side of the larger plane of a figure."""
+"""Length in pixels of the longest side of the larger plane of a figure: three of them fill a page at 300 dpi."""
 
 
 class EnhancedScan(Protocol):
@@ -73,15 +75,15 @@ class Answer:
 
 
 def write_report_page(path: Path, scan: EnhancedScan, progress: Callable[[float], None] = no_progress) -> None:
-    """One offline HTML page: acquired, cubic and enhanced, what was done, how well it agrees, where not to trust it.
+    """Writes one offline HTML page: acquired, cubic and enhanced, what was done, how well it agrees, where to doubt it.
 
     Args:
         path: the HTML file, written whole or not at all.
-        scan: what to explain; of a 4-D series the first volume is shown.
+        scan: what is shown; of a 4-D series the first volume.
         progress: called with the share done, 0 .. 1.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the page cannot be written.
     """
     notes = list(scan.report.notes)
     if scan.acquired.voxels.ndim == 4:
@@ -89,13 +91,13 @@ def write_report_page(path: Path, scan: EnhancedScan, progress: Callable[[float]
     scan = _first_volume(scan)
     plan = scan.plan
     cubic = interpolate_cubic(scan, part_of(progress, 0.0, 0.2))
-    overlays = [_agreement(scan)]
-    told = part_of(progress, 0.2, 0.9)
-    certainty = map_expected_error(scan.acquired, scan.volume, plan, scan.model, scan.fell_back, told)
-    facts = _facts(scan)
-    if certainty is not None:
+    overlays = [_show_misfit(scan)]
+    of_network = part_of(progress, 0.2, 0.9)
+    expected = map_expected_error(scan.acquired, scan.volume, plan, scan.model, scan.fell_back, of_network)
+    facts = _describe(scan)
+    if expected is not None:
         checked = is_checked(scan.model)
-        overlays.append(_expected_error(certainty.volume, checked))
+        overlays.append(_show_expected_error(expected.volume, checked))
         of_model = "checked against known truth for this model on MR" if checked else "not checked for this model"
         facts.append(("expected error", f"a map; {of_model}"))
     else:
@@ -117,10 +119,14 @@ def write_report_page(path: Path, scan: EnhancedScan, progress: Callable[[float]
 
 
 def write_figure(path: Path, scan: EnhancedScan) -> None:
-    """A PNG with the acquired slices, cubic interpolation and the answer in both re-sliced planes, at true aspect.
+    """Writes a PNG with the acquired slices, cubic interpolation and the answer in both re-sliced planes.
+
+    Args:
+        path: the PNG file, written whole or not at all.
+        scan: what is drawn, at true aspect; of a 4-D series the first volume.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the figure cannot be written.
     """
     scan = _first_volume(scan)
     write_comparison_picture(
@@ -129,7 +135,7 @@ def write_figure(path: Path, scan: EnhancedScan) -> None:
 
 
 def interpolate_cubic(scan: EnhancedScan, progress: Callable[[float], None] = no_progress) -> Volume:
-    """Bare cubic interpolation onto the grid of an answer, as people do it today: not projected."""
+    """Returns bare cubic interpolation onto the grid of an answer, as people do it today: not projected."""
     plan = replace(scan.plan, model="cubic", model_sha256=None, projection=False, fuse=False)
     out = allocate(plan.shape_thin, scan.volume.voxels.dtype, Path(tempfile.gettempdir()))
     return upsample(scan.acquired, plan, interpolation("cubic"), out, progress).volume
@@ -143,8 +149,8 @@ def _first_volume(scan: EnhancedScan) -> EnhancedScan:
     return Answer(acquired, volume, scan.plan, scan.model, scan.report, scan.fell_back)
 
 
-def _facts(scan: EnhancedScan) -> list[tuple[str, str]]:
-    """What was done, in words and numbers."""
+def _describe(scan: EnhancedScan) -> list[tuple[str, str]]:
+    """Returns what was done, as rows of words and numbers."""
     plan, report = scan.plan, scan.report
     before, after = plan.spacing_thick_mm[plan.axis], plan.spacing_thin_mm[plan.axis]
     found = report.consistency
@@ -154,7 +160,7 @@ def _facts(scan: EnhancedScan) -> list[tuple[str, str]]:
         ("slice profile", f"{plan.profile}, {plan.thickness_mm:.4g} mm"),
         ("same", "field of view" if plan.grid == "fov" else "outer slice centres"),
         ("model", plan.model + (f", sha256 {plan.model_sha256[:16]}..." if plan.model_sha256 else "")),
-        *_card(scan.model.card),
+        *_describe_card(scan.model.card),
         ("time", f"{report.seconds:.1f} s"),
         (
             "made thick again",
@@ -170,8 +176,9 @@ def _facts(scan: EnhancedScan) -> list[tuple[str, str]]:
     return facts
 
 
-def _card(card: Any) -> list[tuple[str, str]]:
-    """What a model's card says: what it learnt from, and what it is valid for."""
+def _describe_card(card: Any) -> list[tuple[str, str]]:
+    """Returns what a model's card says: what it learnt from, and what it is valid for."""
+    # A card is the user's own file: whatever it lacks or has of another kind is left out, and the page is written.
     if not isinstance(card, dict):
         return []
     facts = []
@@ -187,7 +194,8 @@ def _card(card: Any) -> list[tuple[str, str]]:
     return facts
 
 
-def _agreement(scan: EnhancedScan) -> Overlay:
+def _show_misfit(scan: EnhancedScan) -> Overlay:
+    """Returns the map of how far the answer, made thick again, is from the acquired slices."""
     found = map_misfit(scan.acquired, scan.volume, scan.plan)
     low, high = intensity_range(scan.acquired.voxels)
     top = max(SHOWN_MISFIT * (high - low), float(np.quantile(found.voxels, 0.999)))
@@ -195,7 +203,8 @@ def _agreement(scan: EnhancedScan) -> Overlay:
     return Overlay("misfit", found, "of the scan's units", top, words, _worst_mm(found))
 
 
-def _expected_error(found: Volume, checked: bool) -> Overlay:
+def _show_expected_error(found: Volume, checked: bool) -> Overlay:
+    """Returns the map of the expected error, with words on whether its size was checked for these weights."""
     top = float(np.quantile(found.voxels, 0.995)) or 1.0
     words = (
         "Mean error to be expected, from how far the network's answers to the scan and to its mirror image are apart. "
@@ -206,6 +215,7 @@ def _expected_error(found: Volume, checked: bool) -> Overlay:
 
 
 def _worst_mm(found: Volume) -> tuple[float, float, float]:
+    """Returns the patient millimetres of the largest value."""
     index = np.unravel_index(int(found.voxels.argmax()), found.voxels.shape)
     x, y, z = (float(mm) for mm in (found.affine @ [*index, 1])[:3])
     return x, y, z

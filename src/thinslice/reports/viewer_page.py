@@ -1,4 +1,4 @@
-"""One offline HTML page on which a scan and what was computed from it are judged by eye. No server, no request.
+"""Writes one offline HTML page on which a scan and what was computed from it are judged by eye. No server, no request.
 
 The page is `viewer/page.html` with our style and program, niivue (https://github.com/niivue/niivue), which draws, and
 the scans as compressed NIfTI. Its policy lets nothing in and nothing out: no address, no program but these two.
@@ -8,6 +8,7 @@ import base64
 import gzip
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,16 +27,25 @@ from thinslice.reports.downsample import BUDGET_BYTES, Excerpt, box_mm, make_exc
 from thinslice.reports.picture import find_picture_centre
 from thinslice.volume import Volume, patient_axes, through_plane_axis
 
+logger = logging.getLogger(__name__)
+
 VIEWER = Path(__file__).parent / "viewer"
+"""The folder of the page's template, style, program and vendored viewer."""
+
 NIIVUE = "niivue-0.69.0.umd.js"
+"""The vendored viewer in that folder; its version stands in NOTICE.md too."""
 
 COMPUTED = "Computed slices were not acquired: what they show may not be there. For research, not for diagnosis."
+"""The warning beside the heading of a page with computed slices."""
 
 ONE_SCALE = 3.0
-"""Two intensity ranges are one scale if neither is so many times as wide as the other, and they overlap."""
+"""Two intensity ranges are one scale if neither is so many times as wide as the other, and they overlap.
 
-TILT_TOLD_DEGREES = 1.0
-"""Planes that are farther from the patient's axes than this are said to be."""
+In one window a range three times as wide still shows its tissues; Hounsfield units beside MR do not.
+"""
+
+TILT_NAMED_DEGREES = 1.0
+"""Degrees from the patient's axes from which on a note says that planes are tilted; less cannot be seen."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +54,8 @@ class Layer:
 
     Attributes:
         name, volume: what it is called, and its voxels.
-        staircase: every voxel is shown as the block it is, as acquired; else smoothly.
-        window: values shown black and white where they are others than the page's: another scale of intensities.
+        staircase: whether every voxel is shown as the block it is, as acquired; else smoothly.
+        window: values shown black and white if its intensities have another scale than the page's; None: the page's.
     """
 
     name: str
@@ -89,7 +99,7 @@ def write_viewer_page(
     start_mm: tuple[float, float, float] | None = None,
     budget_bytes: int = BUDGET_BYTES,
 ) -> None:
-    """Write the page, whole or not at all. The same scans give the same bytes.
+    """Writes the page, whole or not at all. The same scans give the same bytes.
 
     Args:
         path: the HTML file.
@@ -99,16 +109,21 @@ def write_viewer_page(
         overlays: maps that can be laid over the right.
         facts, notes: what was done, as a table of words and numbers, and as sentences.
         warning: one sentence beside the heading.
-        window: values shown black and white; default: the acquired scan's intensity range.
-        start_mm: patient millimetres of the crosshair at first; default: the middle of what is bright.
+        window: values shown black and white; None: the acquired scan's intensity range.
+        start_mm: patient millimetres of the crosshair at first; None: the middle of what is bright.
         budget_bytes: of voxels on the page; see `thinslice.reports.downsample`.
 
     Raises:
         OSError: it cannot be written; nothing is left behind.
-        ValueError: there is nothing to compare with.
+        InputRefused: there is nothing to compare with.
     """
     if not others:
-        raise ValueError("got no scan beside the acquired one; need at least one; next: give others=[Layer(...)]")
+        raise InputRefused(
+            got="no scan beside the acquired one",
+            need="at least one",
+            next="give `others=[Layer(...)]`",
+            code="nothing-to-compare",
+        )
     layers = [acquired, *others]
     window = window or intensity_range(acquired.volume.voxels)
     scans, maps, done = make_excerpts(
@@ -117,12 +132,12 @@ def write_viewer_page(
         window,
         budget_bytes,
     )
-    start = start_mm or _place(acquired.volume)
-    told = [*notes, *_tilt(acquired.volume), *_for_this_page(done)]
-    data = _data(layers, scans, overlays, maps, window, start)
-    text = _assemble(
-        title, warning, facts, told, data, [*(_packed(one, window) for one in scans), *map(_packed_map, maps)]
-    )
+    logger.debug("%s: window %s; for the page: %s", title, window, "; ".join(done) or "nothing was changed")
+    start = start_mm or _find_start(acquired.volume)
+    all_notes = [*notes, *_describe_tilt(acquired.volume), *_for_this_page(done)]
+    data = _collect_data(layers, scans, overlays, maps, window, start)
+    packed = [*(_pack(one, window) for one in scans), *map(_pack_map, maps)]
+    text = _fill_template(title, warning, facts, all_notes, data, packed)
     with whole_or_not(Path(path)) as part:
         part.write_bytes(text.encode(errors="backslashreplace"))
 
@@ -133,7 +148,7 @@ def make_page_name(acquired: Path, other: Path) -> str:
 
 
 def check_one_space(acquired: Volume, other: Volume, names: tuple[str, str]) -> None:
-    """Refuse two scans whose fields of view do not overlap.
+    """Refuses two scans whose fields of view do not overlap.
 
     Raises:
         InputRefused: they share no millimetre of the patient.
@@ -141,13 +156,20 @@ def check_one_space(acquired: Volume, other: Volume, names: tuple[str, str]) -> 
     apart = max(_apart_mm(acquired, other), _apart_mm(other, acquired))
     if apart >= 0:
         raise InputRefused(
-            f"{names[1]}: got a scan whose field of view is {apart:.0f} mm away from that of {names[0]}; need two "
-            "scans of the same patient space; next: give two of one examination, or register them first"
+            place=names[1],
+            got=f"a scan whose field of view is {apart:.0f} mm away from that of {names[0]}",
+            need="two scans of the same patient space",
+            next="give two of one examination, or register them first",
+            code="scans-share-no-space",
         )
 
 
 def write_comparison_page(path: Path, scans: Sequence[tuple[str, Volume]]) -> None:
-    """Write the page on an acquired scan and another one of the same patient space: names and volumes.
+    """Writes the page on an acquired scan and another one of the same patient space.
+
+    Args:
+        path: the HTML file, written whole or not at all.
+        scans: name and volume of the acquired scan, then those of the other one.
 
     Raises:
         InputRefused: their fields of view do not overlap.
@@ -172,14 +194,14 @@ def write_comparison_page(path: Path, scans: Sequence[tuple[str, Volume]]) -> No
 
 
 def _own_window(volume: Volume, other: Volume) -> tuple[float, float] | None:
-    """That of another scan where one window cannot show both."""
+    """Returns the window of another scan where one window cannot show both."""
     (low, high), (low_2, high_2) = intensity_range(volume.voxels), intensity_range(other.voxels)
     ratio = (high_2 - low_2) / (high - low)
     return (low_2, high_2) if not 1 / ONE_SCALE < ratio < ONE_SCALE or low_2 >= high or high_2 <= low else None
 
 
 def to_display(volume: Volume, boxes: Sequence[np.ndarray]) -> np.ndarray:
-    """[4, 4] patient millimetres -> millimetres of the page, along the axes of a scan, with all boxes around zero.
+    """Returns [4, 4], patient millimetres -> millimetres of the page, which lie along a scan, all boxes around zero.
 
     niivue slices along the axes of its world, so the world is turned to lie along the scan: each of its axes becomes
     the patient axis that it is nearest to.
@@ -196,46 +218,48 @@ def to_display(volume: Volume, boxes: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _stem(path: Path) -> str:
-    """What to call a scan in a file's name: a file without its ending, a folder as it is."""
+    """Returns what to call a scan in a file's name: a file without its ending, a folder as it is."""
     whole = path.resolve()
     return stem_of(whole) or whole.name or "scan"
 
 
 def _apart_mm(one: Volume, other: Volume) -> float:
-    """How far the box of another scan is from one, along one's axes; negative by how much they overlap."""
+    """Returns how far the box of another scan is from one, along one's axes; negative by how much they overlap."""
     directions = one.affine[:3, :3] / np.array(one.spacing_mm)
     own, theirs = (np.linalg.solve(directions, box_mm(v.affine, v.shape).T) for v in (one, other))
     return float(np.max(np.maximum(theirs.min(1) - own.max(1), own.min(1) - theirs.max(1))))
 
 
 def _grid_in_words(volume: Volume) -> str:
+    """Returns voxels, spacings and slice thickness of a scan in words."""
     voxels = " x ".join(str(n) for n in volume.voxels.shape)
     spacing = " x ".join(f"{mm:.3g}" for mm in volume.spacing_mm)
     thickness = f", slices {volume.thickness_mm:.3g} mm thick" if volume.thickness_mm else ""
     return f"{voxels} voxels of {spacing} mm{thickness}"
 
 
-def _place(volume: Volume) -> tuple[float, float, float]:
+def _find_start(volume: Volume) -> tuple[float, float, float]:
     """Patient millimetres of the middle of what is bright."""
     x, y, z = (float(mm) for mm in (volume.affine @ [*find_picture_centre(volume), 1.0])[:3])
     return x, y, z
 
 
-def _tilt(volume: Volume) -> list[str]:
+def _describe_tilt(volume: Volume) -> list[str]:
     """Says that the planes are not the patient's, where they are not."""
     directions = volume.affine[:3, :3] / np.array(volume.spacing_mm)
     cosines = [abs(directions[patient, axis]) for axis, patient in enumerate(patient_axes(volume.affine))]
     degrees = float(np.degrees(np.arccos(np.clip(min(cosines), -1, 1))))
-    if degrees <= TILT_TOLD_DEGREES:
+    if degrees <= TILT_NAMED_DEGREES:
         return []
     return [f"The planes follow the scan's own axes, which are up to {degrees:.0f} degrees from the patient's."]
 
 
 def _for_this_page(done: Sequence[str]) -> list[str]:
+    """Returns a note on what was done for the page only, if anything was."""
     return [f"For this page only: {'; '.join(done)}. The scans' own files hold everything."] if done else []
 
 
-def _data(
+def _collect_data(
     layers: Sequence[Layer],
     scans: Sequence[Excerpt],
     overlays: Sequence[Overlay],
@@ -243,7 +267,7 @@ def _data(
     window: tuple[float, float],
     start: Sequence[float],
 ) -> dict[str, object]:
-    """What the page's program has to know besides the voxels."""
+    """Returns what the page's program has to know besides the voxels."""
     boxes = [box_mm(one.affine, one.stored.shape) for one in scans]
     turn = to_display(layers[0].volume, boxes)
     half = np.abs(np.concatenate(boxes) @ turn[:3, :3].T + turn[:3, 3]).max(0)
@@ -260,7 +284,7 @@ def _data(
         "start_mm": list(start),
         "layers": [
             {
-                "name": layer.name + _coarser(layer.volume, one),
+                "name": layer.name + _mark_coarser(layer.volume, one),
                 "staircase": layer.staircase,
                 "voxel": np.linalg.inv(one.affine).tolist(),
                 "window": list(layer.window or window),
@@ -281,14 +305,14 @@ def _data(
     }
 
 
-def _coarser(volume: Volume, one: Excerpt) -> str:
-    """Said with a scan's name where the page shows it coarser than it is."""
+def _mark_coarser(volume: Volume, one: Excerpt) -> str:
+    """Returns what stands behind a scan's name where the page shows it coarser than it is."""
     shown = np.linalg.norm(one.affine[:3, :3], axis=0)
     return " (coarser on this page)" if (shown > 1.01 * np.array(volume.spacing_mm)).any() else ""
 
 
 def _worst_shown(worst_mm: Sequence[float], one: Excerpt) -> list[float]:
-    """The worst place; where it was cropped away, the worst of what is shown."""
+    """Returns the worst place; where it was cropped away, the worst of what is shown."""
     index = (np.linalg.inv(one.affine) @ [*worst_mm, 1.0])[:3]
     if ((index >= -0.5) & (index <= np.array(one.stored.shape) - 0.5)).all():
         return list(worst_mm)
@@ -297,7 +321,7 @@ def _worst_shown(worst_mm: Sequence[float], one: Excerpt) -> list[float]:
 
 
 def _steps(scans: Sequence[Excerpt]) -> list[float]:
-    """The finest voxel spacing along each axis of the display, in millimetres."""
+    """Returns the finest voxel spacing along each axis of the display, in millimetres."""
     finest = [np.inf] * 3
     for one in scans:
         spacing = np.linalg.norm(one.affine[:3, :3], axis=0)
@@ -306,16 +330,17 @@ def _steps(scans: Sequence[Excerpt]) -> list[float]:
     return finest
 
 
-def _packed(one: Excerpt, window: tuple[float, float]) -> str:
-    """A compressed NIfTI file in base64."""
+def _pack(one: Excerpt, window: tuple[float, float]) -> str:
+    """Returns a compressed NIfTI file in base64; without the time, so that equal scans give equal bytes."""
     return base64.b64encode(gzip.compress(one.to_nifti(window), 6, mtime=0)).decode()
 
 
-def _packed_map(one: Excerpt) -> str:
-    return _packed(one, (0.0, 255 * one.slope))
+def _pack_map(one: Excerpt) -> str:
+    """Returns a map likewise, its window from zero to the last colour."""
+    return _pack(one, (0.0, 255 * one.slope))
 
 
-def _assemble(
+def _fill_template(
     title: str,
     warning: str,
     facts: Sequence[tuple[str, str]],
@@ -323,7 +348,7 @@ def _assemble(
     data: dict[str, object],
     packed: Sequence[str],
 ) -> str:
-    """The page's text."""
+    """Returns the page's text; words are escaped, programs and data cannot end the elements that they are in."""
     niivue, program, style = (_read(name) for name in (NIIVUE, "page.js", "page.css"))
     niivue, program = _inside_script(niivue), _inside_script(program)
     return Template(_read("page.html")).substitute(
@@ -346,17 +371,22 @@ def _read(name: str) -> str:
 
 
 def _inside_script(text: str) -> str:
-    """Program text that cannot end the script element that it is in, nor begin a comment there."""
+    """Returns program text that cannot end the script element that it is in, nor begin a comment there.
+
+    Example:
+        >>> _inside_script("a = '</script>'")
+        "a = '\\\\x3C/script>'"
+    """
     return re.sub(r"<(?=/script|!--)", r"\\x3C", text, flags=re.IGNORECASE)
 
 
 def _json(data: dict[str, object]) -> str:
-    """JSON that cannot end the script element that it is in."""
+    """Returns JSON that cannot end the script element that it is in."""
     return json.dumps(data, allow_nan=False).replace("<", "\\u003c")
 
 
 def _policy(programs: Sequence[str], style: str) -> str:
-    """The Content-Security-Policy: these programs and this style, pictures they make themselves, and nothing else."""
+    """Returns the Content-Security-Policy: these programs and this style, pictures of their own, and nothing else."""
     hashes = " ".join(_hash_of(text) for text in programs)
     return (
         f"default-src 'none'; script-src {hashes}; style-src {_hash_of(style)}; img-src data: blob:; "
@@ -365,4 +395,5 @@ def _policy(programs: Sequence[str], style: str) -> str:
 
 
 def _hash_of(text: str) -> str:
+    """Returns the source of a policy that allows one text; in the bytes that the page will have."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode(errors='backslashreplace')).digest()).decode()}'"
