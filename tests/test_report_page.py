@@ -19,6 +19,7 @@ from thinslice.compute.upsample import upsample
 from thinslice.io.formats import read
 from thinslice.models.interpolations import interpolation
 from thinslice.models.registry import find_model
+from thinslice.pipeline import Enhanced
 from thinslice.reports import report_page
 
 
@@ -105,7 +106,7 @@ def test_the_weights_decide_what_was_checked_against_truth_not_their_name(tmp_pa
     plan = plan_for(volume, model=name, model_sha256=model.sha256, factor=2, envelope=model.envelope)
     thin = upsample(volume, plan, model).volume
     report = make_report(volume, thin, plan, GuardCount(), 1.0)
-    report_page.write_report_page(tmp_path / "p.html", report_page.Answer(volume, thin, plan, model, report))
+    report_page.write_report_page(tmp_path / "p.html", Enhanced(thin, plan, report, volume, model))
     claimed = "checked against known truth for this model" in text_of(tmp_path / "p.html")
     explained = "it ranked the true error" in (tmp_path / "p.html").read_text()
     assert claimed == explained == is_embedded
@@ -256,8 +257,7 @@ def test_the_cubic_layer_is_cubic_as_people_use_it(tmp_path):
     """Not projected: it differs from what --model cubic gives."""
     volume = read(save_scan(tmp_path / "scan.nii.gz"))
     plan = plan_for(volume, model="linear", factor=3)
-    enhanced = report_page.Answer(
-        volume, upsample(volume, plan, interpolation("linear")).volume, plan, interpolation("linear"), None
-    )
+    model = interpolation("linear")
+    enhanced = Enhanced(upsample(volume, plan, model).volume, plan, None, volume, model)
     bare = upsample(volume, plan_for(volume, model="cubic", factor=3, projection=False), interpolation("cubic")).volume
     assert np.allclose(report_page.interpolate_cubic(enhanced).voxels, bare.voxels, atol=0.51)

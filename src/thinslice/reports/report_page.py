@@ -63,8 +63,8 @@ class EnhancedScan(Protocol):
 
 
 @dataclass(frozen=True)
-class Answer:
-    """An `EnhancedScan` of its parts."""
+class _FirstVolume:
+    """The first volume of a 4-D series, as an `EnhancedScan`."""
 
     acquired: Volume
     volume: Volume
@@ -146,7 +146,7 @@ def _first_volume(scan: EnhancedScan) -> EnhancedScan:
     if scan.acquired.voxels.ndim == 3:
         return scan
     acquired, volume = (replace(one, voxels=one.voxels[..., 0]) for one in (scan.acquired, scan.volume))
-    return Answer(acquired, volume, scan.plan, scan.model, scan.report, scan.fell_back)
+    return _FirstVolume(acquired, volume, scan.plan, scan.model, scan.report, scan.fell_back)
 
 
 def _describe(scan: EnhancedScan) -> list[tuple[str, str]]:
