@@ -11,10 +11,14 @@ from pathlib import Path
 
 import pytest
 
+import thinslice
 from faults import catches
 from test_atomic import without_rights
-from test_cli import raising
+from test_cli import make_scan, raising
+from thinslice import pipeline
+from thinslice.compute.consistency import read_plan_beside
 from thinslice.errors import InputRefused, OutputRefused, ThinsliceError
+from thinslice.io import nifti
 from thinslice.io.formats import WRITABLE
 from thinslice.io.outputs import (
     FIGURE_ENDINGS,
@@ -375,3 +379,71 @@ def test_an_impossible_place_is_refused_before_a_scan_is_read(run, scans, tmp_pa
     code, out, err = run(*(str(scans / "a.nii") if word == "IN" else word for word in words), "-o", target)
     assert (code, out, len(err)) == (2, [], 1)
     assert err[0].startswith(f"thinslice: {tmp_path / 'file'}: got a file; need a folder to write into")
+
+
+# ---- two runs at once
+
+
+def enhance_at_once(scan, target, *words):
+    """Two processes that compute the same answer, by different factors; their exit codes and what they say."""
+    command = [sys.executable, "-m", "thinslice", "enhance", "-i", scan, "-o", target, "--model", "cubic", *words]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    environment = os.environ | {"PYTHONPATH": str(Path(thinslice.__file__).parents[1])}
+    runs = [subprocess.Popen([*command, "--factor", str(factor)], env=environment, **pipes) for factor in (2, 3)]
+    said = [run.communicate(timeout=120) for run in runs]
+    return [run.returncode for run in runs], [err for _, err in said]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_two_runs_with_one_output_leave_the_files_of_one(tmp_path, overwrite):
+    scan = make_scan(tmp_path / "in" / "scan.nii.gz")
+    words = ["--report", tmp_path / "thin.html", *(["--overwrite"] if overwrite else [])]
+    codes, errors = enhance_at_once(scan, tmp_path / "thin.nii.gz", *words)
+    assert sorted(codes) == ([0, 0] if overwrite else [0, 2])
+    if not overwrite:
+        refused = errors[codes.index(2)]
+        assert "exists already" in refused
+        assert len(refused.splitlines()) == 1
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["in", "thin.html", "thin.json", "thin.nii.gz"]
+    assert nifti.read(tmp_path / "thin.nii.gz").shape == read_plan_beside(tmp_path / "thin.nii.gz").shape_thin
+
+
+@catches(
+    "pipeline.py",
+    "with whole_or_not(path, overwrite) as part:\n            write_report_page",
+    "with whole_or_not(path) as part:\n            write_report_page",
+)
+@catches(
+    "pipeline.py",
+    "with whole_or_not(path, overwrite) as part:\n            write_figure",
+    "with whole_or_not(path) as part:\n            write_figure",
+)
+@catches("cli/enhance.py", "write_page(places.page, show, places.answer.overwrite)", "write_page(places.page, show)")
+@pytest.mark.parametrize(("option", "name"), [("--report", "page.html"), ("--figure", "figure.png")])
+def test_a_page_that_another_run_wrote_meanwhile_stays(run, tmp_path, monkeypatch, option, name):
+    scan = make_scan(tmp_path / "in" / "scan.nii.gz")
+    real = pipeline.upsample
+
+    def upsample(*words, **more):
+        (tmp_path / name).write_text("theirs")
+        return real(*words, **more)
+
+    monkeypatch.setattr(pipeline, "upsample", upsample)
+    words = ["-o", tmp_path / "thin.nii.gz", "--model", "cubic", option, tmp_path / name]
+    code, _, err = run("enhance", "-i", scan, *words)
+    assert (code, len(err)) == (2, 1)
+    assert "exists already" in err[0]
+    assert (tmp_path / name).read_text() == "theirs"
+    assert (tmp_path / "thin.nii.gz").exists(), "the scan itself is whole"
+
+
+@pytest.mark.parametrize("option", ["--labels-out", "--report", "--figure"])
+def test_no_option_takes_an_empty_name(run, tmp_path, monkeypatch, option):
+    monkeypatch.chdir(tmp_path)
+    scan = make_scan(tmp_path / "in" / "scan.nii.gz")
+    words = ["--labels", scan] if option == "--labels-out" else []
+    code, _, err = run("enhance", "-i", scan, "-o", "thin.nii.gz", *words, option, "")
+    assert (code, len(err)) == (2, 1)
+    assert "empty name" in err[0]
+    assert os.listdir(tmp_path) == ["in"]

@@ -25,7 +25,7 @@ from thinslice.compute.labels import check_labels, interpolate_labels
 from thinslice.compute.upsample import upsample
 from thinslice.errors import InputRefused, OutputRefused
 from thinslice.io import formats, nifti
-from thinslice.io.atomic import all_or_none
+from thinslice.io.atomic import all_or_none, whole_or_not
 from thinslice.io.formats import ending
 from thinslice.io.outputs import (
     FIGURE_ENDINGS,
@@ -184,9 +184,9 @@ class Enhanced:
             done = self.stored_in(answer.destination)
             done.write(places, anonymise)
             if places.page is not None:
-                done.write_page(places.page)
+                done.write_page(places.page, overwrite=overwrite)
             if places.figure is not None:
-                done.write_figure(places.figure)
+                done.write_figure(places.figure, overwrite)
         except OSError as error:
             raise OutputRefused(
                 place=os.fspath(path),
@@ -231,25 +231,29 @@ class Enhanced:
                 formats.write(self.labels_to_thin(), parts[1])
             _write_slices(self, parts[-len(slices) :], answer, anonymise)
 
-    def write_page(self, path: Path, progress: Progress = no_progress) -> None:
+    def write_page(self, path: Path, progress: Progress = no_progress, overwrite: bool = True) -> None:
         """Writes the page on which acquired, cubic and thin slices are compared; see `thinslice.reports.report_page`.
 
         Raises:
+            OutputRefused: it is there by now, and may not be replaced.
             OSError: it cannot be written; nothing is left behind.
         """
         from thinslice.reports.report_page import write_report_page
 
-        write_report_page(path, self, progress)
+        with whole_or_not(path, overwrite) as part:
+            write_report_page(part, self, progress)
 
-    def write_figure(self, path: Path) -> None:
+    def write_figure(self, path: Path, overwrite: bool = True) -> None:
         """Writes a PNG with acquired, cubic and thin slices in both re-sliced planes, at true aspect.
 
         Raises:
+            OutputRefused: it is there by now, and may not be replaced.
             OSError: it cannot be written; nothing is left behind.
         """
         from thinslice.reports.report_page import write_figure
 
-        write_figure(path, self)
+        with whole_or_not(path, overwrite) as part:
+            write_figure(part, self)
 
 
 def enhance_volume(

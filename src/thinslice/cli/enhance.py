@@ -297,9 +297,9 @@ def _write_pages(done: "Enhanced", places: "Places", quiet: bool) -> None:
     try:
         if places.page is not None:
             with bar(f"{places.answer.name}: report", quiet) as show:
-                done.write_page(places.page, show)
+                done.write_page(places.page, show, places.answer.overwrite)
         if places.figure is not None:
-            done.write_figure(places.figure)
+            done.write_figure(places.figure, places.answer.overwrite)
     except Exception as error:  # whatever it is, it must not stop the scans that come next
         raise _PageFailed(
             f"{written}: {reason_of(error)}; the scan itself is whole: {places.answer.destination}"

@@ -74,7 +74,8 @@ def whole_or_not(path: Path, overwrite: bool = True) -> Iterator[Path]:
         if overwrite:
             os.replace(temporary, path)
         else:
-            move_to_free_name(temporary, path)
+            with locked_folders([path.parent]):
+                move_to_free_name(temporary, path)
             temporary.unlink(missing_ok=True)
     except BaseException:
         with suppress(OSError):

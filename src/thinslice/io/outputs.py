@@ -329,10 +329,15 @@ def name_after_answer(wanted: Path | str, answer: Path, suffix: str) -> Path:
         answer: the file of the answer, or the folder of a new series.
         suffix: the ending in a folder.
 
+    Raises:
+        OutputRefused: the name is empty.
+
     Example:
         >>> name_after_answer("pages/", Path("out/thin.nii.gz"), ".html").as_posix()
         'pages/thin.html'
     """
+    if not str(wanted):
+        raise empty_name("a page or a figure")
     into_folder = _is_folder_name(wanted) or not Path(wanted).suffix
     return Path(wanted) / f"{stem_of(answer.absolute())}{suffix}" if into_folder else Path(wanted)
 
