@@ -14,7 +14,7 @@ import nox
 nox.options.default_venv_backend = "none"  # everything is installed by the extra named dev
 nox.options.sessions = ["lint", "types", "test"]
 
-IN_PARALLEL = ("-n", str(os.cpu_count()), "--dist", "loadfile")
+IN_PARALLEL = ("-n", str(os.cpu_count()), "--dist", "loadfile", "--no-loadscope-reorder")
 """A process for every core; the tests of one file share trainings and browsers, so they stay together."""
 
 

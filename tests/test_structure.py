@@ -320,7 +320,12 @@ def test_every_code_is_documented():
     """A row of a table in docs/errors.md begins with each."""
     page = ROOT / "docs" / "errors.md"
     written = re.findall(r"(?m)^\| `([^`]+)`", page.read_text())
-    assert sorted(written) == sorted(codes())
+    missing = [
+        f"| `{code}` | {', '.join(sorted(names))} |" for code, names in sorted(codes().items()) if code not in written
+    ]
+    assert not missing, "\n".join(missing)
+    assert not set(written) - set(codes()), "these are used no more"
+    assert len(written) == len(set(written))
 
 
 def test_the_cause_of_an_error_is_kept():
