@@ -12,6 +12,7 @@ from strategies import seeds
 from thick_scans import SHAPE, texture, thick_volume
 from thinslice.errors import InputRefused
 from thinslice.models.interpolations import interpolation
+from thinslice.models.slab_network import SlabModel
 from thinslice.volume import Volume
 
 pytest.importorskip("torch", reason="training needs torch, which comes with thinslice[train]")
@@ -188,7 +189,7 @@ def smearing():
         said = np.stack([uniform_filter(image, 31) for image in slices]).mean(axis=0) - slices.mean()
         return np.repeat(said[None].astype(np.float32), len(position), axis=0)
 
-    return replace(CUBIC, residual=residual, context=1)
+    return SlabModel("smearing", "cubic", residual=residual, context=1)
 
 
 @catches(
