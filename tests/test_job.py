@@ -10,6 +10,7 @@ from pathlib import Path
 from threading import Thread
 
 import numpy as np
+import onnx
 import pytest
 
 import thinslice
@@ -22,7 +23,8 @@ from thinslice.datasets import find, job
 from thinslice.datasets.job import run_job
 from thinslice.errors import InputRefused, ModelRefused
 from thinslice.io import atomic, nifti, nrrd
-from thinslice.models.registry import identify
+from thinslice.models.engine import CARD_KEY
+from thinslice.models.registry import EMBEDDED, identify
 from thinslice.settings import Settings
 
 
@@ -231,13 +233,43 @@ def test_what_is_no_file_is_named(tmp_path):
 
 
 @catches("datasets/job.py", "THICK_FROM = 1.4", "THICK_FROM = 1.5")
-@pytest.mark.parametrize(("spacing", "state"), [(1.35, "thin"), (1.45, "done")])
-def test_where_thick_begins(tmp_path, spacing, state):
-    """1.4 times the coarser side of a pixel."""
-    make_scan(tmp_path / "in" / "scan.nii.gz", spacing_mm=(0.5, 1.0, spacing))
-    outcome = run_job(make_job(tmp_path))
-    assert outcome.state == state
+@pytest.mark.parametrize(
+    ("model", "spacing", "slices", "state"),
+    [
+        ("cubic", 1.35, 10, "thin"),
+        ("cubic", 1.45, 10, "done"),
+        ("default", 1.5, 7, "thin"),  # the network is valid from 1.5 on, and 10 slices of 7 are less
+        ("default", 1.55, 10, "done"),
+        ("planes-mr", 1.35, 10, "thin"),
+        ("planes-mr", 1.45, 10, "done"),  # the nearest of its factors is 2
+    ],
+)
+def test_where_thick_begins(tmp_path, model, spacing, slices, state):
+    """1.4 times the coarser side of a pixel, or where the envelope of a network begins."""
+    make_scan(tmp_path / "in" / "scan.nii.gz", spacing_mm=(0.5, 1.0, spacing), shape=(20, 24, slices))
+    outcome = run_job(make_job(tmp_path, settings=Settings(model=model)))
+    assert outcome.state == state, outcome.reason
     assert (tmp_path / "out").exists() == (state == "done"), "nothing is left where nothing came of it"
+
+
+def with_smallest_factor(path, smallest):
+    """The embedded network as if it were valid for other factors."""
+    network = onnx.load(EMBEDDED / "default.onnx")
+    (entry,) = [entry for entry in network.metadata_props if entry.key == CARD_KEY]
+    card = json.loads(entry.value)
+    entry.value = json.dumps(card | {"envelope": card["envelope"] | {"factor": [smallest, 10.0]}})
+    onnx.save(network, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("smallest", "spacing", "state"), [(1.2, 1.3, "done"), (1.2, 1.1, "thin"), (3.0, 2.0, "thin"), (3.0, 3.0, "done")]
+)
+def test_the_smallest_factor_is_that_of_the_model_that_is_used(tmp_path, smallest, spacing, state):
+    path = with_smallest_factor(tmp_path / "mine.onnx", smallest)
+    make_scan(tmp_path / "in" / "scan.nii.gz", spacing_mm=(1.0, 1.0, spacing), shape=(20, 24, 10))
+    outcome = run_job(make_job(tmp_path, settings=Settings(model=str(path))))
+    assert outcome.state == state, outcome.reason
 
 
 def test_parts_are_made_where_they_will_lie(tmp_path, scan, monkeypatch):
@@ -521,7 +553,7 @@ def test_a_record_that_is_not_understood_is_done_again(tmp_path, scan, settings)
 # ---- where thick begins, and who moves at the same time
 
 
-@catches("datasets/job.py", "if is_below and not job.settings.asks_for_spacing():", "if False:")
+@catches("datasets/job.py", 'if error.code == "factor-below-envelope" and not', "if False and not")
 @pytest.mark.parametrize(
     ("slices", "spacing", "state"), [(8, 1.45, "done"), (10, 1.44, "thin"), (10, 1.3, "thin"), (10, 10.6, "refused")]
 )

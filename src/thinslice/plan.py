@@ -386,7 +386,7 @@ def _check_envelope(
             got=f"a factor of {factor:.3g} for model {model.name}",
             need=f"{low:g} to {high:g}",
             next=give,
-            code="factor-outside-envelope",
+            code="factor-above-envelope" if factor > high else "factor-below-envelope",
         )
     ratio = thickness_mm / thick_mm
     low, high = envelope.thickness_over_spacing

@@ -33,6 +33,7 @@ from thinslice.io.formats import has_detached_voxels, read, sidecar_path, stem_o
 from thinslice.io.outputs import find_namesake
 from thinslice.io.sidecars import thickness_in
 from thinslice.models.engine import EngineSettings
+from thinslice.models.envelope import Envelope
 from thinslice.models.protocol import Model
 from thinslice.models.registry import identify, models_for
 from thinslice.physics.intensity import intensity_range
@@ -351,24 +352,43 @@ def _do(job: Job, series: "Series | None", made_of: dict[str, Any]) -> Outcome:
 
 
 def _compute(job: Job, volume: Volume) -> Enhanced:
-    model = _models(job.settings.model, job.model_sha256, job.threads)(volume)
-    axis = through_plane_axis(volume)
-    in_plane_mm = max(mm for index, mm in enumerate(volume.spacing_mm) if index != axis)
-    ratio = volume.spacing_mm[axis] / in_plane_mm
-    thin = _ThinAlready(f"slices {volume.spacing_mm[axis]:.3g} mm apart, {in_plane_mm:.3g} mm in-plane")
-    if not job.settings.asks_for_spacing() and ratio < THICK_FROM:
-        raise thin
+    choose = _models(job.settings.model, job.model_sha256, job.threads)
+    try:
+        model = choose(volume)
+    except ModelRefused:  # in a folder of models none is this scan's own; a scan that is thin does not need one
+        _check_thick(volume, job.settings, None)
+        raise
+    _check_thick(volume, job.settings, model.envelope)
     labels = None if job.labels is None else read(_find_labels(job))
     try:
         return enhance_volume(volume, job.settings, model, target=job.destination, labels=labels, name=job.name)
     except PlanRefused as error:
         # The envelope is about the factor that whole slices make, which only the plan knows: 8 slices 1.45 times as
         # far apart as pixels make 12 thin ones, a factor of 1.5, but 10 slices 1.44 times make 14, a factor of 1.4.
-        envelope = model.envelope
-        is_below = error.code == "factor-outside-envelope" and envelope is not None and ratio < envelope.factor[1]
-        if is_below and not job.settings.asks_for_spacing():
-            raise thin from error
+        if error.code == "factor-below-envelope" and not job.settings.asks_for_spacing():
+            raise _ThinAlready(_describe_spacings(volume)) from error
         raise
+
+
+def _check_thick(volume: Volume, settings: Settings, envelope: Envelope | None) -> None:
+    """Leaves out a scan that is thin for every model, or for one that takes smaller factors."""
+    smallest = THICK_FROM
+    if envelope is not None and envelope.only_factors is None:
+        smallest = min(smallest, envelope.factor[0])
+    thick_mm, in_plane_mm = _spacings_mm(volume)
+    if not settings.asks_for_spacing() and thick_mm / in_plane_mm < smallest:
+        raise _ThinAlready(_describe_spacings(volume))
+
+
+def _spacings_mm(volume: Volume) -> tuple[float, float]:
+    """Returns the distance of slices, and the coarser one of pixels."""
+    axis = through_plane_axis(volume)
+    return volume.spacing_mm[axis], max(mm for index, mm in enumerate(volume.spacing_mm) if index != axis)
+
+
+def _describe_spacings(volume: Volume) -> str:
+    thick_mm, in_plane_mm = _spacings_mm(volume)
+    return f"slices {thick_mm:.3g} mm apart, {in_plane_mm:.3g} mm in-plane"
 
 
 def _write_parts(job: Job, done: Enhanced, made_of: dict[str, Any]) -> dict[Path, Path]:

@@ -20,13 +20,6 @@ class Envelope:
         in_plane: the factors by which it can enlarge the slices themselves.
         grids: where the thin slices may lie.
         hounsfield: it needs computed tomography, see `thinslice.models.hounsfield`.
-
-    Example:
-        >>> network = Envelope(factor=(1.5, 10.0))
-        >>> network.has_factor(1.45), network.has_factor(1.5)
-        (False, True)
-        >>> Envelope(only_factors=(2, 4)).smallest_factor
-        2
     """
 
     factor: tuple[float, float] = (1.0, float("inf"))
@@ -36,17 +29,3 @@ class Envelope:
     in_plane: tuple[int, ...] = (1,)
     grids: tuple[str, ...] = GRIDS
     hounsfield: bool = False
-
-    @property
-    def smallest_factor(self) -> float:
-        """The smallest factor that the model is valid for; infinite where it adds no slices at all."""
-        if self.only_factors is None:
-            return self.factor[0]
-        return min(self.only_factors, default=float("inf"))
-
-    def has_factor(self, factor: float) -> bool:
-        """Whether the model is valid for a factor."""
-        low, high = self.factor
-        if self.only_factors is not None and not any(abs(factor - known) <= TOLERANCE for known in self.only_factors):
-            return False
-        return low - TOLERANCE <= factor <= high + TOLERANCE
