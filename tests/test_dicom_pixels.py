@@ -152,7 +152,7 @@ def test_a_codec_that_crashes_or_never_ends_is_a_refusal_and_not_the_end(tmp_pat
     files = sorted(tmp_path.iterdir())
     for code, seconds in (("import os; os.abort()", 20), ("import time; time.sleep(60)", 0.5)):
         monkeypatch.setattr(decoding, "SERVE", f"import sys; sys.path[:] = {{path}}; {code}")
-        monkeypatch.setattr(decoding, "LONGEST_S", seconds)
+        monkeypatch.setattr(decoding, "LONGEST_SECONDS", seconds)
         with pytest.raises(InputRefused, match="cannot be decoded"):
             list(decode_compressed(files))
 

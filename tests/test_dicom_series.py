@@ -411,7 +411,11 @@ def test_the_order_of_stacks_is_theirs_and_not_that_of_file_names(tmp_path):
 
     for name, b in (("Z", 0), ("A", 500), ("M", 1000)):
         stack(tmp_path, named=name, change=weighted(b))
-    assert [(s.index, s.apart) for s in find_study(tmp_path).series] == [(0, ", b 0"), (1, ", b 500"), (2, ", b 1000")]
+    assert [(s.index, s.distinction) for s in find_study(tmp_path).series] == [
+        (0, ", b 0"),
+        (1, ", b 500"),
+        (2, ", b 1000"),
+    ]
 
 
 def test_a_private_element_of_another_maker_is_no_b_value(tmp_path):

@@ -29,9 +29,14 @@ def check_affine(affine: np.ndarray, way_out: str) -> None:
     with np.errstate(all="ignore"):
         spacing_mm = np.linalg.norm(affine[:3, :3], axis=0)
     if not np.isfinite(affine).all() or not (np.isfinite(spacing_mm) & (spacing_mm > 0)).all():
-        raise refused(f"an affine with columns of {by(spacing_mm)} mm", "three positive lengths", way_out, "bad-affine")
+        raise refused(
+            f"an affine with columns of {by(spacing_mm)} mm",
+            "three positive lengths",
+            way_out,
+            code="bad-affine",
+        )
     if abs(np.linalg.det(affine[:3, :3] / spacing_mm)) < 1e-3:
-        raise refused("an affine whose axes lie in one plane", "three directions", way_out, "bad-affine")
+        raise refused("an affine whose axes lie in one plane", "three directions", way_out, code="bad-affine")
 
 
 def check_lengths(affine: np.ndarray, way_out: str) -> None:
@@ -43,7 +48,7 @@ def check_lengths(affine: np.ndarray, way_out: str) -> None:
     lengths = np.abs(affine[:3])
     if not lengths.max() <= FARTHEST_MM or not lengths[:, :3].max(axis=0).min() >= NEAREST_MM:
         got = f"an affine with columns of {by(lengths[:, :3].max(axis=0))} mm and an origin of {by(affine[:3, 3])} mm"
-        raise refused(got, "millimetres that a scanner may have", way_out, "bad-affine")
+        raise refused(got, "millimetres that a scanner may have", way_out, code="bad-affine")
 
 
 def check_affine_to_write(affine: np.ndarray) -> None:
@@ -54,7 +59,12 @@ def check_affine_to_write(affine: np.ndarray) -> None:
     """
     is_whole = affine.shape == (4, 4) and np.isfinite(affine).all()
     if not is_whole or abs(np.linalg.det(directions(affine))) < 1e-6:
-        raise unwritable("an affine without an inverse", "a [4, 4] one", "this is a fault of the caller", "bad-affine")
+        raise unwritable(
+            "an affine without an inverse",
+            "a [4, 4] one",
+            "this is a fault of the caller",
+            code="bad-affine",
+        )
 
 
 def check_shape_to_write(shape: tuple[int, ...]) -> None:
@@ -65,7 +75,7 @@ def check_shape_to_write(shape: tuple[int, ...]) -> None:
     """
     if len(shape) not in (3, 4) or 0 in shape:
         raise unwritable(
-            f"voxels of shape {shape}", "[x, y, z] or [x, y, z, t]", "this is a fault of the caller", "not-3d"
+            f"voxels of shape {shape}", "[x, y, z] or [x, y, z, t]", "this is a fault of the caller", code="not-3d"
         )
 
 

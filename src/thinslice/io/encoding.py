@@ -35,13 +35,19 @@ def replace_non_finite(voxels: np.ndarray) -> tuple[np.ndarray, list[str]]:
     if max(-low, high) > LARGEST:
         got = f"a voxel of {low if -low > high else high:.3g}"
         raise refused(
-            got, f"values below {LARGEST:g}", "replace the marks for missing voxels by NaN or zero", "voxel-too-large"
+            got,
+            f"values below {LARGEST:g}",
+            "replace the marks for missing voxels by NaN or zero",
+            code="voxel-too-large",
         )
     if not bad:
         return voxels, []
     if bad == voxels.size:
         raise refused(
-            "no finite voxel at all (NaN or infinite)", "an image", "check the program that wrote it", "no-finite-voxel"
+            "no finite voxel at all (NaN or infinite)",
+            "an image",
+            "check the program that wrote it",
+            code="no-finite-voxel",
         )
     fill = 0.0 if low <= 0 <= high and not AIR[0] <= low <= AIR[1] else low
     for at in slabs(voxels.shape, voxels.itemsize):
@@ -60,13 +66,13 @@ def as_numbers(voxels: np.ndarray) -> np.ndarray:
             f"{voxels.dtype} voxels",
             "one real number per voxel",
             "convert the scan, as by .astype('float32')",
-            "voxel-type",
+            code="voxel-type",
         )
     while voxels.ndim > 3 and voxels.shape[-1] == 1:
         voxels = voxels[..., 0]
     if voxels.ndim not in (3, 4) or 0 in voxels.shape:
         raise refused(
-            f"voxels of shape {voxels.shape}", "[x, y, z] or [x, y, z, t]", "choose one scan of them", "not-3d"
+            f"voxels of shape {voxels.shape}", "[x, y, z] or [x, y, z, t]", "choose one scan of them", code="not-3d"
         )
     kinds = {2: np.dtype(np.float32)} if voxels.dtype.kind == "f" else {}
     wide = np.dtype(np.float64) if voxels.dtype.itemsize > 8 else voxels.dtype.newbyteorder("=")
@@ -101,7 +107,7 @@ def encoded(voxels: np.ndarray, dtype: np.dtype[Any], slope: float = 1.0, inter:
     if voxels.dtype.kind == "b":
         voxels = voxels.view(np.uint8)
     if voxels.dtype.kind not in "iuf":
-        raise unwritable(f"{voxels.dtype} voxels", "real numbers", "this is a fault of the caller", "voxel-type")
+        raise unwritable(f"{voxels.dtype} voxels", "real numbers", "this is a fault of the caller", code="voxel-type")
     for at in slabs(voxels.shape, 8):
         if (slope, inter) == (1.0, 0.0) and voxels.dtype.kind in "iu" and dtype.kind in "iu":
             yield _clip_integers(voxels[at], dtype)
@@ -131,7 +137,7 @@ def _from_numbers(slab: np.ndarray, dtype: np.dtype[Any], slope: float, inter: f
     values = slab.astype(np.float64) if (slope, inter) == (1.0, 0.0) else (slab.astype(np.float64) - inter) / slope
     if not np.isfinite(values).all():
         raise unwritable(
-            "NaN or infinite voxels", "finite ones", "this is a fault of the model or of the caller", "not-finite"
+            "NaN or infinite voxels", "finite ones", "this is a fault of the model or of the caller", code="not-finite"
         )
     if dtype.kind == "f":
         limits = np.finfo(dtype)

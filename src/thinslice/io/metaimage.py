@@ -157,7 +157,7 @@ def write(volume: Volume, path: Path, like: Volume | None = None) -> None:
     with writing(path):
         suffix = ending(path)
         if suffix not in (".mha", ".mhd"):
-            raise unwritable("another kind of name", ".mha or .mhd", "change the output's name", "output-name")
+            raise unwritable("another kind of name", ".mha or .mhd", "change the output's name", code="output-name")
         check_shape_to_write(volume.voxels.shape)
         check_affine_to_write(np.asarray(volume.affine))
         source = _source_header(volume, like)
@@ -214,18 +214,18 @@ def _read_header(stream: BinaryIO) -> tuple[dict[str, str], tuple[str, ...]]:
     kept: list[str] = []
     start = stream.read(256)
     if not re.match(rb"\s*[A-Za-z]\w*[ \t]*[=:]", start):
-        raise refused(kind_of(start), _NEED, _CONVERT, "other-format")
+        raise refused(kind_of(start), _NEED, _CONVERT, code="other-format")
     stream.seek(0)
     while "ElementDataFile" not in texts:
         line = stream.readline(MOST_HEADER_BYTES - stream.tell() + 1)
         if stream.tell() > MOST_HEADER_BYTES:
-            raise refused("a header without an end", _NEED, _CONVERT, "damaged-header")
+            raise refused("a header without an end", _NEED, _CONVERT, code="damaged-header")
         if not line:
-            raise refused("a header without 'ElementDataFile'", _NEED, _CONVERT, "missing-field")
+            raise refused("a header without 'ElementDataFile'", _NEED, _CONVERT, code="missing-field")
         _take_line(line.decode("utf-8", "surrogateescape").strip(), texts, kept)
     object_type = texts.get("ObjectType", "Image")
     if object_type != "Image":
-        raise refused(f"a MetaIO object of type {object_type[:30]!a}", "an Image", _CONVERT, "other-format")
+        raise refused(f"a MetaIO object of type {object_type[:30]!a}", "an Image", _CONVERT, code="other-format")
     return texts, tuple(kept)
 
 
@@ -235,13 +235,13 @@ def _take_line(text: str, texts: dict[str, str], kept: list[str]) -> None:
         return
     found = re.match(r"(.*?)\s*[=:]\s*(.*)", text)
     if found is None:
-        raise refused(f"a header line without '=' ({text[:40]!a})", _NEED, _CONVERT, "damaged-header")
+        raise refused(f"a header line without '=' ({text[:40]!a})", _NEED, _CONVERT, code="damaged-header")
     key, value = found.groups()
     if key not in _READ:
         kept.append(f"{key} = {value}")
         return
     if key in texts:
-        raise refused(f"two fields '{key}' in one header", "one", _CONVERT, "field-twice")
+        raise refused(f"two fields '{key}' in one header", "one", _CONVERT, code="field-twice")
     texts[key] = value
 
 
@@ -253,7 +253,7 @@ def _key(texts: dict[str, str], keys: Sequence[str]) -> str | None:
 def _is_true(texts: dict[str, str], key: str, otherwise: bool = False) -> bool:
     text = texts.get(key, str(otherwise))
     if text[:1].upper() not in ("T", "F", "0", "1"):
-        raise refused(f"'{key}' of {text[:20]!a}", "True or False", _CONVERT, "damaged-header")
+        raise refused(f"'{key}' of {text[:20]!a}", "True or False", _CONVERT, code="damaged-header")
     return text[:1].upper() in ("T", "1")
 
 
@@ -261,14 +261,14 @@ def _numbers(texts: dict[str, str], key: str, count: int) -> np.ndarray:
     """The numbers [count] of a key, all finite."""
     words = texts[key].split()
     if len(words) != count:
-        raise refused(f"{len(words)} numbers for '{key}'", f"{count}", _CONVERT, "wrong-count")
+        raise refused(f"{len(words)} numbers for '{key}'", f"{count}", _CONVERT, code="wrong-count")
     try:
         numbers = np.array([float(word) for word in words])
     except ValueError as error:
         got = f"'{key}' of {texts[key][:60]!a}"
-        raise refused(got, f"{count} numbers", _CONVERT, "damaged-header") from error
+        raise refused(got, f"{count} numbers", _CONVERT, code="damaged-header") from error
     if not np.isfinite(numbers).all():
-        raise refused(f"'{key}' of {texts[key][:60]!a}", f"{count} finite numbers", _CONVERT, "damaged-header")
+        raise refused(f"'{key}' of {texts[key][:60]!a}", f"{count} finite numbers", _CONVERT, code="damaged-header")
     return numbers
 
 
@@ -282,10 +282,10 @@ def _axes(texts: dict[str, str]) -> int:
     """How many axes the file has."""
     for key in ("NDims", "DimSize", "ElementType"):
         if key not in texts:
-            raise refused(f"a header without '{key}'", _NEED, _CONVERT, "missing-field")
+            raise refused(f"a header without '{key}'", _NEED, _CONVERT, code="missing-field")
     text = texts["NDims"]
     if not re.fullmatch(r"[0-9]{1,3}", text) or not 1 <= int(text) <= MOST_AXES:
-        raise refused(f"'NDims' of {text[:20]!a}", f"3 or 4, at most {MOST_AXES}", _CONVERT, "damaged-header")
+        raise refused(f"'NDims' of {text[:20]!a}", f"3 or 4, at most {MOST_AXES}", _CONVERT, code="damaged-header")
     return int(text)
 
 
@@ -294,23 +294,23 @@ def _shape(texts: dict[str, str], count: int) -> tuple[int, ...]:
     words = texts["DimSize"].split()
     if not all(re.fullmatch(r"[0-9]{1,18}", word) for word in words) or len(words) != count:
         got = f"'DimSize' of {texts['DimSize'][:60]!a}"
-        raise refused(got, f"{count} whole numbers", _CONVERT, "damaged-header")
+        raise refused(got, f"{count} whole numbers", _CONVERT, code="damaged-header")
     shape = [int(word) for word in words]
     size = by(shape)
     if min(shape) < 1:
-        raise refused(f"a grid of {size} voxels", "at least one along each axis", _CONVERT, "empty-grid")
+        raise refused(f"a grid of {size} voxels", "at least one along each axis", _CONVERT, code="empty-grid")
     while len(shape) > 3 and shape[-1] == 1:
         shape.pop()
     if len(shape) < 3:
         way = "join the slices of the stack, as with SimpleITK's JoinSeries"
-        raise refused(f"a {len(shape)}-D image ({size})", "3-D", way, "not-3d")
+        raise refused(f"a {len(shape)}-D image ({size})", "3-D", way, code="not-3d")
     if len(shape) > 4:
         way = "extract one volume from it"
-        raise refused(f"a {len(shape)}-D image ({size})", "3-D, or 4-D with time last", way, "not-3d")
+        raise refused(f"a {len(shape)}-D image ({size})", "3-D, or 4-D with time last", way, code="not-3d")
     channels = texts.get("ElementNumberOfChannels", "1")
     if channels != "1" or texts["ElementType"].endswith("_ARRAY"):
         got, way = f"several numbers per voxel ({channels[:20]})", "extract one of its channels"
-        raise refused(got, "one real number per voxel", way, "several-channels")
+        raise refused(got, "one real number per voxel", way, code="several-channels")
     return tuple(shape)
 
 
@@ -322,10 +322,10 @@ def _geometry(texts: dict[str, str], count: int) -> tuple[np.ndarray, list[str]]
     way = "correct 'ElementSpacing' and 'TransformMatrix', or convert the DICOM series again"
     spacing_key = _key(texts, _SPACING)
     if spacing_key is None:
-        raise refused("a header without 'ElementSpacing'", "the distance between voxels", way, "no-spacing")
+        raise refused("a header without 'ElementSpacing'", "the distance between voxels", way, code="no-spacing")
     spacing = _numbers(texts, spacing_key, count)[:3]
     if not spacing.all():
-        raise refused(f"a spacing of {by(spacing)}", "three lengths", way, "bad-spacing")
+        raise refused(f"a spacing of {by(spacing)}", "three lengths", way, code="bad-spacing")
     mm, notes = _mm_per_unit(texts)
     directions, direction_notes = _directions(texts, count)
     position_key = _key(texts, _POSITION)
@@ -348,7 +348,7 @@ def _mm_per_unit(texts: dict[str, str]) -> tuple[float, list[str]]:
     mm = _MM.get(unit.lower())
     if mm is None:
         way = "convert the lengths, or correct 'DistanceUnits'"
-        raise refused(f"'DistanceUnits' of {unit[:20]!a}", "mm, um or cm", way, "unknown-unit")
+        raise refused(f"'DistanceUnits' of {unit[:20]!a}", "mm, um or cm", way, code="unknown-unit")
     if mm == 1:
         return mm, []
     return mm, [f"lengths are in {unit} and were converted to mm, which ITK does not do; if that is wrong, correct it"]
@@ -365,7 +365,7 @@ def _directions(texts: dict[str, str], count: int) -> tuple[np.ndarray, list[str
     # Row by row in the file, and row i is the direction of axis i: the transpose of what SimpleITK shows.
     matrix = _numbers(texts, key, count * count).reshape(count, count).T
     if matrix[:3, 3:].any() or matrix[3:, :3].any():
-        raise refused("directions that mix space with time", "three axes in space", _CONVERT, "space-with-time")
+        raise refused("directions that mix space with time", "three axes in space", _CONVERT, code="space-with-time")
     return matrix[:3, :3], []
 
 
@@ -396,7 +396,7 @@ def _data_file(path: Path, texts: dict[str, str]) -> Path | None:
         return None
     if text.split()[:1] == ["LIST"] or ("%" in text and len(text.split()) > 1):
         got = "voxels in several files, one a slice"
-        raise refused(got, "one data file", _CONVERT, "several-data-files")
+        raise refused(got, "one data file", _CONVERT, code="several-data-files")
     return file_beside(path, text)
 
 
@@ -411,7 +411,7 @@ def _header_size(texts: dict[str, str], start: int) -> int | None:
     """
     text = texts.get("HeaderSize", "0")
     if not re.fullmatch(r"-?[0-9]{1,18}", text) or int(text) < -1 or 0 < int(text) < start:
-        raise refused(f"'HeaderSize' of {text[:30]!a}", "-1, or a number of bytes", _CONVERT, "damaged-header")
+        raise refused(f"'HeaderSize' of {text[:30]!a}", "-1, or a number of bytes", _CONVERT, code="damaged-header")
     return None if int(text) == -1 else max(start, int(text))
 
 
@@ -430,7 +430,7 @@ def _read_data(
     kind = texts["ElementType"]
     if kind not in _TYPES:
         got, way = f"voxels of type {kind[:40]!a}", "convert the scan to MET_FLOAT"
-        raise refused(got, "one real number per voxel", way, "voxel-type")
+        raise refused(got, "one real number per voxel", way, code="voxel-type")
     dtype = np.dtype(_TYPES[kind])
     is_big = _is_true(texts, _key(texts, _ORDER) or _ORDER[0])
     is_packed, is_binary = _is_true(texts, "CompressedData"), _is_true(texts, "BinaryData", otherwise=True)
@@ -438,7 +438,7 @@ def _read_data(
     file_bytes = check_is_file(held_in, _NEED if beside is None else "the data file that the header names")
     offset = _header_size(texts, start if beside is None else 0)
     if offset is None and (is_packed or not is_binary):
-        raise refused("a 'HeaderSize' of -1 for voxels that are not raw", "raw ones", _CONVERT, "damaged-header")
+        raise refused("a 'HeaderSize' of -1 for voxels that are not raw", "raw ones", _CONVERT, code="damaged-header")
     size = math.prod(shape) * dtype.itemsize
     offset = max(start if beside is None else 0, file_bytes - size) if offset is None else offset
     logger.debug("%s: %s voxels from byte %d of %s on", path, kind, offset, held_in.name)
@@ -468,7 +468,7 @@ def _type_for(volume: Volume, source: Header | None) -> np.dtype[Any]:
     dtype = type_to_store(volume.voxels.dtype, None if source is None else source.dtype)
     if dtype not in _NAMES:
         way = "this is a fault of the caller"
-        raise unwritable(f"{volume.voxels.dtype} voxels", "real numbers", way, "voxel-type")
+        raise unwritable(f"{volume.voxels.dtype} voxels", "real numbers", way, code="voxel-type")
     return dtype
 
 

@@ -74,7 +74,7 @@ def write(volume: Volume, path: Path, like: Volume | None = None) -> None:
     with writing(path):
         suffix = ending(path)
         if suffix not in (".mgh", ".mgz"):
-            raise unwritable("another kind of name", ".mgh or .mgz", "change the output's name", "output-name")
+            raise unwritable("another kind of name", ".mgh or .mgz", "change the output's name", code="output-name")
         header = _header_for(volume, like)
         dtype = np.dtype(_DTYPES[int(header["type"])])
         with in_place_of(path, packed=suffix == ".mgz") as stream:
@@ -120,14 +120,17 @@ def _read_start(stream: BinaryIO) -> Any:
     """The header as stored, a record of `header_dtype`; the stream is left where the voxels begin."""
     start = stream.read(DATA_OFFSET)
     if len(start) < header_dtype.itemsize or start[3] != VERSION or start[0] != 0:
-        raise refused(kind_of(start), _NEED, _CONVERT, "other-format")
+        raise refused(kind_of(start), _NEED, _CONVERT, code="other-format")
     if len(start) < DATA_OFFSET:
-        raise refused(f"{len(start)} bytes of a {DATA_OFFSET}-byte header", WHOLE, AGAIN, "cut-off")
+        raise refused(f"{len(start)} bytes of a {DATA_OFFSET}-byte header", WHOLE, AGAIN, code="cut-off")
     record: Any = np.frombuffer(start[: header_dtype.itemsize], header_dtype)[0]
     intent = int(record["version"]) >> 8
     if intent not in INTENTS:
         raise refused(
-            f"a surface overlay or a warp (intent {intent})", "a scan or labels", "name the scan instead", "not-a-scan"
+            f"a surface overlay or a warp (intent {intent})",
+            "a scan or labels",
+            "name the scan instead",
+            code="not-a-scan",
         )
     return record
 
@@ -136,10 +139,10 @@ def _shape_and_dtype(start: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
     """Shape [x, y, z] or [x, y, z, t], and type in the file's byte order."""
     code = int(start["type"])
     if code not in _DTYPES:
-        raise refused(f"voxels of an unknown type ({code})", "one real number per voxel", _CONVERT, "voxel-type")
+        raise refused(f"voxels of an unknown type ({code})", "one real number per voxel", _CONVERT, code="voxel-type")
     shape = tuple(int(n) for n in start["dims"])
     if min(shape) < 1:
-        raise refused(f"a grid of {by(shape)} voxels", "at least one along each axis", _CONVERT, "empty-grid")
+        raise refused(f"a grid of {by(shape)} voxels", "at least one along each axis", _CONVERT, code="empty-grid")
     return shape[:3] if shape[3] == 1 else shape, np.dtype(_DTYPES[code]).newbyteorder(">")
 
 
@@ -160,7 +163,7 @@ def _geometry(start: Any) -> tuple[np.ndarray, list[str]]:
     if not is_known:
         delta, turn, centre = np.ones(3), np.array(_CORONAL), np.zeros(3)
     if not all(np.isfinite(mm) and mm > 0 for mm in delta):
-        raise refused(f"a spacing of {by(delta)}", "three positive lengths", _CONVERT, "bad-spacing")
+        raise refused(f"a spacing of {by(delta)}", "three positive lengths", _CONVERT, code="bad-spacing")
     with np.errstate(all="ignore"):
         columns = turn.T * delta
         affine = np.eye(4)
@@ -201,7 +204,12 @@ def _type_for(volume: Volume, like: Volume | None) -> np.dtype[Any]:
     dtype = type_to_store(volume.voxels.dtype, known)
     dtype = np.dtype(_WIDER.get(dtype.name, dtype))
     if dtype not in _CODES:
-        raise unwritable(f"{volume.voxels.dtype} voxels", "real numbers", "this is a fault of the caller", "voxel-type")
+        raise unwritable(
+            f"{volume.voxels.dtype} voxels",
+            "real numbers",
+            "this is a fault of the caller",
+            code="voxel-type",
+        )
     if dtype == np.int32 and volume.voxels.dtype.kind in "iu":
         _check_range(volume.voxels)
     return dtype
@@ -212,4 +220,4 @@ def _check_range(voxels: np.ndarray) -> None:
     limits = np.iinfo(np.int32)
     if np.iinfo(voxels.dtype).max > limits.max and not (limits.min <= voxels.min() and voxels.max() <= limits.max):
         got = f"whole numbers from {voxels.min()} to {voxels.max()}"
-        raise unwritable(got, "32 bits for MGH", "write .nii.gz or .nrrd instead", "beyond-type")
+        raise unwritable(got, "32 bits for MGH", "write .nii.gz or .nrrd instead", code="beyond-type")

@@ -86,7 +86,7 @@ def write(volume: Volume, path: Path, like: Volume | None = None) -> None:
     with writing(path):
         suffix = ending(path)
         if suffix not in (".nii", ".nii.gz"):
-            raise unwritable("another kind of name", ".nii or .nii.gz", "change the output's name", "output-name")
+            raise unwritable("another kind of name", ".nii or .nii.gz", "change the output's name", code="output-name")
         header = _header_for(volume, like)
         with in_place_of(path, packed=suffix == ".nii.gz") as stream:
             header.write_to(stream)
@@ -166,16 +166,21 @@ def _read_header(stream: BinaryIO) -> tuple[Any, _Order]:
     start = stream.read(348)
     order = next((o for o in _ORDERS if len(start) >= 4 and struct.unpack(o + "i", start[:4])[0] in _HEADERS), None)
     if order is None:
-        raise refused(kind_of(start), _NEED, _CONVERT, "other-format")
+        raise refused(kind_of(start), _NEED, _CONVERT, code="other-format")
     size = struct.unpack(order + "i", start[:4])[0]
     start += stream.read(size - len(start))
     if len(start) < size:
-        raise refused(f"{len(start)} bytes of a {size}-byte header", WHOLE, AGAIN, "cut-off")
+        raise refused(f"{len(start)} bytes of a {size}-byte header", WHOLE, AGAIN, code="cut-off")
     magic = start[344:347] if size == 348 else start[4:7]
     if magic in (b"ni1", b"ni2"):
-        raise refused("half of a .hdr/.img pair", _NEED, "join the pair first (fslchfiletype NIFTI_GZ)", "half-a-pair")
+        raise refused(
+            "half of a .hdr/.img pair",
+            _NEED,
+            "join the pair first (fslchfiletype NIFTI_GZ)",
+            code="half-a-pair",
+        )
     if magic not in (b"n+1", b"n+2"):
-        raise refused(f"an Analyze 7.5 or damaged header (magic {magic!r})", _NEED, _CONVERT, "other-format")
+        raise refused(f"an Analyze 7.5 or damaged header (magic {magic!r})", _NEED, _CONVERT, code="other-format")
     header = _HEADERS[size](start, endianness=order, check=False)
     return header.as_byteswapped("<" if struct.pack("=h", 1) == struct.pack("<h", 1) else ">"), order
 
@@ -189,20 +194,23 @@ def _shape_and_dtype(header: Any, order: _Order) -> tuple[tuple[int, ...], np.dt
             f"{kind} voxels",
             "one real number per voxel",
             "convert the scan to float32 or split its channels",
-            "voxel-type",
+            code="voxel-type",
         )
     dims = [int(n) for n in header["dim"]]
     if not 1 <= dims[0] <= 7:
-        raise refused(f"a damaged header (dim[0] is {dims[0]})", _NEED, _CONVERT, "damaged-header")
+        raise refused(f"a damaged header (dim[0] is {dims[0]})", _NEED, _CONVERT, code="damaged-header")
     shape = dims[1 : dims[0] + 1]
     while len(shape) > 3 and shape[-1] == 1:
         shape.pop()
     size = by(shape)
     if min(shape) < 1:
-        raise refused(f"a grid of {size} voxels", "at least one along each axis", _CONVERT, "empty-grid")
+        raise refused(f"a grid of {size} voxels", "at least one along each axis", _CONVERT, code="empty-grid")
     if len(shape) not in (3, 4):
         raise refused(
-            f"a {len(shape)}-D image ({size})", "3-D, or 4-D with time last", "extract one volume from it", "not-3d"
+            f"a {len(shape)}-D image ({size})",
+            "3-D, or 4-D with time last",
+            "extract one volume from it",
+            code="not-3d",
         )
     return tuple(shape), np.dtype(_DTYPES[code]).newbyteorder(order)
 
@@ -212,7 +220,7 @@ def _read_extensions(stream: BinaryIO, header: Any, order: _Order, most_bytes: i
     header_bytes = int(header["sizeof_hdr"])
     offset = float(header["vox_offset"])
     if not math.isfinite(offset) or offset > most_bytes:
-        raise refused(f"voxels that start at byte {offset:g}, beyond the end", WHOLE, AGAIN, "cut-off")
+        raise refused(f"voxels that start at byte {offset:g}, beyond the end", WHOLE, AGAIN, code="cut-off")
     header["vox_offset"] = max(int(offset), header_bytes + 4)
     block = stream.read(int(header["vox_offset"]) - header_bytes)
     dropped = 0
@@ -244,7 +252,7 @@ def _slope_inter(header: Any) -> tuple[float, float]:
         return 1.0, 0.0
     if not math.isfinite(inter):
         got = f"scl_slope {slope:g} with scl_inter {inter:g}"
-        raise refused(got, "two finite numbers", "set scl_inter to 0 if there is no offset", "damaged-header")
+        raise refused(got, "two finite numbers", "set scl_inter to 0 if there is no offset", code="damaged-header")
     return slope, inter
 
 
@@ -321,7 +329,7 @@ def to_image(volume: Volume) -> Any:
 def _from_foreign(image: Any, source: Path | None) -> Volume:
     stored = as_numbers(np.asanyarray(image.dataobj))
     if image.affine is None:
-        raise refused("an image without an affine", "one that says where its voxels are", _CONVERT, "bad-affine")
+        raise refused("an image without an affine", "one that says where its voxels are", _CONVERT, code="bad-affine")
     affine = np.array(image.affine, np.float64)
     check_affine(affine, _CONVERT)
     voxels, notes = finite(stored)
@@ -367,7 +375,7 @@ def _geometry(header: Any, shape: tuple[int, ...]) -> tuple[np.ndarray, list[str
 def _check_pixdim(header: Any) -> None:
     pixdim = [float(p) for p in header["pixdim"][1:4]]
     if not all(math.isfinite(p) and p > 0 for p in pixdim):
-        raise refused(f"a spacing (pixdim) of {by(pixdim)}", "three positive lengths", _SET_SPACING, "bad-spacing")
+        raise refused(f"a spacing (pixdim) of {by(pixdim)}", "three positive lengths", _SET_SPACING, code="bad-spacing")
 
 
 def _choose_affine(header: Any, shape: tuple[int, ...], mm: float) -> tuple[np.ndarray, list[str]]:
@@ -383,7 +391,7 @@ def _choose_affine(header: Any, shape: tuple[int, ...], mm: float) -> tuple[np.n
     if not has_sform:
         if qform is None:
             raise refused(
-                "an impossible rotation (qform quaternion)", "a valid one, or an sform", _CONVERT, "bad-affine"
+                "an impossible rotation (qform quaternion)", "a valid one, or an sform", _CONVERT, code="bad-affine"
             )
         return qform, []
     sform = np.asarray(header.get_sform(), np.float64)
@@ -476,7 +484,7 @@ def _header_for(volume: Volume, like: Volume | None) -> Any:
         header.set_data_shape(shape)
     except HeaderDataError as error:
         raise unwritable(
-            f"{max(shape)} voxels along one axis", "at most 32767 in NIfTI-1", "crop the scan", "output-too-large"
+            f"{max(shape)} voxels along one axis", "at most 32767 in NIfTI-1", "crop the scan", code="output-too-large"
         ) from error
     header["pixdim"][4:] = beyond_space
     header["vox_offset"] = 0  # nibabel: to be set from the extensions

@@ -159,7 +159,7 @@ def write(volume: Volume, path: Path, like: Volume | None = None) -> None:
     path = Path(path)
     with writing(path):
         if ending(path) != ".nrrd":
-            raise unwritable("another kind of name", ".nrrd", "change the output's name", "output-name")
+            raise unwritable("another kind of name", ".nrrd", "change the output's name", code="output-name")
         check_shape_to_write(volume.voxels.shape)
         check_affine_to_write(np.asarray(volume.affine))
         source = _source_header(volume, like)
@@ -225,13 +225,13 @@ def _read_header(stream: BinaryIO) -> tuple[dict[str, str], tuple[str, ...]]:
     magic = stream.read(8)
     if not re.fullmatch(rb"NRRD000[1-5]", magic):
         got = f"an NRRD file of another version ({magic!r})" if magic.startswith(b"NRRD") else kind_of(magic)
-        raise refused(got, _NEED, _CONVERT, "other-format")
+        raise refused(got, _NEED, _CONVERT, code="other-format")
     texts: dict[str, str] = {}
     keys: list[str] = []
     stream.readline(MOST_HEADER_BYTES)
     while line := stream.readline(MOST_HEADER_BYTES - stream.tell() + 1):
         if stream.tell() > MOST_HEADER_BYTES:
-            raise refused("a header without an end", _NEED, _CONVERT, "damaged-header")
+            raise refused("a header without an end", _NEED, _CONVERT, code="damaged-header")
         text = line.decode("utf-8", "surrogateescape").rstrip()
         if not text:
             break
@@ -244,15 +244,15 @@ def _take_line(text: str, texts: dict[str, str], keys: list[str]) -> None:
     """One line of the header: a field, or a key with its value."""
     name, colon, value = text.partition(":")
     if not colon:
-        raise refused(f"a header line without a colon ({text[:40]!a})", _NEED, _CONVERT, "damaged-header")
+        raise refused(f"a header line without a colon ({text[:40]!a})", _NEED, _CONVERT, code="damaged-header")
     if value.startswith("="):
         keys.append(text)
         return
     field = _FIELDS.get(name.lower().replace(" ", "").strip())
     if field in texts:
-        raise refused(f"two fields '{field}' in one header", "one", _CONVERT, "field-twice")
+        raise refused(f"two fields '{field}' in one header", "one", _CONVERT, code="field-twice")
     if field == "data file" and (value.split() or [""])[0] == "LIST":
-        raise refused("voxels in a list of data files", "one data file", _CONVERT, "several-data-files")
+        raise refused("voxels in a list of data files", "one data file", _CONVERT, code="several-data-files")
     if field is not None:
         texts[field] = value.strip()
 
@@ -268,7 +268,7 @@ def _parsed(texts: dict[str, str], field: str) -> Any:
     text = texts[field]
     if len(text) > MOST_FIELD_LETTERS:
         raise refused(
-            f"a {field} of {len(text):,} letters", f"at most {MOST_FIELD_LETTERS:,}", _CONVERT, "damaged-header"
+            f"a {field} of {len(text):,} letters", f"at most {MOST_FIELD_LETTERS:,}", _CONVERT, code="damaged-header"
         )
     if field in _VECTORS:  # which others write with blanks inside
         text = " ".join("".join(part.split()) for part in re.findall(r"\([^()]*\)|[^\s()]+", text))
@@ -277,7 +277,7 @@ def _parsed(texts: dict[str, str], field: str) -> Any:
             return nrrd.read_header(["NRRD0005", f"{field}: {text}"])[field]
     except (nrrd.NRRDError, ArithmeticError, LookupError, TypeError, ValueError) as error:
         raise refused(
-            f"a {field} that cannot be understood ({text[:60]!a})", _NEED, _CONVERT, "damaged-header"
+            f"a {field} that cannot be understood ({text[:60]!a})", _NEED, _CONVERT, code="damaged-header"
         ) from error
 
 
@@ -285,7 +285,7 @@ def _per_axis(texts: dict[str, str], field: str, count: int) -> list[Any] | None
     """The values of a field that has one for each axis of the file; None where it is not there."""
     values = _parsed(texts, field)
     if values is not None and len(values) != count:
-        raise refused(f"{len(values)} {field} for {count} axes", "one for each axis", _CONVERT, "wrong-count")
+        raise refused(f"{len(values)} {field} for {count} axes", "one for each axis", _CONVERT, code="wrong-count")
     return None if values is None else list(values)
 
 
@@ -293,17 +293,17 @@ def _sizes(texts: dict[str, str]) -> list[int]:
     """How many samples along each axis of the file."""
     for field in ("type", "dimension", "sizes", "encoding"):
         if field not in texts:
-            raise refused(f"a header without '{field}'", _NEED, _CONVERT, "missing-field")
+            raise refused(f"a header without '{field}'", _NEED, _CONVERT, code="missing-field")
     words = texts["sizes"].split()
     if not all(re.fullmatch(r"[0-9]{1,18}", word) for word in words) or len(words) > MOST_AXES:
-        raise refused(f"sizes of {texts['sizes'][:60]!a}", "whole numbers", _CONVERT, "damaged-header")
+        raise refused(f"sizes of {texts['sizes'][:60]!a}", "whole numbers", _CONVERT, code="damaged-header")
     if texts["dimension"] != str(len(words)):
         raise refused(
-            f"{len(words)} sizes for dimension {texts['dimension'][:20]!a}", "as many", _CONVERT, "wrong-count"
+            f"{len(words)} sizes for dimension {texts['dimension'][:20]!a}", "as many", _CONVERT, code="wrong-count"
         )
     sizes = [int(word) for word in words]
     if min(sizes, default=0) < 1:
-        raise refused(f"a grid of {by(sizes)} voxels", "at least one along each axis", _CONVERT, "empty-grid")
+        raise refused(f"a grid of {by(sizes)} voxels", "at least one along each axis", _CONVERT, code="empty-grid")
     return sizes
 
 
@@ -322,7 +322,7 @@ def _axes(texts: dict[str, str], sizes: list[int]) -> tuple[list[int], list[int]
     beside = [axis for axis in range(len(sizes)) if axis not in spatial and sizes[axis] > 1]
     if len(spatial) != 3 or len(beside) > 1:
         got = f"an image with {len(spatial)} axes in space and {len(beside)} others ({by(sizes)})"
-        raise refused(got, "three in space, and time at most", "extract one volume from it", "not-3d")
+        raise refused(got, "three in space, and time at most", "extract one volume from it", code="not-3d")
     return spatial, beside
 
 
@@ -332,7 +332,7 @@ def _kinds(texts: dict[str, str], count: int) -> list[str]:
     several = [kind for kind in kinds if kind not in (*_IN_SPACE, *_BESIDE_SPACE, *_UNSAID)]
     if several:
         got = f"several numbers per voxel (an axis of kind {several[0][:30]!a})"
-        raise refused(got, "one real number per voxel", "extract one of its channels", "several-channels")
+        raise refused(got, "one real number per voxel", "extract one of its channels", code="several-channels")
     return kinds
 
 
@@ -345,18 +345,18 @@ def _directions(texts: dict[str, str], count: int) -> list[np.ndarray | None] | 
     steps = [None if row is None or np.isnan(row).all() else np.asarray(row, np.float64) for row in rows]
     if any(step is not None and (step.shape != (3,) or not np.isfinite(step).all()) for step in steps):
         got = f"space directions of {texts['space directions'][:80]!a}"
-        raise refused(got, "three numbers for each axis in space, 'none' for others", _CONVERT, "damaged-header")
+        raise refused(got, "three numbers for each axis in space, 'none' for others", _CONVERT, code="damaged-header")
     return steps if any(step is not None for step in steps) else None
 
 
 def _check_space(texts: dict[str, str]) -> None:
     space = texts.get("space", LPS).lower()
     if space.endswith("-time") or space in ("rast", "last", "lpst"):
-        raise refused(f"a space with time ({space})", "a space of three dimensions", _IN_3D, "space-with-time")
+        raise refused(f"a space with time ({space})", "a space of three dimensions", _IN_3D, code="space-with-time")
     if space not in _TO_RAS and space not in _NOT_THE_PATIENTS:
-        raise refused(f"an unknown space ({space[:40]!a})", "RAS, LAS or LPS", _CONVERT, "unknown-space")
+        raise refused(f"an unknown space ({space[:40]!a})", "RAS, LAS or LPS", _CONVERT, code="unknown-space")
     if texts.get("space dimension", "3") != "3":
-        raise refused(f"a space of dimension {texts['space dimension'][:20]!a}", "three", _IN_3D, "unknown-space")
+        raise refused(f"a space of dimension {texts['space dimension'][:20]!a}", "three", _IN_3D, code="unknown-space")
 
 
 # ---- reading: where it is
@@ -393,11 +393,11 @@ def _from_spacings(
     spacings = _per_axis(texts, "spacings", len(sizes))
     if spacings is None:
         raise refused(
-            "a header without space directions and spacings", "the distance between voxels", way, "no-spacing"
+            "a header without space directions and spacings", "the distance between voxels", way, code="no-spacing"
         )
     spacing = [float(spacings[axis]) for axis in spatial]
     if not all(math.isfinite(step) and step > 0 for step in spacing):
-        raise refused(f"spacings of {by(spacing)}", "three positive lengths", way, "bad-spacing")
+        raise refused(f"spacings of {by(spacing)}", "three positive lengths", way, code="bad-spacing")
     mm, notes = _mm_per_unit(texts, "units", spatial)
     with np.errstate(over="ignore", invalid="ignore"):
         affine = _base_affine(np.array(spacing) * mm, [sizes[axis] for axis in spatial])
@@ -420,7 +420,7 @@ def _origin(texts: dict[str, str]) -> tuple[np.ndarray, list[str]]:
     """The centre of the first voxel [3], in the file's unit; zero, with a note, where the file is silent."""
     origin = _parsed(texts, "space origin")
     if origin is not None and len(origin) != 3:
-        raise refused(f"a space origin of {len(origin)} numbers", "three", _CONVERT, "wrong-count")
+        raise refused(f"a space origin of {len(origin)} numbers", "three", _CONVERT, code="wrong-count")
     if origin is None or not np.isfinite(origin).all():
         return np.zeros(3), [
             "the header has no space origin: the position is unknown, the first voxel taken to be at 0"
@@ -432,12 +432,17 @@ def _mm_per_unit(texts: dict[str, str], field: str, places: list[int]) -> tuple[
     """Size in mm of the one unit of length at some places of a field; mm where the file is silent."""
     units = _parsed(texts, field) or [""] * (max(places) + 1)
     if len(units) <= max(places):
-        raise refused(f"{len(units)} {field}", f"{max(places) + 1}", _CONVERT, "wrong-count")
+        raise refused(f"{len(units)} {field}", f"{max(places) + 1}", _CONVERT, code="wrong-count")
     names = [str(units[place]).strip() for place in places]
     sizes = {_MM.get(name.lower()) for name in names}
     if len(sizes) != 1 or None in sizes:
         got = f"{field} of {' '.join(names)[:60]!a}"
-        raise refused(got, "millimetres along all axes", "convert the lengths, or correct the units", "unknown-unit")
+        raise refused(
+            got,
+            "millimetres along all axes",
+            "convert the lengths, or correct the units",
+            code="unknown-unit",
+        )
     mm = cast(float, sizes.pop())
     said = [] if mm == 1 else [f"lengths are in {names[0]} and were converted to mm; if that is wrong, correct {field}"]
     return mm, said
@@ -501,7 +506,7 @@ def _lines_of(texts: dict[str, str], fields: Sequence[str]) -> tuple[str, ...]:
 def _data_file(header_file: Path, text: str) -> Path:
     """The data file of a detached header."""
     if re.search(r"%[0-9]*[dDiu]", text) and len(text.split()) > 3:
-        raise refused("voxels in a series of data files", "one data file", _CONVERT, "several-data-files")
+        raise refused("voxels in a series of data files", "one data file", _CONVERT, code="several-data-files")
     return file_beside(header_file, text)
 
 
@@ -509,19 +514,19 @@ def _type(texts: dict[str, str], encoding: str) -> np.dtype[Any]:
     """The stored type in the file's byte order."""
     name = " ".join(texts["type"].lower().split())
     if name not in _TYPES:
-        raise refused(f"voxels of type {name[:40]!a}", "one real number per voxel", _CONVERT, "voxel-type")
+        raise refused(f"voxels of type {name[:40]!a}", "one real number per voxel", _CONVERT, code="voxel-type")
     dtype, endian = np.dtype(_TYPES[name]), texts.get("endian", "").lower()
     if dtype.itemsize == 1 or encoding == "ascii":
         return dtype
     if endian not in ("little", "big"):
-        raise refused(f"a byte order of {endian[:20]!a}", "endian: little, or big", _CONVERT, "damaged-header")
+        raise refused(f"a byte order of {endian[:20]!a}", "endian: little, or big", _CONVERT, code="damaged-header")
     return dtype.newbyteorder("<" if endian == "little" else ">")
 
 
 def _skip(texts: dict[str, str], field: str) -> int:
     text = texts.get(field, "0")
     if not re.fullmatch(r"-?[0-9]{1,18}", text) or int(text) < (-1 if field == "byte skip" else 0):
-        raise refused(f"a {field} of {text[:30]!a}", "a number of them", _CONVERT, "damaged-header")
+        raise refused(f"a {field} of {text[:30]!a}", "a number of them", _CONVERT, code="damaged-header")
     return int(text)
 
 
@@ -537,7 +542,7 @@ def _read_data(path: Path, start: int, texts: dict[str, str], shape: tuple[int, 
     encoding = _ENCODINGS.get(texts["encoding"].lower())
     if encoding is None:
         got = f"the encoding {texts['encoding'][:30]!a}"
-        raise refused(got, "raw, gzip, bzip2 or ascii", _CONVERT, "unknown-encoding")
+        raise refused(got, "raw, gzip, bzip2 or ascii", _CONVERT, code="unknown-encoding")
     dtype = _type(texts, encoding)
     skip, line_skip = _skip(texts, "byte skip"), _skip(texts, "line skip")
     file_bytes = check_is_file(path, "the data file that the header names" if start == 0 else _NEED)
@@ -547,7 +552,7 @@ def _read_data(path: Path, start: int, texts: dict[str, str], shape: tuple[int, 
         if encoding == "raw":
             return _read_raw(stream, path, skip, shape, dtype, file_bytes)
         if skip < 0:
-            raise refused(f"a byte skip of -1 for {encoding}", "raw for that", _CONVERT, "damaged-header")
+            raise refused(f"a byte skip of -1 for {encoding}", "raw for that", _CONVERT, code="damaged-header")
         if encoding == "gzip":
             return _read_gzip(stream, path, skip, shape, dtype, file_bytes)
         if encoding == "bzip2":
@@ -592,9 +597,9 @@ def _read_bzip2(stream: BinaryIO, skip: int, shape: tuple[int, ...], dtype: np.d
             content = _some(unpacked, size)
             packed.read(1)  # the checksum is at the end
     except (OSError, ValueError) as error:
-        raise refused("a damaged bzip2 stream", WHOLE, AGAIN, "cut-off") from error
+        raise refused("a damaged bzip2 stream", WHOLE, AGAIN, code="cut-off") from error
     if len(content) < size:
-        raise refused(f"{len(content):,} bytes", f"{size:,} bytes of voxels, as its header says", AGAIN, "cut-off")
+        raise refused(f"{len(content):,} bytes", f"{size:,} bytes of voxels, as its header says", AGAIN, code="cut-off")
     return as_native(np.frombuffer(content, dtype).reshape(shape, order="F"))
 
 
@@ -624,7 +629,12 @@ def _type_for(volume: Volume, source: Header | None) -> np.dtype[Any]:
     """The type in the file, in native byte order."""
     dtype = type_to_store(volume.voxels.dtype, None if source is None else source.dtype)
     if dtype not in _NAMES:
-        raise unwritable(f"{volume.voxels.dtype} voxels", "real numbers", "this is a fault of the caller", "voxel-type")
+        raise unwritable(
+            f"{volume.voxels.dtype} voxels",
+            "real numbers",
+            "this is a fault of the caller",
+            code="voxel-type",
+        )
     return dtype
 
 

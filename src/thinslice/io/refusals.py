@@ -15,14 +15,19 @@ AGAIN = "copy or download it again"
 """What to do then."""
 
 
-def refused(got: str, need: str, then: str, code: str) -> InputRefused:
+def refused(got: str, need: str, then: str, *, code: str) -> InputRefused:
     """Returns the refusal of an input, still without its name; see `thinslice.errors.ThinsliceError`."""
     return InputRefused(got=one_line(got), need=one_line(need), next=one_line(then), code=code)
 
 
-def unwritable(got: str, need: str, then: str, code: str) -> OutputRefused:
+def unwritable(got: str, need: str, then: str, *, code: str) -> OutputRefused:
     """Returns the refusal of an output, still without its name; see `thinslice.errors.ThinsliceError`."""
     return OutputRefused(got=one_line(got), need=one_line(need), next=one_line(then), code=code)
+
+
+def without_place(error: InputRefused) -> InputRefused:
+    """Returns the same refusal without the file that it is about, for a list that names the file by itself."""
+    return InputRefused(got=error.got, need=error.need, next=error.next, code=error.code)
 
 
 def one_line(text: str) -> str:
@@ -65,15 +70,15 @@ def reading(path: Path, need: str, way: str) -> Iterator[None]:
             raise
         raise error.at(place) from error
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise refused("a damaged or cut-off compressed stream", WHOLE, AGAIN, "cut-off").at(place) from error
+        raise refused("a damaged or cut-off compressed stream", WHOLE, AGAIN, code="cut-off").at(place) from error
     except MemoryError as error:
         way = "crop it, or use a larger machine"
-        raise refused("a scan larger than the free memory", "a smaller one", way, "memory").at(place) from error
+        raise refused("a scan larger than the free memory", "a smaller one", way, code="memory").at(place) from error
     except OSError as error:
         got = f"no access ({error.strerror or error})"
-        raise refused(got, need, "check the name and the permissions", "no-access").at(place) from error
+        raise refused(got, need, "check the name and the permissions", code="no-access").at(place) from error
     except (ValueError, OverflowError) as error:
-        raise refused(f"what cannot be understood ({error})", need, way, "damaged-header").at(place) from error
+        raise refused(f"what cannot be understood ({error})", need, way, code="damaged-header").at(place) from error
 
 
 @contextmanager
@@ -92,4 +97,4 @@ def writing(path: Path) -> Iterator[None]:
         raise error.at(place) from error
     except OSError as error:
         got, need = f"no access ({error.strerror or error})", "a folder with room and permission"
-        raise unwritable(got, need, "choose another output", "output-not-writable").at(place) from error
+        raise unwritable(got, need, "choose another output", code="output-not-writable").at(place) from error

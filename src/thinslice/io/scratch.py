@@ -37,4 +37,4 @@ def allocate(shape: tuple[int, ...], dtype: DTypeLike, folder: Path) -> np.ndarr
     except OSError as error:
         need = f"{size / 1e9:.1f} GB there for a while"
         got, way = f"no room ({error.strerror})", "free some room or choose another output folder"
-        raise unwritable(got, need, way, "no-room").at(one_line(str(folder))) from error
+        raise unwritable(got, need, way, code="no-room").at(one_line(str(folder))) from error

@@ -38,12 +38,12 @@ def check_is_file(path: Path, need: str) -> int:
         InputRefused: it is none, or empty.
     """
     if path.is_dir():
-        raise refused("a folder", need, "name a file in it", "not-a-file")
+        raise refused("a folder", need, "name a file in it", code="not-a-file")
     size = path.stat().st_size
     if not path.is_file():
-        raise refused("a pipe or device", need, "save the scan to a file first", "not-a-file")
+        raise refused("a pipe or device", need, "save the scan to a file first", code="not-a-file")
     if size == 0:
-        raise refused("an empty file", need, AGAIN, "empty-file")
+        raise refused("an empty file", need, AGAIN, code="empty-file")
     return size
 
 
@@ -67,7 +67,7 @@ def unpacked(path: Path, packed: str, plain: str) -> Iterator[BinaryIO]:
                 yield cast(BinaryIO, stream)
         elif path.name.lower().endswith(packed):
             got = f"{kind_of(raw.read(348))}, not gzip"
-            raise refused(got, "what the name promises", f"rename it to {plain} or copy it again", "other-format")
+            raise refused(got, "what the name promises", f"rename it to {plain} or copy it again", code="other-format")
         else:
             yield raw
 
@@ -109,14 +109,14 @@ def read_voxels(
     size = math.prod(shape) * dtype.itemsize
     need = f"{size:,} bytes of voxels, as its header says"
     if offset + size > most_bytes(stream, file_bytes):
-        raise refused(f"a file of {file_bytes:,} bytes", need, AGAIN, "cut-off")
+        raise refused(f"a file of {file_bytes:,} bytes", need, AGAIN, code="cut-off")
     if size >= ON_DISK_BYTES and not isinstance(stream, Unpacked):
         stored = np.asarray(np.memmap(path, dtype, "c", offset, shape, order="F"))
     else:
         stored = np.empty(shape, dtype, order="F")
         read_bytes = _fill(stream, stored)
         if read_bytes < size:
-            raise refused(f"{read_bytes:,} bytes", need, AGAIN, "cut-off")
+            raise refused(f"{read_bytes:,} bytes", need, AGAIN, code="cut-off")
     return as_native(stored)
 
 
@@ -248,10 +248,10 @@ def read_ascii(stream: BinaryIO, shape: tuple[int, ...], dtype: np.dtype[Any], f
     count = math.prod(shape)
     need = f"{count:,} numbers, as its header says"
     if 2 * count - 1 > file_bytes:  # a digit each, and what parts them
-        raise refused(f"a file of {file_bytes:,} bytes", need, AGAIN, "cut-off")
+        raise refused(f"a file of {file_bytes:,} bytes", need, AGAIN, code="cut-off")
     words = stream.read().split()
     if len(words) < count:
-        raise refused(f"{len(words):,} numbers", need, AGAIN, "cut-off")
+        raise refused(f"{len(words):,} numbers", need, AGAIN, code="cut-off")
     if dtype.kind == "f":
         with np.errstate(over="ignore"):
             return np.array([float(word) for word in words[:count]]).astype(dtype).reshape(shape, order="F")
@@ -259,7 +259,7 @@ def read_ascii(stream: BinaryIO, shape: tuple[int, ...], dtype: np.dtype[Any], f
     limits = np.iinfo(dtype)
     if min(numbers) < limits.min or max(numbers) > limits.max:
         need, way = f"{limits.min} to {limits.max}", "write the scan again in a wider type"
-        raise refused(f"numbers beyond {dtype}", need, way, "beyond-type")
+        raise refused(f"numbers beyond {dtype}", need, way, code="beyond-type")
     return np.array(numbers, dtype).reshape(shape, order="F")
 
 
@@ -275,5 +275,5 @@ def file_beside(header_file: Path, text: str) -> Path:
     is_outside = any(way.is_absolute() or way.drive or way.root or ".." in way.parts for way in ways)
     if not text or "\0" in text or is_outside or re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", text):
         got = f"a data file outside the header's folder ({text[:80]!a})"
-        raise refused(got, "one in it", "move it there, and name it without a folder", "data-file-elsewhere")
+        raise refused(got, "one in it", "move it there, and name it without a folder", code="data-file-elsewhere")
     return header_file.parent / text

@@ -1,6 +1,7 @@
 """The voxels of one file; of a compressed one in a process of its own: codecs crash on damaged data, or never end."""
 
 import json
+import logging
 import subprocess
 import sys
 import threading
@@ -18,19 +19,26 @@ from pydicom.pixels.decoders.base import get_decoder
 from thinslice.errors import InputRefused
 from thinslice.io.dicom.headers import damaged, quiet, read_dataset
 
-CODECS = "pip install 'thinslice[dicom]'"
+logger = logging.getLogger(__name__)
 
-LONGEST_S, LONGEST_PER_FRAME_S = 20.0, 0.5
-"""A file that takes longer to decode than the first, and the second for each of its frames, is damaged."""
+CODECS = "pip install 'thinslice[dicom]'"
+"""What leads to a codec for the transfer syntaxes that pydicom alone cannot unpack."""
+
+LONGEST_SECONDS = 20.0
+"""A file of one frame that takes longer to decode is damaged; a sound slice takes well under a second."""
+
+LONGEST_SECONDS_PER_FRAME = 0.5
+"""What is added to that for each further frame of a file."""
 
 PROCESSES = 2
+"""Files decoded at a time: one is decoded while another is taken over."""
 
 SERVE = "import sys; sys.path[:] = {path}; from thinslice.io.dicom.decode import serve; serve()"
 """What such a process runs: nothing that happens to lie in the working folder is imported."""
 
 
 def decode(path: Path) -> np.ndarray:
-    """Stored values [rows, columns], or [frames, rows, columns], in this process.
+    """Returns the stored values [rows, columns], or [frames, rows, columns], of a file, decoded in this process.
 
     Raises:
         InputRefused: voxels that are cut off or damaged, or compressed in a way for which no codec is installed.
@@ -46,7 +54,7 @@ def decode(path: Path) -> np.ndarray:
     except (OSError, MemoryError):
         raise
     except Exception as error:  # a codec raises whatever it likes
-        raise _without_codec(path, found) or damaged(path, error) from None
+        raise _without_codec(path, found) or damaged(path, error) from error
     return values
 
 
@@ -58,15 +66,23 @@ def _without_codec(path: Path, found: Dataset) -> InputRefused | None:
             return None
     except NotImplementedError:
         return InputRefused(
-            f"{path}: got transfer syntax {syntax.name}, which is not known; need a series of images; next: export the "
-            "series uncompressed"
+            got=f"transfer syntax {syntax.name}, which is not known",
+            need="a series of images",
+            next="export the series uncompressed",
+            place=path,
+            code="dicom-transfer-syntax",
         )
-    then = CODECS if syntax in by_gdcm.DECODER_DEPENDENCIES else "have the series exported uncompressed"
-    return InputRefused(f"{path}: got voxels compressed as {syntax.name}; need a codec for it; next: {then}")
+    return InputRefused(
+        got=f"voxels compressed as {syntax.name}",
+        need="a codec for it",
+        next=CODECS if syntax in by_gdcm.DECODER_DEPENDENCIES else "have the series exported uncompressed",
+        place=path,
+        code="dicom-no-codec",
+    )
 
 
 def decode_compressed(paths: Sequence[Path], frames: int = 1) -> Iterator[np.ndarray]:
-    """`decode` of each file, in order, by processes of their own.
+    """Yields what `decode` gives for each file, in order, by processes of their own.
 
     Args:
         paths: the files.
@@ -80,7 +96,7 @@ def decode_compressed(paths: Sequence[Path], frames: int = 1) -> Iterator[np.nda
     with ExitStack() as stack:
         workers = [stack.enter_context(_Worker(paths[n::PROCESSES])) for n in range(min(PROCESSES, len(paths)))]
         for index, path in enumerate(paths):
-            yield workers[index % PROCESSES].next(path, LONGEST_S + LONGEST_PER_FRAME_S * (frames - 1))
+            yield workers[index % PROCESSES].next(path, LONGEST_SECONDS + LONGEST_SECONDS_PER_FRAME * (frames - 1))
 
 
 class _Worker:
@@ -109,17 +125,18 @@ class _Worker:
         self.process.stdout.close()
 
     def next(self, path: Path, seconds: float) -> np.ndarray:
-        """Its next file's voxels; killed if it takes longer."""
+        """Returns its next file's voxels; the process is killed if it takes longer."""
         assert self.process.stdout is not None
         watch = threading.Timer(seconds, self.process.kill)
         watch.start()
         try:
             line = self.process.stdout.readline()
-            if not line.endswith(b"\n"):
+            if not line.endswith(b"\n"):  # it died: by our watch, or since its codec crashed
+                logger.debug("%s: the process that decodes has ended", path)
                 raise damaged(path, ValueError("its voxels cannot be decoded"))
             facts = json.loads(line)
             if "refused" in facts:
-                raise InputRefused(facts["refused"])
+                raise InputRefused(**facts["refused"])
             values = np.empty(facts["shape"], facts["dtype"])
             if _fill(self.process.stdout, values) < values.nbytes:
                 raise damaged(path, ValueError("its voxels cannot be decoded"))
@@ -140,7 +157,7 @@ def _fill(stream: IO[bytes], array: np.ndarray) -> int:
 
 
 def serve() -> None:
-    """Decode the files named on standard input; a line of facts for each, and its voxels, to standard output."""
+    """Decodes the files named on standard input; writes a line of facts for each, and its voxels, to its output."""
     out = sys.stdout.buffer
     for name in json.load(sys.stdin):
         facts: dict[str, Any]
@@ -148,9 +165,14 @@ def serve() -> None:
             values = np.ascontiguousarray(decode(Path(name)))
             facts, content = {"shape": values.shape, "dtype": values.dtype.str}, values.data
         except InputRefused as refusal:
-            facts, content = {"refused": str(refusal)}, memoryview(b"")
+            facts, content = {"refused": _fields(refusal)}, memoryview(b"")
         except (OSError, MemoryError) as error:
-            facts, content = {"refused": str(damaged(Path(name), error))}, memoryview(b"")
+            facts, content = {"refused": _fields(damaged(Path(name), error))}, memoryview(b"")
         out.write(json.dumps(facts).encode() + b"\n")
         out.write(content)
         out.flush()
+
+
+def _fields(refusal: InputRefused) -> dict[str, str]:
+    """What another process makes the same refusal of."""
+    return {name: getattr(refusal, name) for name in ("got", "need", "next", "place", "code")}

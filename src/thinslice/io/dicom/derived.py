@@ -4,6 +4,7 @@ Classic MR or CT images, one a file, uncompressed. What all acquired slices say 
 is not; private elements are dropped. The same scan, plan and model give the same files, byte for byte.
 """
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
@@ -21,12 +22,15 @@ from pydicom.sequence import Sequence as Items
 from pydicom.tag import BaseTag
 from pydicom.valuerep import DSfloat
 
-from thinslice.errors import OutputRefused, ThinsliceError
+from thinslice.errors import ThinsliceError
 from thinslice.io.dicom.headers import AMONG, ENHANCED, IMPLEMENTATION, MAKER, Image, quiet, read_dataset
-from thinslice.io.dicom.identity import hide, other_uid, say_hidden, uid_from
+from thinslice.io.dicom.identity import declare_anonymous, remove_identity, replacement_uid, uid_from
 from thinslice.io.dicom.series import Series
+from thinslice.io.refusals import one_line, unwritable
 from thinslice.plan import Plan
 from thinslice.volume import Volume, fingerprint
+
+logger = logging.getLogger(__name__)
 
 REACH = 3
 """An image refers to acquired slices no farther than so many spacings: what is farther adds next to nothing."""
@@ -35,11 +39,19 @@ LOSSY = (uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit, uid.JPEGLSNearLossless, ui
 """Transfer syntaxes that lose something, or may."""
 
 B_VALUE = AMONG.index("DiffusionBValue")
+"""Where the b-value is among the facts that tell stacks apart."""
 
 LONGEST_LO = 64
 """Characters in a long string (LO)."""
 
-LARGEST_STORED, LARGEST_SIGNED, SMALLEST_SIGNED = 65_535, 32_767, -32_768
+LARGEST_STORED = 65_535
+"""The largest whole number that 16 bits without a sign hold."""
+
+LARGEST_SIGNED = 32_767
+"""The largest that 16 bits with a sign hold."""
+
+SMALLEST_SIGNED = -32_768
+"""The smallest that these hold."""
 
 MADE_ANEW = (
     "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "InstanceNumber",
@@ -49,6 +61,8 @@ MADE_ANEW = (
     "WindowWidth", "WindowCenterWidthExplanation", "LossyImageCompression", "DerivationDescription",
     "DerivationCodeSequence", "SourceImageSequence", "ContributingEquipmentSequence", "ImageComments",
 )  # fmt: skip
+"""What is said of each computed slice, whatever the acquired ones say."""
+
 DROPPED = (
     "PixelData", "NumberOfFrames", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
     "DimensionIndexSequence", "DimensionOrganizationSequence", "DimensionOrganizationType", "ConcatenationUID",
@@ -63,6 +77,8 @@ DROPPED = (
     "VolumetricProperties", "VolumeBasedCalculationTechnique", "PixelPresentation", "ContentQualification",
     "PixelMeasuresSequence", "FrameType", "QualityControlImage", "AcquisitionDuration",
 )  # fmt: skip
+"""What holds of acquired slices, their frames or their bytes alone."""
+
 PIXEL_GROUPS = (0x5000, 0x6000)
 """Curves and overlays: drawn on the acquired slices."""
 
@@ -98,8 +114,13 @@ FROM_GROUPS = {
 
 _Code = tuple[str, str]
 RESAMPLED: _Code = ("113085", "Spatial resampling")
+"""How the new images were derived (PS3.16, CID 7203)."""
+
 SOURCE: _Code = ("121322", "Source image for image processing operation")
+"""Why an image refers to acquired ones (CID 7202)."""
+
 MODIFIED: _Code = ("109103", "Modifying Equipment")
+"""What this program was to the images (CID 7005)."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +142,7 @@ class Stored:
 
 
 def as_stored(volume: Volume) -> Volume:
-    """The volume with the values that `images` will store, and notes on what had to change for that.
+    """Returns the volume with the values that `images` will store, and notes on what had to change for that.
 
     The rescale of the acquired slices is kept where it is one and the same and its 16 bits hold the answer; else it is
     made wide enough. The voxels, which are spent on it, are put on its steps.
@@ -138,6 +159,7 @@ def as_stored(volume: Volume) -> Volume:
 
 
 def _storage(voxels: np.ndarray, series: Series) -> tuple[Storage, tuple[str, ...]]:
+    """How the voxels are stored: with the rescale of the acquired slices if that holds them all, else a wider one."""
     low, high = float(voxels.min()), float(voxels.max())
     rescales = {image.rescale for image in series.images}
     why = f"the {len(series.images)} slices have {len(rescales)} different rescales"
@@ -162,7 +184,7 @@ def _to_stored(values: np.ndarray, storage: Storage) -> np.ndarray:
 
 
 def images(thin: Volume, thick: Volume, plan: Plan, agreement: str, anonymise: bool = False) -> Iterator[Dataset]:
-    """The slices of a new series, in order, to be written with `save`.
+    """Yields the slices of a new series, in order, to be written with `save`.
 
     Args:
         thin: the answer, as `as_stored` gives it back.
@@ -177,14 +199,15 @@ def images(thin: Volume, thick: Volume, plan: Plan, agreement: str, anonymise: b
     stored = thin.header
     assert isinstance(stored, Stored)
     series = stored.series
+    logger.debug("%d slices of a new series, stored as %s", plan.n_thin, stored.storage)
     with quiet(), _no_surprise():
         headers = _headers(series)
         shared = _shared(headers, series)
         windows = [_window(header) for header in headers]
         key = _key(thick, plan, anonymise)
         if anonymise:
-            hide(shared)
-            say_hidden(shared)
+            remove_identity(shared)
+            declare_anonymous(shared)
         _describe(shared, series, plan, stored.storage, agreement, key, anonymise)
         nearest = np.clip(np.rint(plan.positions()), 0, plan.n_thick - 1).astype(int)
         for index in range(plan.n_thin):
@@ -194,7 +217,7 @@ def images(thin: Volume, thick: Volume, plan: Plan, agreement: str, anonymise: b
 
 
 def save(image: Dataset, path: Path) -> None:
-    """Write one image of `images`.
+    """Writes one image of `images`.
 
     Raises:
         OutputRefused: an element that was kept cannot be written.
@@ -218,10 +241,8 @@ def _no_surprise() -> Iterator[None]:
     except (ThinsliceError, OSError, MemoryError):
         raise
     except Exception as error:
-        why = " ".join(f"{type(error).__name__}: {error}".split())[:160]
-        raise OutputRefused(
-            f"got a header that cannot be written again ({why}); need a valid one; next: write NIfTI (-o OUT.nii.gz)"
-        ) from None
+        got = f"a header that cannot be written again ({one_line(f'{type(error).__name__}: {error}')[:160]})"
+        raise unwritable(got, "a valid one", "write NIfTI (thin.nii.gz)", code="dicom-header-unwritable") from error
 
 
 def _headers(series: Series) -> list[Dataset]:
@@ -257,7 +278,12 @@ def _of_frame(header: Dataset, frame: int) -> Dataset:
 
 
 def _shared(headers: Sequence[Dataset], series: Series) -> Dataset:
-    """What all slices say alike, but for what is made anew and what does not hold of computed slices."""
+    """What all slices say alike, but for what is made anew and what does not hold of computed slices.
+
+    What differs from slice to slice, such as a trigger time, would be wrong of slices between them. Of what a series
+    has one of (`OF_ALL`), such as the patient's name, the first slice's is kept even where a later one was corrected.
+    What the standard requires, but may be empty (type 2), is there without a value where the slices are silent.
+    """
     never = {tag_for_keyword(name) for name in (*MADE_ANEW, *DROPPED)}
     of_all = {tag_for_keyword(name) for name in OF_ALL}
     shared = Dataset()
@@ -270,8 +296,10 @@ def _shared(headers: Sequence[Dataset], series: Series) -> Dataset:
     for name in (*EMPTY_IF_SILENT[""], *EMPTY_IF_SILENT[modality]):
         if name not in shared:
             setattr(shared, name, None)
+    # An enhanced image may say B or U, which a classic one may not.
     if series.images[0].sop_class in ENHANCED and shared.get("Laterality") not in ("L", "R"):
         shared.Laterality = ""
+    # The stack's b-value, which only a private element may have said.
     if series.images[0].among[B_VALUE] and "DiffusionBValue" not in shared and modality == "MR":
         shared.DiffusionBValue = float(series.images[0].among[B_VALUE])
     if modality == "MR" and series.images[0].sop_class in ENHANCED:
@@ -295,6 +323,7 @@ def _add_if_readable(shared: Dataset, header: Dataset, tag: BaseTag) -> None:
 def _same(one: Dataset, other: Dataset, tag: BaseTag) -> bool:
     """Whether two headers say the same, each in its own encoding; what cannot be understood is never the same."""
     first, second = one.get_item(tag), other.get_item(tag)
+    # Most are equal byte for byte: only the others need to be understood, which for a damaged one would fail.
     if isinstance(first, RawDataElement) and isinstance(second, RawDataElement):
         same_order = first.is_little_endian == second.is_little_endian
         if same_order and first[1:4] == second[1:4]:
@@ -306,8 +335,8 @@ def _same(one: Dataset, other: Dataset, tag: BaseTag) -> bool:
 
 def _is_lossy(header: Dataset) -> bool:
     """As the header says, or else the way in which it was compressed."""
-    said = str(header.get("LossyImageCompression") or "")
-    return said == "01" or (said != "00" and header.file_meta.get("TransferSyntaxUID") in LOSSY)
+    stated = str(header.get("LossyImageCompression") or "")
+    return stated == "01" or (stated != "00" and header.file_meta.get("TransferSyntaxUID") in LOSSY)
 
 
 def _sequence(header: Dataset) -> str:
@@ -337,7 +366,7 @@ def _key(thick: Volume, plan: Plan, hidden: bool) -> str:
             fingerprint(thick),
             whence,
             series.index,
-            series.apart,
+            series.distinction,
             sorted(decisions.items()),
             version("thinslice"),
             hidden,
@@ -355,7 +384,7 @@ def _references(images: Iterable[Image], anonymise: bool) -> list[Dataset]:
     """One reference for each file, with all of its frames that are meant."""
     files: dict[tuple[str, str], list[int]] = {}
     for image in images:
-        name = other_uid(image.sop_uid) if anonymise else image.sop_uid
+        name = replacement_uid(image.sop_uid) if anonymise else image.sop_uid
         frames = files.setdefault((image.sop_class, name), [])
         if image.frame is not None:
             frames.append(image.frame + 1)
@@ -417,9 +446,9 @@ def _describe(
 
 def _description(series: Series, what: str, anonymise: bool) -> str:
     """That of the source, what tells the stack apart, and what was done, within 64 characters."""
-    apart = series.apart[:20] if not anonymise else ""
-    room = LONGEST_LO - len(what) - len(apart) - 1
-    named = f"{series.images[0].description[:room].strip()}{apart} " if not anonymise else ""
+    distinction = series.distinction[:20] if not anonymise else ""
+    room = LONGEST_LO - len(what) - len(distinction) - 1
+    named = f"{series.images[0].description[:room].strip()}{distinction} " if not anonymise else ""
     return f"{named.strip(' ,')} {what}".strip()
 
 

@@ -1,6 +1,7 @@
 """What the headers of DICOM files say: one `Image` for each file, or for each frame of an enhanced one.
 
-Nothing in a file is trusted: whatever pydicom makes of damaged bytes ends as a refusal with the file's name.
+Nothing in a file is trusted: whatever pydicom makes of damaged bytes ends as a refusal with the file's name. A file
+that is sound, but no slice of a scan, is an `Image` with a problem: what becomes of its series is decided in `series`.
 """
 
 import logging
@@ -17,6 +18,7 @@ from pydicom.dataset import Dataset
 from pydicom.filereader import read_file_meta_info
 
 from thinslice.errors import InputRefused
+from thinslice.io.refusals import one_line, refused
 
 CLASSIC: dict[str, str] = {uid.MRImageStorage: "MR", uid.CTImageStorage: "CT"}
 ENHANCED: dict[str, str] = {
@@ -27,8 +29,11 @@ ENHANCED: dict[str, str] = {
 }
 """Storage classes of scans: one slice a file, and many."""
 
-MAKER, IMPLEMENTATION = "thinslice", "2.25.287304857463054017634929468713527418391"
-"""Manufacturer of the modifying equipment, by which a computed series is known, and the program that wrote the file."""
+MAKER = "thinslice"
+"""Manufacturer of the modifying equipment, by which a computed series is known."""
+
+IMPLEMENTATION = "2.25.287304857463054017634929468713527418391"
+"""ImplementationClassUID of the files that this program writes; made of a random UUID once, and never changed."""
 
 PROJECTIONS = ("MIP", "MINIP", "MNIP", "PROJECTION IMAGE", "MAX_IP", "MIN_IP", "CSA MIP")
 """Values of ImageType of what no slice profile can describe."""
@@ -63,14 +68,20 @@ _WANTED = (
     "ConvolutionKernel", "PatientID", "ConcatenationUID", "InConcatenationNumber", "InConcatenationTotalNumber",
     "ImagesInAcquisition",
 )  # fmt: skip
+"""The elements that are read: of the hundreds that a header has the others only cost time."""
+
 _PRIVATE_B_VALUES = {
     (0x0019, 0x100C): "SIEMENS MR HEADER",
     (0x0043, 0x1039): "GEMS_PARM_01",
     (0x2001, 0x1003): "Philips Imaging DD 001",
 }
 """Where Siemens, GE and Philips put the b-value before there was a public place, and who else must have reserved it."""
+
 _PRIVATE_DIRECTION = (0x0019, 0x100E)
+"""Where Siemens puts the direction of the diffusion gradient."""
+
 _CREATORS = [(group, 0x0010) for group, _ in _PRIVATE_B_VALUES]
+"""Where a private group says who has reserved it: without that its numbers mean nothing."""
 
 
 @dataclass(frozen=True)
@@ -125,12 +136,12 @@ class Image:
     where_doubled: tuple[str, ...]
     compressed: bool
     computed: bool
-    problem: str | None
+    problem: InputRefused | None
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """pydicom's warnings and log lines about the files of others go nowhere; ours say what matters."""
+    """Silences what pydicom warns and logs about the files of others; what matters is in our own refusals."""
     log = logging.getLogger("pydicom")
     before = log.disabled
     log.disabled = True
@@ -143,7 +154,7 @@ def quiet() -> Iterator[None]:
 
 
 def read_dataset(path: Path, raw: BinaryIO | None = None, **options: Any) -> Dataset:
-    """`pydicom.dcmread` of a file, which may be open already, whose every failure is a refusal.
+    """Reads a file, which may be open already, by `pydicom.dcmread`; its every failure is a refusal.
 
     Raises:
         InputRefused: damaged, cut off, or no DICOM at all.
@@ -154,12 +165,12 @@ def read_dataset(path: Path, raw: BinaryIO | None = None, **options: Any) -> Dat
     except (OSError, MemoryError):
         raise
     except Exception as error:  # pydicom raises whatever its parts raise
-        raise damaged(path, error) from None
+        raise damaged(path, error) from error
     return found
 
 
 def is_computed(path: Path) -> bool:
-    """Whether a file is one of a computed series, as thinslice wrote it."""
+    """Tells whether a file is one of a computed series, as thinslice wrote it."""
     try:
         with quiet():
             return str(read_file_meta_info(path).get("ImplementationClassUID")) == IMPLEMENTATION
@@ -168,13 +179,19 @@ def is_computed(path: Path) -> bool:
 
 
 def damaged(path: Path, error: Exception) -> InputRefused:
-    """The refusal of a file that cannot be understood."""
-    why = " ".join(f"{type(error).__name__}: {error}".split())[:160]
-    return InputRefused(f"{path}: got a damaged DICOM file ({why}); need the whole file; next: copy or export it again")
+    """Returns the refusal of a file that cannot be understood."""
+    why = one_line(f"{type(error).__name__}: {error}")[:160]
+    return InputRefused(
+        got=f"a damaged DICOM file ({why})",
+        need="the whole file",
+        next="copy or export it again",
+        place=path,
+        code="damaged-dicom",
+    )
 
 
 def read_images(path: Path) -> list[Image]:
-    """The slices that a file holds; none for a file that holds no image at all (a report, a directory).
+    """Returns the slices that a file holds; none for a file that holds no image at all (a report, a directory).
 
     Raises:
         InputRefused: damaged or cut off.
@@ -189,7 +206,7 @@ def read_images(path: Path) -> list[Image]:
     except (OSError, MemoryError, InputRefused):
         raise
     except Exception as error:  # elements are understood only now, when they are asked for
-        raise damaged(path, error) from None
+        raise damaged(path, error) from error
 
 
 def _images(path: Path, found: Dataset, rest: int) -> list[Image]:
@@ -217,6 +234,7 @@ def _groups(found: Dataset, name: str, index: int) -> list[Dataset]:
     items = found.get(name) or []
     if index >= len(items):
         return []
+    # A group may have its facts one sequence deeper, such as the direction of a gradient within MRDiffusionSequence.
     inner = [e.value[0] for e in items[index] if e.VR == "SQ" and not e.tag.is_private and len(e.value)]
     nested = [e.value[0] for group in inner for e in group if e.VR == "SQ" and not e.tag.is_private and len(e.value)]
     return [*inner, *nested]
@@ -225,19 +243,19 @@ def _groups(found: Dataset, name: str, index: int) -> list[Dataset]:
 def _image(path: Path, frame: int | None, kind: str, rest: int, found: Dataset, *places: Dataset) -> Image:
     """One slice; a fact is looked for in one place after the other."""
 
-    def ask(name: str) -> Any:
+    def look_up(name: str) -> Any:
         return next((place[name].value for place in places if name in place and place[name].value is not None), None)
 
-    facts = {name: _text(ask(name)) for name in (*AMONG, *WHERE_DOUBLED)}
-    facts["ImageType"] = _text(ask("FrameType") or ask("ImageType")).upper()
-    weighting = _number(ask("DiffusionBValue"))
+    facts = {name: _text(look_up(name)) for name in (*AMONG, *WHERE_DOUBLED)}
+    facts["ImageType"] = _text(look_up("FrameType") or look_up("ImageType")).upper()
+    weighting = _number(look_up("DiffusionBValue"))
     facts["DiffusionBValue"] = f"{weighting:g}" if weighting is not None else ""
     if kind == uid.MRImageStorage:
         facts["DiffusionBValue"] = facts["DiffusionBValue"] or _private_b_value(found)
     facts["DiffusionGradientOrientation"] = facts["DiffusionGradientOrientation"] or _text(
         _value(found, _PRIVATE_DIRECTION)
     )
-    stored = (_number(ask("RescaleSlope")), _number(ask("RescaleIntercept")))
+    stored = (_number(look_up("RescaleSlope")), _number(look_up("RescaleIntercept")))
     return Image(
         path=path,
         frame=frame,
@@ -252,11 +270,11 @@ def _image(path: Path, frame: int | None, kind: str, rest: int, found: Dataset, 
         description=_text(found.get("SeriesDescription") or found.get("ProtocolName")),
         instance=_whole(found.get("InstanceNumber")),
         shape=(_whole(found.get("Rows")) or 0, _whole(found.get("Columns")) or 0),
-        position=_lengths(ask("ImagePositionPatient"), 3),
-        orientation=_lengths(ask("ImageOrientationPatient"), 6),
-        spacing_mm=_lengths(ask("PixelSpacing"), 2),
-        thickness_mm=_length_mm(ask("SliceThickness")),
-        stated_spacing_mm=_length_mm(ask("SpacingBetweenSlices")),
+        position=_lengths(look_up("ImagePositionPatient"), 3),
+        orientation=_lengths(look_up("ImageOrientationPatient"), 6),
+        spacing_mm=_lengths(look_up("PixelSpacing"), 2),
+        thickness_mm=_length_mm(look_up("SliceThickness")),
+        stated_spacing_mm=_length_mm(look_up("SpacingBetweenSlices")),
         grey=_text(found.get("PhotometricInterpretation")),
         part=_part(found),
         stated_images=_whole(found.get("ImagesInAcquisition")),
@@ -266,81 +284,80 @@ def _image(path: Path, frame: int | None, kind: str, rest: int, found: Dataset, 
         where_doubled=tuple(facts[name] for name in WHERE_DOUBLED),
         compressed=_is_compressed(found),
         computed=_is_computed(found),
-        problem=_problem(path, kind, facts["ImageType"], rest, found, ask),
+        problem=_problem(path, kind, facts["ImageType"], rest, found, look_up),
     )
 
 
 def _problem(
-    path: Path, kind: str, image_type: str, rest: int, found: Dataset, ask: Callable[[str], Any]
-) -> str | None:
-    """Why an image cannot be part of a scan: got, need, next."""
+    path: Path, kind: str, image_type: str, rest: int, found: Dataset, look_up: Callable[[str], Any]
+) -> InputRefused | None:
+    """Why an image cannot be part of a scan."""
     values = image_type.split("\\")
     if kind not in CLASSIC and kind not in ENHANCED:
         name = uid.UID(kind).name if kind else "an unnamed kind of image"
-        return f"got {name}; need MR or CT images; next: leave this series out"
+        return refused(name, "MR or CT images", "leave this series out", code="dicom-not-a-scan")
     colour = _text(found.get("PhotometricInterpretation"))
     if int(found.get("SamplesPerPixel") or 1) != 1 or (colour and not colour.startswith("MONO")):
-        return f"got colour images ({colour}); need grey ones; next: choose the series that this one was made from"
+        way = "choose the series that this one was made from"
+        return refused(f"colour images ({colour})", "grey ones", way, code="dicom-colour")
     if "MOSAIC" in values:
-        return "got mosaics, all slices in one image; need one slice an image; next: convert them with dcm2niix"
+        way = "convert them with dcm2niix"
+        return refused("mosaics, all slices in one image", "one slice an image", way, code="dicom-mosaic")
     if "LOCALIZER" in values:
-        return "got a localizer; need a stack of slices; next: leave it out"
+        return refused("a localizer", "a stack of slices", "leave it out", code="dicom-localizer")
     if any(value in PROJECTIONS for value in values):
-        return "got projections (MIP); need slices; next: choose the series that they were made from"
+        way = "choose the series that they were made from"
+        return refused("projections (MIP)", "slices", way, code="dicom-projection")
     if found.get("ModalityLUTSequence"):
-        return (
-            "got stored values with a look-up table (Modality LUT); need a slope and an intercept; next: leave it out"
-        )
-    return _missing(path, kind, found, ask) or _wrong_pixels(path, found, rest)
+        got = "stored values with a look-up table (Modality LUT)"
+        return refused(got, "a slope and an intercept", "leave it out", code="dicom-lut")
+    return _missing(path, kind, found, look_up) or _wrong_pixels(path, found, rest)
 
 
-def _missing(path: Path, kind: str, found: Dataset, ask: Callable[[str], Any]) -> str | None:
+def _missing(path: Path, kind: str, found: Dataset, look_up: Callable[[str], Any]) -> InputRefused | None:
     """What the header does not say, or says in a way that cannot be true."""
-    again = "next: export the series again"
+    again = "export the series again"
     for name in ("SeriesInstanceUID", "StudyInstanceUID", "SOPInstanceUID"):
         if not found.get(name):
-            return f"got {path.name} without {name}; need a whole header; {again}"
+            return refused(f"{path.name} without {name}", "a whole header", again, code="dicom-missing-element")
     for name, count in (("ImagePositionPatient", 3), ("ImageOrientationPatient", 6), ("PixelSpacing", 2)):
-        if _lengths(ask(name), count) is None:
-            return f"got {path.name} without a valid {name}; need to know where its slice lies; {again}"
-    if (
-        not _is_rotation(_lengths(ask("ImageOrientationPatient"), 6))
-        or min(_lengths(ask("PixelSpacing"), 2) or (0,)) <= 0
-    ):
-        return f"got {path.name} without two directions at right angles, and spacings above zero; need both; {again}"
-    slope = _number(ask("RescaleSlope"))
-    if slope == 0:
-        return f"got {path.name} with a RescaleSlope of zero; need another number; {again}"
+        if _lengths(look_up(name), count) is None:
+            got, need = f"{path.name} without a valid {name}", "to know where its slice lies"
+            return refused(got, need, again, code="dicom-missing-element")
+    has_directions = _is_rotation(_lengths(look_up("ImageOrientationPatient"), 6))
+    if not has_directions or min(_lengths(look_up("PixelSpacing"), 2) or (0,)) <= 0:
+        got = f"{path.name} without two directions at right angles, and spacings above zero"
+        return refused(got, "both", again, code="dicom-bad-geometry")
+    if _number(look_up("RescaleSlope")) == 0:
+        return refused(f"{path.name} with a RescaleSlope of zero", "another number", again, code="dicom-bad-rescale")
     if kind in CLASSIC and int(found.get("NumberOfFrames") or 1) != 1:
-        return f"got {found.NumberOfFrames} frames in {path.name}, no enhanced image; need one slice a file; {again}"
+        got = f"{found.NumberOfFrames} frames in {path.name}, no enhanced image"
+        return refused(got, "one slice a file", again, code="dicom-frames")
     return None
 
 
-def _wrong_pixels(path: Path, found: Dataset, rest: int) -> str | None:
+def _wrong_pixels(path: Path, found: Dataset, rest: int) -> InputRefused | None:
     """No voxels, or too few of them in a file that is not compressed."""
     colour = _text(found.get("PhotometricInterpretation"))
     allocated, stored = int(found.get("BitsAllocated") or 0), int(found.get("BitsStored") or 0)
     whole = found.get("Rows") and found.get("Columns") and colour
     high = found.get("HighBit")
     if allocated not in (8, 16) or not 0 < stored <= allocated or high not in (None, stored - 1) or not whole:
-        return (
-            f"got {path.name} with {found.get('Rows')} x {found.get('Columns')} voxels of {stored}/{allocated} bits, "
-            f"high bit {high}, {colour or 'no PhotometricInterpretation'}; need grey ones of 8 or 16 bits, none above; "
-            "next: export it again"
+        got = (
+            f"{path.name} with {found.get('Rows')} x {found.get('Columns')} voxels of {stored}/{allocated} bits, "
+            f"high bit {high}, {colour or 'no PhotometricInterpretation'}"
         )
+        return refused(got, "grey ones of 8 or 16 bits, none above", "export it again", code="dicom-bits")
     syntax = _syntax(found)
     if not syntax.is_transfer_syntax:
-        return (
-            f"got {path.name} in an unknown transfer syntax ({syntax}); need a known one; next: export it uncompressed"
-        )
+        got = f"{path.name} in an unknown transfer syntax ({syntax})"
+        return refused(got, "a known one", "export it uncompressed", code="dicom-transfer-syntax")
     if _is_compressed(found) or syntax.is_deflated:
         return None
     need = int(found.Rows) * int(found.Columns) * int(found.get("NumberOfFrames") or 1) * allocated // 8
     if rest < need:
-        return (
-            f"got {path.name} with {rest:,} bytes of voxels; need {need:,}, as its header says; "
-            "next: copy or export it again"
-        )
+        got = f"{path.name} with {rest:,} bytes of voxels"
+        return refused(got, f"{need:,}, as its header says", "copy or export it again", code="cut-off")
     return None
 
 

@@ -8,9 +8,9 @@ from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence as Items
 
-from thinslice.errors import InputRefused
 from thinslice.io.dicom.headers import read_dataset
 from thinslice.io.dicom.series import Series
+from thinslice.io.refusals import refused
 
 NEEDED = (
     "SpecificCharacterSet", "ImageType", "SOPClassUID", "SOPInstanceUID", "StudyDate", "StudyTime", "AccessionNumber",
@@ -18,19 +18,26 @@ NEEDED = (
     "PatientBirthDate", "PatientSex", "StudyInstanceUID", "SeriesInstanceUID", "StudyID", "FrameOfReferenceUID",
     "PositionReferenceIndicator", "ReferencedSOPClassUID", "ReferencedSOPInstanceUID", "ReferencedFrameNumber",
 )  # fmt: skip
+"""What an image cannot do without; the profile has emptied or replaced what names somebody."""
+
 TECHNICAL_GROUPS = (0x0018, 0x0020, 0x0028, 0x2050)
+"""Groups of elements about the acquisition, the places of the slices, the pixels and how they are shown."""
+
 TECHNICAL_KINDS = ("AT", "CS", "DS", "FD", "FL", "IS", "OB", "OW", "SL", "SS", "UL", "US")
+"""Kinds of values (VR) that are numbers or codes: into text somebody may have typed a name."""
+
 TECHNICAL_TEXT = (
     "SequenceName", "ImagedNucleus", "ConvolutionKernel", "ReceiveCoilName", "TransmitCoilName", "FilterType",
     "RescaleType", "WindowCenterWidthExplanation", "SoftwareVersions",
 )  # fmt: skip
+"""Text that is kept: it names methods and parts of the machine."""
 
 PROFILE = "dicomfields_2026c"
 """The edition of table E.1-1."""
 
 
 def check_can_hide(series: Series) -> None:
-    """Refuse what no look at the header can make anonymous.
+    """Refuses what no look at the header can make anonymous.
 
     Raises:
         InputRefused: the package for it is not installed, or the images say that text is burned into them.
@@ -39,14 +46,16 @@ def check_can_hide(series: Series) -> None:
     for path in {image.path for image in series.images}:
         found = read_dataset(path, stop_before_pixels=True, specific_tags=["BurnedInAnnotation"])
         if str(found.get("BurnedInAnnotation", "")).upper() == "YES":
-            raise InputRefused(
-                "got images with text burned into them (BurnedInAnnotation), which may name the patient; need images "
-                "without; next: leave --anonymise out, or have the text removed first"
+            raise refused(
+                "images with text burned into them (BurnedInAnnotation), which may name the patient",
+                "images without",
+                "leave `anonymise` out, or have the text removed first",
+                code="dicom-burned-in",
             )
 
 
-def hide(dataset: Dataset) -> None:
-    """Take the identity out of the header of an image, in place: first by the profile, then all that may name somebody.
+def remove_identity(dataset: Dataset) -> None:
+    """Takes the identity out of the header of an image, in place: by the profile, then all that may name somebody.
 
     Unique identifiers become others, the same ones every time, so that what belongs together stays together. PatientID
     is made of the study's: a patient's own number is so short that its hash could be guessed.
@@ -54,13 +63,13 @@ def hide(dataset: Dataset) -> None:
     library = _library()
     rules = library.initialize_actions(PROFILE)
     by_uid = {library.replace_UID, library.delete_or_empty_or_replace_UID}
-    ours = {tag: (_other_uids if action in by_uid else action) for tag, action in rules.items()}
+    ours = {tag: (_replace_uids if action in by_uid else action) for tag, action in rules.items()}
     study = str(dataset.get("StudyInstanceUID", ""))
-    _hide(dataset, ours, library)
+    _apply_profile(dataset, ours, library)
     for element in [e for e in dataset if not _is_harmless(e)]:
         del dataset[element.tag]
     if study:
-        dataset.PatientID = f"ANON-{other_uid(study)[-12:]}"
+        dataset.PatientID = f"ANON-{replacement_uid(study)[-12:]}"
 
 
 def _is_harmless(element: DataElement) -> bool:
@@ -71,8 +80,8 @@ def _is_harmless(element: DataElement) -> bool:
     return bool(name) and element.tag.group in TECHNICAL_GROUPS and element.VR in TECHNICAL_KINDS
 
 
-def say_hidden(dataset: Dataset) -> None:
-    """What the profile asks to be said of a dataset that went through `hide`."""
+def declare_anonymous(dataset: Dataset) -> None:
+    """Adds what the profile asks to be said of a dataset that went through `remove_identity`."""
     dataset.PatientIdentityRemoved = "YES"
     dataset.DeidentificationMethod = "PS3.15 basic profile, header only (thinslice)"
     code = Dataset()
@@ -85,38 +94,42 @@ def say_hidden(dataset: Dataset) -> None:
 def _library() -> Any:
     try:
         from dicomanonymizer import simpledicomanonymizer
-    except ModuleNotFoundError:
-        raise InputRefused(
-            "got --anonymise without the package for it; need dicom-anonymizer; next: pip install 'thinslice[dicom]'"
-        ) from None
+    except ModuleNotFoundError as error:
+        got, way = "`anonymise` without the package for it", "pip install 'thinslice[dicom]'"
+        raise refused(got, "dicom-anonymizer", way, code="missing-package") from error
     return simpledicomanonymizer
 
 
-def _hide(dataset: Dataset, rules: Any, library: Any) -> None:
+def _apply_profile(dataset: Dataset, rules: Any, library: Any) -> None:
     library.anonymize_dataset(dataset, delete_private_tags=True, base_rules_gen=lambda: dict(rules))
     for element in dataset:
         if element.VR in ("DA", "TM", "DT") and (element.tag.group, element.tag.element) in rules:
             element.value = ""  # the library writes the year 1, which is no valid date everywhere
         if element.VR == "SQ":
             for item in element.value:
-                _hide(item, rules, library)
+                _apply_profile(item, rules, library)
 
 
-def _other_uids(dataset: Dataset, tag: tuple[int, int]) -> None:
+def _replace_uids(dataset: Dataset, tag: tuple[int, int]) -> None:
     element = dataset.get(tag)
     if element is None or element.VR == "SQ":  # what is nested is reached by itself
         return
     several = not isinstance(element.value, str)
-    values = [other_uid(str(value)) for value in (element.value if several else [element.value])]
+    values = [replacement_uid(str(value)) for value in (element.value if several else [element.value])]
     element.value = values if several else values[0]
 
 
-def other_uid(value: str) -> str:
-    """The identifier that takes the place of one; always the same."""
+def replacement_uid(value: str) -> str:
+    """Returns the identifier that takes the place of one; always the same."""
     return uid_from(b"thinslice, hidden: " + value.encode()) if value else value
 
 
 def uid_from(content: bytes) -> str:
-    """A UUID-derived UID (PS3.5, annex B.2): the same content gives the same one."""
+    """Returns a UUID-derived UID (PS3.5, annex B.2): the same content gives the same one.
+
+    Example:
+        >>> uid_from(b"a scan") == uid_from(b"a scan"), uid_from(b"a scan").startswith("2.25.")
+        (True, True)
+    """
     digest = hashlib.sha256(content).digest()
     return f"2.25.{uuid.UUID(bytes=digest[:16], version=5).int}"

@@ -1,5 +1,6 @@
 """A series -> a Volume: the stored values, bit for bit, in the scan's own units."""
 
+import logging
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,9 +14,11 @@ from thinslice.io.dicom.series import Series, find_study
 from thinslice.io.scratch import allocate
 from thinslice.volume import Volume
 
+logger = logging.getLogger(__name__)
+
 
 def read(path: Path) -> Volume:
-    """The series of a folder, or of a file, that holds one; acquired or computed.
+    """Reads the series of a folder, or of a file, that holds one; acquired or computed.
 
     Raises:
         InputRefused: none, or several; and see `read_series`.
@@ -24,13 +27,13 @@ def read(path: Path) -> Volume:
     if len(study.series) == 1:
         return read_series(study.series[0])
     if len(study.unusable) == 1 and not study.series:
-        raise InputRefused(f"{path}: {study.unusable[0].reason}")
-    found = f"{len(study.series)} DICOM series and {len(study.unusable)} that cannot be used"
-    raise InputRefused(f"{path}: got {found}; need one series; next: name its folder")
+        raise study.unusable[0].refusal.at(path)
+    got = f"{len(study.series)} DICOM series and {len(study.unusable)} that cannot be used"
+    raise InputRefused(got=got, need="one series", next="name its folder", place=path, code="several-series")
 
 
 def read_series(series: Series) -> Volume:
-    """Voxels [columns, rows from the last to the first, slices]; `Volume.header` is the series.
+    """Reads the voxels [columns, rows from the last to the first, slices]; `Volume.header` is the series.
 
     Whole numbers stay whole numbers where the rescale is by one: 16 bits with a sign where they fit, as computed slices
     go a little beyond the acquired ones; else float32.
@@ -40,10 +43,16 @@ def read_series(series: Series) -> Volume:
     """
     columns, rows, count = series.shape
     stored = allocate((columns, rows, count), np.int32, Path(tempfile.gettempdir()))
+    logger.debug("%s: %d slices, %d of them compressed", series.label, count, sum(i.compressed for i in series.images))
     for index, values in enumerate(_slices(series.images)):
         if values.shape != (rows, columns):
-            got = f"got {series.images[index].path.name} with voxels of shape {values.shape}"
-            raise InputRefused(f"{series.label}: {got}; need {rows} x {columns}; next: export the series again")
+            raise InputRefused(
+                got=f"{series.images[index].path.name} with voxels of shape {values.shape}",
+                need=f"{rows} x {columns}",
+                next="export the series again",
+                place=series.label,
+                code="dicom-other-shape",
+            )
         stored[:, :, index] = values[::-1].T
     voxels = _rescaled(stored, [image.rescale for image in series.images])
     return Volume(voxels, series.affine, series.thickness_mm, series.notes, series.folder, series)

@@ -1,8 +1,20 @@
 """A folder of DICOM files -> its series: split into stacks, sorted, measured, or refused by name and reason.
 
 Nothing is resampled to look regular: a stack that is tilted, gapped or uneven is refused.
+
+How files become stacks. A series, in the words of DICOM, is what one protocol gave: it may hold several stacks, such as
+two echoes, the b-values of diffusion or the phases of a heart. Names and numbers of files say nothing reliable about
+that, so the places of the slices decide wherever they can:
+
+1. Copies of one image count once. Images of other classes, frames of reference or kinds of grey are apart.
+2. What lies evenly, one image a place, is one stack, whatever else differs along it.
+3. Else images are parted by the facts that are made to tell stacks apart (`AMONG`), then by orientation and grid.
+4. Where images still lie at the same places, the first of further facts (`WHERE_DOUBLED`) that gives each stack all of
+   the places parts them: a fact that only changes along the stack, such as a time, does not.
+5. Each stack is measured; what is no even stack of parallel slices is refused by name and reason.
 """
 
+import logging
 import os
 from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +26,9 @@ import numpy as np
 from thinslice.errors import InputRefused
 from thinslice.io.atomic import looks_like_dicom
 from thinslice.io.dicom.headers import AMONG, WHERE_DOUBLED, Image, printable, read_images
+from thinslice.io.refusals import refused, without_place
+
+logger = logging.getLogger(__name__)
 
 SAME_DIRECTION = 1e-4
 """Cosines that differ by less are those of one orientation: 0.03 mm at the edge of a large image."""
@@ -31,8 +46,11 @@ LEAST_IN_A_STACK = 3
 """In a series of several orientations each has at least so many slices, or it is no set of stacks."""
 
 TO_RAS = np.diag([-1.0, -1.0, 1.0])
+"""DICOM's left-posterior-superior (LPS) -> RAS."""
 
 _NAMES = dict(zip(AMONG, ("image type", "echo", "b", "phase", "stack"), strict=True))
+"""What the facts that tell stacks apart are called in the name of one."""
+
 _DOUBLED_NAMES = dict(
     zip(
         WHERE_DOUBLED,
@@ -40,6 +58,7 @@ _DOUBLED_NAMES = dict(
         strict=True,
     )
 )
+"""What those are called that tell apart what lies at one place."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +68,7 @@ class Series:
     Attributes:
         folder: where its first file lies.
         label: series number, description, and what tells this stack from the others of its series.
-        apart: the last of these, empty where there are no others.
+        distinction: the last of these, empty where there are no others.
         images: in the order of the array's last axis.
         affine: [4, 4] float64; the array is [columns, rows from the last to the first, slices]: voxel -> mm (RAS).
         thickness_mm: None where the header is silent.
@@ -60,7 +79,7 @@ class Series:
 
     folder: Path
     label: str
-    apart: str
+    distinction: str
     images: tuple[Image, ...]
     affine: np.ndarray
     thickness_mm: float | None
@@ -70,7 +89,7 @@ class Series:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Columns, rows, slices."""
+        """Number of columns, rows and slices."""
         rows, columns = self.images[0].shape
         return columns, rows, len(self.images)
 
@@ -82,14 +101,19 @@ class Unusable:
     Attributes:
         label: what it is called; a file's name where it belongs to no series.
         folder: where it lies.
-        reason: got, need, next.
+        refusal: why, without a name.
         computed: whether thinslice computed it.
     """
 
     label: str
     folder: Path
-    reason: str
+    refusal: InputRefused
     computed: bool = False
+
+    @property
+    def reason(self) -> str:
+        """Why, on one line: what was got, what is needed, what to do next."""
+        return str(self.refusal)
 
 
 @dataclass(frozen=True)
@@ -110,7 +134,7 @@ class Study:
 def find_study(
     path: Path, computed_too: bool = False, below: bool = True, names: Collection[str] | None = None
 ) -> Study:
-    """The series at a path: of one file, or of all DICOM files in a folder and, with ``below``, in the folders in it.
+    """Finds the series at a path: of one file, or of all files in a folder and, with ``below``, in the folders in it.
 
     With ``names`` only the files of these names in the folder are looked at.
 
@@ -127,15 +151,16 @@ def find_study(
         try:
             found = read_images(file) if looks_like_dicom(file) else []
         except (InputRefused, OSError) as error:
-            reason = str(error).removeprefix(f"{file}: ") if isinstance(error, InputRefused) else _no_access(error)
-            broken.append(Unusable(printable(file.name), file.parent, reason))
+            refusal = without_place(error) if isinstance(error, InputRefused) else _no_access(error)
+            broken.append(Unusable(printable(file.name), file.parent, refusal))
             continue
         images += found
         others += not found
-    once, copies = _once([image if computed_too else _acquired(image) for image in images])
+    once, copies = _without_copies([image if computed_too else _acquired(image) for image in images])
     series, unusable = _sort(once)
     damaged_in = {one.folder for one in broken}
-    series = [_warned(one, damaged_in) for one in series]
+    series = [_noting_damage(one, damaged_in) for one in series]
+    logger.debug("%s: %d images, %d series, %d unusable", path, len(images), len(series), len(unusable) + len(broken))
     notes = []
     if others:
         notes.append(f"{others} file(s) hold no DICOM image and were left alone")
@@ -171,23 +196,23 @@ def _files(path: Path, broken: list[Unusable], below: bool) -> Iterable[Path]:
 def _acquired(image: Image) -> Image:
     if not image.computed:
         return image
-    got = "got slices that were computed by thinslice; need acquired ones; next: choose the series they came from"
-    return replace(image, problem=got)
+    got, way = "slices that were computed by thinslice", "choose the series they came from"
+    return replace(image, problem=refused(got, "acquired ones", way, code="dicom-computed"))
 
 
-def _no_access(error: OSError) -> str:
-    return f"got no access ({error.strerror}); need a readable file; next: check its permissions"
+def _no_access(error: OSError) -> InputRefused:
+    return refused(f"no access ({error.strerror})", "a readable file", "check its permissions", code="no-access")
 
 
-def _warned(series: Series, damaged_in: set[Path]) -> Series:
+def _noting_damage(series: Series, damaged_in: set[Path]) -> Series:
     if series.folder not in damaged_in:
         return series
     note = "a damaged file lies beside these slices, and may have been one of them"
     return replace(series, notes=(*series.notes, note))
 
 
-def _once(images: list[Image]) -> tuple[list[Image], int]:
-    """Without copies of the same image, and how many these were; what differs under one name cannot be used."""
+def _without_copies(images: list[Image]) -> tuple[list[Image], int]:
+    """Images without copies of the same, and how many these were; what differs under one name cannot be used."""
     named: dict[tuple[str, str, str, int | None], list[Image]] = {}
     for image in images:
         named.setdefault((image.patient, image.series_uid, image.sop_uid or str(image.path), image.frame), []).append(
@@ -200,14 +225,14 @@ def _once(images: list[Image]) -> tuple[list[Image], int]:
         if other is None:
             kept.append(first)
             continue
-        got = f"got {first.path.name} and {other.path.name}, which differ, under one SOPInstanceUID"
-        problem = f"{got}; need a name for each image; next: export the series again"
+        got = f"{first.path.name} and {other.path.name}, which differ, under one SOPInstanceUID"
+        problem = refused(got, "a name for each image", "export the series again", code="dicom-uid-twice")
         kept += [replace(image, problem=image.problem or problem) for image in same]
     return kept, len(images) - len(kept)
 
 
 def _is_copy(one: Image, other: Image) -> bool:
-    """Same place, same voxels."""
+    """Whether two images have the same place and the same voxels."""
     if (one.position, one.shape, one.rescale) != (other.position, other.shape, other.rescale):
         return False
     first, second = (image.path.read_bytes()[image.voxels_at :] for image in (one, other))
@@ -223,8 +248,8 @@ def _sort(images: list[Image]) -> tuple[list[Series], list[Unusable]]:
     unusable: list[Unusable] = []
     for group in sorted(groups, key=lambda g: (g[0].patient, g[0].study_uid, g[0].number or 0, g[0].series_uid)):
         stacks = sorted(_stacks(group), key=lambda stack: _in_order(stack[1][0]))
-        for index, (apart, stack) in enumerate(stacks):
-            found = _series_or_not(_label(group[0]), apart, stack, index)
+        for index, (distinction, stack) in enumerate(stacks):
+            found = _series_or_not(_label(group[0]), distinction, stack, index)
             series += [found] if isinstance(found, Series) else []
             unusable += [found] if isinstance(found, Unusable) else []
     return series, unusable
@@ -250,12 +275,12 @@ def _natural(fact: str) -> tuple[float, str]:
         return float("inf"), fact
 
 
-def _series_or_not(label: str, apart: str, images: list[Image], index: int) -> Series | Unusable:
+def _series_or_not(label: str, distinction: str, images: list[Image], index: int) -> Series | Unusable:
     try:
-        return _series(label, apart, images, index)
+        return _series(label, distinction, images, index)
     except InputRefused as refusal:
         computed = all(image.computed for image in images)
-        return Unusable(label + apart, images[0].path.parent, str(refusal), computed)
+        return Unusable(label + distinction, images[0].path.parent, refusal, computed)
 
 
 def _grouped(images: Iterable[Image], key: Callable[[Image], Hashable]) -> list[list[Image]]:
@@ -273,7 +298,7 @@ def _stacks(images: list[Image]) -> Iterable[tuple[str, list[Image]]]:
             yield "", group
             continue
         for part in _grouped(group, lambda image: image.among):
-            yield from _of_one_kind(_told_apart(part[0], images), part)
+            yield from _of_one_kind(_distinction(part[0], images), part)
 
 
 def _is_one_stack(images: list[Image]) -> bool:
@@ -287,13 +312,14 @@ def _is_one_stack(images: list[Image]) -> bool:
     return residual_mm <= UNEVEN_SHARE * float(np.linalg.norm(step))
 
 
-def _of_one_kind(apart: str, images: list[Image]) -> Iterable[tuple[str, list[Image]]]:
+def _of_one_kind(distinction: str, images: list[Image]) -> Iterable[tuple[str, list[Image]]]:
+    """(what tells it apart, images) of each stack of images that differ in orientation, grid and place alone."""
     if any(image.problem for image in images):
-        yield apart, images
+        yield distinction, images
         return
     turned = sorted(_by_orientation(images), key=lambda group: group[0].orientation or ())
     if len(turned) > 1 and min(map(len, turned)) < LEAST_IN_A_STACK:
-        yield apart, images
+        yield distinction, images
         return
     for number, group in enumerate(turned, 1):
         orientation = f", orientation {number} of {len(turned)}" if len(turned) > 1 else ""
@@ -301,7 +327,8 @@ def _of_one_kind(apart: str, images: list[Image]) -> Iterable[tuple[str, list[Im
         for grid in grids:
             rows, columns = grid[0].shape
             size = f", {columns} x {rows}" if len(grids) > 1 else ""
-            yield from _undoubled(apart + orientation + size, grid, list(range(len(WHERE_DOUBLED))))
+            facts = list(range(len(WHERE_DOUBLED)))
+            yield from _split_by_distinguishing_fact(distinction + orientation + size, grid, facts)
 
 
 def _by_grid(images: list[Image]) -> list[list[Image]]:
@@ -313,13 +340,13 @@ def _label(image: Image) -> str:
     return (number + image.description).strip() or image.path.parent.name or image.path.name
 
 
-def _told_apart(image: Image, series: list[Image]) -> str:
+def _distinction(image: Image, series: list[Image]) -> str:
     """The facts that not all images of the series share, in words."""
     values = zip(*(other.among for other in series), strict=True)
     differ = [len(set(of_all)) > 1 for of_all in values]
     return "".join(
-        f", {_NAMES[fact]} {own}".rstrip()
-        for fact, own, differs in zip(AMONG, image.among, differ, strict=True)
+        f", {_NAMES[fact]} {value}".rstrip()
+        for fact, value, differs in zip(AMONG, image.among, differ, strict=True)
         if differs
     )
 
@@ -327,7 +354,7 @@ def _told_apart(image: Image, series: list[Image]) -> str:
 def _by_orientation(images: list[Image]) -> list[list[Image]]:
     groups: list[list[Image]] = []
     for image in images:
-        home = next((g for g in groups if _apart(image, g[0]) < SAME_DIRECTION), None)
+        home = next((g for g in groups if _largest_difference(image, g[0]) < SAME_DIRECTION), None)
         if home is None:
             groups.append([image])
         else:
@@ -335,12 +362,24 @@ def _by_orientation(images: list[Image]) -> list[list[Image]]:
     return groups
 
 
-def _apart(one: Image, other: Image) -> float:
+def _largest_difference(one: Image, other: Image) -> float:
+    """Between the cosines of two orientations."""
     return float(np.abs(np.subtract(one.orientation or (), other.orientation or ())).max(initial=0.0))
 
 
-def _undoubled(label: str, images: list[Image], facts: list[int]) -> Iterable[tuple[str, list[Image]]]:
-    """A stack whose places are all taken once; several where one fact tells apart what lies at one place."""
+def _split_by_distinguishing_fact(
+    label: str, images: list[Image], facts: list[int]
+) -> Iterable[tuple[str, list[Image]]]:
+    """Parts images that lie at the same places, by the first fact that gives each part all of the places.
+
+    A fact that gives some of them to one part and some to another, such as the time of each slice, tells no stacks
+    apart; what no fact parts is one stack, and refused when it is measured.
+
+    Args:
+        label: what tells these images from others already.
+        images: of one orientation and grid.
+        facts: indices into `WHERE_DOUBLED` of the facts that were not tried yet.
+    """
     places = _places(images)
     if len(places) == len(images):
         yield label, images
@@ -351,7 +390,8 @@ def _undoubled(label: str, images: list[Image], facts: list[int]) -> Iterable[tu
             for group in groups:
                 value = group[0].where_doubled[fact]
                 called = f"{label}, {_DOUBLED_NAMES[WHERE_DOUBLED[fact]]} {value}".rstrip()
-                yield from _undoubled(called, group, facts[at + 1 :])
+                logger.debug("%d of %d images apart by %s %s", len(group), len(images), WHERE_DOUBLED[fact], value)
+                yield from _split_by_distinguishing_fact(called, group, facts[at + 1 :])
             return
     yield label, images
 
@@ -384,7 +424,7 @@ def _normal(image: Image) -> np.ndarray:
     return np.asarray(normal / np.linalg.norm(normal))
 
 
-def _series(label: str, apart: str, images: list[Image], index: int) -> Series:
+def _series(label: str, distinction: str, images: list[Image], index: int) -> Series:
     """Sorted and measured.
 
     Raises:
@@ -399,38 +439,40 @@ def _series(label: str, apart: str, images: list[Image], index: int) -> Series:
     _check_even(images, np.sort(along), spacing_mm, residual_mm)
     degrees = float(np.degrees(np.arccos(np.clip(step @ normal / spacing_mm, -1, 1))))
     if degrees > TILT_DEGREES:
-        raise InputRefused(
-            f"got slices that are shifted sideways from one to the next (tilted gantry, {degrees:.1f} degrees); need a "
-            "stack at right angles; next: have it reconstructed without tilt, or straighten it with dcm2niix"
-        )
+        got = f"slices that are shifted sideways from one to the next (tilted gantry, {degrees:.1f} degrees)"
+        way = "have it reconstructed without tilt, or straighten it with dcm2niix"
+        raise refused(got, "a stack at right angles", way, code="dicom-tilted")
     thickness_mm = _thickness_mm(images)
     notes = _notes(images, spacing_mm, residual_mm, thickness_mm)
     affine = _affine(images[0], start, step)
     folder = images[0].path.parent
-    return Series(folder, label + apart, apart, tuple(images), affine, thickness_mm, residual_mm, notes, index)
+    name = label + distinction
+    return Series(folder, name, distinction, tuple(images), affine, thickness_mm, residual_mm, notes, index)
 
 
 def _check_usable(images: list[Image]) -> None:
     problems = [image.problem for image in images if image.problem]
     if problems:
         count = f" ({len(problems)} of {len(images)} images)" if len(problems) < len(images) else ""
-        raise InputRefused(f"{problems[0]}{count}")
+        raise refused(problems[0].got + count, problems[0].need, problems[0].next, code=problems[0].code)
     orientations = len(_by_orientation(images))
     if orientations > 1:
-        raise InputRefused(
-            f"got {len(images)} slices in {orientations} orientations (a localizer, or rotating projections); need "
-            f"parallel slices, {LEAST_IN_A_STACK} at least in each orientation; next: choose another series"
-        )
+        got = f"{len(images)} slices in {orientations} orientations (a localizer, or rotating projections)"
+        need = f"parallel slices, {LEAST_IN_A_STACK} at least in each orientation"
+        raise refused(got, need, "choose another series", code="dicom-orientations")
     if len(images) == 1:
-        raise InputRefused("got a single slice; need the whole stack; next: name the folder that all its slices lie in")
+        raise refused(
+            "a single slice",
+            "the whole stack",
+            "name the folder that all its slices lie in",
+            code="one-slice",
+        )
     _check_whole_concatenation(images)
     thick = {image.thickness_mm for image in images}
     stated = [mm for mm in thick if mm is not None]
     if len(stated) > 1 and max(stated) > 1.01 * min(stated):
-        raise InputRefused(
-            f"got slices from {min(stated):g} to {max(stated):g} mm thick in one stack; need one thickness; next: "
-            "export them as series of their own"
-        )
+        got = f"slices from {min(stated):g} to {max(stated):g} mm thick in one stack"
+        raise refused(got, "one thickness", "export them as series of their own", code="dicom-thicknesses")
 
 
 def _check_whole_concatenation(images: list[Image]) -> None:
@@ -438,9 +480,8 @@ def _check_whole_concatenation(images: list[Image]) -> None:
     for uid, _, total in parts:
         there = {number for other, number, _ in parts if other == uid}
         if len(there) < total:
-            raise InputRefused(
-                f"got {len(there)} of the {total} files of a concatenation; need all; next: export the series again"
-            )
+            got = f"{len(there)} of the {total} files of a concatenation"
+            raise refused(got, "all", "export the series again", code="dicom-missing-slices")
 
 
 def _fit(positions: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
@@ -457,11 +498,11 @@ def _check_even(images: Sequence[Image], along: np.ndarray, spacing_mm: float, r
     doubled = int((steps_mm < SAME_PLACE_MM).sum())
     if doubled:
         where = int(np.argmin(steps_mm))
-        raise InputRefused(
-            f"got {len(images)} images at {len(images) - doubled} places (such as {images[where].path.name} and "
-            f"{images[where + 1].path.name}), and nothing in their headers that tells them apart; need one image a "
-            "place; next: export the phases as series of their own"
+        got = (
+            f"{len(images)} images at {len(images) - doubled} places (such as {images[where].path.name} and "
+            f"{images[where + 1].path.name}), and nothing in their headers that tells them apart"
         )
+        raise refused(got, "one image a place", "export the phases as series of their own", code="dicom-doubled")
     if residual_mm <= UNEVEN_SHARE * spacing_mm:
         _check_not_thinned_out(images, spacing_mm)
         return
@@ -470,14 +511,16 @@ def _check_even(images: Sequence[Image], along: np.ndarray, spacing_mm: float, r
     missing = np.round(jumps) - 1
     if np.abs(jumps - np.round(jumps)).max() < 0.1 and missing.max() >= 1:
         where = int(np.argmax(missing))
-        raise InputRefused(
-            f"got {len(images)} slices {usual_mm:.4g} mm apart of which {int(missing.sum())} are missing (between "
-            f"{images[where].path.name} and {images[where + 1].path.name}); need all; next: export the series again"
+        got = (
+            f"{len(images)} slices {usual_mm:.4g} mm apart of which {int(missing.sum())} are missing (between "
+            f"{images[where].path.name} and {images[where + 1].path.name})"
         )
-    raise InputRefused(
-        f"got slices from {steps_mm.min():.4g} to {steps_mm.max():.4g} mm apart; need even distances; next: export the "
-        "series again, or choose another"
+        raise refused(got, "all", "export the series again", code="dicom-missing-slices")
+    got, way = (
+        f"slices from {steps_mm.min():.4g} to {steps_mm.max():.4g} mm apart",
+        "export the series again, or choose another",
     )
+    raise refused(got, "even distances", way, code="dicom-uneven")
 
 
 def _check_not_thinned_out(images: Sequence[Image], spacing_mm: float) -> None:
@@ -487,10 +530,11 @@ def _check_not_thinned_out(images: Sequence[Image], spacing_mm: float) -> None:
     every = round(spacing_mm / (stated.copy().pop() or spacing_mm)) if len(stated) == 1 else 1
     steps = {abs(int(step)) for step in np.diff(numbers)}
     if every > 1 and steps == {every} and len(numbers) == len(images):
-        raise InputRefused(
-            f"got every {every}. slice only (images {numbers[0]}, {numbers[1]} ..., {spacing_mm:.4g} mm apart where "
-            f"SpacingBetweenSlices says {spacing_mm / every:.4g}); need all; next: export the series again"
+        got = (
+            f"every {every}. slice only (images {numbers[0]}, {numbers[1]} ..., {spacing_mm:.4g} mm apart where "
+            f"SpacingBetweenSlices says {spacing_mm / every:.4g})"
         )
+        raise refused(got, "all", "export the series again", code="dicom-missing-slices")
 
 
 def _thickness_mm(images: Sequence[Image]) -> float | None:
@@ -514,9 +558,9 @@ def _notes(
     kinds = [name for at, name in enumerate(_NAMES.values()) if len({image.among[at] for image in images}) > 1]
     if kinds:
         notes.append(f"{' and '.join(kinds)} differ along the stack, whose slices are even: it is read as one")
-    said = {image.stated_images for image in images if image.stated_images}
-    if len(said) == 1 and len(images) < min(said):
-        notes.append(f"the header counts {min(said)} images in the acquisition, this stack has {len(images)}")
+    counts = {image.stated_images for image in images if image.stated_images}
+    if len(counts) == 1 and len(images) < min(counts):
+        notes.append(f"the header counts {min(counts)} images in the acquisition, this stack has {len(images)}")
     return tuple(notes)
 
 
