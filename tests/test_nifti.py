@@ -419,7 +419,8 @@ def test_bad_headers_are_refused(tmp_path, fault, suffix, capfd, caplog):
     fields, word = BAD_HEADERS[fault]
     with caplog.at_level(logging.DEBUG):
         assert_refused(save_scan(tmp_path / f"a{suffix}", make_voxels(SHAPE), **fields), word)
-    assert (*capfd.readouterr(), caplog.text) == ("", "", "")
+    of_others = [record for record in caplog.records if not record.name.startswith("thinslice.")]
+    assert (*capfd.readouterr(), of_others) == ("", "", [])
 
 
 @pytest.mark.parametrize(("dtype", "word"), [(RGB, "RGB"), ("c8", "complex"), ("c16", "complex")])

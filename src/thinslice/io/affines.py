@@ -21,7 +21,7 @@ OF_THE_GRID = re.compile(r"(Segment\d+_Extent|Segmentation_ReferenceImageExtentO
 
 
 def check_affine(affine: np.ndarray, way_out: str) -> None:
-    """Refuse an affine [4, 4], in mm, that is not finite or has no inverse.
+    """Refuses an affine [4, 4], in mm, that is not finite or has no inverse.
 
     Raises:
         InputRefused: it is so; the last words are `way_out`.
@@ -40,7 +40,7 @@ def check_affine(affine: np.ndarray, way_out: str) -> None:
 
 
 def check_lengths(affine: np.ndarray, way_out: str) -> None:
-    """Refuse an affine [4, 4], in mm, of a size that no scanner has; for formats whose numbers may be any.
+    """Refuses an affine [4, 4], in mm, of a size that no scanner has; for formats whose numbers may be any.
 
     Raises:
         InputRefused: it is so; the last words are `way_out`.
@@ -52,7 +52,7 @@ def check_lengths(affine: np.ndarray, way_out: str) -> None:
 
 
 def check_affine_to_write(affine: np.ndarray) -> None:
-    """Refuse what no file can hold.
+    """Refuses what no file can hold.
 
     Raises:
         OutputRefused: not a finite [4, 4] affine with an inverse.
@@ -68,7 +68,7 @@ def check_affine_to_write(affine: np.ndarray) -> None:
 
 
 def check_shape_to_write(shape: tuple[int, ...]) -> None:
-    """Refuse what is no scan.
+    """Refuses what is no scan.
 
     Raises:
         OutputRefused: neither three nor four axes, or no voxel.
@@ -80,13 +80,13 @@ def check_shape_to_write(shape: tuple[int, ...]) -> None:
 
 
 def shear(affine: np.ndarray) -> float:
-    """The largest cosine between two axes of an affine [4, 4]; 0 where all are at right angles."""
+    """Returns the largest cosine between two axes of an affine [4, 4]; 0 where all are at right angles."""
     turned = directions(affine)
     return float(np.abs(turned.T @ turned - np.eye(3)).max())
 
 
 def shear_notes(affine: np.ndarray) -> list[str]:
-    """What to say about a sheared affine [4, 4]; nothing where it is none."""
+    """Returns what to say about a sheared affine [4, 4]; nothing where it is none."""
     cosine = shear(affine)
     if cosine <= SHEAR_COSINE:
         return []
@@ -95,7 +95,7 @@ def shear_notes(affine: np.ndarray) -> list[str]:
 
 
 def directions(form: np.ndarray) -> np.ndarray:
-    """Unit vectors [3, 3] along the array axes of an affine [4, 4], as columns."""
+    """Returns unit vectors [3, 3] along the array axes of an affine [4, 4], as columns."""
     lengths = np.linalg.norm(form[:3, :3], axis=0).clip(1e-12)
     return np.asarray(form[:3, :3] / lengths)
 

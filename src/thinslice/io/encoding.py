@@ -17,7 +17,7 @@ AIR = (-1100.0, -900.0)
 
 
 def replace_non_finite(voxels: np.ndarray) -> tuple[np.ndarray, list[str]]:
-    """NaN and infinities -> 0 if the finite values lie around it, else the finite minimum; in place, with a note.
+    """Turns NaN and infinities into 0 if the finite values lie around it, else their minimum; in place, noted.
 
     Where that minimum is air in Hounsfield units, 0 would be water: then it is the minimum too.
 
@@ -56,7 +56,7 @@ def replace_non_finite(voxels: np.ndarray) -> tuple[np.ndarray, list[str]]:
 
 
 def as_numbers(voxels: np.ndarray) -> np.ndarray:
-    """Voxels of an array from elsewhere: real numbers in this machine's byte order, 16-bit floats as 32; else as it is.
+    """Returns voxels from elsewhere in this machine's byte order, 16-bit floats as 32; else as they are.
 
     Raises:
         InputRefused: no real numbers (truth values are labels), or not three or four axes with a voxel along each.
@@ -80,13 +80,13 @@ def as_numbers(voxels: np.ndarray) -> np.ndarray:
 
 
 def finite(voxels: np.ndarray) -> tuple[np.ndarray, list[str]]:
-    """`replace_non_finite`, but of an array that is not ours: one that has such voxels is copied."""
+    """Does as `replace_non_finite`, but to an array that is not ours: one that has such voxels is copied."""
     ours = voxels.dtype.kind == "f" and not all(np.isfinite(voxels[at]).all() for at in slabs(voxels.shape, 8))
     return replace_non_finite(voxels.copy(order="K") if ours else voxels)
 
 
 def type_to_store(voxels: np.dtype[Any], source: np.dtype[Any] | None) -> np.dtype[Any]:
-    """The type in the file of voxels of one type that were computed from a file of another (None: from none).
+    """Returns the type in the file of voxels of one type that were computed from a file of another (None: from none).
 
     It is that of the source, but 8 bits become 16 where the answer, which goes beyond 0 .. 255, has as many.
     """
@@ -99,7 +99,7 @@ def type_to_store(voxels: np.dtype[Any], source: np.dtype[Any] | None) -> np.dty
 
 
 def encoded(voxels: np.ndarray, dtype: np.dtype[Any], slope: float = 1.0, inter: float = 0.0) -> Iterator[np.ndarray]:
-    """(voxels - inter) / slope as `dtype`, rounded and clipped, slab by slab in file order.
+    """Yields (voxels - inter) / slope as `dtype`, rounded and clipped, slab by slab in file order.
 
     Raises:
         OutputRefused: the voxels are not real or not finite numbers.
@@ -116,7 +116,7 @@ def encoded(voxels: np.ndarray, dtype: np.dtype[Any], slope: float = 1.0, inter:
 
 
 def put_on_steps(voxels: np.ndarray, dtype: np.dtype[Any], slope: float = 1.0, inter: float = 0.0) -> None:
-    """Give the voxels, in place, the values that a file of `dtype` with this rescale holds.
+    """Gives the voxels, in place, the values that a file of `dtype` with this rescale holds.
 
     Raises:
         OutputRefused: the voxels are not finite numbers.
@@ -133,7 +133,7 @@ def _clip_integers(slab: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
 
 
 def _from_numbers(slab: np.ndarray, dtype: np.dtype[Any], slope: float, inter: float) -> np.ndarray:
-    """(slab - inter) / slope, rounded and clipped where `dtype` is an integer type."""
+    """Returns (slab - inter) / slope, rounded and clipped where `dtype` is an integer type."""
     values = slab.astype(np.float64) if (slope, inter) == (1.0, 0.0) else (slab.astype(np.float64) - inter) / slope
     if not np.isfinite(values).all():
         raise unwritable(

@@ -81,7 +81,7 @@ class Format:
     recognises: Callable[[Path], bool] | None = None
 
     def __str__(self) -> str:
-        """Its name, and how its files are called."""
+        """Returns its name, and how its files are called."""
         return f"{self.name} ({', '.join(self.endings)})" if self.endings else self.name
 
     def load(self) -> FormatModule:

@@ -209,7 +209,7 @@ def _read(path: Path) -> Volume:
 
 
 def _read_header(stream: BinaryIO) -> tuple[dict[str, str], tuple[str, ...]]:
-    """Text of each known key, and the other lines; the stream is left behind the line of ElementDataFile."""
+    """Reads the text of each known key, and the other lines; leaves the stream behind the line of ElementDataFile."""
     texts: dict[str, str] = {}
     kept: list[str] = []
     start = stream.read(256)
@@ -230,7 +230,7 @@ def _read_header(stream: BinaryIO) -> tuple[dict[str, str], tuple[str, ...]]:
 
 
 def _take_line(text: str, texts: dict[str, str], kept: list[str]) -> None:
-    """One line of the header: a key with its value, parted by = or by a colon."""
+    """Takes one line of the header: a key with its value, parted by = or by a colon."""
     if not text:
         return
     found = re.match(r"(.*?)\s*[=:]\s*(.*)", text)
@@ -246,7 +246,7 @@ def _take_line(text: str, texts: dict[str, str], kept: list[str]) -> None:
 
 
 def _key(texts: dict[str, str], keys: Sequence[str]) -> str | None:
-    """Which of some keys that say the same is believed: the first that is there."""
+    """Returns which of some keys that say the same is believed: the first that is there."""
     return next((key for key in keys if key in texts), None)
 
 
@@ -258,7 +258,7 @@ def _is_true(texts: dict[str, str], key: str, otherwise: bool = False) -> bool:
 
 
 def _numbers(texts: dict[str, str], key: str, count: int) -> np.ndarray:
-    """The numbers [count] of a key, all finite."""
+    """Returns the numbers [count] of a key, all finite."""
     words = texts[key].split()
     if len(words) != count:
         raise refused(f"{len(words)} numbers for '{key}'", f"{count}", _CONVERT, code="wrong-count")
@@ -273,13 +273,13 @@ def _numbers(texts: dict[str, str], key: str, count: int) -> np.ndarray:
 
 
 def _of_time(texts: dict[str, str], keys: Sequence[str], count: int) -> float | None:
-    """The number along the fourth axis of the first of some keys that is there; None where none is."""
+    """Returns the number along the fourth axis of the first of some keys that is there; None where none is."""
     key = _key(texts, keys)
     return None if key is None else float(_numbers(texts, key, count)[3])
 
 
 def _axes(texts: dict[str, str]) -> int:
-    """How many axes the file has."""
+    """Returns how many axes the file has."""
     for key in ("NDims", "DimSize", "ElementType"):
         if key not in texts:
             raise refused(f"a header without '{key}'", _NEED, _CONVERT, code="missing-field")
@@ -290,7 +290,7 @@ def _axes(texts: dict[str, str]) -> int:
 
 
 def _shape(texts: dict[str, str], count: int) -> tuple[int, ...]:
-    """[x, y, z], or [x, y, z, t]; axes of one sample behind these are left out."""
+    """Returns the shape [x, y, z], or [x, y, z, t]; axes of one sample behind these are left out."""
     words = texts["DimSize"].split()
     if not all(re.fullmatch(r"[0-9]{1,18}", word) for word in words) or len(words) != count:
         got = f"'DimSize' of {texts['DimSize'][:60]!a}"
@@ -318,7 +318,7 @@ def _shape(texts: dict[str, str], count: int) -> tuple[int, ...]:
 
 
 def _geometry(texts: dict[str, str], count: int) -> tuple[np.ndarray, list[str]]:
-    """Affine [4, 4] in mm, RAS, and what had to be decided about it."""
+    """Returns the affine [4, 4] in mm, RAS, and what had to be decided about it."""
     way = "correct 'ElementSpacing' and 'TransformMatrix', or convert the DICOM series again"
     spacing_key = _key(texts, _SPACING)
     if spacing_key is None:
@@ -343,7 +343,7 @@ def _geometry(texts: dict[str, str], count: int) -> tuple[np.ndarray, list[str]]
 
 
 def _mm_per_unit(texts: dict[str, str]) -> tuple[float, list[str]]:
-    """Size in mm of the unit of length, and a note where it is not mm."""
+    """Returns the size in mm of the unit of length, and a note where it is not mm."""
     unit = texts.get("DistanceUnits", "")
     mm = _MM.get(unit.lower())
     if mm is None:
@@ -355,7 +355,7 @@ def _mm_per_unit(texts: dict[str, str]) -> tuple[float, list[str]]:
 
 
 def _directions(texts: dict[str, str], count: int) -> tuple[np.ndarray, list[str]]:
-    """Directions [3, 3] of the array axes, as columns, LPS; and a note where the file is silent."""
+    """Returns the directions [3, 3] of the array axes, as columns, LPS; and a note where the file is silent."""
     key = _key(texts, _MATRIX)
     if key is None:
         return np.eye(3), [
@@ -370,7 +370,7 @@ def _directions(texts: dict[str, str], count: int) -> tuple[np.ndarray, list[str
 
 
 def _thickness(texts: dict[str, str], count: int, affine: np.ndarray, path: Path) -> tuple[float | None, list[str]]:
-    """Slice thickness in mm along the axis with the largest spacing: the header's, else that of the sidecar."""
+    """Returns the slice thickness in mm along the slice axis: the header's, else that of the sidecar."""
     if "ElementSize" not in texts or "ElementSpacing" not in texts:
         return thickness_beside(path)
     mm, _ = _mm_per_unit(texts)
@@ -390,7 +390,7 @@ def _intensity_notes(kept: Sequence[str]) -> list[str]:
 
 
 def _data_file(path: Path, texts: dict[str, str]) -> Path | None:
-    """The file that the voxels are in; None where they follow the header."""
+    """Returns the file that the voxels are in; None where they follow the header."""
     text = texts["ElementDataFile"]
     if text.upper() == "LOCAL":
         return None
@@ -401,7 +401,7 @@ def _data_file(path: Path, texts: dict[str, str]) -> Path | None:
 
 
 def _header_size(texts: dict[str, str], start: int) -> int | None:
-    """The byte of its file that the voxels begin at; None where they end with it.
+    """Returns the byte of its file that the voxels begin at; None where they end with it.
 
     HeaderSize counts from the beginning of the file that holds the voxels, be it the header's own.
 
@@ -418,7 +418,7 @@ def _header_size(texts: dict[str, str], start: int) -> int | None:
 def _read_data(
     path: Path, beside: Path | None, start: int, texts: dict[str, str], shape: tuple[int, ...]
 ) -> np.ndarray:
-    """The voxels, in native byte order.
+    """Reads the voxels, in native byte order.
 
     Args:
         path: the header's file.
@@ -464,7 +464,7 @@ def _source_header(volume: Volume, like: Volume | None) -> Header | None:
 
 
 def _type_for(volume: Volume, source: Header | None) -> np.dtype[Any]:
-    """The type in the file, in native byte order."""
+    """Returns the type in the file, in native byte order."""
     dtype = type_to_store(volume.voxels.dtype, None if source is None else source.dtype)
     if dtype not in _NAMES:
         way = "this is a fault of the caller"
@@ -488,7 +488,7 @@ def _write_attached(volume: Volume, source: Header | None, path: Path) -> None:
 
 
 def _write_pair(volume: Volume, source: Header | None, path: Path) -> None:
-    """The header and the file of its voxels: written beside their places and moved together."""
+    """Writes the header and the file of its voxels beside their places, and moves them together."""
     dtype = _type_for(volume, source)
     is_packed = source is not None and source.is_packed
     voxels = path.with_name(f"{stem_of(path)}{'.zraw' if is_packed else '.raw'}")
@@ -521,7 +521,7 @@ def _encode(lines: Sequence[str]) -> bytes:
 def _lines(
     volume: Volume, source: Header | None, dtype: np.dtype[Any], data_name: str, is_packed: bool = True
 ) -> tuple[list[str], list[str]]:
-    """The header, line by line: those before and after the size of the compressed voxels."""
+    """Returns the header, line by line: those before and after the size of the compressed voxels."""
     affine = _TO_RAS @ np.asarray(volume.affine, np.float64)
     spacing = np.array(volume.spacing_mm)
     count = volume.voxels.ndim
@@ -553,7 +553,7 @@ def _lines(
 
 
 def _lines_of_thickness(volume: Volume, spacing: np.ndarray, step: list[float]) -> list[str]:
-    """ElementSize, where the slice thickness is known."""
+    """Returns ElementSize, where the slice thickness is known."""
     if volume.thickness_mm is None:
         return []
     extent = [*spacing, *step]
@@ -562,7 +562,7 @@ def _lines_of_thickness(volume: Volume, spacing: np.ndarray, step: list[float]) 
 
 
 def _lines_kept(volume: Volume, source: Header | None) -> list[str]:
-    """What the source says that still holds."""
+    """Returns what the source says that still holds."""
     if source is None:
         return []
     same_grid = source.shape == volume.shape
@@ -570,7 +570,7 @@ def _lines_kept(volume: Volume, source: Header | None) -> list[str]:
 
 
 def _anatomical(affine: np.ndarray) -> str:
-    """AnatomicalOrientation of an affine [4, 4], RAS: where each array axis comes from."""
+    """Returns AnatomicalOrientation of an affine [4, 4], RAS: where each array axis comes from."""
     letters = (
         _CAME_FROM[patient][0 if affine[patient, axis] > 0 else 1] for axis, patient in enumerate(patient_axes(affine))
     )
@@ -578,5 +578,5 @@ def _anatomical(affine: np.ndarray) -> str:
 
 
 def _words(numbers: Sequence[float] | np.ndarray) -> str:
-    """Numbers with all their digits, whole ones without a point."""
+    """Returns numbers with all their digits, whole ones without a point."""
     return " ".join(repr(float(number) + 0.0).removesuffix(".0") for number in numbers)

@@ -5,6 +5,7 @@ a header, the voxels in big-endian byte order, then times of the sequence, then 
 believes what a header says about sizes; here nothing is allocated that the file cannot hold.
 """
 
+import logging
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -19,14 +20,22 @@ from thinslice.io.sidecars import thickness_beside
 from thinslice.io.streams import check_is_file, drain, in_place_of, kind_of, read_voxels, unpacked
 from thinslice.volume import Volume
 
+logger = logging.getLogger(__name__)
+
 VERSION = 1
+"""The only version of the format there is."""
+
 INTENTS = (0, 1, 0xFFFF)
 """What may be in the file: a scan, labels, unknown. The others are surfaces and warps."""
 
 # Any: nibabel's headers carry no types
 _Header: Any = MGHHeader
 _DTYPES = {0: np.uint8, 1: np.int32, 3: np.float32, 4: np.int16, 10: np.uint16}
+"""The format's codes of types that are read; uint16 is younger than most programs."""
+
 _CODES = {np.dtype(kind): code for code, kind in _DTYPES.items()}
+"""Type -> its code."""
+
 _WIDER = {
     "int8": np.int16, "uint16": np.int32, "uint32": np.int32, "int64": np.int32, "uint64": np.int32,
     "float64": np.float32,
@@ -45,7 +54,7 @@ _UNKNOWN = (
 
 
 def read(path: Path) -> Volume:
-    """Read one .mgh or .mgz file.
+    """Reads one .mgh or .mgz file.
 
     The voxels [x, y, z], or [x, y, z, t] where there are several frames, keep their stored type. The affine is
     FreeSurfer's vox2ras; where the header has none the notes say so. A BIDS sidecar next to the file gives
@@ -60,7 +69,7 @@ def read(path: Path) -> Volume:
 
 
 def write(volume: Volume, path: Path, like: Volume | None = None) -> None:
-    """Write a scan as .mgh or .mgz, whole or not at all.
+    """Writes a scan as .mgh or .mgz, whole or not at all.
 
     Type, degrees of freedom, repetition, echo and inversion time and flip angle are those of the source header
     (`like`'s, else the volume's own). Types that the format does not have become wider ones: uint16 int32, int8 int16;
@@ -85,7 +94,7 @@ def write(volume: Volume, path: Path, like: Volume | None = None) -> None:
 
 
 def as_stored(volume: Volume) -> Volume:
-    """The volume with the values that `write` will put into the file; its voxels are spent on it.
+    """Returns the volume with the values that `write` will put into the file; its voxels are spent on it.
 
     Raises:
         OutputRefused: whole numbers beyond 32 bits.
@@ -117,7 +126,7 @@ def _read(path: Path) -> Volume:
 
 
 def _read_start(stream: BinaryIO) -> Any:
-    """The header as stored, a record of `header_dtype`; the stream is left where the voxels begin."""
+    """Returns the header as stored, a record of `header_dtype`; the stream is left where the voxels begin."""
     start = stream.read(DATA_OFFSET)
     if len(start) < header_dtype.itemsize or start[3] != VERSION or start[0] != 0:
         raise refused(kind_of(start), _NEED, _CONVERT, code="other-format")
@@ -136,7 +145,7 @@ def _read_start(stream: BinaryIO) -> Any:
 
 
 def _shape_and_dtype(start: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Shape [x, y, z] or [x, y, z, t], and type in the file's byte order."""
+    """Returns the shape [x, y, z] or [x, y, z, t], and type in the file's byte order."""
     code = int(start["type"])
     if code not in _DTYPES:
         raise refused(f"voxels of an unknown type ({code})", "one real number per voxel", _CONVERT, code="voxel-type")
@@ -147,7 +156,7 @@ def _shape_and_dtype(start: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
 
 
 def _read_end(stream: BinaryIO, place: int) -> tuple[bytes, bool]:
-    """The times behind the voxels, zero where the file ends before, and whether anything comes after them."""
+    """Returns the times behind the voxels, zero where the file ends before, and whether anything comes after them."""
     stream.seek(place)  # mapped voxels have not moved the stream
     times = stream.read(footer_dtype.itemsize)
     has_tags = any(stream.read(64))
@@ -156,8 +165,9 @@ def _read_end(stream: BinaryIO, place: int) -> tuple[bytes, bool]:
 
 
 def _geometry(start: Any) -> tuple[np.ndarray, list[str]]:
-    """vox2ras [4, 4] in mm, and what had to be decided about it."""
+    """Returns vox2ras [4, 4] in mm, and what had to be decided about it."""
     is_known = int(start["goodRASFlag"]) > 0
+    logger.debug("goodRASFlag %d", start["goodRASFlag"])
     with np.errstate(invalid="ignore"):  # what is not a number is refused below
         delta, turn, centre = (np.asarray(start[name], np.float64) for name in ("delta", "Mdc", "Pxyz_c"))
     if not is_known:
@@ -177,7 +187,7 @@ def _geometry(start: Any) -> tuple[np.ndarray, list[str]]:
 
 
 def _header_for(volume: Volume, like: Volume | None) -> Any:
-    """The source's header on the volume's grid; a fresh one where the source was not MGH."""
+    """Returns the source's header on the volume's grid; a fresh one where the source was not MGH."""
     check_shape_to_write(volume.voxels.shape)
     affine = np.asarray(volume.affine, np.float64)
     check_affine_to_write(affine)
@@ -198,7 +208,7 @@ def _source_header(volume: Volume, like: Volume | None) -> Any:
 
 
 def _type_for(volume: Volume, like: Volume | None) -> np.dtype[Any]:
-    """The type in the file."""
+    """Returns the type in the file."""
     source = _source_header(volume, like)
     known = None if source is None else np.dtype(_DTYPES[int(source["type"])])
     dtype = type_to_store(volume.voxels.dtype, known)
@@ -216,7 +226,7 @@ def _type_for(volume: Volume, like: Volume | None) -> np.dtype[Any]:
 
 
 def _check_range(voxels: np.ndarray) -> None:
-    """MGH has no wider whole numbers than int32; a label that is clipped is another label."""
+    """Refuses what MGH, whose widest whole numbers are int32, would clip: a clipped label is another label."""
     limits = np.iinfo(np.int32)
     if np.iinfo(voxels.dtype).max > limits.max and not (limits.min <= voxels.min() and voxels.max() <= limits.max):
         got = f"whole numbers from {voxels.min()} to {voxels.max()}"

@@ -5,6 +5,7 @@ with no more than a line in a log. Here a scan whose geometry is unknown is refu
 is said in `Volume.notes`.
 """
 
+import logging
 import math
 import struct
 from collections.abc import Iterator
@@ -32,22 +33,39 @@ from thinslice.io.sidecars import thickness_beside
 from thinslice.io.streams import check_is_file, drain, in_place_of, kind_of, most_bytes, read_voxels, slabs, unpacked
 from thinslice.volume import Volume, grid_distance_mm
 
+logger = logging.getLogger(__name__)
+
 SMALL_TURN = 3e-3
+"""Directions of two forms that differ by less, 0.17 degrees, are the same: a float32 quaternion is that inexact."""
+
 COMMENT_EXTENSION = 6
+"""The code of an extension that is a comment (nifti1.h: NIFTI_ECODE_COMMENT)."""
+
 ALIGNED = 2
+"""The code of a form that aligns with another scan and claims no position in the scanner (NIFTI_XFORM_ALIGNED_ANAT)."""
 
 # Any: nibabel's headers carry no types
 _HEADERS: dict[int, Any] = {348: nifti1.Nifti1Header, 540: nifti2.Nifti2Header}
+"""Bytes of a header -> its class."""
+
 _DTYPES = {
     2: np.uint8, 4: np.int16, 8: np.int32, 16: np.float32, 64: np.float64,
     256: np.int8, 512: np.uint16, 768: np.uint32, 1024: np.int64, 1280: np.uint64,
 }  # fmt: skip
+"""The codes of real numbers (nifti1.h: DT_...)."""
+
 _OTHER_DTYPES = {
     1: "binary", 32: "complex", 128: "RGB", 1536: "128-bit float", 1792: "complex", 2048: "complex", 2304: "RGBA",
 }  # fmt: skip
+"""What others are called in a refusal."""
+
 _Order = Literal["<", ">"]
 _ORDERS: tuple[_Order, _Order] = ("<", ">")
+"""Byte orders of a file, as numpy writes them."""
+
 _UNITS: dict[int, tuple[str, float]] = {0: ("mm", 1.0), 1: ("metres", 1e3), 2: ("mm", 1.0), 3: ("micrometres", 1e-3)}
+"""The codes of units of length (xyzt_units), their names, and their size in mm."""
+
 _NEED = "one NIfTI file, .nii or .nii.gz"
 _CONVERT = "make one from the DICOM series with dcm2niix"
 _SET_SPACING = (
@@ -57,7 +75,7 @@ _SET_SPACING = (
 
 
 def read(path: Path) -> Volume:
-    """Read one NIfTI-1 or NIfTI-2 file.
+    """Reads one NIfTI-1 or NIfTI-2 file.
 
     The voxels [x, y, z] or [x, y, z, t] keep their stored integer type where the file has no rescale, and are float32
     otherwise (float64 where stored so). The affine is in millimetres whatever the file's unit: sform, else qform, else
@@ -72,7 +90,7 @@ def read(path: Path) -> Volume:
 
 
 def write(volume: Volume, path: Path, like: Volume | None = None) -> None:
-    """Write a scan as .nii or .nii.gz: under a temporary name in the same folder first, then renamed.
+    """Writes a scan as .nii or .nii.gz: under a temporary name in the same folder first, then renamed.
 
     Type, rescale, unit, form codes, intent, description, display window and repetition time are those of the source
     header (`like`'s, else the volume's own). Integers are rounded and clipped. Slice timing is dropped when the grid
@@ -95,7 +113,7 @@ def write(volume: Volume, path: Path, like: Volume | None = None) -> None:
 
 
 def as_stored(volume: Volume) -> Volume:
-    """The volume with the values that `write` will put into the file, and a header whose scale holds them all.
+    """Returns the volume with the values that `write` will put into the file, and a header whose scale holds them all.
 
     Only files that store whole numbers with a rescale change anything: an answer goes a little beyond the acquired
     values, which their scale need not hold. 8 bits become 16; where that is not enough the scale is widened, and a
@@ -162,7 +180,7 @@ def _read(path: Path) -> Volume:
 
 
 def _read_header(stream: BinaryIO) -> tuple[Any, _Order]:
-    """The header exactly as stored but in native byte order, and the file's byte order, "<" or ">"."""
+    """Returns the header exactly as stored but in native byte order, and the file's byte order, "<" or ">"."""
     start = stream.read(348)
     order = next((o for o in _ORDERS if len(start) >= 4 and struct.unpack(o + "i", start[:4])[0] in _HEADERS), None)
     if order is None:
@@ -186,7 +204,7 @@ def _read_header(stream: BinaryIO) -> tuple[Any, _Order]:
 
 
 def _shape_and_dtype(header: Any, order: _Order) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Stored shape [x, y, z] or [x, y, z, t], and stored type in the file's byte order."""
+    """Returns the stored shape [x, y, z] or [x, y, z, t], and the type in the file's byte order."""
     code = int(header["datatype"])
     if code not in _DTYPES:
         kind = _OTHER_DTYPES.get(code, f"unknown (datatype {code})")
@@ -216,7 +234,7 @@ def _shape_and_dtype(header: Any, order: _Order) -> tuple[tuple[int, ...], np.dt
 
 
 def _read_extensions(stream: BinaryIO, header: Any, order: _Order, most_bytes: int) -> list[str]:
-    """Leave `stream` at the end of the extensions; keep the comments in `header`, name the others that are dropped."""
+    """Reads the extensions: keeps comments in `header`, returns a note on the others, which are dropped."""
     header_bytes = int(header["sizeof_hdr"])
     offset = float(header["vox_offset"])
     if not math.isfinite(offset) or offset > most_bytes:
@@ -230,12 +248,12 @@ def _read_extensions(stream: BinaryIO, header: Any, order: _Order, most_bytes: i
         else:
             dropped += 1
     if dropped:
-        return [_told_dropped(dropped)]
+        return [_note_on_dropped(dropped)]
     return []
 
 
 def _split_extensions(block: bytes, order: _Order) -> Iterator[tuple[int, bytes]]:
-    """(code, content) of each extension that is whole; `block` starts with the four flag bytes."""
+    """Yields (code, content) of each extension that is whole; `block` starts with the four flag bytes."""
     start = 4
     while block[:1] not in (b"", b"\0") and start + 8 <= len(block):
         size, code = struct.unpack(order + "ii", block[start : start + 8])
@@ -246,7 +264,7 @@ def _split_extensions(block: bytes, order: _Order) -> Iterator[tuple[int, bytes]
 
 
 def _slope_inter(header: Any) -> tuple[float, float]:
-    """The rescale; (1, 0) where the file has none (slope zero or not finite)."""
+    """Returns the rescale; (1, 0) where the file has none (slope zero or not finite)."""
     slope, inter = float(header["scl_slope"]), float(header["scl_inter"])
     if slope == 0 or not math.isfinite(slope):
         return 1.0, 0.0
@@ -270,12 +288,12 @@ def _rescale(stored: np.ndarray, slope: float, inter: float) -> np.ndarray:
 
 
 def is_image(thing: object) -> bool:
-    """Whether it is an image of nibabel, of whatever format."""
+    """Tells whether it is an image of nibabel, of whatever format."""
     return isinstance(thing, SpatialImage)
 
 
 def from_image(image: Any) -> Volume:
-    """What `read` gives for the file that nibabel has read; the image, which may have been changed since, rules.
+    """Returns what `read` gives for the file that nibabel has read; the image, perhaps changed since, rules.
 
     It is not changed. Of another format than NIfTI the header is kept for files of that format. An array that was put
     into a header for other numbers is taken as it is. The JSON beside the file counts while the image lies where the
@@ -312,7 +330,7 @@ def from_image(image: Any) -> Volume:
 
 
 def to_image(volume: Volume) -> Any:
-    """A scan as an image of nibabel that shares its voxels, with the header that `write` would give it.
+    """Returns a scan as an image of nibabel that shares its voxels, with the header that `write` would give it.
 
     Its voxels are those numbers, not what a rescale makes of others: the header's type is theirs.
 
@@ -343,10 +361,10 @@ def _drop_extensions(header: Any) -> list[str]:
     kept = [one for one in header.extensions if one.get_code() == COMMENT_EXTENSION]
     dropped = len(header.extensions) - len(kept)
     header.extensions[:] = kept
-    return [_told_dropped(dropped)] if dropped else []
+    return [_note_on_dropped(dropped)] if dropped else []
 
 
-def _told_dropped(count: int) -> str:
+def _note_on_dropped(count: int) -> str:
     return f"{count} header extension(s) not carried over: written by other programs for the acquired grid"
 
 
@@ -354,12 +372,12 @@ def _told_dropped(count: int) -> str:
 
 
 def _mm_per_unit(header: Any) -> tuple[str, float]:
-    """Name of the file's unit of length, and its size in mm; mm where the header is silent."""
+    """Returns the name of the file's unit of length, and its size in mm; mm where the header is silent."""
     return _UNITS.get(int(header["xyzt_units"]) & 7, _UNITS[0])
 
 
 def _geometry(header: Any, shape: tuple[int, ...]) -> tuple[np.ndarray, list[str]]:
-    """Affine [4, 4] in mm, and what had to be decided about it."""
+    """Returns the affine [4, 4] in mm, and what had to be decided about it."""
     _check_pixdim(header)
     unit, mm = _mm_per_unit(header)
     affine, notes = _choose_affine(header, shape, mm)
@@ -379,8 +397,9 @@ def _check_pixdim(header: Any) -> None:
 
 
 def _choose_affine(header: Any, shape: tuple[int, ...], mm: float) -> tuple[np.ndarray, list[str]]:
-    """Affine in the file's unit: sform, else qform, else pixdim; and what speaks against it."""
+    """Returns the affine in the file's unit: sform, else qform, else pixdim; and what speaks against it."""
     has_sform, has_qform = int(header["sform_code"]) > 0, int(header["qform_code"]) > 0
+    logger.debug("sform code %d, qform code %d", header["sform_code"], header["qform_code"])
     if not has_sform and not has_qform:
         base = np.asarray(header.get_base_affine(), np.float64)
         assumed = "the axes are taken to run right to left, back to front, foot to head"
@@ -403,7 +422,7 @@ def _choose_affine(header: Any, shape: tuple[int, ...], mm: float) -> tuple[np.n
 
 
 def _qform(header: Any) -> np.ndarray | None:
-    """The qform [4, 4] in the file's unit; None where its quaternion is no rotation."""
+    """Returns the qform [4, 4] in the file's unit; None where its quaternion is no rotation."""
     header = header.copy()
     if float(header["pixdim"][0]) != -1:
         header["pixdim"][0] = 1  # the standard: anything else means 1
@@ -417,7 +436,7 @@ def _qform(header: Any) -> np.ndarray | None:
 def _differences(
     sform: np.ndarray, qform: np.ndarray | None, header: Any, shape: tuple[int, ...], mm: float
 ) -> list[str]:
-    """How the sform, which is used, differs from what else the header says.
+    """Returns how the sform, which is used, differs from what else the header says.
 
     By more than a tenth of a voxel in position, 1 % in spacing, or 0.17 degrees: near half a turn a float32 quaternion
     is wrong by up to 0.1 degrees.
@@ -438,7 +457,7 @@ def _differences(
 
 
 def _describe_turn(sform: np.ndarray, qform: np.ndarray) -> str:
-    """What leads from the qform to the sform, in a few words."""
+    """Returns what leads from the qform to the sform, in a few words."""
     to_s, to_q = directions(sform), directions(qform)
     turn = to_s @ np.linalg.inv(to_q)
     if np.linalg.det(turn) < 0:
@@ -452,7 +471,7 @@ def _describe_turn(sform: np.ndarray, qform: np.ndarray) -> str:
 
 
 def _describe_mirror(world_turn: np.ndarray, array_turn: np.ndarray, to_world: np.ndarray) -> str:
-    """A flip of one axis of the patient or of the array, named by the patient's; some degrees of rotation allowed."""
+    """Names a flip of one axis of the patient or array by the patient's; some degrees of rotation are allowed."""
     names = ("left-right", "front-back", "head-foot")
     for axis in range(3):
         flip = np.diag(np.where(np.arange(3) == axis, -1.0, 1.0))
@@ -467,7 +486,7 @@ def _describe_mirror(world_turn: np.ndarray, array_turn: np.ndarray, to_world: n
 
 
 def _header_for(volume: Volume, like: Volume | None) -> Any:
-    """The source's header on the volume's grid; a fresh one where the source was not NIfTI."""
+    """Returns the source's header on the volume's grid; a fresh one where the source was not NIfTI."""
     shape = volume.voxels.shape
     check_shape_to_write(shape)
     sources = (like.header if like is not None else None, volume.header)
@@ -521,12 +540,12 @@ def _set_affine(header: Any, affine: np.ndarray) -> None:
 
 
 def _is_close(form: np.ndarray | None, affine: np.ndarray, tolerance: float) -> bool:
-    """Equal within `tolerance`, and what float32 can hold of the position."""
+    """Tells whether two forms are equal within `tolerance`, and what float32 can hold of the position."""
     return form is not None and np.allclose(form, affine, rtol=1e-6, atol=tolerance)
 
 
 def _encoded(voxels: np.ndarray, header: Any) -> Iterator[bytes]:
-    """The voxels as the file stores them, slab by slab in file order."""
+    """Yields the voxels as the file stores them, slab by slab in file order."""
     dtype = np.dtype(header.get_data_dtype()).newbyteorder("=")
     slope, inter = _slope_inter(header)
     for slab in encoded(voxels, dtype, slope, inter):

@@ -6,6 +6,7 @@ here, because pynrrd loads what comes after a header before it looks at sizes, a
 
 import bz2
 import gzip
+import logging
 import math
 import re
 from collections.abc import Sequence
@@ -44,28 +45,45 @@ from thinslice.io.streams import (
 )
 from thinslice.volume import Volume
 
+logger = logging.getLogger(__name__)
+
 MOST_HEADER_BYTES = 16 * 2**20
+"""A header that is longer is none, and is not read into memory to find that out."""
+
 MOST_AXES = 16
+"""As many as the format's own library allows (NRRD_DIM_MAX)."""
+
 MOST_FIELD_LETTERS = 10_000
+"""A field that is longer is refused before pynrrd parses it: sixteen axes never need as many."""
 
 LPS = "left-posterior-superior"
+"""The space of DICOM, of ITK, and of what this module writes."""
+
 _TO_RAS = {
     "right-anterior-superior": (1.0, 1.0, 1.0), "ras": (1.0, 1.0, 1.0),
     "left-anterior-superior": (-1.0, 1.0, 1.0), "las": (-1.0, 1.0, 1.0),
     LPS: (-1.0, -1.0, 1.0), "lps": (-1.0, -1.0, 1.0),
 }  # fmt: skip
 """What turns the axes of a space towards the patient's right, front and head."""
+
 _NOT_THE_PATIENTS = ("scanner-xyz", "3d-right-handed", "3d-left-handed")
+"""Spaces that do not say which side of the patient is which."""
 
 _IN_SPACE = ("domain", "space")
+"""Kinds of axes that are in space."""
+
 _BESIDE_SPACE = ("list", "time", "point", "stub", "scalar")
-_UNSAID = ("none", "???", "unknown")
-"""Kinds of axes. What is not among them has several numbers per voxel: colours, vectors, matrices."""
+"""Kinds of axes that are not. What has another kind has several numbers per voxel: colours, vectors, matrices."""
+
+_UNKNOWN_KINDS = ("none", "???", "unknown")
+"""What is written where the kind of an axis is not known."""
 
 _MM = {"mm": 1.0, "millimeter": 1.0, "millimetre": 1.0, "millimeters": 1.0, "millimetres": 1.0, "": 1.0, "???": 1.0,
        "m": 1e3, "meter": 1e3, "metre": 1e3, "meters": 1e3, "metres": 1e3, "cm": 10.0, "centimeter": 10.0,
        "centimetre": 10.0, "um": 1e-3, "\u00b5m": 1e-3, "\u03bcm": 1e-3, "micron": 1e-3, "microns": 1e-3,
        "micrometer": 1e-3, "micrometre": 1e-3}  # fmt: skip
+"""Names of units of length, and their size in mm."""
+
 _TYPES = {
     "signed char": "i1", "int8": "i1", "int8_t": "i1", "uchar": "u1", "unsigned char": "u1", "uint8": "u1",
     "uint8_t": "u1", "short": "i2", "short int": "i2", "signed short": "i2", "signed short int": "i2", "int16": "i2",
@@ -76,15 +94,21 @@ _TYPES = {
     "unsigned long long": "u8", "unsigned long long int": "u8", "uint64": "u8", "uint64_t": "u8", "float": "f4",
     "double": "f8",
 }  # fmt: skip
+"""The format's names of types of real numbers -> numpy's."""
+
 _NAMES = {np.dtype(kind): name for name, kind in reversed(_TYPES.items())} | {
     np.dtype(np.int8): "int8", np.dtype(np.uint8): "uint8", np.dtype(np.int16): "int16", np.dtype(np.uint16): "uint16",
     np.dtype(np.int32): "int32", np.dtype(np.uint32): "uint32", np.dtype(np.int64): "int64",
     np.dtype(np.uint64): "uint64",
 }  # fmt: skip
+"""Type -> the name that is written for it."""
+
 _ENCODINGS = {
     "raw": "raw", "gzip": "gzip", "gz": "gzip", "bzip2": "bzip2", "bz2": "bzip2", "ascii": "ascii", "text": "ascii",
     "txt": "ascii",
 }  # fmt: skip
+"""Names of encodings, and how they are called here; "hex" is not read."""
+
 _FIELDS = {
     name.replace(" ", ""): name
     for name in (
@@ -94,7 +118,9 @@ _FIELDS = {
     )
 } | {"centers": "centerings"}  # fmt: skip
 """The fields that are looked at, without blanks, and how they are called here."""
+
 _VECTORS = ("space origin", "space directions", "measurement frame")
+"""Fields whose values are vectors in brackets."""
 
 _NEED = "one NRRD volume, .nrrd or .nhdr"
 _CONVERT = "write it again, with 3D Slicer or with 'unu save -f nrrd'"
@@ -132,7 +158,7 @@ class Header:
 
 
 def read(path: Path) -> Volume:
-    """Read one .nrrd file, or a .nhdr header and the data file in its folder.
+    """Reads one .nrrd file, or a .nhdr header and the data file in its folder.
 
     The voxels [x, y, z] keep their stored type; an axis that is not in space, wherever in the file, becomes the last.
     The affine is in millimetres and RAS, whatever the file's space and unit. `thicknesses` of the slice axis, or else
@@ -147,7 +173,7 @@ def read(path: Path) -> Volume:
 
 
 def write(volume: Volume, path: Path, like: Volume | None = None) -> None:
-    """Write a scan as .nrrd, gzip-encoded, whole or not at all.
+    """Writes a scan as .nrrd, gzip-encoded, whole or not at all.
 
     Type, space, order of axes, kinds, measurement frame and key/value pairs are those of the source header (`like`'s,
     else the volume's own); what counts the voxels of another grid is dropped. Integers are rounded and clipped.
@@ -176,7 +202,7 @@ def write(volume: Volume, path: Path, like: Volume | None = None) -> None:
 
 
 def as_stored(volume: Volume) -> Volume:
-    """The volume with the values that `write` will put into the file; its voxels are spent on it."""
+    """Returns the volume with the values that `write` will put into the file; its voxels are spent on it."""
     dtype = _type_for(volume, _source_header(volume, None))
     if volume.voxels.dtype.kind in "iuf" and volume.voxels.dtype != dtype:
         put_on_steps(volume.voxels, dtype)
@@ -221,7 +247,7 @@ def _read(path: Path) -> Volume:
 
 
 def _read_header(stream: BinaryIO) -> tuple[dict[str, str], tuple[str, ...]]:
-    """Text of each known field, and the key/value lines; the stream is left behind the blank line, or at the end."""
+    """Reads the text of each known field, and the key/value lines; leaves the stream behind the header."""
     magic = stream.read(8)
     if not re.fullmatch(rb"NRRD000[1-5]", magic):
         got = f"an NRRD file of another version ({magic!r})" if magic.startswith(b"NRRD") else kind_of(magic)
@@ -241,7 +267,7 @@ def _read_header(stream: BinaryIO) -> tuple[dict[str, str], tuple[str, ...]]:
 
 
 def _take_line(text: str, texts: dict[str, str], keys: list[str]) -> None:
-    """One line of the header: a field, or a key with its value."""
+    """Takes one line of the header: a field, or a key with its value."""
     name, colon, value = text.partition(":")
     if not colon:
         raise refused(f"a header line without a colon ({text[:40]!a})", _NEED, _CONVERT, code="damaged-header")
@@ -258,7 +284,7 @@ def _take_line(text: str, texts: dict[str, str], keys: list[str]) -> None:
 
 
 def _parsed(texts: dict[str, str], field: str) -> Any:
-    """The value of a field, as pynrrd understands it; None where there is none.
+    """Returns the value of a field, as pynrrd understands it; None where there is none.
 
     Raises:
         InputRefused: it cannot be understood.
@@ -282,7 +308,7 @@ def _parsed(texts: dict[str, str], field: str) -> Any:
 
 
 def _per_axis(texts: dict[str, str], field: str, count: int) -> list[Any] | None:
-    """The values of a field that has one for each axis of the file; None where it is not there."""
+    """Returns the values of a field that has one for each axis of the file; None where it is not there."""
     values = _parsed(texts, field)
     if values is not None and len(values) != count:
         raise refused(f"{len(values)} {field} for {count} axes", "one for each axis", _CONVERT, code="wrong-count")
@@ -290,7 +316,7 @@ def _per_axis(texts: dict[str, str], field: str, count: int) -> list[Any] | None
 
 
 def _sizes(texts: dict[str, str]) -> list[int]:
-    """How many samples along each axis of the file."""
+    """Returns how many samples along each axis of the file."""
     for field in ("type", "dimension", "sizes", "encoding"):
         if field not in texts:
             raise refused(f"a header without '{field}'", _NEED, _CONVERT, code="missing-field")
@@ -308,7 +334,7 @@ def _sizes(texts: dict[str, str]) -> list[int]:
 
 
 def _axes(texts: dict[str, str], sizes: list[int]) -> tuple[list[int], list[int]]:
-    """Which axes of the file are the three in space, and which one, if any, is not; others of size one are left out."""
+    """Returns which three axes are in space, and which is not, if any; others of size one are left out."""
     kinds = _kinds(texts, len(sizes))
     rows = _directions(texts, len(sizes))
     if rows is not None:
@@ -327,9 +353,9 @@ def _axes(texts: dict[str, str], sizes: list[int]) -> tuple[list[int], list[int]
 
 
 def _kinds(texts: dict[str, str], count: int) -> list[str]:
-    """The kind of each axis, "none" where the file is silent."""
+    """Returns the kind of each axis, "none" where the file is silent."""
     kinds = [str(kind).lower() for kind in _per_axis(texts, "kinds", count) or ["none"] * count]
-    several = [kind for kind in kinds if kind not in (*_IN_SPACE, *_BESIDE_SPACE, *_UNSAID)]
+    several = [kind for kind in kinds if kind not in (*_IN_SPACE, *_BESIDE_SPACE, *_UNKNOWN_KINDS)]
     if several:
         got = f"several numbers per voxel (an axis of kind {several[0][:30]!a})"
         raise refused(got, "one real number per voxel", "extract one of its channels", code="several-channels")
@@ -337,7 +363,7 @@ def _kinds(texts: dict[str, str], count: int) -> list[str]:
 
 
 def _directions(texts: dict[str, str], count: int) -> list[np.ndarray | None] | None:
-    """For each axis of the file its step in space [3], None where it has none; None where no axis has any."""
+    """Returns the step in space [3] of each axis of the file, None where it has none; None where no axis has any."""
     _check_space(texts)
     rows = _per_axis(texts, "space directions", count)
     if rows is None:
@@ -363,7 +389,7 @@ def _check_space(texts: dict[str, str]) -> None:
 
 
 def _geometry(texts: dict[str, str], sizes: list[int], spatial: list[int]) -> tuple[np.ndarray, list[str]]:
-    """Affine [4, 4] in mm, RAS, and what had to be decided about it."""
+    """Returns the affine [4, 4] in mm, RAS, and what had to be decided about it."""
     rows = _directions(texts, len(sizes))
     way = "correct 'space directions', or give true 'spacings' in mm"
     if rows is None:
@@ -410,14 +436,14 @@ def _from_spacings(
 
 
 def _base_affine(spacing_mm: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-    """Affine [4, 4] of a grid of which only the spacing is known, as in NIfTI."""
+    """Returns the affine [4, 4] of a grid of which only the spacing is known, as in NIfTI."""
     affine = np.diag([-spacing_mm[0], spacing_mm[1], spacing_mm[2], 1.0])
     affine[:3, 3] = -affine[:3, :3] @ ((np.array(shape) - 1) / 2)
     return affine + 0.0
 
 
 def _origin(texts: dict[str, str]) -> tuple[np.ndarray, list[str]]:
-    """The centre of the first voxel [3], in the file's unit; zero, with a note, where the file is silent."""
+    """Returns the centre of the first voxel [3], in the file's unit; zero, with a note, where the file is silent."""
     origin = _parsed(texts, "space origin")
     if origin is not None and len(origin) != 3:
         raise refused(f"a space origin of {len(origin)} numbers", "three", _CONVERT, code="wrong-count")
@@ -429,7 +455,7 @@ def _origin(texts: dict[str, str]) -> tuple[np.ndarray, list[str]]:
 
 
 def _mm_per_unit(texts: dict[str, str], field: str, places: list[int]) -> tuple[float, list[str]]:
-    """Size in mm of the one unit of length at some places of a field; mm where the file is silent."""
+    """Returns the size in mm of the one unit of length at some places of a field; mm where the file is silent."""
     units = _parsed(texts, field) or [""] * (max(places) + 1)
     if len(units) <= max(places):
         raise refused(f"{len(units)} {field}", f"{max(places) + 1}", _CONVERT, code="wrong-count")
@@ -444,14 +470,15 @@ def _mm_per_unit(texts: dict[str, str], field: str, places: list[int]) -> tuple[
             code="unknown-unit",
         )
     mm = cast(float, sizes.pop())
-    said = [] if mm == 1 else [f"lengths are in {names[0]} and were converted to mm; if that is wrong, correct {field}"]
-    return mm, said
+    if mm == 1:
+        return mm, []
+    return mm, [f"lengths are in {names[0]} and were converted to mm; if that is wrong, correct {field}"]
 
 
 def _thickness(
     texts: dict[str, str], spatial: list[int], affine: np.ndarray, path: Path
 ) -> tuple[float | None, list[str]]:
-    """Slice thickness in mm along the axis with the largest spacing: the header's, else that of the sidecar."""
+    """Returns the slice thickness in mm along the slice axis: the header's, else that of the sidecar."""
     values = _parsed(texts, "thicknesses")
     if values is None or len(values) != int(texts["dimension"]):
         return thickness_beside(path)
@@ -463,7 +490,7 @@ def _thickness(
 def _header(
     texts: dict[str, str], keys: tuple[str, ...], stored: np.ndarray, kept: list[int], place: int | None
 ) -> Header:
-    """What the writer needs; lists whose length is wrong are left out."""
+    """Returns what the writer needs; lists whose length is wrong are left out."""
     count = int(texts["dimension"])
     axes: dict[str, tuple[str, ...]] = {}
     for field in ("kinds", "labels", "centerings"):
@@ -504,14 +531,14 @@ def _lines_of(texts: dict[str, str], fields: Sequence[str]) -> tuple[str, ...]:
 
 
 def _data_file(header_file: Path, text: str) -> Path:
-    """The data file of a detached header."""
+    """Returns the data file of a detached header."""
     if re.search(r"%[0-9]*[dDiu]", text) and len(text.split()) > 3:
         raise refused("voxels in a series of data files", "one data file", _CONVERT, code="several-data-files")
     return file_beside(header_file, text)
 
 
 def _type(texts: dict[str, str], encoding: str) -> np.dtype[Any]:
-    """The stored type in the file's byte order."""
+    """Returns the stored type in the file's byte order."""
     name = " ".join(texts["type"].lower().split())
     if name not in _TYPES:
         raise refused(f"voxels of type {name[:40]!a}", "one real number per voxel", _CONVERT, code="voxel-type")
@@ -531,7 +558,7 @@ def _skip(texts: dict[str, str], field: str) -> int:
 
 
 def _read_data(path: Path, start: int, texts: dict[str, str], shape: tuple[int, ...]) -> np.ndarray:
-    """The voxels in the order of the file's axes, native byte order.
+    """Reads the voxels in the order of the file's axes, native byte order.
 
     Args:
         path: the file they are in.
@@ -544,6 +571,7 @@ def _read_data(path: Path, start: int, texts: dict[str, str], shape: tuple[int, 
         got = f"the encoding {texts['encoding'][:30]!a}"
         raise refused(got, "raw, gzip, bzip2 or ascii", _CONVERT, code="unknown-encoding")
     dtype = _type(texts, encoding)
+    logger.debug("%s: %s voxels, %s", path, dtype, encoding)
     skip, line_skip = _skip(texts, "byte skip"), _skip(texts, "line skip")
     file_bytes = check_is_file(path, "the data file that the header names" if start == 0 else _NEED)
     with open(path, "rb") as stream:
@@ -588,7 +616,7 @@ def _read_gzip(
 
 
 def _read_bzip2(stream: BinaryIO, skip: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
-    """bzip2 may shrink a million to one, so that only what came out tells whether a header is right."""
+    """Reads bzip2, which may shrink a million to one: only what came out tells whether a header is right."""
     size = math.prod(shape) * dtype.itemsize
     try:
         with bz2.BZ2File(stream) as packed:
@@ -604,13 +632,13 @@ def _read_bzip2(stream: BinaryIO, skip: int, shape: tuple[int, ...], dtype: np.d
 
 
 def _skip_bytes(stream: BinaryIO, count: int) -> None:
-    """Read and forget; fewer where the stream ends before."""
+    """Reads bytes and forgets them; fewer where the stream ends before."""
     while count and (part := stream.read(min(SLAB_BYTES, count))):
         count -= len(part)
 
 
 def _some(stream: BinaryIO, size: int) -> bytearray:
-    """The next bytes, fewer where the stream ends before; memory grows with what is there, not with `size`."""
+    """Reads the next bytes, fewer where the stream ends before; memory grows with what is there, not with `size`."""
     content = bytearray()
     while len(content) < size and (part := stream.read(min(SLAB_BYTES, size - len(content)))):
         content += part
@@ -626,7 +654,7 @@ def _source_header(volume: Volume, like: Volume | None) -> Header | None:
 
 
 def _type_for(volume: Volume, source: Header | None) -> np.dtype[Any]:
-    """The type in the file, in native byte order."""
+    """Returns the type in the file, in native byte order."""
     dtype = type_to_store(volume.voxels.dtype, None if source is None else source.dtype)
     if dtype not in _NAMES:
         raise unwritable(
@@ -639,14 +667,14 @@ def _type_for(volume: Volume, source: Header | None) -> np.dtype[Any]:
 
 
 def _place_of_last(volume: Volume, source: Header | None) -> int | None:
-    """Where in the file the last axis of a series goes: where it was; None for three axes."""
+    """Returns where in the file the last axis of a series goes: where it was; None for three axes."""
     if volume.voxels.ndim == 3:
         return None
     return 3 if source is None or source.place is None else source.place
 
 
 def _lines(volume: Volume, source: Header | None, dtype: np.dtype[Any], place: int | None) -> list[str]:
-    """The header, line by line."""
+    """Returns the header, line by line."""
     shape = list(volume.shape)
     if place is not None:
         shape.insert(place, volume.voxels.shape[3])
@@ -666,7 +694,7 @@ def _lines(volume: Volume, source: Header | None, dtype: np.dtype[Any], place: i
 
 
 def _lines_of_geometry(volume: Volume, source: Header | None, place: int | None) -> list[str]:
-    """Space, directions and origin; only spacings where the source had no more and they say it all."""
+    """Returns space, directions and origin; only spacings where the source had no more and they say it all."""
     affine, spacing = np.asarray(volume.affine, np.float64), np.array(volume.spacing_mm)
     step = source.step if source is not None else math.nan
     unit = source.unit if source is not None else ""
@@ -692,7 +720,7 @@ def _lines_of_geometry(volume: Volume, source: Header | None, place: int | None)
 
 
 def _lines_of_axes(volume: Volume, source: Header | None, place: int | None) -> list[str]:
-    """Kinds, labels, centerings and thicknesses."""
+    """Returns kinds, labels, centerings and thicknesses."""
     known = source.axes if source is not None else {}
     kinds = _on_axes(known.get("kinds"), source, place, "list") or _with_time(["domain"] * 3, "list", place).split()
     labels = _on_axes(known.get("labels"), source, place, "")
@@ -709,7 +737,7 @@ def _lines_of_axes(volume: Volume, source: Header | None, place: int | None) -> 
 
 
 def _on_axes(values: tuple[str, ...] | None, source: Header | None, place: int | None, new: str) -> list[str] | None:
-    """The source's texts for each axis on those of the answer, which may have one more (`new`), or one less."""
+    """Returns the source's texts for each axis on those of the answer, which may have one more (`new`), or one less."""
     if values is None or source is None:
         return None
     changed = list(values)
@@ -721,7 +749,7 @@ def _on_axes(values: tuple[str, ...] | None, source: Header | None, place: int |
 
 
 def _lines_kept(volume: Volume, source: Header | None, dtype: np.dtype[Any]) -> list[str]:
-    """What the source says that still holds."""
+    """Returns what the source says that still holds."""
     if source is None:
         return []
     same_grid = source.shape == volume.shape
@@ -730,7 +758,7 @@ def _lines_kept(volume: Volume, source: Header | None, dtype: np.dtype[Any]) -> 
 
 
 def _with_time(texts: Sequence[str], of_time: str, place: int | None) -> str:
-    """The texts of three axes, and that of time in its place."""
+    """Returns the texts of three axes, and that of time in its place."""
     words = list(texts)
     if place is not None:
         words.insert(place, of_time)

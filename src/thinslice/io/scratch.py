@@ -16,7 +16,7 @@ ON_DISK_BYTES = 512 * 2**20
 
 
 def allocate(shape: tuple[int, ...], dtype: DTypeLike, folder: Path) -> np.ndarray:
-    """An uninitialised array in file order (first axis fastest): in memory below 512 MB, else on an unlinked file.
+    """Returns an uninitialised array in file order: in memory below 512 MB, else on an unlinked file.
 
     The file lies in `folder` (or its nearest existing parent) and is reserved in full, so a full disk is an error here
     and not a crash later; it vanishes with the array.

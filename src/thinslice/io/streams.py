@@ -32,7 +32,7 @@ _FOREIGN_SIGNATURES = {
 
 
 def check_is_file(path: Path, need: str) -> int:
-    """Size in bytes of a regular file.
+    """Returns size in bytes of a regular file.
 
     Raises:
         InputRefused: it is none, or empty.
@@ -49,7 +49,7 @@ def check_is_file(path: Path, need: str) -> int:
 
 @contextmanager
 def unpacked(path: Path, packed: str, plain: str) -> Iterator[BinaryIO]:
-    """The file's bytes, uncompressed where they are gzip.
+    """Lends the file's bytes as a stream, uncompressed where they are gzip.
 
     Args:
         path: the file.
@@ -73,12 +73,12 @@ def unpacked(path: Path, packed: str, plain: str) -> Iterator[BinaryIO]:
 
 
 def most_bytes(stream: BinaryIO, file_bytes: int) -> int:
-    """How much a stream can hold at most."""
+    """Returns how much a stream can hold at most."""
     return file_bytes * (GZIP_BEST_RATIO if isinstance(stream, Unpacked) else 1)
 
 
 def kind_of(start: bytes) -> str:
-    """What a file of another kind seems to be, from its first bytes."""
+    """Returns what a file of another kind seems to be, from its first bytes."""
     if not start:
         return "no content"
     ours = [row.kind for row in FORMATS if row.starts(start)]
@@ -93,7 +93,7 @@ def kind_of(start: bytes) -> str:
 def read_voxels(
     stream: BinaryIO, path: Path, offset: int, shape: tuple[int, ...], dtype: np.dtype[Any], file_bytes: int
 ) -> np.ndarray:
-    """Stored values in native byte order; a plain file of 512 MB or more is mapped copy-on-write, not loaded.
+    """Reads stored values in native byte order; a plain file of 512 MB or more is mapped copy-on-write, not loaded.
 
     Args:
         stream: of the file `path`, plain or gzip, at its byte `offset`.
@@ -121,18 +121,18 @@ def read_voxels(
 
 
 def as_native(stored: np.ndarray) -> np.ndarray:
-    """The array, which is spent on it, in the byte order of this machine."""
+    """Returns the array, which is spent on it, in the byte order of this machine."""
     return stored if stored.dtype.isnative else stored.byteswap(inplace=True).view(stored.dtype.newbyteorder("="))
 
 
 def drain(stream: BinaryIO) -> None:
-    """Read a gzip stream to its end, where the checksum is."""
+    """Reads a packed stream to its end, where the checksum is."""
     while isinstance(stream, Unpacked) and stream.read(SLAB_BYTES):
         pass
 
 
 def _fill(stream: BinaryIO, array: np.ndarray) -> int:
-    """Read into the array, in file order, until it is full or the stream ends; the number of bytes read."""
+    """Reads into the array, in file order, until it is full or the stream ends; returns the number of bytes read."""
     target = memoryview(cast(Any, array.reshape(-1, order="F").view(np.uint8)))
     done = 0
     while done < len(target):
@@ -145,7 +145,7 @@ def _fill(stream: BinaryIO, array: np.ndarray) -> int:
 
 @contextmanager
 def in_place_of(path: Path, packed: bool) -> Iterator[BinaryIO]:
-    """A stream to a temporary file in the same folder; it takes `path`'s place if all went well, else it vanishes."""
+    """Lends a stream to a temporary file, which takes `path`'s place if all went well, else vanishes."""
     with whole_or_not(path) as temporary, open(temporary, "xb") as raw:
         if packed:
             packer = Packed(raw)
@@ -171,17 +171,17 @@ class Packed:
         self.size = 0
 
     def write(self, content: bytes) -> int:
-        """Add some bytes; returns their number, uncompressed."""
+        """Adds some bytes; returns their number, uncompressed."""
         self.raw.write(self.packer.compress(content))
         self.size += len(content)
         return len(content)
 
     def tell(self) -> int:
-        """How many bytes went in."""
+        """Returns how many bytes went in."""
         return self.size
 
     def finish(self) -> None:
-        """Write what is still held back, and the checksum."""
+        """Writes what is still held back, and the checksum."""
         self.raw.write(self.packer.flush())
 
 

@@ -59,7 +59,7 @@ def decode(path: Path) -> np.ndarray:
 
 
 def _without_codec(path: Path, found: Dataset) -> InputRefused | None:
-    """The refusal of a file for whose compression no codec is installed."""
+    """Returns the refusal of a file for whose compression no codec is installed."""
     syntax = uid.UID(found.file_meta.get("TransferSyntaxUID") or uid.ImplicitVRLittleEndian)
     try:
         if get_decoder(syntax).is_available:
@@ -174,5 +174,5 @@ def serve() -> None:
 
 
 def _fields(refusal: InputRefused) -> dict[str, str]:
-    """What another process makes the same refusal of."""
+    """Returns what another process makes the same refusal of."""
     return {name: getattr(refusal, name) for name in ("got", "need", "next", "place", "code")}

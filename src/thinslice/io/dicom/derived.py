@@ -159,7 +159,7 @@ def as_stored(volume: Volume) -> Volume:
 
 
 def _storage(voxels: np.ndarray, series: Series) -> tuple[Storage, tuple[str, ...]]:
-    """How the voxels are stored: with the rescale of the acquired slices if that holds them all, else a wider one."""
+    """Returns how voxels are stored: with the acquired slices' rescale if that holds them all, else a wider one."""
     low, high = float(voxels.min()), float(voxels.max())
     rescales = {image.rescale for image in series.images}
     why = f"the {len(series.images)} slices have {len(rescales)} different rescales"
@@ -175,7 +175,7 @@ def _storage(voxels: np.ndarray, series: Series) -> tuple[Storage, tuple[str, ..
 
 
 def _to_stored(values: np.ndarray, storage: Storage) -> np.ndarray:
-    """Float64 whole numbers within the 16 bits."""
+    """Returns float64 whole numbers within the 16 bits."""
     ends = (SMALLEST_SIGNED, LARGEST_SIGNED) if storage.signed else (0, LARGEST_STORED)
     return np.rint((values.astype(np.float64) - storage.intercept) / storage.slope).clip(*ends)
 
@@ -235,7 +235,7 @@ def save(image: Dataset, path: Path) -> None:
 
 @contextmanager
 def _no_surprise() -> Iterator[None]:
-    """Whatever pydicom says about elements of others becomes a refusal."""
+    """Turns whatever pydicom says about elements of others into a refusal."""
     try:
         yield
     except (ThinsliceError, OSError, MemoryError):
@@ -246,7 +246,7 @@ def _no_surprise() -> Iterator[None]:
 
 
 def _headers(series: Series) -> list[Dataset]:
-    """The whole header of each acquired slice, without voxels and private elements."""
+    """Returns the whole header of each acquired slice, without voxels and private elements."""
     files: dict[Path, Dataset] = {}
     found = []
     for image in series.images:
@@ -258,7 +258,7 @@ def _headers(series: Series) -> list[Dataset]:
 
 
 def _of_frame(header: Dataset, frame: int) -> Dataset:
-    """An enhanced image's header, and what its functional groups say of one frame, as a classic image says it."""
+    """Returns an enhanced image's header with what its functional groups say of one frame, as a classic image does."""
     places = [header]
     for name, index in (("SharedFunctionalGroupsSequence", 0), ("PerFrameFunctionalGroupsSequence", frame)):
         items = header.get(name) or []
@@ -278,7 +278,7 @@ def _of_frame(header: Dataset, frame: int) -> Dataset:
 
 
 def _shared(headers: Sequence[Dataset], series: Series) -> Dataset:
-    """What all slices say alike, but for what is made anew and what does not hold of computed slices.
+    """Returns what all slices say alike, but for what is made anew and what does not hold of computed slices.
 
     What differs from slice to slice, such as a trigger time, would be wrong of slices between them. Of what a series
     has one of (`OF_ALL`), such as the patient's name, the first slice's is kept even where a later one was corrected.
@@ -310,7 +310,7 @@ def _shared(headers: Sequence[Dataset], series: Series) -> Dataset:
 
 
 def _add_if_readable(shared: Dataset, header: Dataset, tag: BaseTag) -> None:
-    """Nor anything private within it; an element that is damaged is left out."""
+    """Adds an element without anything private within it; one that is damaged is left out."""
     with suppress(Exception):  # pydicom raises whatever its parts raise
         element = header[tag]
         if element.VR == "SQ":
@@ -321,7 +321,7 @@ def _add_if_readable(shared: Dataset, header: Dataset, tag: BaseTag) -> None:
 
 
 def _same(one: Dataset, other: Dataset, tag: BaseTag) -> bool:
-    """Whether two headers say the same, each in its own encoding; what cannot be understood is never the same."""
+    """Tells whether two headers say the same, each in its own encoding; what cannot be understood is never the same."""
     first, second = one.get_item(tag), other.get_item(tag)
     # Most are equal byte for byte: only the others need to be understood, which for a damaged one would fail.
     if isinstance(first, RawDataElement) and isinstance(second, RawDataElement):
@@ -340,12 +340,12 @@ def _is_lossy(header: Dataset) -> bool:
 
 
 def _sequence(header: Dataset) -> str:
-    """ScanningSequence of an enhanced image, which calls it otherwise: spin or gradient echo, else research mode."""
+    """Returns the ScanningSequence of an enhanced image: spin or gradient echo, else research mode."""
     return {"SPIN": "SE", "GRADIENT": "GR"}.get(str(header.get("EchoPulseSequence", "")), "RM")
 
 
 def _window(header: Dataset) -> dict[str, Any]:
-    """Its numbers, as they are; nothing where they are none."""
+    """Returns the numbers of the display window, as they are; nothing where they are none."""
     found: dict[str, Any] = {}
     for name in ("WindowCenter", "WindowWidth"):
         with suppress(Exception):  # as above
@@ -356,7 +356,7 @@ def _window(header: Dataset) -> dict[str, Any]:
 
 
 def _key(thick: Volume, plan: Plan, hidden: bool) -> str:
-    """What the new identifiers are made of: the scan, its images, every decision, the model, and this program."""
+    """Returns what the new identifiers are made of: the scan, its images, every decision, model and program."""
     series = thick.header
     assert isinstance(series, Series)
     decisions = {name: value for name, value in asdict(plan).items() if name not in ("notes", "versions")}
@@ -381,7 +381,7 @@ def _code(code: _Code) -> Dataset:
 
 
 def _references(images: Iterable[Image], anonymise: bool) -> list[Dataset]:
-    """One reference for each file, with all of its frames that are meant."""
+    """Returns one reference for each file, with all of its frames that are meant."""
     files: dict[tuple[str, str], list[int]] = {}
     for image in images:
         name = replacement_uid(image.sop_uid) if anonymise else image.sop_uid
@@ -409,7 +409,7 @@ def _describe(
     key: str,
     anonymise: bool,
 ) -> None:
-    """What is the same for all slices of the new series."""
+    """Adds what is the same for all slices of the new series."""
     image = series.images[0]
     program = f"{MAKER} {version('thinslice')}"
     model = plan.model + (f" (sha256 {plan.model_sha256})" if plan.model_sha256 else "")
@@ -445,7 +445,7 @@ def _describe(
 
 
 def _description(series: Series, what: str, anonymise: bool) -> str:
-    """That of the source, what tells the stack apart, and what was done, within 64 characters."""
+    """Returns the source's description, what tells the stack apart, and what was done, within 64 characters."""
     distinction = series.distinction[:20] if not anonymise else ""
     room = LONGEST_LO - len(what) - len(distinction) - 1
     named = f"{series.images[0].description[:room].strip()}{distinction} " if not anonymise else ""
@@ -453,13 +453,13 @@ def _description(series: Series, what: str, anonymise: bool) -> str:
 
 
 def _series_number(source: int, index: int) -> int:
-    """After all others of the study, and recognisable, as far as the 31 bits of an IS go."""
+    """Returns a number after all others of the study, and recognisable, as far as the 31 bits of an IS go."""
     number = source * 1000 + index + 1
     return number if abs(number) < 2**31 else index + 1
 
 
 def _image_type(series: Series) -> list[str]:
-    """DERIVED, SECONDARY, what kind of image the source was, and what was done to it."""
+    """Returns DERIVED, SECONDARY, what kind of image the source was, and what was done to it."""
     source = series.images[0].among[0].split("\\")
     kind = [value.strip() for value in source[2:3] if value.strip()]
     if series.images[0].modality == "CT":
@@ -478,12 +478,12 @@ def _equipment(program: str, model: str) -> Dataset:
 
 
 def _decimal(value: float) -> DSfloat:
-    """A decimal string of at most 16 characters, as many digits as fit."""
+    """Returns a decimal string of at most 16 characters, as many digits as fit."""
     return DSfloat(float(value), auto_format=True)
 
 
 def _counts_down(series: Series) -> bool:
-    """Whether the images' numbers fall along the array, as they do where a scanner counts from the head down."""
+    """Tells whether the images' numbers fall along the array, as they do where a scanner counts from the head down."""
     numbers = [image.instance for image in series.images if image.frame is None and image.instance is not None]
     return len(numbers) == len(series.images) and numbers[0] > numbers[-1]
 
@@ -491,7 +491,7 @@ def _counts_down(series: Series) -> bool:
 def _image(
     shared: Dataset, thin: Volume, plan: Plan, index: int, window: dict[str, Any], sources: list[Dataset], key: str
 ) -> Dataset:
-    """One slice: index along the array's last axis."""
+    """Returns one slice; the index is along the array's last axis."""
     stored = thin.header
     assert isinstance(stored, Stored)
     image = Dataset()

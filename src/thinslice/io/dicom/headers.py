@@ -210,7 +210,7 @@ def read_images(path: Path) -> list[Image]:
 
 
 def _images(path: Path, found: Dataset, rest: int) -> list[Image]:
-    """``rest``: bytes of the file from its voxels on."""
+    """Returns the slices of a header; ``rest`` is the number of bytes of the file from its voxels on."""
     kind = str(found.get("SOPClassUID") or found.file_meta.get("MediaStorageSOPClassUID") or "")
     is_scan = kind in CLASSIC or kind in ENHANCED
     if not kind and (found.preamble or b"").startswith(b"\0"):
@@ -230,7 +230,7 @@ def _images(path: Path, found: Dataset, rest: int) -> list[Image]:
 
 
 def _groups(found: Dataset, name: str, index: int) -> list[Dataset]:
-    """The contents of the public functional groups of one frame, or of those that are shared."""
+    """Returns the contents of the public functional groups of one frame, or of those that are shared."""
     items = found.get(name) or []
     if index >= len(items):
         return []
@@ -241,7 +241,7 @@ def _groups(found: Dataset, name: str, index: int) -> list[Dataset]:
 
 
 def _image(path: Path, frame: int | None, kind: str, rest: int, found: Dataset, *places: Dataset) -> Image:
-    """One slice; a fact is looked for in one place after the other."""
+    """Returns one slice; a fact is looked for in one place after the other."""
 
     def look_up(name: str) -> Any:
         return next((place[name].value for place in places if name in place and place[name].value is not None), None)
@@ -291,7 +291,7 @@ def _image(path: Path, frame: int | None, kind: str, rest: int, found: Dataset, 
 def _problem(
     path: Path, kind: str, image_type: str, rest: int, found: Dataset, look_up: Callable[[str], Any]
 ) -> InputRefused | None:
-    """Why an image cannot be part of a scan."""
+    """Returns why an image cannot be part of a scan."""
     values = image_type.split("\\")
     if kind not in CLASSIC and kind not in ENHANCED:
         name = uid.UID(kind).name if kind else "an unnamed kind of image"
@@ -315,7 +315,7 @@ def _problem(
 
 
 def _missing(path: Path, kind: str, found: Dataset, look_up: Callable[[str], Any]) -> InputRefused | None:
-    """What the header does not say, or says in a way that cannot be true."""
+    """Returns what the header does not say, or says in a way that cannot be true."""
     again = "export the series again"
     for name in ("SeriesInstanceUID", "StudyInstanceUID", "SOPInstanceUID"):
         if not found.get(name):
@@ -337,7 +337,7 @@ def _missing(path: Path, kind: str, found: Dataset, look_up: Callable[[str], Any
 
 
 def _wrong_pixels(path: Path, found: Dataset, rest: int) -> InputRefused | None:
-    """No voxels, or too few of them in a file that is not compressed."""
+    """Returns what is wrong where there are no voxels, or too few of them in a file that is not compressed."""
     colour = _text(found.get("PhotometricInterpretation"))
     allocated, stored = int(found.get("BitsAllocated") or 0), int(found.get("BitsStored") or 0)
     whole = found.get("Rows") and found.get("Columns") and colour
@@ -362,7 +362,7 @@ def _wrong_pixels(path: Path, found: Dataset, rest: int) -> InputRefused | None:
 
 
 def _part(found: Dataset) -> tuple[str, int, int] | None:
-    """Which part of a concatenation this file is."""
+    """Returns which part of a concatenation this file is."""
     name, number, total = (
         found.get(fact) for fact in ("ConcatenationUID", "InConcatenationNumber", "InConcatenationTotalNumber")
     )
@@ -374,7 +374,7 @@ def _syntax(found: Dataset) -> uid.UID:
 
 
 def _is_compressed(found: Dataset) -> bool:
-    """In frames that a codec understands; a deflated file is unpacked as a whole."""
+    """Tells whether its frames need a codec; a deflated file is unpacked as a whole."""
     syntax = _syntax(found)
     return syntax.is_transfer_syntax and syntax.is_encapsulated
 
@@ -389,7 +389,7 @@ def _is_rotation(orientation: tuple[float, ...] | None) -> bool:
 
 
 def _private_b_value(found: Dataset) -> str:
-    """GE adds a multiple of a million or a billion to it."""
+    """Returns what the maker calls the b-value; GE adds a multiple of a million or a billion to it."""
     for tag, creator in _PRIVATE_B_VALUES.items():
         if _text(_value(found, (tag[0], 0x0010))) != creator:
             continue
@@ -406,13 +406,13 @@ def _value(found: Dataset, tag: tuple[int, int]) -> Any:
 
 
 def printable(text: str) -> str:
-    """One line without what a terminal would obey."""
+    """Returns one line without what a terminal would obey."""
     line = " ".join(text.split())
     return "".join(character if character.isprintable() else "?" for character in line)
 
 
 def _text(value: Any) -> str:
-    """One printable line; the parts of several values joined as DICOM joins them."""
+    """Returns one printable line; the parts of several values joined as DICOM joins them."""
     if value is None:
         return ""
     if isinstance(value, bytes):
@@ -444,7 +444,7 @@ def _length_mm(value: Any) -> float | None:
 
 
 def _lengths(value: Any, count: int) -> tuple[float, ...] | None:
-    """So many finite numbers, else None."""
+    """Returns so many finite numbers, else None."""
     if value is None or isinstance(value, str) or not hasattr(value, "__len__") or len(value) != count:
         return None
     numbers = [_number(v) for v in value]

@@ -73,7 +73,7 @@ def remove_identity(dataset: Dataset) -> None:
 
 
 def _is_harmless(element: DataElement) -> bool:
-    """Numbers and codes of the acquisition, and what an image cannot do without; text and sequences only if known."""
+    """Tells whether an element names nobody: numbers and codes of the acquisition; text and sequences only if known."""
     name = element.keyword
     if name in NEEDED or name in TECHNICAL_TEXT:
         return True

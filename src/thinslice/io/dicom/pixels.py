@@ -59,7 +59,7 @@ def read_series(series: Series) -> Volume:
 
 
 def _slices(images: Sequence[Image]) -> Iterator[np.ndarray]:
-    """Stored values [rows, columns] of each image; a file of many frames is decoded once while its frames follow."""
+    """Yields the stored values [rows, columns] of each image; decodes a file of many frames once."""
     steps = list(zip(images, [None, *images], strict=False))
     files = [image.path for image, before in steps if image.compressed and _is_next(image, before)]
     compressed = decode_compressed(files, 1 + max(image.frame or 0 for image in images))
@@ -73,12 +73,12 @@ def _slices(images: Sequence[Image]) -> Iterator[np.ndarray]:
 
 
 def _is_next(image: Image, before: Image | None) -> bool:
-    """Whether its file is another one than that of the image before."""
+    """Tells whether its file is another one than that of the image before."""
     return before is None or image.path != before.path
 
 
 def _rescaled(stored: np.ndarray, rescales: Sequence[tuple[float, float]]) -> np.ndarray:
-    """Stored values [x, y, z] in the scan's own units, each slice with its own slope and intercept."""
+    """Returns the stored values [x, y, z] in the scan's own units, each slice with its own slope and intercept."""
     slope, intercept = rescales[0]
     if all(rescale == rescales[0] for rescale in rescales) and slope == 1 and float(intercept).is_integer():
         low, high = int(stored.min()) + int(intercept), int(stored.max()) + int(intercept)

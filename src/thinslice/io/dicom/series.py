@@ -89,7 +89,7 @@ class Series:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Number of columns, rows and slices."""
+        """Returns the number of columns, rows and slices."""
         rows, columns = self.images[0].shape
         return columns, rows, len(self.images)
 
@@ -112,7 +112,7 @@ class Unusable:
 
     @property
     def reason(self) -> str:
-        """Why, on one line: what was got, what is needed, what to do next."""
+        """Tells why, on one line: what was got, what is needed, what to do next."""
         return str(self.refusal)
 
 
@@ -172,7 +172,7 @@ def find_study(
 
 
 def _files(path: Path, broken: list[Unusable], below: bool) -> Iterable[Path]:
-    """Every file at, or also below, a path, links followed; folders without permission are added to ``broken``."""
+    """Yields every file at, or also below, a path, links followed; adds folders without permission to ``broken``."""
     if not path.is_dir():
         yield path
         return
@@ -212,7 +212,7 @@ def _noting_damage(series: Series, damaged_in: set[Path]) -> Series:
 
 
 def _without_copies(images: list[Image]) -> tuple[list[Image], int]:
-    """Images without copies of the same, and how many these were; what differs under one name cannot be used."""
+    """Returns the images without copies, and how many these were; what differs under one name cannot be used."""
     named: dict[tuple[str, str, str, int | None], list[Image]] = {}
     for image in images:
         named.setdefault((image.patient, image.series_uid, image.sop_uid or str(image.path), image.frame), []).append(
@@ -232,7 +232,7 @@ def _without_copies(images: list[Image]) -> tuple[list[Image], int]:
 
 
 def _is_copy(one: Image, other: Image) -> bool:
-    """Whether two images have the same place and the same voxels."""
+    """Tells whether two images have the same place and the same voxels."""
     if (one.position, one.shape, one.rescale) != (other.position, other.shape, other.rescale):
         return False
     first, second = (image.path.read_bytes()[image.voxels_at :] for image in (one, other))
@@ -256,7 +256,7 @@ def _sort(images: list[Image]) -> tuple[list[Series], list[Unusable]]:
 
 
 def _in_order(image: Image) -> tuple[object, ...]:
-    """Stacks of one series are in the order of what tells them apart, whatever their files are called."""
+    """Returns what stacks of one series are ordered by: what tells them apart, whatever their files are called."""
     facts = [_natural(fact) for fact in (*image.among, *image.where_doubled)]
     return (
         image.sop_class,
@@ -291,7 +291,7 @@ def _grouped(images: Iterable[Image], key: Callable[[Image], Hashable]) -> list[
 
 
 def _stacks(images: list[Image]) -> Iterable[tuple[str, list[Image]]]:
-    """(what tells it apart, images) of each stack of one series, and of what is none."""
+    """Yields (what tells it apart, images) of each stack of one series, and of what is none."""
     for group in _grouped(images, lambda image: (image.sop_class, image.frame_of_reference, image.grey)):
         usable = [image for image in group if not image.problem]
         if len(usable) == len(group) and _is_one_stack(group):
@@ -302,7 +302,7 @@ def _stacks(images: list[Image]) -> Iterable[tuple[str, list[Image]]]:
 
 
 def _is_one_stack(images: list[Image]) -> bool:
-    """Whether all images lie evenly, one at each place: then nothing that differs among them makes two stacks."""
+    """Tells whether all images lie evenly, one at each place: then nothing that differs among them makes two stacks."""
     if len(_by_orientation(images)) > 1 or len(_by_grid(images)) > 1:
         return False
     places = _places(images)
@@ -313,7 +313,7 @@ def _is_one_stack(images: list[Image]) -> bool:
 
 
 def _of_one_kind(distinction: str, images: list[Image]) -> Iterable[tuple[str, list[Image]]]:
-    """(what tells it apart, images) of each stack of images that differ in orientation, grid and place alone."""
+    """Yields the stacks of images that differ in orientation, grid and place alone, each with what tells it apart."""
     if any(image.problem for image in images):
         yield distinction, images
         return
@@ -341,7 +341,7 @@ def _label(image: Image) -> str:
 
 
 def _distinction(image: Image, series: list[Image]) -> str:
-    """The facts that not all images of the series share, in words."""
+    """Returns the facts that not all images of the series share, in words."""
     values = zip(*(other.among for other in series), strict=True)
     differ = [len(set(of_all)) > 1 for of_all in values]
     return "".join(
@@ -363,7 +363,7 @@ def _by_orientation(images: list[Image]) -> list[list[Image]]:
 
 
 def _largest_difference(one: Image, other: Image) -> float:
-    """Between the cosines of two orientations."""
+    """Returns the largest difference between the cosines of two orientations."""
     return float(np.abs(np.subtract(one.orientation or (), other.orientation or ())).max(initial=0.0))
 
 
@@ -401,7 +401,7 @@ def _value(fact: int, image: Image) -> str:
 
 
 def _places(images: list[Image]) -> np.ndarray:
-    """[places] mm along their normal, each once, in order."""
+    """Returns the places [n] in mm along the normal of the images, each once, in order."""
     along = np.sort(_positions(images) @ _normal(images[0]))
     return along[np.diff(along, prepend=-np.inf) > SAME_PLACE_MM]
 
@@ -414,7 +414,7 @@ def _same(places: np.ndarray, others: np.ndarray) -> bool:
 
 
 def _positions(images: Sequence[Image]) -> np.ndarray:
-    """[n, 3] mm, LPS."""
+    """Returns [n, 3] mm, LPS."""
     return np.array([image.position for image in images], np.float64).reshape(-1, 3)
 
 
@@ -425,7 +425,7 @@ def _normal(image: Image) -> np.ndarray:
 
 
 def _series(label: str, distinction: str, images: list[Image], index: int) -> Series:
-    """Sorted and measured.
+    """Returns the stack, sorted and measured.
 
     Raises:
         InputRefused: it is no even stack of parallel slices.
@@ -485,7 +485,7 @@ def _check_whole_concatenation(images: list[Image]) -> None:
 
 
 def _fit(positions: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
-    """Of positions [n, 3] the first place and the step of even ones, by least squares, and the largest distance."""
+    """Fits even places to positions [n, 3] by least squares: returns the first, the step, and the largest distance."""
     index = np.arange(len(positions)) - (len(positions) - 1) / 2
     middle = positions.mean(axis=0)
     step = index @ (positions - middle) / (index @ index)
@@ -524,7 +524,7 @@ def _check_even(images: Sequence[Image], along: np.ndarray, spacing_mm: float, r
 
 
 def _check_not_thinned_out(images: Sequence[Image], spacing_mm: float) -> None:
-    """Only every second, third ... slice is there: the stated spacing and the numbers of the images agree on that."""
+    """Refuses a stack of every second, third ... slice, if stated spacing and numbers of images agree on that."""
     stated = {image.stated_spacing_mm for image in images}
     numbers = [image.instance for image in images if image.instance is not None]
     every = round(spacing_mm / (stated.copy().pop() or spacing_mm)) if len(stated) == 1 else 1
@@ -565,7 +565,7 @@ def _notes(
 
 
 def _affine(image: Image, start: np.ndarray, step: np.ndarray) -> np.ndarray:
-    """Of the array [columns, rows from the last to the first, slices]; ``start`` and ``step`` in mm, LPS."""
+    """Returns the affine of [columns, rows from the last to the first, slices]; ``start`` and ``step`` in mm, LPS."""
     along_row, along_column = np.reshape(image.orientation or (), (2, 3))
     between_rows, between_columns = image.spacing_mm or ()
     affine = np.eye(4)
