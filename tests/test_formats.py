@@ -13,9 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import strategies
+from data_sets import orders
 from faults import catches
 from make_scans import make_affine, make_voxels
-from thinslice.datasets import find
+from thinslice.datasets.find import find_in_folder
 from thinslice.errors import InputRefused, OutputRefused
 from thinslice.io.atomic import looks_like_dicom
 from thinslice.io.formats import (
@@ -525,8 +526,8 @@ def test_voxels_that_begin_like_dicom_are_no_series(run, tmp_path, suffix):
     assert looks_like_dicom(tmp_path / "in" / "scan.raw")
     code, _, err = run("info", "-i", tmp_path / "in")
     assert (code, err) == (0, [])
-    found, unreadable = find._scans_below(tmp_path / "in", tmp_path / "out")
-    assert (found, unreadable) == ([scan], [])
+    found = find_in_folder(tmp_path / "in", tmp_path / "out", orders())
+    assert ([job.source for job in found.jobs], found.failed) == ([scan], [])
 
 
 @catches("datasets/job.py", "if has_detached_voxels(path):", "if False:")
