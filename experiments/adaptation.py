@@ -111,16 +111,16 @@ def train(start: str, arguments: argparse.Namespace) -> None:
     import torch
 
     from thinslice.training.export import export
-    from thinslice.training.objectives import SlabObjective
-    from thinslice.training.recipes import Stage, load_sources, video_mr
+    from thinslice.training.recipes import load_recipe
+    from thinslice.training.stages import Inputs, Stage
 
     _one_thread_each(arguments)
     out = arguments.output / "starts"
     if start == "default" or (out / f"{start}.onnx").exists():
         return
     torch.manual_seed(0)
-    network = SlabObjective().make_network()
-    video, mr = video_mr(kept=0.0 if start == "video-average" else 1.0)
+    video, mr = load_recipe("video-mr-average" if start == "video-average" else "video-mr").stages()
+    network = mr.network.build()
     share = {"nothing": (0, 0), "video": (1, 0), "video-average": (1, 0), "mr": (0, 1)}
     stages: list[tuple[Stage, float]] = list(
         zip((video, mr), share.get(start, (VIDEO_SHARE, 1 - VIDEO_SHARE)), strict=True)
@@ -131,26 +131,26 @@ def train(start: str, arguments: argparse.Namespace) -> None:
         steps = round(part * arguments.steps)
         if not steps:
             continue
-        corpus = load_sources(arguments.data, stage.sources)
+        corpus = stage.source.volumes(Inputs(arguments.data), {})
         network, points = _trained(network, stage.objective, corpus, steps, out / start / stage.name, scans)
         curve += [(done + step, gain) for step, gain in points]
         done += steps
     out.mkdir(parents=True, exist_ok=True)
     (out / f"{start}.curve.json").write_text(json.dumps(curve))
-    export(network, {"name": start, "envelope": mr.objective.envelope}, out / f"{start}.onnx")
+    export(network, {"name": start, "envelope": mr.objective.envelope((), None)}, out / f"{start}.onnx")
 
 
 def _trained(
     network: Any, objective: Any, corpus: Any, steps: int, folder: Path, scans: Sequence[Any], gentle: bool = False
 ) -> tuple[Any, list[tuple[int, float]]]:
     """A network after so many steps, and its mean gain over the scans on the way."""
-    from thinslice.training.adapt import SCHEDULE
     from thinslice.training.fit import Schedule, fit
+    from thinslice.training.recipes.adapt import SCHEDULE
 
     known = folder / "curve.json"  # a run that is gone on with has the points before it there
     curve: list[tuple[int, float]] = [(s, g) for s, g in json.loads(known.read_text())] if known.exists() else []
 
-    def watch(step: int, average: Any) -> bool:
+    def check(step: int, average: Any) -> bool:
         if step and scans:
             curve[:] = [point for point in curve if point[0] < step]
             curve.append((step, mean(_gain(average, *scan) for scan in scans)))
@@ -160,7 +160,7 @@ def _trained(
 
     full = Schedule(warm_up=max(1, min(200, steps // 4)), ema=0.99)
     schedule = replace(
-        SCHEDULE if gentle else full,
+        SCHEDULE.gentle() if gentle else full,
         minutes=None,
         steps=steps,
         save_every=max(1, steps // CURVE_POINTS),
@@ -168,13 +168,13 @@ def _trained(
     )
     answer = fit(
         network.requires_grad_(True),  # what an earlier stage averaged does not learn
-        lambda number: objective.batch_at(number, 0, corpus),
+        objective.batches(corpus, 0, network),
         objective.loss,
         folder,
         schedule,
         resume=True,
         report=_silent,
-        watch=watch,
+        check=check,
     )
     return answer, curve
 
@@ -183,13 +183,15 @@ def adapt_start(
     start: str, thick: dict[str, Path], folder: str, factor: float | None, arguments: argparse.Namespace
 ) -> None:
     """Adapt one start to all scans together and to each by itself, at the same cost."""
-    from thinslice.training import adapt as adapting
+    from thinslice.settings import Settings
     from thinslice.training.fit import Schedule
+    from thinslice.training.recipes import adapt as adapting
 
     _one_thread_each(arguments)
     if start == "nothing":  # which has everything to learn, at the full rates
         usual = adapting.SCHEDULE
-        rates = {name: getattr(Schedule(), name) for name in ("rate", "muon_rate", "muon_decay")}
+        full = Schedule()  # a start is trained at half of these rates
+        rates = {"rate": 2 * full.rate, "muon_rate": 2 * full.muon_rate, "muon_decay": full.muon_decay}
         adapting.SCHEDULE = replace(usual, **rates)
     adapting.SCHEDULE = replace(adapting.SCHEDULE, side_by_side=False)
     wish = str(start if start == "default" else arguments.output / "starts" / f"{start}.onnx")
@@ -199,8 +201,7 @@ def adapt_start(
         adapting.adapt(
             paths,
             out / f"{start} {how}",
-            wish,
-            factor=factor,
+            Settings(wish, factor=factor, profile="gaussian"),
             steps=length,
             per_scan=how == "per-scan",
             resume=True,
@@ -213,6 +214,7 @@ def upper_bound(start: str, thick: dict[str, Path], arguments: argparse.Namespac
     import torch
 
     from thinslice.models.registry import EMBEDDED
+    from thinslice.networks.registry import Architecture
     from thinslice.training.corpus import AcquisitionRanges, TrainingVolume, normalise
     from thinslice.training.export import export, load_weights
     from thinslice.training.objectives import SlabObjective
@@ -229,11 +231,11 @@ def upper_bound(start: str, thick: dict[str, Path], arguments: argparse.Namespac
     if out.exists():
         return
     torch.manual_seed(0)
-    network = objective.make_network()
+    network = Architecture().build()
     load_weights(network, _start_file(start, arguments) if start != "default" else EMBEDDED / "default.onnx")
     steps = arguments.adapt_steps * len(thick)
     network, _ = _trained(network, objective, corpus, steps, out.with_suffix(".training"), (), gentle=True)
-    export(network, {"name": f"{start} truth", "envelope": objective.envelope}, out)
+    export(network, {"name": f"{start} truth", "envelope": objective.envelope((), None)}, out)
 
 
 def cells() -> Iterator[tuple[str, str]]:
@@ -343,7 +345,7 @@ def draw(arguments: argparse.Namespace) -> None:
     left.set(xlabel="steps", ylabel="gain over projected cubic, mean of iso_dev, dB", title="pre-training")
     left.legend()
     for path in sorted((arguments.output / "adapted").glob("* data-set.json")):
-        looks = json.loads(path.read_text())["looks"]
+        looks = json.loads(path.read_text())["validation"]["adapt"]["records"]
         losses = [100 * (look["held_out"] / looks[0]["held_out"] - 1) for look in looks]
         right.plot([look["step"] for look in looks], losses, marker="o", markersize=3, label=path.name.split(" ")[0])
     right.set(xlabel="steps", ylabel="held-out loss, change in %", title="data-set adaptation")

@@ -158,18 +158,22 @@ def train_coders(where: str, arguments: argparse.Namespace) -> None:
     import torch
 
     from thinslice.training.fit import save_whole
-    from thinslice.training.no_ground_truth import auto_encoder, no_ground_truth
-    from thinslice.training.recipes import share_length
+    from thinslice.training.recipes import no_ground_truth
+    from thinslice.training.run_state import RunFolder
+    from thinslice.training.runner import run_stages, share_length
+    from thinslice.training.stages import Inputs
 
     torch.set_num_threads(max(1, torch.get_num_threads() // min(2, arguments.jobs)))
     out = arguments.output / where
     if all((out / f"{coder}.pt").exists() for coder in CODERS):
         return
     stacks, _ = targets(where, arguments.data)
-    stages = share_length(no_ground_truth()[:2], None, arguments.coder_steps)
+    stages = share_length(no_ground_truth.stages()[:2], None, arguments.coder_steps)
     for coder, count in zip(CODERS, (1, 2), strict=True):
-        vae, looks = auto_encoder(stages[:count], stacks, stacks, out / "coders", print)
-        (out / f"{coder}.json").write_text(json.dumps(looks))  # whether it diverged, and what was gone back to
+        done = run_stages(stages[:count], Inputs(scans=stacks, validation=stacks), RunFolder(out / "coders"), {})
+        vae = done.networks[stages[count - 1].name]
+        found = {name: check.validation() for name, check in done.checks.items()}
+        (out / f"{coder}.json").write_text(json.dumps(found))  # whether it diverged, and what was gone back to
         state = {name: weight.cpu() for name, weight in vae.state_dict().items()}
         save_whole(state, out / f"{coder}.pt")
 
@@ -177,9 +181,9 @@ def train_coders(where: str, arguments: argparse.Namespace) -> None:
 def coder_of(where: str, coder: str, arguments: argparse.Namespace) -> Any:
     import torch
 
-    from thinslice.training.objectives import SliceObjective
+    from thinslice.training.recipes.no_ground_truth import ENCODER
 
-    vae = SliceObjective().make_network()
+    vae = ENCODER.build()
     vae.load_state_dict(torch.load(arguments.output / where / f"{coder}.pt", weights_only=True))
     return vae.requires_grad_(False).to("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -254,10 +258,10 @@ def train_arm(where: str, arm: str, arguments: argparse.Namespace) -> None:
     """One network, from scratch; its averaged weights go to ``WHERE/ARM.pt``."""
     import torch
 
+    from thinslice.networks.registry import Architecture
     from thinslice.training.export import load_weights
     from thinslice.training.fit import Schedule, fit, save_whole
     from thinslice.training.objectives import SyntheticSlabObjective
-    from thinslice.training.recipes import with_gentle_rates
     from thinslice.training.synthesis import synthesise
 
     torch.set_num_threads(max(1, torch.get_num_threads() // arguments.jobs))
@@ -267,7 +271,7 @@ def train_arm(where: str, arm: str, arguments: argparse.Namespace) -> None:
     objective = SyntheticSlabObjective(patches=PATCHES, size=SIZE, slabs=SLABS)
     seed = 1 if arm.endswith("-2") else 0
     torch.manual_seed(seed)
-    network = objective.make_network()
+    network = Architecture().build()
     batch_at: Callable[[int], Any]
     if arm == "ii":
         stacks, _ = targets(where, arguments.data)
@@ -276,11 +280,11 @@ def train_arm(where: str, arm: str, arguments: argparse.Namespace) -> None:
         batch_at = lambda number: paired_batch_at(number, pairs, network.context + 1)  # noqa: E731
     else:
         corpus = corpus_of(where, arm, arguments)
-        batch_at = lambda number: objective.batch_at(number, seed, corpus)  # noqa: E731
+        batch_at = objective.batches(corpus, seed, network)
     schedule = Schedule(steps=arguments.steps, warm_up=max(1, min(100, arguments.steps // 4)), ema=0.99)
     if arm == "iv-default":
         load_weights(network, EMBEDDED / "default.onnx")
-        schedule = with_gentle_rates(schedule)
+        schedule = schedule.gentle()
     network = fit(network, batch_at, objective.loss, out / arm, schedule, resume=True, report=_silent)
     save_whole({name: weight.cpu() for name, weight in network.state_dict().items()}, out / f"{arm}.pt")
     print(f"{where} {arm}: trained", flush=True)
@@ -289,11 +293,11 @@ def train_arm(where: str, arm: str, arguments: argparse.Namespace) -> None:
 def export_arm(where: str, arm: str, arguments: argparse.Namespace) -> None:
     import torch
 
+    from thinslice.networks.registry import Architecture
     from thinslice.training.export import export
-    from thinslice.training.objectives import SyntheticSlabObjective
 
     out = arguments.output / where
-    network = SyntheticSlabObjective().make_network()
+    network = Architecture().build()
     network.load_state_dict(torch.load(out / f"{arm}.pt", weights_only=True))
     envelope = {"factor": (1.4, 10.5), "thickness_over_spacing": (0.55, 1.35), "profiles": ["gaussian", "box"]}
     export(network, {"name": arm, "envelope": envelope}, out / f"{arm}.onnx")

@@ -119,14 +119,16 @@ def train(cell: str, seed: int, arguments: argparse.Namespace) -> Path:
     import torch
 
     from thinslice.training.objectives import PlaneObjective
-    from thinslice.training.recipes import CT_SHARE, RECIPES, run_stages
+    from thinslice.training.recipes import load_recipe
+    from thinslice.training.runner import train_on_data
+    from thinslice.training.sources import CT_SHARE
 
     recipe, weight, sigma = CELLS[cell]
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // arguments.jobs))
     assert LAST > CT_SHARE, "the slices of a CT scan that are scored must not have been learnt from"
     folder = arguments.output / f"{cell} seed {seed} steps {arguments.steps}"
     stages = []
-    for stage in RECIPES[recipe]():
+    for stage in load_recipe(recipe).stages():
         objective = stage.objective
         assert isinstance(objective, PlaneObjective)
         shrinking = replace(objective.shrinking, scanner=0.0, sigma_vox=sigma, blurred=0.5)
@@ -135,7 +137,7 @@ def train(cell: str, seed: int, arguments: argparse.Namespace) -> Path:
         schedule = replace(stage.schedule, steps=arguments.steps, warm_up=min(200, -(-arguments.steps // 4)))
         stages.append(replace(stage, objective=objective, model=model, schedule=schedule, start=None))
     if len(list(folder.glob("*.onnx"))) < len(stages):
-        run_stages(stages, arguments.data, folder, resume=folder.exists(), seed=seed)
+        train_on_data(stages, arguments.data, folder, cell, resume=folder.exists(), seed=seed)
     return folder / f"{cell} seed {seed}"
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 from time import monotonic
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -28,16 +29,19 @@ pytest.importorskip("scipy", reason="the slices are turned with scipy, which com
 import torch
 
 from faults import catches
-from thinslice.networks.slab import SlabNet
-from thinslice.training import adapt as adapting
-from thinslice.training import run_state
+from thinslice.networks.registry import Architecture
+from thinslice.settings import Settings
+from thinslice.training import objectives, run_state, validation
 from thinslice.training import usable_scans as reading
-from thinslice.training.adapt import NOT_BEFORE, PATIENCE, adapt
 from thinslice.training.export import load_weights
+from thinslice.training.fit import Schedule
 from thinslice.training.model_outputs import name_models
+from thinslice.training.objectives import SelfSupervisedObjective
+from thinslice.training.recipes import adapt as adapting
+from thinslice.training.validation import NOT_BEFORE, PATIENCE
 
 STEPS = 6
-OF_THE_TIME = adapting._left
+OF_THE_TIME = validation.rest_of
 """Before `make_quick` replaces it."""
 
 
@@ -74,6 +78,15 @@ def undisturbed(tmp_path_factory, scan, start):
     return done, said
 
 
+def adapt(paths, output, start="default", spacing_mm=None, factor=None, thickness_mm=None, profile=None, **options):
+    settings = Settings(str(start), spacing_mm, factor, thickness_mm, profile)
+    return adapting.adapt(paths, output, settings, **options)
+
+
+def records_of(card):
+    return card["validation"]["adapt"]["records"]
+
+
 def weights_of(path):
     network = small_network()
     load_weights(network, path)
@@ -107,11 +120,9 @@ def files_in(folder):
 
 
 @catches(
-    "training/adapt.py",
-    'look["held_out"] < self.looks[0]["held_out"] and',
-    'look["held_out"] >= self.looks[0]["held_out"] and',
+    "training/validation.py", 'one["held_out"] < first["held_out"] and', 'one["held_out"] >= first["held_out"] and'
 )
-@catches("training/adapt.py", "[scan for scan, _ in learnt]", "list(group)")
+@catches("training/sources.py", "scans = [scan for scan, _ in inputs.scans]", "scans = list(inputs.scans)")
 def test_the_answer_is_a_model_of_that_name(undisturbed, start):
     done, _ = undisturbed
     assert done.adapted
@@ -123,7 +134,9 @@ def test_the_answer_is_a_model_of_that_name(undisturbed, start):
 
 
 @catches(
-    "training/adapt.py", "since >= PATIENCE and self._share_done(step)", "since >= PATIENCE or self._share_done(step)"
+    "training/validation.py",
+    "since >= PATIENCE and self._share_done(step)",
+    "since >= PATIENCE or self._share_done(step)",
 )
 def test_its_card_says_what_it_learnt_from_and_what_came_of_it(undisturbed, start, scan):
     done, said = undisturbed
@@ -133,7 +146,7 @@ def test_its_card_says_what_it_learnt_from_and_what_came_of_it(undisturbed, star
     assert (card["name"], card["adapted"]) == ("mine", True)
     assert [row["file"] for row in card["adapted_to"]] == [scan.name] == list(done.scans)
     assert card["started_from"]["sha256"] == find_model(str(start)).sha256
-    looks = card["looks"]
+    looks = records_of(card)
     assert [look["step"] for look in looks] == [0, 2, 4, 6]
     best = min(looks, key=lambda look: look["score"])
     assert card["held_out_loss"]["before"] == looks[0]["held_out"] == done.held_out[0]
@@ -150,7 +163,7 @@ def test_one_may_go_on_from_an_adapted_model_by_its_name(undisturbed, scan, tmp_
     assert card_of(again.model)["started_from"]["sha256"] == card_of(done.model)["sha256"]
 
 
-@catches("training/adapt.py", 'adapted = best["score"] < 1 - LEAST_GAIN', "adapted = True")
+@catches("training/validation.py", 'return bool(self.best()["score"] < 1 - LEAST_GAIN)', "return True")
 @pytest.mark.parametrize("rate", [0.0, 30.0])
 def test_where_the_held_out_loss_does_not_fall_the_file_is_the_start(run, scan, start, tmp_path, monkeypatch, rate):
     make_quick(monkeypatch, 2, rate=rate, ema=0.0)
@@ -167,12 +180,12 @@ def test_where_the_held_out_loss_does_not_fall_the_file_is_the_start(run, scan, 
 
 
 @catches(
-    "training/adapt.py",
+    "training/validation.py",
     "score = sum(means[kind] / first[kind] for kind in means) / len(means)",
     'score = means["held_out"] / first["held_out"]',
 )
 def test_a_gain_below_the_least_one_is_none(scan, start, tmp_path, monkeypatch):
-    seeing(monkeypatch, (1.0, 1 - 1.5 * adapting.LEAST_GAIN, 1.0, 1.0))  # three quarters of it, as one of two losses
+    seeing(monkeypatch, (1.0, 1 - 1.5 * validation.LEAST_GAIN, 1.0, 1.0))  # three quarters of it, as one of two losses
     (done,) = adapt([scan], tmp_path / "mine", start=start, steps=STEPS, report=quiet)
     assert (done.adapted, done.held_out) == (False, (1.0, 1.0))
     assert differ(done.model, start) == 0
@@ -190,14 +203,16 @@ def seeing(monkeypatch, held_out, thicker=None, shares=(1.0,)):
             seen.append({name: weight.clone() for name, weight in network.state_dict().items()})
         return next(losses)
 
-    monkeypatch.setattr(adapting, "SHARES", shares)
-    monkeypatch.setattr(adapting._Watch, "_loss", staticmethod(loss))
+    monkeypatch.setattr(validation, "SHARES", shares)
+    monkeypatch.setattr(validation.HeldOutCheck, "_loss", staticmethod(loss))
     return seen
 
 
-@catches("training/adapt.py", "torch.load(watch.weights_of(best), weights_only=True)", 'state["average"]')
+@catches("training/validation.py", "torch.load(self._weights_of(best), weights_only=True)", "average.state_dict()")
 @catches(
-    "training/adapt.py", "torch.lerp(self.start[name], weight, share)", "torch.lerp(weight, self.start[name], share)"
+    "training/validation.py",
+    "torch.lerp(self.start[name], weight, share)",
+    "torch.lerp(weight, self.start[name], share)",
 )
 @pytest.mark.parametrize(("losses", "best"), [((1.0, 0.5, 0.9, 0.8), 1), ((1.0, 0.7, 0.6, 0.6), 2), ((3, 2, 2, 1), 3)])
 def test_the_best_look_is_kept_not_the_last(scan, start, tmp_path, monkeypatch, losses, best):
@@ -219,7 +234,7 @@ def test_what_harms_the_slice_direction_is_not_kept(scan, start, tmp_path, monke
     assert differ(done.model, start) == 0
 
 
-@catches("training/adapt.py", 'if look["held_out"] < self.looks[0]["held_out"] and', "if")
+@catches("training/validation.py", 'if one["held_out"] < first["held_out"] and', "if")
 def test_what_helps_the_slice_direction_alone_is_not_kept(scan, start, tmp_path, monkeypatch):
     """It is known at another scale only, so that it cannot vouch for an answer by itself."""
     seeing(monkeypatch, (1.0, 1.01, 1.01, 1.01), (1.0, 0.5, 0.5, 0.5))
@@ -242,10 +257,11 @@ def test_the_best_share_of_the_way_is_kept(scan, start, tmp_path, monkeypatch):
 def test_what_is_kept_is_what_enhance_computes_with(run, scan, tmp_path, monkeypatch):
     gentle = save_start(tmp_path / "gentle.onnx", loud=1.0)  # the guard takes nothing of it back
     seeing(monkeypatch, (1.0, 0.9, 0.8, 0.7))
-    (done,) = adapt([scan], tmp_path / "mine", start=gentle, steps=STEPS, report=quiet)
+    (done,) = adapt([scan], tmp_path / "mine", start=gentle, profile="gaussian", steps=STEPS, report=quiet)
     assert done.adapted
     for model, thin in ((gentle, "before"), (done.model.with_suffix(""), "after")):
-        assert run("enhance", "-i", scan, "-o", tmp_path / f"{thin}.nii", "--model", model, "-q")[0] == 0
+        words = ["-i", scan, "-o", tmp_path / f"{thin}.nii", "--model", model, "--profile", "gaussian", "-q"]
+        assert run("enhance", *words)[0] == 0
     before, after = (nifti.read(tmp_path / f"{thin}.nii").voxels for thin in ("before", "after"))
     assert (after != before).mean() > 0.1
 
@@ -259,13 +275,13 @@ def test_it_ends_early_when_nothing_gets_better(scan, start, tmp_path, monkeypat
     assert not done.adapted
 
 
-@catches("training/adapt.py", "*about, held_out=True)", "*about, held_out=False)")
+@catches("training/validation.py", "*about, held_out=True)", "*about, held_out=False)")
 def test_looks_are_at_what_is_held_out_and_always_the_same(scan, start, tmp_path, monkeypatch):
     """Lessons and looks are asked for by what they are; the looks are the same ones every time."""
     asked = {"in_plane_batch_at": [], "thicker_slices_batch_at": [], "self_supervised_batch_at": []}
 
-    def listening(name):
-        real = getattr(adapting, name)
+    def listening(module, name):
+        real = getattr(module, name)
 
         def batch_at(number, *rest, **kinds):
             asked[name].append((number, kinds))
@@ -274,9 +290,10 @@ def test_looks_are_at_what_is_held_out_and_always_the_same(scan, start, tmp_path
         return batch_at
 
     for name in asked:
-        monkeypatch.setattr(adapting, name, listening(name))
+        module = objectives if name == "self_supervised_batch_at" else validation
+        monkeypatch.setattr(module, name, listening(module, name))
     adapt([scan], tmp_path / "mine", start=start, steps=STEPS, report=quiet)
-    looks = [(number, {"held_out": True}) for number in range(adapting.WATCHED)]
+    looks = [(number, {"held_out": True}) for number in range(validation.LEAST_BATCHES)]
     assert asked["in_plane_batch_at"] == asked["thicker_slices_batch_at"] == looks
     lessons = sorted(number for number, _ in asked["self_supervised_batch_at"])
     assert lessons[: STEPS * adapting.SCHEDULE.batches] == list(range(STEPS * adapting.SCHEDULE.batches))
@@ -284,7 +301,7 @@ def test_looks_are_at_what_is_held_out_and_always_the_same(scan, start, tmp_path
 
 def test_the_embedded_network_can_be_adapted(run, scan, tmp_path, monkeypatch):
     make_quick(monkeypatch, 1)
-    monkeypatch.setattr(adapting, "SlabNet", SlabNet)
+    monkeypatch.setattr(adapting, "NETWORK", Architecture("slab"))
     assert run("adapt", "-i", scan, "-o", tmp_path / "mine", "-q") == (0, [], [])
     card, embedded = card_of(tmp_path / "mine.onnx"), find_model("default")
     assert card["started_from"]["sha256"] == embedded.sha256
@@ -293,25 +310,25 @@ def test_the_embedded_network_can_be_adapted(run, scan, tmp_path, monkeypatch):
 
 
 @catches(
-    "training/adapt.py",
-    "return replace(SCHEDULE, minutes=max(minutes - spent_seconds / 60, 0.1 * minutes))",
-    "return SCHEDULE",
+    "training/validation.py",
+    "return replace(schedule, minutes=max(minutes - spent_seconds / 60, LEAST_SHARE_OF_TIME * minutes))",
+    "return schedule",
 )
 @pytest.mark.parametrize(("spent", "left"), [(0.0, 600.0), (20.0, 580.0), (530.0, 70.0), (1000.0, 60.0)])
 def test_what_is_left_of_the_time_is_learnt_in(spent, left):
-    assert 60 * OF_THE_TIME(10.0, spent).minutes == pytest.approx(left)
+    assert 60 * OF_THE_TIME(Schedule(minutes=10.0), spent).minutes == pytest.approx(left)
 
 
 def test_the_clock_ends_it(run, scan, start, tmp_path, monkeypatch):
     make_quick(monkeypatch, 500)  # which take longer
-    monkeypatch.setattr(adapting, "_left", OF_THE_TIME)
+    monkeypatch.setattr(validation, "rest_of", OF_THE_TIME)
     assert run("adapt", "-i", scan, "-o", tmp_path / "mine", "--model", start, "--minutes", "0.05", "-q")[0] == 0
     card = card_of(tmp_path / "mine.onnx")
     assert 1 <= card["trained"]["adapt"]["steps"] < 500
     assert card["recipe"][0]["schedule"]["minutes"] <= 0.05
 
 
-@catches("training/adapt.py", "monotonic() > late", "monotonic() < 0")
+@catches("training/recipes/adapt.py", "monotonic() > late", "monotonic() < 0")
 def test_scans_whose_turn_comes_late_are_named_and_left_out_now_and_when_it_goes_on(scan, start, tmp_path):
     scans = [scan, *(save_thick(tmp_path / f"scan{seed}.nii.gz", seed=seed) for seed in (1, 2))]
     complaints = []
@@ -328,14 +345,18 @@ def test_scans_whose_turn_comes_late_are_named_and_left_out_now_and_when_it_goes
     assert [row["file"] for row in card_of(done.model)["adapted_to"]] == [scan.name]
 
 
-@catches("training/adapt.py", "min(max(WATCHED, 2 * len(targets)), MOST_WATCHED)", "max(WATCHED, 2 * len(targets))")
+@catches(
+    "training/validation.py",
+    "min(max(LEAST_BATCHES, 2 * len(targets)), MOST_BATCHES)",
+    "max(LEAST_BATCHES, 2 * len(targets))",
+)
 def test_however_many_scans_there_are_a_look_takes_only_so_long(tmp_path, monkeypatch):
     looked = []
     for name in ("in_plane_batch_at", "thicker_slices_batch_at"):
-        monkeypatch.setattr(adapting, name, lambda number, seed, scans, *_, held_out: looked.append(scans[0]))
-    for count, most in ((50, adapting.MOST_WATCHED), (5, 10)):
+        monkeypatch.setattr(validation, name, lambda number, seed, scans, *_, held_out: looked.append(scans[0]))
+    for count, most in ((50, validation.MOST_BATCHES), (5, 10)):
         looked.clear()
-        adapting._Watch(small_network(), list(range(count)), tmp_path, 1, quiet)
+        validation.HeldOutCheck(SelfSupervisedObjective(), small_network(), list(range(count)), tmp_path, quiet)
         assert len(looked) == 2 * most
         assert looked[:most] == looked[most:]
         assert len(set(looked)) == min(count, most)
@@ -344,8 +365,8 @@ def test_however_many_scans_there_are_a_look_takes_only_so_long(tmp_path, monkey
 
 def test_every_scan_is_looked_at_alike(scan, start, tmp_path, monkeypatch):
     others = [save_thick(tmp_path / f"scan{seed}.nii.gz", seed=seed) for seed in (1, 2)]
-    monkeypatch.setattr(adapting, "WATCHED", 1)
-    looked, real = {"directions": [], "thicker": []}, (adapting.in_plane_batch_at, adapting.thicker_slices_batch_at)
+    monkeypatch.setattr(validation, "LEAST_BATCHES", 1)
+    looked, real = {"directions": [], "thicker": []}, (validation.in_plane_batch_at, validation.thicker_slices_batch_at)
 
     def direction(number, seed, targets, *rest, held_out):
         looked["directions"] += [target.name for target in targets] if held_out else []
@@ -355,8 +376,8 @@ def test_every_scan_is_looked_at_alike(scan, start, tmp_path, monkeypatch):
         looked["thicker"] += [target.name for target in targets] if held_out else []
         return real[1](number, seed, targets, *rest, held_out=held_out)
 
-    monkeypatch.setattr(adapting, "in_plane_batch_at", direction)
-    monkeypatch.setattr(adapting, "thicker_slices_batch_at", thicker)
+    monkeypatch.setattr(validation, "in_plane_batch_at", direction)
+    monkeypatch.setattr(validation, "thicker_slices_batch_at", thicker)
     adapt([scan, *others], tmp_path / "mine", start=start, steps=1, report=quiet)
     names = sorted(2 * ["scan.nii.gz", "scan1.nii.gz", "scan2.nii.gz"])
     assert sorted(looked["directions"]) == sorted(looked["thicker"]) == names
@@ -369,14 +390,14 @@ def test_it_is_adapted_to_the_factor_that_is_asked_for(run, scan, start, tmp_pat
         assert card_of(tmp_path / f"m{factor}.onnx")["adapted_to"][0]["factor"] == pytest.approx(factor)
 
 
-@catches("training/adapt.py", ' and look["worst"] <= 1]', "]")
+@catches("training/validation.py", ' and one["worst"] <= 1]', "]")
 def test_what_harms_one_of_the_scans_is_not_kept(scan, start, tmp_path, monkeypatch):
     """Losses of the first and the second scan, within the slices and across them, at the start and at every look."""
     others = save_thick(tmp_path / "other.nii.gz", seed=1)
     for second, adapted in ((1.01, False), (0.99, True)):
         losses = iter([1.0, 1.0, 1.0, 1.0, *[0.5, second, 1.0, 1.0] * 3])
-        monkeypatch.setattr(adapting, "SHARES", (1.0,))
-        monkeypatch.setattr(adapting._Watch, "_loss", staticmethod(lambda *_, said=losses: next(said)))
+        monkeypatch.setattr(validation, "SHARES", (1.0,))
+        monkeypatch.setattr(validation.HeldOutCheck, "_loss", staticmethod(lambda *_, said=losses: next(said)))
         (done,) = adapt([scan, others], tmp_path / f"m{second}", start=start, steps=STEPS, report=quiet)
         assert done.adapted == adapted
 
@@ -388,10 +409,10 @@ def test_a_look_that_rose_does_not_hide_one_that_fell(scan, start, tmp_path, mon
 
 
 def test_without_git_the_commit_is_unknown(monkeypatch):
-    from thinslice.training import recipes
+    from thinslice.training import runner
 
     monkeypatch.setenv("PATH", "")
-    assert recipes.current_commit() == "unknown"
+    assert runner.current_commit() == "unknown"
 
 
 # ---- which scans
@@ -537,7 +558,7 @@ def test_a_name_that_model_would_not_find_is_refused(run, scan, start, tmp_path)
     assert files_in(tmp_path) == ["file", "mine.depth-x2.onnx"]
 
 
-@catches("training/model_outputs.py", "if card.exists() and not _is_card(card):", "if False:")
+@catches("training/model_outputs.py", "if card.exists() and not {", "if False and not {")
 def test_the_file_beside_a_scan_is_not_taken_for_a_card(run, start, tmp_path):
     """Named as its scan, a model would put its card in the place of the scan's sidecar."""
     scan = save_thick(tmp_path / "scan.nii.gz")
@@ -654,26 +675,26 @@ def test_a_scan_keeps_its_model_when_another_of_its_name_comes(run, two, start, 
     code, out, _ = run("adapt", "-i", *scans, *words, "--resume")
     assert code == 0
     assert f"  left as it was: {tmp_path / 'mine' / 'scan.onnx'}" in out
-    assert f"  wrote {tmp_path / 'mine' / 'scan-1.onnx'}" in out
+    assert any(line.startswith(f"wrote {tmp_path / 'mine' / 'scan-1.onnx'} ") for line in out)
     assert (tmp_path / "mine" / "scan.onnx").stat().st_mtime_ns == before
     assert files_in(tmp_path / "mine") == ["scan-1.json", "scan-1.onnx", "scan.json", "scan.onnx"]
 
 
-@catches("training/adapt.py", "            begun = monotonic()\n", "")
+@catches("training/recipes/adapt.py", "                begun = monotonic()\n", "")
 def test_every_scan_has_the_whole_time(two, start, tmp_path, monkeypatch):
-    begun, real = [], adapting._one
-    monkeypatch.setattr(adapting, "_one", lambda *rest: begun.append((rest[5], monotonic())) or real(*rest))
+    begun, real = [], adapting._run
+    monkeypatch.setattr(adapting, "_run", lambda *rest: begun.append((rest[6], monotonic())) or real(*rest))
     adapt(two[1], tmp_path / "mine", start=start, steps=2, per_scan=True, report=quiet)
     (_, first), (second, _) = begun
     assert second > first
 
 
 @catches(
-    "training/adapt.py",
+    "training/recipes/adapt.py",
     "if earlier is None and job.answer.exists() and not overwrite:",
     "if earlier is None and job.answer.exists() and not (overwrite or resume):",
 )
-@catches("training/adapt.py", 'job.wish.keys() - {"minutes", "steps"}', '{"scans"}')
+@catches("training/recipes/adapt.py", 'job.request.keys() - {"recipe", "minutes", "steps"}', '{"scans"}')
 @pytest.mark.parametrize("other", ["another start", "another thickness", "another profile"])
 def test_a_model_under_another_wish_is_not_taken_for_the_answer(undisturbed, scan, start, tmp_path, other):
     scans, model, wish = others(other, scan, start, tmp_path)
@@ -701,16 +722,16 @@ def ctrl_c():
 
 
 @catches(
-    "training/adapt.py",
-    "    watch = _Watch(",
-    "    answer.parent.mkdir(exist_ok=True)\n    answer.write_bytes(start.read_bytes())\n    watch = _Watch(",
+    "training/recipes/adapt.py",
+    "    recipe = share_length(",
+    "    job.answer.parent.mkdir(exist_ok=True)\n    job.answer.write_bytes(b'')\n    recipe = share_length(",
 )
-@catches("training/adapt.py", "        resume=True,\n", "        resume=False,\n")
+@catches("training/runner.py", "place, schedule, True, lines, check)", "place, schedule, False, lines, check)")
 @pytest.mark.parametrize("how", [ctrl_c, lambda: os.kill(os.getpid(), signal.SIGTERM)], ids=["ctrl-c", "SIGTERM"])
 def test_interrupted_and_continued_equals_undisturbed(run, undisturbed, scan, start, tmp_path, monkeypatch, how):
     words = ["adapt", "-i", scan, "-o", tmp_path / "mine", "--model", start]
     with monkeypatch.context() as patch:
-        patch.setattr("thinslice.cli.training.say", Interrupting("step 4:", how))
+        patch.setattr("thinslice.cli.training._say", Interrupting("step 4:", how))
         code, _, err = run(*words)
     assert (code, len(err)) == (130, 1)
     assert "the same command goes on" in err[0]
@@ -725,7 +746,7 @@ def test_interrupted_and_continued_equals_undisturbed(run, undisturbed, scan, st
     # One thread, and the same lessons in the same order.
     assert differ(tmp_path / "mine.onnx", undisturbed[0].model) <= 1e-6
     again, before = (card_of(path) for path in (tmp_path / "mine.onnx", undisturbed[0].model))
-    assert [look["step"] for look in again["looks"]] == [look["step"] for look in before["looks"]]
+    assert [look["step"] for look in records_of(again)] == [look["step"] for look in records_of(before)]
     assert again["held_out_loss"]["after"] == pytest.approx(before["held_out_loss"]["after"], rel=1e-5)
 
 
@@ -766,8 +787,8 @@ def others(name, scan, start, folder):
     }[name]
 
 
-@catches("training/run_state.py", "if all(begun.get(key) == value for key, value in wish.items()):", "if begun:")
-@catches("training/run_state.py", "        if overwrite:\n            return None\n", "        return None\n")
+@catches("training/run_state.py", "if known and known.get(key) != request[key]]", "if not known]")
+@catches("training/recipes/adapt.py", "    if overwrite:\n        return None\n", "    return None\n")
 @pytest.mark.parametrize(
     "other",
     ["another scan", "one more scan", "another start", "another thickness", "another profile", "another length"],
@@ -776,7 +797,7 @@ def test_unfinished_work_of_another_command_is_neither_gone_on_with_nor_lost(beg
     out = Path(shutil.copytree(begun, tmp_path / "out")) / "mine"
     scans, model, wish = others(other, scan, start, tmp_path)
     before = files_in(out.parent)
-    with pytest.raises(OutputRefused, match=r"mine: got the unfinished work of another.*need .*next: .*--overwrite"):
+    with pytest.raises(OutputRefused, match=r"mine: got the unfinished work of another.*need .*next: .*`overwrite`"):
         adapt(scans, out, start=model, report=quiet, **({"steps": STEPS} | wish))
     assert files_in(out.parent) == before
     assert first_look(scans, model, out, overwrite=True, **wish) == "step 0"
@@ -788,7 +809,7 @@ def test_what_it_leaves_of_another_command_is_said(begun, scan, start, tmp_path)
     said = []
     adapt([scan], out, start=start, steps=2, per_scan=True, report=said.append)
     work = out.with_name("mine.adapting") / "mine"
-    assert (work / "checkpoint.pt").exists()
+    assert (work / "adapt" / "checkpoint.pt").exists()
     assert any(f"{work} holds the unfinished work of another command; next: " in line for line in said)
     shutil.rmtree(out)
     assert first_look([scan], start, out) == "step 4"
@@ -812,11 +833,15 @@ def test_a_model_of_other_scans_is_not_replaced_by_resuming(undisturbed, start, 
     assert done.model.read_bytes() == before
 
 
-@catches("training/run_state.py", 'keep(self.folder / ".finished.json",', "(lambda *_: None)(self.folder,")
 @catches(
-    "training/adapt.py", "if resume and (not overwrite or made) else None", "if resume and not overwrite else None"
+    "training/run_state.py", "        write_json(self.folder / FINISHED,", "        (lambda *_: None)(self.folder,"
 )
-@catches("training/adapt.py", "resume = resume or unfinished.folder.exists()", "pass")
+@catches(
+    "training/recipes/adapt.py",
+    "if resume and (not overwrite or made) else None",
+    "if resume and not overwrite else None",
+)
+@catches("training/recipes/adapt.py", "resume = resume or folder.folder.exists()", "pass")
 @pytest.mark.parametrize("overwrite", [[], ["--overwrite"]])
 def test_per_scan_the_same_command_goes_on_with_the_scan_it_was_at(run, two, start, tmp_path, monkeypatch, overwrite):
     folder, scans = two
@@ -826,7 +851,7 @@ def test_per_scan_the_same_command_goes_on_with_the_scan_it_was_at(run, two, sta
         shutil.copytree(folder / "models", tmp_path / "models")
     earlier = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "models").glob("*.onnx")}
     with monkeypatch.context() as patch:
-        patch.setattr("thinslice.cli.training.say", Interrupting(f"{scans[1]}:", ctrl_c))
+        patch.setattr("thinslice.cli.training._say", Interrupting(f"{scans[1]}:", ctrl_c))
         assert run(*words)[0] == 130
     if not overwrite:
         assert files_in(tmp_path / "models") == ["scan-1.json", "scan-1.onnx"]
@@ -839,21 +864,12 @@ def test_per_scan_the_same_command_goes_on_with_the_scan_it_was_at(run, two, sta
     assert differ(tmp_path / "models" / "scan-2.onnx", folder / "models" / "scan-2.onnx") <= 1e-6
 
 
-@pytest.mark.parametrize("gone", [[], ["wish.json"], ["checkpoint.pt"]])
+@pytest.mark.parametrize("gone", [[], ["request.json"], ["adapt/checkpoint.pt"]])
 def test_killed_when_the_model_was_written_it_is_finished(run, undisturbed, scan, start, tmp_path, monkeypatch, gone):
     """Whatever was removed of the training before the kill."""
-    remove = shutil.rmtree
-
-    def interrupted(path, *rest, **more):
-        """Python's own temporary folders, which it calls by text, go as ever."""
-        if isinstance(path, str):
-            remove(path, *rest, **more)
-        elif path.exists():
-            ctrl_c()
-
     words = ["adapt", "-i", scan, "-o", tmp_path / "mine", "--model", start]
     with monkeypatch.context() as patch:
-        patch.setattr(run_state.shutil, "rmtree", interrupted)
+        patch.setattr(run_state, "shutil", SimpleNamespace(rmtree=lambda path: ctrl_c()))
         assert run(*words)[0] == 130
     for name in gone:
         (tmp_path / "mine.adapting" / "mine" / name).unlink()
@@ -872,7 +888,7 @@ def test_killed_when_the_model_was_written_it_is_finished(run, undisturbed, scan
 def test_killed_before_its_answer_was_noted_it_goes_on_from_the_end(run, undisturbed, scan, start, tmp_path):
     words = ["adapt", "-i", scan, "-o", tmp_path / "mine", "--model", start]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_state.Unfinished, "finish", lambda *_: ctrl_c())
+        patch.setattr(run_state.RunFolder, "finish", lambda *_: ctrl_c())
         assert run(*words)[0] == 130
     code, out, _ = run(*words)
     assert code == 0
@@ -881,11 +897,11 @@ def test_killed_before_its_answer_was_noted_it_goes_on_from_the_end(run, undistu
     assert differ(tmp_path / "mine.onnx", undisturbed[0].model) <= 1e-6
 
 
-@catches("training/run_state.py", "fcntl.flock(self.held, fcntl.LOCK_EX | fcntl.LOCK_NB)", "pass")
+@catches("training/run_state.py", "self._lock.enter_context(hold_lock(self.folder / _LOCK, wait=False))", "pass")
 def test_two_runs_under_one_name_do_not_meet(begun, scan, start, tmp_path):
     out = Path(shutil.copytree(begun, tmp_path / "out")) / "mine"
-    work = run_state.Unfinished(out.with_name("mine.adapting"))
-    with work, pytest.raises(OutputRefused, match=r"another adaptation is running; need .*next: "):
+    work = run_state.RunFolder(out.with_name("mine.adapting"))
+    with work, pytest.raises(OutputRefused, match=r"another training is running; need .*next: "):
         adapt([scan], out, start=start, steps=STEPS, report=quiet)
     assert first_look([scan], start, out) == "step 4"
 
@@ -903,16 +919,16 @@ def test_what_a_kill_left_of_a_file_is_not_taken_for_work(begun, scan, start, tm
     assert not folder.exists()
 
 
-@catches("training/fit.py", 'state.get("stop", False)', "False")
+@catches("training/fit.py", 'state["seconds"], state["stop"]', 'state["seconds"], False')
 def test_what_ended_early_is_not_trained_on(scan, start, tmp_path, monkeypatch):
     steps = 4 * PATIENCE
     make_quick(monkeypatch, steps, save_every=1)
     with monkeypatch.context() as patch:
         seeing(patch, [1.0 + 0.1 * look for look in range(steps + 1)])
-        patch.setattr(run_state.Unfinished, "finish", lambda *_: ctrl_c())
+        patch.setattr(run_state.RunFolder, "finish", lambda *_: ctrl_c())
         with pytest.raises(KeyboardInterrupt):
             adapt([scan], tmp_path / "mine", start=start, steps=steps, report=quiet)
-    ended = torch.load(tmp_path / "mine.adapting" / "mine" / "checkpoint.pt")["step"]
+    ended = torch.load(tmp_path / "mine.adapting" / "mine" / "adapt" / "checkpoint.pt")["step"]
     assert ended < steps
     (done,) = adapt([scan], tmp_path / "mine", start=start, steps=steps, report=quiet)
     assert done.steps == ended
@@ -944,7 +960,7 @@ patch = pytest.MonkeyPatch()
 make_quick(patch, 6)
 if sys.argv[1] == "learning":
     die_at_step_4 = lambda line: wait_for_death() if line.strip().startswith("step 4:") else None
-    patch.setattr("thinslice.cli.training.say", die_at_step_4)
+    patch.setattr("thinslice.cli.training._say", die_at_step_4)
 else:
     patch.setattr(export, "_compare", wait_for_death)
 main(sys.argv[2:])

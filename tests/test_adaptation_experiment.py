@@ -100,7 +100,7 @@ def test_a_curve_keeps_its_points_when_the_training_goes_on(experiment, tmp_path
             self.weight = torch.nn.Parameter(torch.zeros(1))
 
     class Objective:
-        batch_at = staticmethod(lambda number, seed, corpus: number)
+        batches = staticmethod(lambda volumes, seed, network: lambda number: number)
         loss = staticmethod(lambda network, batch, device: (network.weight - batch).square().sum())
 
     def gain(network, scan):

@@ -546,11 +546,11 @@ def test_demo(run, tmp_path):
 def test_training_without_its_packages_names_the_remedy(run, tmp_path, monkeypatch, module, extra):
     for name in [name for name in sys.modules if name.startswith("thinslice.training")]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "thinslice.training.recipes", None)
+    monkeypatch.setitem(sys.modules, "thinslice.training.runner", None)
     real = __import__
 
     def without(name: str, *rest: object) -> object:
-        if name == "thinslice.training.recipes":
+        if name == "thinslice.training.runner":
             raise ModuleNotFoundError(f"No module named {module!r}", name=module)
         return real(name, *rest)
 
@@ -558,7 +558,7 @@ def test_training_without_its_packages_names_the_remedy(run, tmp_path, monkeypat
     code, out, err = run("train", "default", "--data", tmp_path, "-o", tmp_path / "run")
     assert (code, out) == (2, [])
     remedy = f"next: pip install 'thinslice[{extra}]'"
-    assert err == [f"thinslice: training needs {module}, which is not installed; {remedy}"]
+    assert err == [f"thinslice: got no {module}; need it for training; {remedy}"]
 
 
 def test_evaluate(run, tmp_path):

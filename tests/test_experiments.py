@@ -88,12 +88,12 @@ def test_it_trains_scores_and_tells(planes, tmp_path, monkeypatch, capsys):
 
 
 def test_what_was_learnt_from_is_not_scored(planes, tmp_path):
-    recipes = pytest.importorskip("thinslice.training.recipes")
+    sources = pytest.importorskip("thinslice.training.sources")
     voxels = np.broadcast_to(np.arange(50, dtype=np.int16), (8, 9, 50))
     path = save_scan(tmp_path / "ct.nii", voxels, np.diag([1.0, 1.0, 3.0, 1.0]))
     scored = planes.voxels(path, "ct", 0.5)
     assert scored.shape[1:] == (8, 9)
-    assert scored.min() > 50 * recipes.CT_SHARE
+    assert scored.min() > 50 * sources.CT_SHARE
 
 
 def test_a_model_is_not_scored_where_it_has_no_network(planes):

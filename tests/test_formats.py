@@ -310,14 +310,14 @@ def test_models_are_scored_on_scans_of_other_formats(run, tmp_path):
 def test_scans_to_learn_from_may_be_of_any_format(tmp_path):
     pytest.importorskip("torch")
     from thinslice.models.registry import find_model
+    from thinslice.settings import Settings
     from thinslice.training.usable_scans import find_usable_scans
 
     paths = [make_scan(tmp_path / f"{name}") for name in ("a.nrrd", "b.mgz", "c.nii.gz")]
     voxels = read(paths[1]).voxels + np.int16(1)
     write(replace(read(paths[1]), voxels=voxels), paths[1])
     said: list[str] = []
-    wish = {"spacing_mm": None, "factor": None, "thickness_mm": None, "profile": "gaussian"}
-    found = list(find_usable_scans(paths, find_model("cubic"), wish, said.append))
+    found = list(find_usable_scans(paths, find_model("cubic"), Settings(), said.append))
     assert [scan.path for scan in found] == paths[:2]
     assert "the same scan as a.nrrd" in said[0]
 

@@ -16,13 +16,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from planning import plan_for
-from thick_scans import save_thick, thick_volume
+from thick_scans import SMALL, save_thick, thick_volume
 from thinslice.compute.upsample import upsample
 from thinslice.errors import InputRefused, ModelRefused, OutputRefused
 from thinslice.evaluation.benchmark import check_truth
 from thinslice.io import nifti
 from thinslice.io.synthetic import as_synthetic, is_synthetic
 from thinslice.models.registry import find_model
+from thinslice.plan import make_plan
+from thinslice.settings import Settings
 from thinslice.volume import Volume, fingerprint
 
 pytest.importorskip("torch", reason="training needs torch, which comes with thinslice[train]")
@@ -32,17 +34,20 @@ import torch
 from torch import nn
 
 from faults import catches
+from thinslice.networks.registry import Architecture
 from thinslice.networks.vae import SliceVae, kl_divergence, sample_codes
-from thinslice.training import losses, no_ground_truth, synthesis
-from thinslice.training.divergence import WORSE, DivergenceCheck
+from thinslice.training import losses, synthesis, validation
 from thinslice.training.export import export
 from thinslice.training.fit import Schedule
 from thinslice.training.losses import vae_loss
 from thinslice.training.manifest import person_of
-from thinslice.training.no_ground_truth import NAME, Wish, _split_by_person, run
 from thinslice.training.objectives import SliceObjective, SyntheticSlabObjective
-from thinslice.training.recipes import Stage
+from thinslice.training.recipes import no_ground_truth
+from thinslice.training.recipes.no_ground_truth import NAME, split_by_person
+from thinslice.training.recipes.no_ground_truth import train_on_scans as run
 from thinslice.training.slices import SliceBatch, group_similar, make_stack, slice_batch_at
+from thinslice.training.sources import AcquiredSlices, SyntheticVolumes
+from thinslice.training.stages import Stage
 from thinslice.training.synthesis import (
     Synthetic,
     make_synthetic,
@@ -53,9 +58,9 @@ from thinslice.training.synthesis import (
     to_patient_space,
 )
 from thinslice.training.usable_scans import UsableScan
+from thinslice.training.validation import DIVERGED, DivergenceCheck
 
 CPU = torch.device("cpu")
-SMALL = {"width": 8, "before": 1, "deep_width": 8, "deep": 1, "after": 0}
 STEPS = 12
 
 
@@ -76,19 +81,22 @@ def _exact(monkeypatch):
 def small_recipe(adversarial=0.25):
     """The recipe with small networks; a third of the steps for each stage."""
     schedule = Schedule(steps=4, rate=1e-3, muon_rate=0.0, warm_up=1, ema=0.5, save_every=2)
-    coder = SliceObjective(network={"widths": (4, 8), "latent": 2}, adversarial=0.0, patches=2, size=16)
-    network = SyntheticSlabObjective(network=SMALL, patches=2, size=24, slabs=2)
+    objective = SliceObjective(patches=2, size=16)
+    coder = Architecture("slice-vae", {"widths": (4, 8), "latent": 2})
+    plain = Stage("vae", AcquiredSlices(), objective, coder, schedule, check=DivergenceCheck)
+    introspective = replace(objective, adversarial=adversarial)
+    objective = SyntheticSlabObjective(patches=2, size=24, slabs=2)
     return [
-        Stage("vae", {}, coder, schedule),
-        Stage("introvae", {}, replace(coder, adversarial=adversarial), schedule, start="vae"),
-        Stage("network", {}, network, schedule, model=NAME),
+        plain,
+        replace(plain, name="introvae", objective=introspective, start="vae"),
+        Stage("network", SyntheticVolumes("introvae"), objective, Architecture("slab", SMALL), schedule, model=NAME),
     ]
 
 
 @pytest.fixture
 def _quick(monkeypatch):
-    monkeypatch.setattr(no_ground_truth, "no_ground_truth", small_recipe)
-    monkeypatch.setattr(no_ground_truth, "LOOKED_AT", 2)
+    monkeypatch.setattr(no_ground_truth, "stages", small_recipe)
+    monkeypatch.setattr(validation, "SLICE_BATCHES", 2)
 
 
 def stack_of(volume=None, name="scan.nii.gz", person="a", **wish):
@@ -371,14 +379,14 @@ def test_files_of_one_name_are_of_as_many_persons_as_folders(tmp_path):
 
 
 @catches(
-    "training/no_ground_truth.py",
+    "training/recipes/no_ground_truth.py",
     "held_out = set(persons[: round(HELD_OUT * len(persons))])",
     "held_out = {stack.person for stack in stacks[:1]}\n    stacks = [*stacks, replace(stacks[0], person='')]",
 )
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=60))
 def test_nobody_is_learnt_from_and_looked_at(numbers):
     stacks = [SimpleNamespace(person=str(number), number=place) for place, number in enumerate(numbers)]
-    learnt, looked_at = _split_by_person(stacks)
+    learnt, looked_at = split_by_person(stacks)
     if len(set(numbers)) < no_ground_truth.LEAST_PERSONS:
         assert learnt == looked_at == stacks
     else:
@@ -507,7 +515,7 @@ def test_a_part_lies_where_it_was_cut_from(axis):
     stack = stack_of(volume)
     one = make_synthetic(Unchanged(), stack, voxels=20 * 50 * 50)
     assert one.corner != (0, 0)
-    shown = no_ground_truth._compared(one, stack)
+    shown = no_ground_truth._comparison(one, stack)
     for made, times in ((shown.scan, 1), (shown.synthesised, 2)):
         index = [3, 5, 7]
         index[axis] = 4 * times
@@ -563,53 +571,54 @@ class Answers(nn.Module):
         return images + self.error
 
 
-def watched(folder, errors, first=0):
-    """A watch after looks with these errors, two steps apart; and what it answered."""
-    watch, network, said = DivergenceCheck([patches()], folder, lambda line: None), Answers(), []
+def checked(folder, errors, first=0):
+    """A check after validations with these errors, two steps apart; and what it answered."""
+    check, network, said = DivergenceCheck([patches()], folder, lambda line: None), Answers(), []
     for number, error in enumerate(errors):
         network.error.fill_(error)
-        said.append(watch(first + 2 * number, network))
-    return watch, said
+        said.append(check(first + 2 * number, network))
+    return check, said
 
 
 @catches(
-    "training/divergence.py",
-    "return last is None or last > WORSE * min(numbers)",
-    "return last is not None and last > WORSE * min(numbers)",
+    "training/validation.py",
+    "return last is None or last > DIVERGED * min(numbers)",
+    "return last is not None and last > DIVERGED * min(numbers)",
 )
 def test_the_first_look_may_be_no_number_too(tmp_path):
-    watch, said = watched(tmp_path, [float("nan")])
+    check, said = checked(tmp_path, [float("nan")])
     assert said == [True]
-    assert watch.diverged
-    json.loads((tmp_path / "looks.json").read_text(), parse_constant=pytest.fail)  # which Infinity would be
+    assert check.has_diverged
+    (line,) = (tmp_path / "validation.jsonl").read_text().splitlines()
+    json.loads(line, parse_constant=pytest.fail)  # which Infinity would be
     with pytest.raises(InputRefused, match="next: "):
-        watch.last_good()
+        check.last_good()
 
 
 @pytest.mark.parametrize("last", [1.6, float("nan"), float("inf")])
 def test_what_becomes_far_worse_is_ended_and_the_last_good_weights_are_there(tmp_path, last):
-    watch, said = watched(tmp_path, [3.0, 1.0, 1.2, last])
+    check, said = checked(tmp_path, [3.0, 1.0, 1.2, last])
     assert said == [False, False, False, True]
-    assert watch.diverged
-    good = watch.last_good()
+    assert check.has_diverged
+    good = check.last_good()
     assert good["step"] == 4
     assert good["weights"]["error"].item() == pytest.approx(1.2)
 
 
 def test_a_little_worse_is_no_divergence(tmp_path):
-    watch, said = watched(tmp_path, [1.0, 0.99 * WORSE])
+    check, said = checked(tmp_path, [1.0, 0.99 * DIVERGED])
     assert not any(said)
-    assert not watch.diverged
+    assert not check.has_diverged
 
 
 def test_a_resumed_watch_knows_the_looks_before(tmp_path):
-    watched(tmp_path, [3.0, 1.0, 9.0])
-    again = DivergenceCheck([patches()], tmp_path)
-    assert again.diverged
+    checked(tmp_path, [3.0, 1.0, 9.0])
+    again = DivergenceCheck([patches()], tmp_path, quietly)
+    assert again.has_diverged
     assert again.last_good()["step"] == 2
-    again, said = watched(tmp_path, [1.1, 1.0], first=4)  # the third look is taken again
+    again, said = checked(tmp_path, [1.1, 1.0], first=4)  # the third look is taken again
     assert not any(said)
-    assert [look["step"] for look in again.looks] == [0, 2, 4, 6]
+    assert [record["step"] for record in again.records] == [0, 2, 4, 6]
 
 
 # ---- the recipe
@@ -630,8 +639,8 @@ def undisturbed(tmp_path_factory, scans):
     """(output folder, lines of progress) of one run."""
     out, said = tmp_path_factory.mktemp("undisturbed") / "out", []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(no_ground_truth, "no_ground_truth", small_recipe)
-        patch.setattr(no_ground_truth, "LOOKED_AT", 2)
+        patch.setattr(no_ground_truth, "stages", small_recipe)
+        patch.setattr(validation, "SLICE_BATCHES", 2)
         patch.setattr(losses, "has_bf16", lambda device: False)
         patch.setattr(synthesis, "has_bf16", lambda device: False)
         run(scans, out, steps=STEPS, keep_synthetic=True, report=said.append)
@@ -641,7 +650,7 @@ def undisturbed(tmp_path_factory, scans):
 def test_an_ordinary_model_comes_of_it(undisturbed, scans):
     out, said = undisturbed
     model, volume = find_model(str(out / f"{NAME}.onnx")), nifti.read(scans[0])
-    answer = upsample(volume, plan_for(volume, model=model.name, envelope=model.envelope), model)
+    answer = upsample(volume, make_plan(volume, Settings(), model), model)
     assert answer.volume.shape == (64, 56, 40)
     assert any(str(out / f"{NAME}.onnx") in line for line in said)
 
@@ -658,9 +667,9 @@ def test_its_card_says_what_it_was_made_of(undisturbed, scans):
     low, high = card["envelope"]["factor"]
     assert low == pytest.approx(3.6)
     assert high == pytest.approx(4.4)
-    assert card["envelope"]["profiles"] == ["gaussian"]
+    assert card["envelope"]["profiles"] == ["box"]  # what nobody told
     assert card["started_from"] is None
-    assert not card["looks"]["introvae"]["diverged"]
+    assert not card["validation"]["introvae"]["diverged"]
 
 
 def test_what_was_synthesised_is_kept_on_demand_and_marked(undisturbed):
@@ -697,16 +706,17 @@ sys.path.insert(0, {tests!r})
 from pathlib import Path
 import torch; torch.set_num_threads(1)
 import test_no_ground_truth as here
-from thinslice.training import fit, losses, no_ground_truth, synthesis
-no_ground_truth.no_ground_truth, no_ground_truth.LOOKED_AT = here.small_recipe, 2
+from thinslice.training import fit, losses, synthesis, validation
+from thinslice.training.recipes import no_ground_truth
+no_ground_truth.stages, validation.SLICE_BATCHES = here.small_recipe, 2
 losses.has_bf16 = synthesis.has_bf16 = lambda device: False
-save, left = fit._save, [{saves}]
-def last(path, *state):
-    save(path, *state)
+save, left = fit.save_whole, [{saves}]
+def last(state, path):
+    save(state, path)
     left[0] -= 1
     if not left[0]:
         os.kill(os.getpid(), signal.SIGKILL)
-fit._save = last
+fit.save_whole = last
 here.run([Path(name) for name in {scans!r}], Path({out!r}), steps={steps}, report=here.quietly)
 """
 
@@ -725,7 +735,7 @@ def test_killed_in_any_stage_it_goes_on_to_the_same_weights(tmp_path, scans, und
     run(scans, out, resume=True, report=quietly)
     for name in ("vae", "introvae", "network"):
         same_weights(weights_in(out, name), weights_in(undisturbed[0], name))
-    assert json.loads((out / "wish.json").read_text())["steps"] == STEPS
+    assert json.loads((out / "request.json").read_text())["steps"] == STEPS
 
 
 @pytest.mark.usefixtures("_quick")
@@ -733,23 +743,23 @@ def test_a_finished_run_is_left_alone_by_resume_and_refused_without(tmp_path, sc
     out = tmp_path / "out"
     shutil.copytree(undisturbed[0], out)
     model = (out / f"{NAME}.onnx").read_bytes()
-    with pytest.raises(OutputRefused, match="there already"):
+    with pytest.raises(InputRefused, match="an earlier training"):
         run(scans, out, steps=STEPS, report=quietly)
     run(scans, out, resume=True, report=quietly)
     assert (out / f"{NAME}.onnx").read_bytes() == model
 
 
 @catches(
-    "training/no_ground_truth.py",
-    "if begun and begun.get(key) != asked[key]]",
-    'if key == "scans" and begun and begun.get(key) != asked[key]]',
+    "training/run_state.py",
+    "changed = [key for key in self.changes(whole) if key not in may_change]",
+    'changed = [key for key in self.changes(whole) if key == "scans"]',
 )
 @pytest.mark.usefixtures("_quick")
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"wish": Wish(profile="box")}, "profile"),
-        ({"wish": Wish(thickness_mm=3.0)}, "thickness"),
+        ({"settings": Settings(profile="box")}, "profile"),
+        ({"settings": Settings(thickness_mm=3.0)}, "thickness"),
         ({"fewer": 1}, "scans"),
         ({"steps": 2 * STEPS}, "steps"),
     ],
@@ -757,17 +767,25 @@ def test_a_finished_run_is_left_alone_by_resume_and_refused_without(tmp_path, sc
 def test_a_run_is_resumed_by_the_same_wish_alone(tmp_path, scans, undisturbed, change, named):
     out = tmp_path / "out"
     shutil.copytree(undisturbed[0], out)
-    fewer, wish = scans[change.get("fewer", 0) :], change.get("wish", Wish())
+    fewer, settings = scans[change.get("fewer", 0) :], change.get("settings", Settings())
     with pytest.raises(InputRefused, match=named):
-        run(fewer, out, wish, resume=True, steps=change.get("steps"), report=quietly)
+        run(fewer, out, settings, resume=True, steps=change.get("steps"), report=quietly)
 
 
-@pytest.mark.parametrize("kept", ['{"minutes": 3, "steps": null, "more_sources": []}', "torn"])
-def test_the_folder_of_another_recipe_is_refused(tmp_path, scans, kept):
-    (tmp_path / "wish.json").write_text(kept)
-    with pytest.raises(InputRefused, match="another recipe"):
+@pytest.mark.parametrize(
+    ("name", "kept", "code"),
+    [
+        ("request.json", '{"recipe": "default", "minutes": 3, "steps": null}', "training-of-another-recipe"),
+        ("request.json", "torn", "training-of-another-version"),
+        ("wish.json", '{"recipe": "no-ground-truth", "minutes": 3, "steps": null}', "training-of-another-version"),
+    ],
+)
+def test_the_folder_of_another_recipe_or_version_is_refused(tmp_path, scans, name, kept, code):
+    (tmp_path / name).write_text(kept)
+    with pytest.raises(InputRefused, match=r"got .*need .*next: ") as refusal:
         run(scans, tmp_path, resume=True, report=quietly)
-    assert (tmp_path / "wish.json").read_text() == kept
+    assert refusal.value.code == code
+    assert (tmp_path / name).read_text() == kept
 
 
 @pytest.mark.parametrize("name", ["report.html", f"{NAME}.onnx", f"{NAME}.json", "synthetic"])
@@ -799,7 +817,7 @@ def test_several_processes_are_refused(tmp_path, scans, monkeypatch):
 def test_scans_of_one_name_and_two_threads_and_a_wild_voxel(tmp_path, monkeypatch):
     """What a folder for each person has, what the recipe does, and what a map of some quantity may hold."""
     side_by_side = [replace(s, schedule=replace(s.schedule, side_by_side=True)) for s in small_recipe()]
-    monkeypatch.setattr(no_ground_truth, "no_ground_truth", lambda *_: side_by_side)
+    monkeypatch.setattr(no_ground_truth, "stages", lambda *_: side_by_side)
     paths = [save_thick(tmp_path / name / "T1.nii.gz", seed=seed) for seed, name in enumerate("ab")]
     wild = thick_volume(seed=2, dtype=np.float32)
     wild.voxels[30, 30, 4] = 1e9
@@ -808,7 +826,7 @@ def test_scans_of_one_name_and_two_threads_and_a_wild_voxel(tmp_path, monkeypatc
     run(paths, tmp_path / "out", steps=STEPS, keep_synthetic=True, report=quietly)
     card = json.loads((tmp_path / "out" / f"{NAME}.json").read_text())
     assert [row["file"] for row in card["data"]][:2] == ["a/T1.nii.gz", "b/T1.nii.gz"]
-    assert not any(look["diverged"] for look in card["looks"].values())
+    assert not any(look["diverged"] for look in card["validation"].values())
 
 
 @catches("training/corpus.py", "            check_acquired(scan)\n", "            pass\n")
@@ -833,17 +851,17 @@ def test_what_the_reader_decided_is_told(tmp_path):
 
     nibabel.save(nibabel.Nifti1Image(volume.voxels, volume.affine), stored)
     said = []
-    stacks = no_ground_truth._learnable([stored], find_model("cubic"), Wish(), said.append, quietly)
+    stacks = no_ground_truth._read_stacks([stored], find_model("cubic"), Settings(), said.append, quietly)
     assert len(stacks) == 1
     assert any("nan.nii.gz: note: " in line for line in said)
 
 
 def test_a_start_that_is_no_network_is_refused_by_its_own_option(tmp_path, scans):
-    with pytest.raises(ModelRefused, match="--start-from cubic"):
-        run(scans, tmp_path / "out", start="cubic", report=quietly)
+    with pytest.raises(ModelRefused, match="`start_from=cubic`"):
+        run(scans, tmp_path / "out", start_from="cubic", report=quietly)
 
 
-@catches("training/no_ground_truth.py", 'vae.load_state_dict(good["weights"])', "pass")
+@catches("training/validation.py", 'average.load_state_dict(good["weights"])', "pass")
 @pytest.mark.usefixtures("_quick")
 def test_a_diverging_introspective_stage_is_ended_and_the_warm_up_stands(tmp_path, scans, monkeypatch):
     honest = losses.vae_loss
@@ -861,8 +879,8 @@ def test_a_diverging_introspective_stage_is_ended_and_the_warm_up_stands(tmp_pat
     run(scans, out, steps=STEPS, keep_synthetic=True, report=said.append)
     assert any("introvae diverged" in line for line in said)
     card = json.loads((out / f"{NAME}.json").read_text())
-    assert card["looks"]["introvae"]["diverged"]
-    assert card["looks"]["introvae"]["went_back_to"] == 0
+    assert card["validation"]["introvae"]["diverged"]
+    assert card["validation"]["introvae"]["went_back_to"] == 0
     made = nifti.read(out / "synthetic" / "synthetic-001.nii.gz").voxels
     coder = SliceVae((4, 8), 2)
     coder.load_state_dict(weights_in(out, "vae"))
@@ -874,11 +892,11 @@ def test_a_diverging_introspective_stage_is_ended_and_the_warm_up_stands(tmp_pat
 @pytest.mark.usefixtures("_quick")
 def test_it_can_start_from_a_model_at_gentler_rates(tmp_path, scans):
     torch.manual_seed(3)
-    network = small_recipe()[-1].objective.make_network()
+    network = small_recipe()[-1].network.build()
     envelope = {"factor": (1.4, 10.5), "thickness_over_spacing": (0.55, 1.35), "profiles": ["gaussian", "box"]}
     export(network, {"name": "start", "envelope": envelope}, tmp_path / "start.onnx")
     out = tmp_path / "out"
-    run(scans, out, start=tmp_path / "start.onnx", steps=STEPS, report=quietly)
+    run(scans, out, start_from=tmp_path / "start.onnx", steps=STEPS, report=quietly)
     card = json.loads((out / f"{NAME}.json").read_text())
     assert card["started_from"]["sha256"] == json.loads((tmp_path / "start.json").read_text())["sha256"]
     assert card["envelope"]["factor"] == [1.4, 10.5]
@@ -890,21 +908,21 @@ def test_it_can_start_from_a_model_at_gentler_rates(tmp_path, scans):
 
 
 @catches(
-    "training/no_ground_truth.py",
-    "auto_encoder(stages[:-1], learnt, looked_at, out, report)",
-    "auto_encoder(stages[:-1], looked_at, learnt, out, report)",
+    "training/recipes/no_ground_truth.py",
+    "Inputs(scans=learnt, validation=validation)",
+    "Inputs(scans=validation, validation=learnt)",
 )
 @pytest.mark.usefixtures("_quick")
 def test_who_is_looked_at_teaches_neither_the_auto_encoder_nor_the_network(tmp_path, scans, monkeypatch):
     monkeypatch.setattr(no_ground_truth, "LEAST_PERSONS", 2)
     monkeypatch.setattr(no_ground_truth, "HELD_OUT", 0.5)
-    seen, honest = {}, SliceObjective.batch_at
+    seen, honest = {}, SliceObjective.batches
 
-    def listening(objective, step, seed, corpus):
-        seen.setdefault(seed, set()).update(stack.name for stack in corpus)
-        return honest(objective, step, seed, corpus)
+    def listening(objective, stacks, seed, network):
+        seen.setdefault(seed, set()).update(stack.name for stack in stacks)
+        return honest(objective, stacks, seed, network)
 
-    monkeypatch.setattr(SliceObjective, "batch_at", listening)
+    monkeypatch.setattr(SliceObjective, "batches", listening)
     run(scans, tmp_path / "out", steps=STEPS, keep_synthetic=True, report=quietly)
     card = json.loads((tmp_path / "out" / f"{NAME}.json").read_text())
     learnt = {Path(row["file"]).name for row in card["data"] if row["learnt_from"]}
@@ -975,7 +993,9 @@ def test_options_of_another_recipe_are_refused(run, tmp_path, words, said):
 
 def test_the_command_line_names_every_recipe():
     from thinslice.cli import training
-    from thinslice.training.recipes import RECIPES
+    from thinslice.training.recipes import load_recipe, recipe_names
 
-    assert (*RECIPES, training.NO_GROUND_TRUTH) == training.RECIPES
-    assert training.NO_GROUND_TRUTH == NAME
+    assert {*training.RECIPES, "adapt"} == set(recipe_names())
+    assert NAME in training.RECIPES
+    for name in recipe_names():
+        assert load_recipe(name).stages()[-1].model

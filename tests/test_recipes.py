@@ -12,6 +12,7 @@ import pytest
 
 from make_scans import save_scan
 from planning import plan_for
+from thick_scans import SMALL
 from thinslice.cli import main
 from thinslice.compute.upsample import upsample
 from thinslice.errors import InputRefused, ModelRefused, OutputRefused
@@ -25,12 +26,16 @@ pytest.importorskip("onnx", reason="the export needs onnx, which comes with thin
 import torch
 
 from faults import catches
+from thinslice.networks.registry import Architecture
 from thinslice.networks.slab import SlabNet
-from thinslice.training import recipes
+from thinslice.training import runner
 from thinslice.training.clips import FEWEST
 from thinslice.training.export import export, load_weights
 from thinslice.training.objectives import SlabObjective
-from thinslice.training.recipes import load_sources, planes_paper, run, video_mr
+from thinslice.training.recipes import default, load_recipe, planes_paper, video_mr
+from thinslice.training.runner import train as run
+from thinslice.training.sources import Folders
+from thinslice.training.stages import Inputs, Recipe
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +65,10 @@ def silent(line):
     pass
 
 
+def read(data, weights):
+    return Folders(weights).volumes(Inputs(data), {})
+
+
 @pytest.fixture(scope="module")
 def trained(data, tmp_path_factory):
     out = tmp_path_factory.mktemp("out")
@@ -79,7 +88,7 @@ def test_a_recipe_ends_with_a_model_file_and_a_card_that_says_how_it_came_about(
 
 
 def test_a_used_folder_is_refused_without_resume(trained, data):
-    with pytest.raises(InputRefused, match="--resume"):
+    with pytest.raises(InputRefused, match="`resume`"):
         run("default", data, trained.parent, steps=2, report=silent)
 
 
@@ -93,7 +102,7 @@ def test_training_goes_on_from_a_model_file(trained, data, tmp_path):
     network = SlabNet()
     load_weights(network, trained)
     assert not np.allclose(network.entry.weight.detach().numpy(), SlabNet().entry.weight.detach().numpy())
-    (again,) = run("default", data, tmp_path / "more", steps=1, start=trained, report=silent)
+    (again,) = run("default", data, tmp_path / "more", steps=1, start_from=trained, report=silent)
     card = json.loads(again.with_suffix(".json").read_text())
     before = json.loads(trained.with_suffix(".json").read_text())
     assert card["started_from"]["sha256"] == before["sha256"]
@@ -136,7 +145,7 @@ def test_volumes_that_nothing_can_be_learnt_from_are_refused_by_name(tmp_path, s
 
 def test_a_start_that_is_not_there_is_refused(data, tmp_path):
     with pytest.raises(ModelRefused, match=r"none\.onnx, which cannot be read.*next:"):
-        run("default", data, tmp_path / "out", steps=1, start=tmp_path / "none.onnx", report=silent)
+        run("default", data, tmp_path / "out", steps=1, start_from=tmp_path / "none.onnx", report=silent)
     assert not (tmp_path / "out").exists()
 
 
@@ -176,20 +185,20 @@ def test_the_planes_recipe_ends_with_a_family_for_mr_and_one_for_ct(data_for_pla
 
 
 @catches(
-    "training/recipes.py",
-    'start / f"{stage.model}.onnx" for stage in stages if',
-    'start / f"{stages[0].model}.onnx" for stage in stages if',
+    "training/runner.py",
+    'Path(start) / f"{stage.model}.onnx" for stage in stages if',
+    'Path(start) / f"{stages[0].model}.onnx" for stage in stages if',
 )
 @pytest.mark.slow
 def test_every_network_for_planes_goes_on_from_its_own_file(data_for_planes, tmp_path):
     run("planes", data_for_planes, tmp_path / "first", steps=8, report=silent)
-    models = run("planes", data_for_planes, tmp_path / "more", steps=8, start=tmp_path / "first", report=silent)
+    models = run("planes", data_for_planes, tmp_path / "more", steps=8, start_from=tmp_path / "first", report=silent)
     for path in models:
         before, after = (json.loads((tmp_path / f / f"{path.stem}.json").read_text()) for f in ("first", "more"))
         assert after["started_from"]["sha256"] == before["sha256"]
     (tmp_path / "empty").mkdir()
     with pytest.raises(ModelRefused, match=r"no model of this recipe.*next:"):
-        run("planes", data_for_planes, tmp_path / "third", steps=8, start=tmp_path / "empty", report=silent)
+        run("planes", data_for_planes, tmp_path / "third", steps=8, start_from=tmp_path / "empty", report=silent)
 
 
 @catches("training/export.py", "for name in exported.inputs.keys() - traced:", "for name in ():")
@@ -226,42 +235,46 @@ def data_with_video(data, tmp_path_factory):
 @pytest.fixture
 def short_video_mr(monkeypatch):
     """The recipe with a small network, 4 steps of video and 12 of MR, all saved and told."""
-    small = {"width": 8, "before": 1, "deep_width": 8, "deep": 1, "after": 0}
     stages = [
         replace(
             stage,
-            objective=replace(stage.objective, network=small, patches=2, size=16),
+            objective=replace(stage.objective, patches=2, size=16),
+            network=Architecture("slab", SMALL),
             schedule=replace(stage.schedule, steps=stage.schedule.steps // 1250, save_every=1, log_every=1, warm_up=2),
         )
-        for stage in video_mr()
+        for stage in video_mr.stages()
     ]
-    monkeypatch.setitem(recipes.RECIPES, "video-mr", lambda: stages)
+    monkeypatch.setattr(video_mr, "RECIPE", Recipe(lambda: stages))
     return stages
 
 
 def test_a_quarter_of_the_steps_goes_to_video():
-    video, iso = video_mr()
+    video, iso = video_mr.stages()
+    (whole,) = default.stages()
     assert video.schedule.steps * 3 == iso.schedule.steps
-    assert video.schedule.steps + iso.schedule.steps == recipes.default()[0].schedule.steps
-    assert iso.objective == recipes.default()[0].objective  # so it is the first stage alone that differs
+    assert video.schedule.steps + iso.schedule.steps == whole.schedule.steps
+    assert (iso.objective, iso.network) == (
+        whole.objective,
+        whole.network,
+    )  # so it is the first stage alone that differs
     assert (video.start, video.model, iso.start, iso.model) == (None, None, "video", "video-mr")
     assert isinstance(video.objective, SlabObjective)
-    assert video.objective.make_network().settings == iso.objective.make_network().settings
+    assert video.network == iso.network
     assert video.objective.slabs * max(video.objective.ranges.whole) == FEWEST
-    assert (video.objective.ranges.kept, video_mr(kept=0.0)[0].objective.ranges.kept) == (1.0, 0.0)
+    assert video.objective.ranges.kept == 1.0
 
 
-@catches("training/recipes.py", "network.load_state_dict(trained[stage.start].state_dict())", "pass")
+@catches("training/runner.py", "network.load_state_dict(done.networks[stage.start].state_dict())", "pass")
 def test_the_second_stage_starts_from_the_averaged_weights_of_the_first(
     data_with_video, short_video_mr, tmp_path, monkeypatch
 ):
-    begun, real = [], recipes.fit
+    begun, real = [], runner.fit
 
     def fit(network, *rest):
         begun.append({name: weight.clone() for name, weight in network.state_dict().items()})
         return real(network, *rest)
 
-    monkeypatch.setattr(recipes, "fit", fit)
+    monkeypatch.setattr(runner, "fit", fit)
     run("video-mr", data_with_video, tmp_path, steps=8, report=silent)
     saved = torch.load(tmp_path / "video" / "checkpoint.pt")
     assert saved["step"] == 2
@@ -272,7 +285,7 @@ def test_the_second_stage_starts_from_the_averaged_weights_of_the_first(
     assert any(not torch.equal(weight, saved["network"][name]) for name, weight in begun[1].items())
 
 
-@catches("training/recipes.py", "for path in find_clips(folder)[0]:", "for path in sum(find_clips(folder), []):")
+@catches("training/sources.py", "for path in find_clips(folder)[0]:", "for path in sum(find_clips(folder), []):")
 def test_the_card_names_the_clips_that_were_learnt_from(data_with_video, short_video_mr, tmp_path):
     told = []
     (path,) = run("video-mr", data_with_video, tmp_path, steps=8, report=told.append)
@@ -291,11 +304,11 @@ def test_the_card_names_the_clips_that_were_learnt_from(data_with_video, short_v
     assert isinstance(find_model(str(path)), SlabModel)
 
 
-@catches("training/recipes.py", "return [stage for stage in stages if stage in used]", "return list(stages)")
+@catches("training/runner.py", "return [stage for stage in stages if stage.name in used]", "return list(stages)")
 def test_from_an_earlier_run_of_two_stages_only_the_last_one_is_trained(data_with_video, short_video_mr, tmp_path):
     (first,) = run("video-mr", data_with_video, tmp_path / "first", steps=8, report=silent)
     told = []
-    (path,) = run("video-mr", data_with_video, tmp_path / "more", steps=3, start=first.parent, report=told.append)
+    (path,) = run("video-mr", data_with_video, tmp_path / "more", steps=3, start_from=first.parent, report=told.append)
     assert not any(line.startswith("video:") for line in told)
     assert not (tmp_path / "more" / "video").exists()
     card = json.loads(path.with_suffix(".json").read_text())
@@ -308,38 +321,42 @@ def test_from_an_earlier_run_of_two_stages_only_the_last_one_is_trained(data_wit
 
 def test_the_start_of_the_first_stage_is_on_the_card_of_the_last(data_with_video, short_video_mr, tmp_path):
     (first,) = run("video-mr", data_with_video, tmp_path / "first", steps=4, report=silent)
-    (path,) = run("video-mr", data_with_video, tmp_path / "more", steps=4, start=first, report=silent)
+    (path,) = run("video-mr", data_with_video, tmp_path / "more", steps=4, start_from=first, report=silent)
     card = json.loads(path.with_suffix(".json").read_text())
     assert list(card["trained"]) == ["video", "iso"]
     assert card["started_from"]["sha256"] == find_model(str(first)).sha256
 
 
 def test_the_average_of_the_frames_is_a_recipe_too():
-    picks, averages = (recipes.RECIPES[name]() for name in ("video-mr", "video-mr-average"))
+    picks, averages = (load_recipe(name).stages() for name in ("video-mr", "video-mr-average"))
     assert (picks[0].objective.ranges.kept, averages[0].objective.ranges.kept) == (1.0, 0.0)
     assert [stages[-1].model for stages in (picks, averages)] == ["video-mr", "video-mr-average"]
 
 
-@catches("training/recipes.py", "{name: 1.0}) if fit else stage", "{name: 1.0})")
+@catches("training/sources.py", "{name: 1.0})) if fit else stage", "{name: 1.0}))")
 def test_a_new_source_is_a_folder_name(data_with_video, short_video_mr, tmp_path):
     """Volumes and clips that are put beside the others are learnt from by the stages that learn from such."""
     folder = shutil.copytree(data_with_video, tmp_path / "data")
     shutil.copytree(folder / "iso_train", folder / "iso_more")
     shutil.copytree(folder / "video", folder / "films")
     told, more = [], ["iso_more", "films"]
-    (path,) = run("video-mr", folder, tmp_path / "out", steps=4, more_sources=more, report=told.append)
+    (path,) = run("video-mr", folder, tmp_path / "out", steps=4, add_source=more, report=told.append)
     assert [line.split(";")[0] for line in told if "volumes" in line] == ["video: 4 volumes", "iso: 2 volumes"]
     rows = json.loads(path.with_suffix(".json").read_text())["data"]
     assert {"iso_train/small.nii.gz", "iso_more/small.nii.gz"} <= {row.get("file") for row in rows}
     assert ["films/a.mkv"] in [row.get("files") for row in rows]
 
 
-@catches("training/recipes.py", "asked[key] = known.get(key, asked[key])", "pass")
+@catches(
+    "training/runner.py",
+    'optional, length = ("start_from", "add_source"), ("minutes", "steps")',
+    'optional, length = (), ("start_from", "add_source", "minutes", "steps")',
+)
 @pytest.mark.slow
 def test_a_resumed_run_learns_from_what_it_was_begun_with(data, trained, tmp_path):
     folder = shutil.copytree(data, tmp_path / "data")
     shutil.copytree(folder / "iso_train", folder / "iso_more")
-    wish = {"steps": 2, "start": trained, "more_sources": ["iso_more"], "report": silent}
+    wish = {"steps": 2, "start_from": trained, "add_source": ["iso_more"], "report": silent}
     (path,) = run("default", folder, tmp_path / "out", **wish)
     before = json.loads(path.with_suffix(".json").read_text())
     (again,) = run("default", folder, tmp_path / "out", resume=True, steps=3, report=silent)
@@ -348,7 +365,7 @@ def test_a_resumed_run_learns_from_what_it_was_begun_with(data, trained, tmp_pat
     for key in ("data", "started_from"):
         assert card[key] == before[key]
     assert len(card["data"]) == 2
-    for other in ({"start": tmp_path / "other.onnx"}, {"more_sources": ["iso_train"]}):
+    for other in ({"start_from": tmp_path / "other.onnx"}, {"add_source": ["iso_train"]}):
         with pytest.raises(InputRefused, match=r"got .*begun with another.*need .*next: "):
             run("default", folder, tmp_path / "out", resume=True, report=silent, **other)
 
@@ -372,7 +389,7 @@ def test_a_source_that_no_stage_learns_from_is_refused_with_a_way_out(data, tmp_
     assert not (tmp_path / "out").exists()
 
 
-@catches("training/recipes.py", "*(_length_of(out, minutes, steps) if resume else (minutes, steps))", "minutes, steps")
+@catches("training/runner.py", 'request["minutes"], request["steps"])', "minutes, steps)")
 @pytest.mark.parametrize(("stage", "step"), [("video", 2), ("iso", 3)])
 @pytest.mark.slow
 def test_a_killed_run_of_two_stages_goes_on_where_it_was(data_with_video, short_video_mr, tmp_path, stage, step):
@@ -401,28 +418,28 @@ def test_a_killed_run_of_two_stages_goes_on_where_it_was(data_with_video, short_
 
 
 def test_a_folder_is_read_by_what_it_holds(data_with_video, tmp_path):
-    corpus = load_sources(data_with_video, {"video": 3.0, "iso_train": 1.0})
+    corpus = read(data_with_video, {"video": 3.0, "iso_train": 1.0})
     assert [thin.axes for thin in corpus] == [(0,), (0,), (0, 1, 2)]
     assert corpus[0].weight == pytest.approx(3 * (16 * 20 * 24) ** 0.5)
     (tmp_path / "anything").mkdir()
     with pytest.raises(InputRefused, match=r"without a NIfTI file or a clip.*next:"):
-        load_sources(tmp_path, {"anything": 1.0})
+        read(tmp_path, {"anything": 1.0})
     (tmp_path / "anything" / "c.mkv").symlink_to(data_with_video / "video" / "c.mkv")
-    assert [thin.axes for thin in load_sources(tmp_path, {"anything": 1.0})] == [(0,)]
+    assert [thin.axes for thin in read(tmp_path, {"anything": 1.0})] == [(0,)]
 
 
 def test_without_the_package_for_clips_the_command_names_the_remedy(data_with_video, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "av", None)
     assert main(["train", "video-mr", "--data", str(data_with_video), "-o", str(tmp_path / "out")]) == 2
     said = capsys.readouterr()
-    remedy = "training needs av, which is not installed; next: pip install 'thinslice[video]'"
+    remedy = "got no av; need it for training; next: pip install 'thinslice[video]'"
     assert (said.out, said.err) == ("", f"thinslice: {remedy}\n")
     assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_without_a_model_of_the_recipe_names_the_one_it_needs(data_with_video, tmp_path):
     with pytest.raises(ModelRefused, match=r"need video-mr\.onnx"):
-        run("video-mr", data_with_video, tmp_path / "out", steps=8, start=tmp_path, report=silent)
+        run("video-mr", data_with_video, tmp_path / "out", steps=8, start_from=tmp_path, report=silent)
 
 
 def test_all_sources_are_looked_for_before_anything_is_trained(data, tmp_path):
@@ -433,8 +450,9 @@ def test_all_sources_are_looked_for_before_anything_is_trained(data, tmp_path):
 
 @pytest.mark.slow
 def test_a_resumed_run_keeps_its_length_and_leaves_what_is_done(data, tmp_path, monkeypatch):
-    (stage,) = recipes.default()
-    monkeypatch.setitem(recipes.RECIPES, "default", lambda: [replace(stage, schedule=replace(stage.schedule, steps=5))])
+    (stage,) = default.stages()
+    short = replace(stage, schedule=replace(stage.schedule, steps=5))
+    monkeypatch.setattr(default, "RECIPE", Recipe(lambda: [short]))
     (path,) = run("default", data, tmp_path, steps=2, report=silent)
     before = path.stat().st_mtime_ns
     run("default", data, tmp_path, resume=True, report=silent)
@@ -445,10 +463,10 @@ def test_a_resumed_run_keeps_its_length_and_leaves_what_is_done(data, tmp_path, 
 
 
 def test_the_papers_setting_is_a_recipe():
-    for stage in planes_paper():
+    for stage in planes_paper.stages():
         assert (stage.objective.shrinking.scanner, stage.objective.intermediate) == (0.0, 1.0)
         assert stage.objective.shrinking.sigma_vox == (0.0, 0.5)
-        network = stage.objective.make_network()
+        network = stage.network.build()
         assert not network.residual
         assert sum(p.numel() for p in network.parameters()) == pytest.approx(57_000, rel=0.08)
         assert stage.schedule.muon_rate == 0

@@ -186,8 +186,8 @@ def smearing():
     from scipy.ndimage import uniform_filter
 
     def residual(slices, geometry, position):
-        said = np.stack([uniform_filter(image, 31) for image in slices]).mean(axis=0) - slices.mean()
-        return np.repeat(said[None].astype(np.float32), len(position), axis=0)
+        far = np.stack([uniform_filter(image, 31) for image in slices]).mean(axis=0) - slices.mean()
+        return np.repeat(far[None].astype(np.float32), len(position), axis=0)
 
     return SlabModel("smearing", "cubic", residual=residual, context=1)
 

@@ -417,9 +417,7 @@ def undisturbed(tmp_path_factory):
     return train(folder), folder
 
 
-@catches(
-    "training/fit.py", 'step, spent, stop = state["step"], state["seconds"]', 'step, spent, stop = 0, state["seconds"]'
-)
+@catches("training/fit.py", 'self.stop = state["step"], state["seconds"]', 'self.stop = 0, state["seconds"]')
 @catches("training/fit.py", 'average.load_state_dict(state["average"])', "pass")
 def test_a_killed_and_resumed_training_equals_an_undisturbed_one(tmp_path, undisturbed):
     asked = []
@@ -490,12 +488,12 @@ def watched(folder, answer, resume=False, **schedule):
     """Train while somebody watches, who says when to stop: (average, steps at which there was a look, its weights)."""
     looks = []
 
-    def watch(step, average):
+    def check(step, average):
         looks.append((step, {name: weight.clone() for name, weight in average.state_dict().items()}))
         return answer(step)
 
     wish = replace(SCHEDULE, **schedule)
-    average = fit(fresh(), batches, projected_loss, folder, wish, resume, report=lambda line: None, watch=watch)
+    average = fit(fresh(), batches, projected_loss, folder, wish, resume, report=lambda line: None, check=check)
     return average, looks
 
 
@@ -516,8 +514,8 @@ def test_watching_changes_nothing(tmp_path, undisturbed):
 
 @catches(
     "training/fit.py",
-    "stop = watch is not None and watch(step, average)",
-    "stop = watch is not None and watch(step, average) and False",
+    "training.stop = check is not None and check(training.step, training.average)",
+    "training.stop = check is not None and check(training.step, training.average) and False",
 )
 @pytest.mark.parametrize("at", [0, 3])
 def test_a_watcher_can_end_it(tmp_path, at):

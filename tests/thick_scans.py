@@ -11,6 +11,9 @@ from thinslice.volume import Volume
 
 SHAPE = (64, 56, 10)
 
+SMALL = {"width": 8, "before": 1, "deep_width": 8, "deep": 1, "after": 0}
+"""Settings of a small network."""
+
 
 def texture(shape: tuple[int, ...], lengths: tuple[int, ...] = (3, 3, 3), seed: int = 0) -> np.ndarray:
     """Noise around 100, averaged over so many voxels along each axis: bright everywhere, 20 in standard deviation."""
@@ -41,7 +44,7 @@ def save_thick(path: Path, **wish: Any) -> Path:
 def small_network(**settings: Any) -> Any:
     from thinslice.networks.slab import SlabNet
 
-    return SlabNet(**({"width": 8, "before": 1, "deep_width": 8, "deep": 1, "after": 0} | settings))
+    return SlabNet(**(SMALL | settings))
 
 
 def save_start(path: Path, seed: int = 0, loud: float = 40.0) -> Path:
@@ -61,12 +64,14 @@ def save_start(path: Path, seed: int = 0, loud: float = 40.0) -> Path:
 
 def make_quick(patch: Any, steps: int = 6, **schedule: Any) -> None:
     """Let an adaptation take ``steps`` steps of the small network, one after the other, and look at every second."""
-    from thinslice.training import adapt
+    from thinslice.networks.registry import Architecture
+    from thinslice.training import validation
+    from thinslice.training.objectives import SelfSupervisedObjective
+    from thinslice.training.recipes import adapt
 
-    calm = {"rate": 3e-3, "muon_rate": 0.0, "warm_up": 1, "ema": 0.5, "save_every": 2, "side_by_side": False}
-    wish = replace(adapt.SCHEDULE, minutes=None, steps=steps, **(calm | schedule))
-    patch.setattr(adapt, "SlabNet", small_network)
-    patch.setattr(adapt, "SCHEDULE", wish)
-    for name, value in {"WATCHED": 2, "PATCHES": 2, "SIZE": 24, "SLABS": 2}.items():
-        patch.setattr(adapt, name, value)
-    patch.setattr(adapt, "_left", lambda minutes, spent: wish)
+    calm = {"rate": 6e-3, "muon_rate": 0.0, "warm_up": 1, "ema": 0.5, "save_every": 2, "side_by_side": False}
+    patch.setattr(adapt, "NETWORK", Architecture("slab", SMALL))
+    patch.setattr(adapt, "SCHEDULE", replace(adapt.SCHEDULE, **(calm | schedule)))
+    patch.setattr(adapt, "OBJECTIVE", SelfSupervisedObjective(patches=2, size=24, slabs=2))
+    patch.setattr(validation, "LEAST_BATCHES", 2)
+    patch.setattr(validation, "rest_of", lambda schedule, spent: replace(schedule, minutes=None, steps=steps))

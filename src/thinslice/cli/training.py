@@ -5,19 +5,22 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from shlex import quote
+from typing import TYPE_CHECKING
 
 from thinslice.cli.options import Parser, add_verb, path_to_write, positive, sources
 from thinslice.cli.terminal import complain, say, uninterrupted
+from thinslice.cli.words import to_options
 from thinslice.errors import InputRefused
-from thinslice.settings import PROFILES
+from thinslice.settings import PROFILES, Settings
+from thinslice.training.recipes import recipe_names
 
-NO_GROUND_TRUTH = "no-ground-truth"
-"""The recipe that learns from target scans (`thinslice.training.no_ground_truth`)."""
+if TYPE_CHECKING:  # the import would bring torch
+    from thinslice.training.stages import Recipe
 
-RECIPES = ("default", "default-large", "video-mr", "video-mr-average", "planes", "planes-paper", NO_GROUND_TRUTH)
-"""As in `thinslice.training.recipes`, and that one."""
+RECIPES = tuple(name for name in recipe_names() if name != "adapt")
+"""The recipes of ``train``; ``adapt`` has a verb of its own."""
 
-_EXTRAS = {"torch": "train", "onnx": "train", "scipy": "train", "av": "video"}
+EXTRAS = {"torch": "train", "onnx": "train", "scipy": "train", "av": "video"}
 """Which extra brings a package that is imported only where it is needed."""
 
 
@@ -53,25 +56,20 @@ def add_adapt(verbs: "argparse._SubParsersAction[Parser]") -> None:
 
 
 def adapt(arguments: argparse.Namespace) -> int:
-    """Adapt a model to thick scans; where the held-out loss does not fall, the answer is the starting model."""
+    """Adapts a model to thick scans; where the held-out loss does not fall, the answer is the starting model."""
     with _training_installed():
-        from thinslice.training.adapt import adapt as to_adapt
+        from thinslice.training.recipes.adapt import adapt as adapt_to
 
-        paths = _sources_of_all(arguments.input)
-        done = to_adapt(
-            paths,
+        done = adapt_to(
+            _find_all_sources(arguments.input),
             arguments.output,
-            start=arguments.model,
+            _settings(arguments, model=arguments.model),
             minutes=arguments.minutes,
             per_scan=arguments.per_scan,
             resume=arguments.resume,
             overwrite=arguments.overwrite,
-            spacing_mm=arguments.spacing,
-            factor=arguments.factor,
-            thickness_mm=arguments.thickness,
-            profile=arguments.profile or "gaussian",
-            report=_hear_nothing if arguments.quiet else say,
-            complain=complain,
+            report=_say_nothing if arguments.quiet else _say,
+            complain=_complain,
         )
     if arguments.quiet:
         return 0
@@ -80,14 +78,11 @@ def adapt(arguments: argparse.Namespace) -> int:
         loss = f"held-out loss {before:.5f} -> {after:.5f} ({100 * (after / before - 1):+.1f} %)"
         verdict = loss if one.adapted else "the losses did not fall enough: this is the starting model, unchanged"
         say(f"{', '.join(one.scans)}: {one.steps} steps in {one.minutes:.1f} min; {verdict}")
-        say(f"  {'wrote' if one.new else 'left as it was:'} {one.model}")
+        if not one.new:
+            say(f"  left as it was: {one.model}")
     name = arguments.output.with_suffix("") if arguments.output.suffix == ".onnx" else arguments.output
     say(f"use it: thinslice enhance --model {quote(str(name))} -i IN -o OUT")
     return 0
-
-
-def _hear_nothing(line: str) -> None:
-    """Where nothing shall be said."""
 
 
 # ---- train
@@ -127,10 +122,18 @@ def add_train(verbs: "argparse._SubParsersAction[Parser]") -> None:
 
 
 def train(arguments: argparse.Namespace) -> int:
-    """Run a recipe; checkpoints stay after an interruption, for --resume."""
-    _check_options_of_recipe(arguments)
+    """Runs a recipe; checkpoints stay after an interruption, for --resume."""
+    if arguments.recipe not in RECIPES:
+        known = ", ".join(RECIPES)
+        raise InputRefused(
+            got=f"recipe {arguments.recipe!r}", need=f"one of {known}", next="choose one of them", code="unknown-recipe"
+        )
     with _training_installed():
-        models = [_no_ground_truth(arguments)] if arguments.recipe == NO_GROUND_TRUTH else _from_data(arguments)
+        from thinslice.training.recipes import load_recipe
+
+        recipe = load_recipe(arguments.recipe)
+        _check_options_of_recipe(arguments, from_scans=recipe.train_on_scans is not None)
+        models = _train_on_scans(recipe, arguments) if recipe.train_on_scans else _train_on_data(arguments)
     family = {str(path.with_name(path.name.split(".")[0])) for path in models}
     names = [str(models[0])] if len(models) == 1 else sorted(family)
     for name in names:
@@ -138,32 +141,33 @@ def train(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _check_options_of_recipe(arguments: argparse.Namespace) -> None:
-    """A recipe learns from a folder of sources, or from target scans; options for the other kind are refused."""
-    if arguments.recipe not in RECIPES:
-        known = ", ".join(RECIPES)
-        raise InputRefused(f"got recipe {arguments.recipe!r}; need one of {known}; next: choose one of them")
-    of_targets = {
-        "--target": arguments.target,
-        "--keep-synthetic": arguments.keep_synthetic,
-        "--spacing": arguments.spacing,
-        "--factor": arguments.factor,
-        "--thickness": arguments.thickness,
-        "--profile": arguments.profile,
+def _check_options_of_recipe(arguments: argparse.Namespace, from_scans: bool) -> None:
+    """Refuses options for recipes of the other kind: one learns from a folder of sources, or from scans."""
+    of_scans = {
+        "target": arguments.target,
+        "keep_synthetic": arguments.keep_synthetic,
+        "spacing_mm": arguments.spacing,
+        "factor": arguments.factor,
+        "thickness_mm": arguments.thickness,
+        "profile": arguments.profile,
     }
-    of_data = {"--data": arguments.data, "--add-source": arguments.add_source}
-    targeted = arguments.recipe == NO_GROUND_TRUTH
-    wanted, other = ("--target", of_data) if targeted else ("--data", of_targets)
+    of_data = {"data": arguments.data, "add_source": arguments.add_source}
+    wanted, other = ("target", of_data) if from_scans else ("data", of_scans)
     for option, value in other.items():
         if value:
-            raise InputRefused(f"got {option} for {arguments.recipe}; need {wanted}; next: leave {option} out")
-    if not (of_targets if targeted else of_data)[wanted]:
-        what = "thick scans" if targeted else "a folder with the recipe's source folders"
-        raise InputRefused(f"got no {wanted}; need {what}; next: add {wanted}")
+            raise InputRefused(
+                got=f"`{option}` for {arguments.recipe}",
+                need=f"`{wanted}`",
+                next=f"leave `{option}` out",
+                code="option-of-another-recipe",
+            )
+    if not (of_scans if from_scans else of_data)[wanted]:
+        what = "thick scans" if from_scans else "a folder with the recipe's source folders"
+        raise InputRefused(got=f"no `{wanted}`", need=what, next=f"add `{wanted}`", code="option-missing")
 
 
-def _from_data(arguments: argparse.Namespace) -> list[Path]:
-    from thinslice.training.recipes import run
+def _train_on_data(arguments: argparse.Namespace) -> list[Path]:
+    from thinslice.training.runner import train as run
 
     return run(
         arguments.recipe,
@@ -171,74 +175,103 @@ def _from_data(arguments: argparse.Namespace) -> list[Path]:
         arguments.output,
         resume=arguments.resume,
         minutes=arguments.minutes,
-        start=None if arguments.start_from is None else Path(arguments.start_from),
         steps=arguments.steps,
-        more_sources=arguments.add_source,
-        report=say,
+        start_from=None if arguments.start_from is None else Path(arguments.start_from),
+        add_source=arguments.add_source,
+        report=_say,
     )
 
 
-def _no_ground_truth(arguments: argparse.Namespace) -> Path:
-    from thinslice.training.no_ground_truth import Wish, run
-
-    wish = Wish(arguments.spacing, arguments.factor, arguments.thickness, arguments.profile or "gaussian")
-    return run(
-        _sources_of_all(arguments.target),
+def _train_on_scans(recipe: "Recipe", arguments: argparse.Namespace) -> list[Path]:
+    assert recipe.train_on_scans is not None
+    model: Path = recipe.train_on_scans(
+        _find_all_sources(arguments.target),
         arguments.output,
-        wish,
-        start=arguments.start_from,
+        _settings(arguments),
+        start_from=arguments.start_from,
         resume=arguments.resume,
         minutes=arguments.minutes,
         steps=arguments.steps,
         keep_synthetic=arguments.keep_synthetic,
-        report=say,
-        complain=complain,
+        report=_say,
+        complain=_complain,
     )
+    return [model]
 
 
 # ---- what both need
 
 
 def _add_acquisition(verb: argparse.ArgumentParser, recipe: str = "") -> None:
-    """How scans are made thin that a model learns from."""
-    wish = verb.add_mutually_exclusive_group()
+    """Adds the options for how scans are made thin that a model learns from."""
+    distance = verb.add_mutually_exclusive_group()
     number = positive(float)
-    wish.add_argument("--spacing", type=number, metavar="MM", help=f"{recipe}slice spacing you will ask enhance for")
-    wish.add_argument("--factor", type=number, metavar="K", help=f"{recipe}or number of times closer slices")
+    distance.add_argument(
+        "--spacing", type=number, metavar="MM", help=f"{recipe}slice spacing you will ask enhance for"
+    )
+    distance.add_argument("--factor", type=number, metavar="K", help=f"{recipe}or number of times closer slices")
     verb.add_argument(
         "--thickness", type=number, metavar="MM", help=f"{recipe}slice thickness of all scans; default: as in enhance"
     )
-    verb.add_argument("--profile", choices=PROFILES, help=f"{recipe}slice profile (default: gaussian)")
+    verb.add_argument("--profile", choices=PROFILES, help=f"{recipe}slice profile; default: not known, taken for a box")
 
 
-def _sources_of_all(wishes: Sequence[Path]) -> list[Path]:
-    """The scans at some paths, each once."""
+def _settings(arguments: argparse.Namespace, model: str = "default") -> Settings:
+    """Returns what the options of `_add_acquisition` ask for."""
+    return Settings(
+        model=model,
+        spacing_mm=arguments.spacing,
+        factor=arguments.factor,
+        thickness_mm=arguments.thickness,
+        profile=arguments.profile,
+    )
+
+
+def _find_all_sources(paths: Sequence[Path]) -> list[Path]:
+    """Returns the scans at some paths, each once."""
     from thinslice.io.outputs import unique_names
 
-    labels = unique_names(wishes)
-    return list(dict.fromkeys(path for wish in labels for path in _sources_or_none(wish, labels[wish])))
+    labels = unique_names(paths)
+    return list(dict.fromkeys(found for path in labels for found in _find_sources(path, labels[path])))
 
 
-def _sources_or_none(path: Path, label: str) -> list[Path]:
-    """The scans at a path; none, after saying why, where there are none."""
+def _find_sources(path: Path, label: str) -> list[Path]:
+    """Returns the scans at a path; none, after telling why, where there are none."""
     try:
         return sources(path)
     except InputRefused as refusal:
-        complain(f"{label}: left out: {str(refusal).removeprefix(f'{path}: ')}")
+        _complain(f"{label}: left out: {str(refusal).removeprefix(f'{path}: ')}")
         return []
+
+
+def _say(line: str) -> None:
+    """Says a line in which settings are called as options are."""
+    say(to_options(line))
+
+
+def _say_nothing(line: str) -> None:
+    """Says nothing, as `--quiet` asks."""
+
+
+def _complain(line: str) -> None:
+    """Complains in a line in which settings are called as options are."""
+    complain(to_options(line))
 
 
 @contextmanager
 def _training_installed() -> Iterator[None]:
-    """Says how to install what a training needs and does not find."""
+    """Tells how to install what a training needs and does not find."""
     try:
         with uninterrupted():  # an import that is cut off half way is not repaired by another
-            import thinslice.training.recipes  # noqa: F401
+            import thinslice.training.runner  # noqa: F401
         yield
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
-        if missing not in _EXTRAS:
+        if missing not in EXTRAS:
             raise
         raise InputRefused(
-            f"training needs {missing}, which is not installed; next: pip install 'thinslice[{_EXTRAS[missing]}]'"
-        ) from None
+            got=f"no {missing}",
+            need="it for training",
+            next=f"pip install 'thinslice[{EXTRAS[missing]}]'",
+            code="missing-package",
+        ) from error

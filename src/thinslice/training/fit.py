@@ -1,6 +1,7 @@
 """One plain training loop: for every recipe, on CPU, on one GPU, and under torchrun on several."""
 
 import json
+import logging
 import math
 import os
 import time
@@ -22,8 +23,19 @@ from thinslice.io.atomic import whole_or_not
 from thinslice.networks.contract import Network
 from thinslice.training.muon import Muon
 
+logger = logging.getLogger(__name__)
+
 Trained = TypeVar("Trained", bound=Network)
+"""The network that learns."""
+
 Batch = TypeVar("Batch")
+"""What the loss is computed of."""
+
+GENTLE = 0.5
+"""Share of the full rates for weights that are already good: at the full rate they forget first (LOG.md)."""
+
+BATCHES_AHEAD = 4
+"""Batches that are made while the ones before them are learnt from."""
 
 
 @dataclass(frozen=True)
@@ -31,14 +43,19 @@ class Schedule:
     """How long and how fast.
 
     Attributes:
-        steps: of the optimiser; ``minutes``, if given, ends the run on the clock instead, and the cosine follows it.
-        rate, weight_decay: of AdamW, for the read-out.
-        muon_rate, muon_decay: of Muon, for the convolutions of the trunk. Without normalisation layers only the decay
-            bounds their singular values (by about its inverse); without it a run diverged (LOG.md).
-        batches: gradients of this many batches, each with a geometry of its own, make one step.
+        steps: of the optimiser.
+        minutes: if given, ends the training by the clock instead, and the cosine follows it.
+        rate: of AdamW, for all but the convolutions of the trunk.
+        muon_rate: of Muon, for these; 0 leaves all to AdamW.
+        muon_decay: of Muon. Without normalisation layers only the decay bounds the singular values of the kernels (by
+            about its inverse); without it a run diverged (LOG.md).
+        batches: gradients of so many batches, each with an acquisition of its own, make one step.
         warm_up: steps until the full rate.
+        weight_decay: of AdamW.
         clip: largest norm of a gradient.
         ema: decay of the averaged weights.
+        save_every: steps from one checkpoint to the next.
+        log_every: steps from one line of the log to the next.
         side_by_side: on a CPU, whether the batches of a step are computed beside each other, each by its share of the
             cores: faster than all cores at work on one, but two equal runs may differ in the last digits.
     """
@@ -57,6 +74,15 @@ class Schedule:
     log_every: int = 50
     side_by_side: bool = False
 
+    def gentle(self) -> "Schedule":
+        """Returns the schedule at the rates for weights that are good already, see `GENTLE`.
+
+        Example:
+            >>> Schedule(rate=2e-4).gentle().rate
+            0.0001
+        """
+        return replace(self, rate=GENTLE * self.rate, muon_rate=GENTLE * self.muon_rate)
+
 
 def fit(
     network: Trained,
@@ -66,74 +92,136 @@ def fit(
     schedule: Schedule,
     resume: bool = False,
     report: Callable[[str], None] = print,
-    watch: Callable[[int, Trained], bool] | None = None,
+    check: Callable[[int, Trained], bool] | None = None,
 ) -> Trained:
-    """Train and return the exponential moving average of the weights.
+    """Trains a network and returns one with the exponential moving average of its weights.
 
     Writes ``log.jsonl`` (one line per `Schedule.log_every` steps) and ``checkpoint.pt`` (replaced atomically, every
     `Schedule.save_every` steps) into ``folder``. With ``resume`` it continues from that checkpoint: a batch is a
-    function of the step, so a killed run and an undisturbed one see the same data.
+    function of its number, so a killed run and an undisturbed one see the same data.
 
     Args:
         network: trained in place; any module that can be built again from its ``settings``.
         batch_at: number of a batch -> whatever the loss expects.
         loss_of: see `thinslice.training.losses`.
-        watch: called with the step and the averaged weights before anything is learnt, whenever the checkpoint is
+        folder: of the checkpoint and the log.
+        schedule: for how long and how fast.
+        resume: go on from the checkpoint, where there is one.
+        report: receives progress lines.
+        check: called with the step and the averaged weights before anything is learnt, whenever the checkpoint is
             written, and at the end; the training ends when it answers True.
+
+    Raises:
+        InputRefused: the checkpoint is damaged.
+        OutputRefused: there is no room for the next one.
     """
     rank, world, device = join_world()
     network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload] # missing in torch's stub
-    average = _copy_of(network)
-    optimisers = _optimisers(network, schedule)
-    step, spent, stop = 0, 0.0, False
-    checkpoint = folder / "checkpoint.pt"
-    if resume and checkpoint.exists():
-        state = _load(checkpoint, device)
-        network.load_state_dict(state["network"])
-        average.load_state_dict(state["average"])
-        for optimiser, saved in zip(optimisers, state["optimisers"], strict=True):
-            optimiser.load_state_dict(saved)
-        step, spent, stop = state["step"], state["seconds"], state.get("stop", False)
-        report(f"resumed at step {step} after {spent / 60:.1f} min")
+    training = _Training(network, copy_of(network), _optimisers(network, schedule), schedule, folder)
+    resumed = resume and training.load(device)
+    if resumed:
+        report(f"resumed at step {training.step} after {training.seconds() / 60:.1f} min")
     folder.mkdir(parents=True, exist_ok=True)
     for unfinished in folder.glob(".*.part") if rank == 0 else ():  # of a run that was killed while it saved
         unfinished.unlink()
-    started = time.monotonic() - spent
+    training.started, first = time.monotonic() - training.spent_seconds, training.step
     losses: list[Tensor] = []
-    if rank == 0 and watch is not None and step == 0:
-        stop = watch(step, average)
-    numbers = _numbers(step, rank, world, schedule.batches)
+    check = check if rank == 0 else None
+    if check is not None and training.step == 0:
+        training.stop = check(0, training.average)
+    numbers = _numbers(training.step, rank, world, schedule.batches)
     ahead = _from_processes if device.type == "cuda" else _from_a_thread
-    with closing(ahead(batch_at, numbers)) as lessons, _workers(schedule, device) as workers:
-        while (progress := _agreed(_progress(step, time.monotonic() - started, schedule, stop), world, device)) < 1.0:
-            rate = _rate(step, progress, schedule)
-            batches = [next(lessons) for _ in range(schedule.batches)]
-            total = _gradients(network, batches, loss_of, device, workers)
+    with closing(ahead(batch_at, numbers)) as batches, _workers(schedule, device) as workers:
+        while (progress := _agreed(training.progress(), world, device)) < 1.0:
+            rate = _rate(training.step, progress, schedule)
+            of_step = [next(batches) for _ in range(schedule.batches)]
+            losses.append(_gradients(network, of_step, loss_of, device, workers))
             _average_gradients(network, world)
-            norm = nn.utils.clip_grad_norm_(network.parameters(), schedule.clip)
-            for optimiser in optimisers if torch.isfinite(norm) else ():
-                for group in optimiser.param_groups:
-                    group["lr"] = rate * optimiser.defaults["lr"]
-                optimiser.step()
-            _follow(average, network, min(schedule.ema, (step + 1) / (step + 10)))
-            losses.append(total)
-            step += 1
-            if rank == 0 and step % schedule.log_every == 0:
-                seconds = time.monotonic() - started
-                loss = torch.stack(losses).mean().item()
-                line = {"step": step, "seconds": round(seconds, 1), "loss": loss, "rate": rate}
-                with (folder / "log.jsonl").open("a") as log:
-                    log.write(json.dumps(line) + "\n")
-                report(f"step {step}  {seconds / 60:6.1f} min  loss {loss:.5f}")
+            training.update(rate)
+            if rank == 0 and training.step % schedule.log_every == 0:
+                training.log(torch.stack(losses).mean().item(), rate, report)
                 losses.clear()
-            if rank == 0 and step % schedule.save_every == 0:
-                stop = watch is not None and watch(step, average)
-                _save(checkpoint, network, average, optimisers, step, time.monotonic() - started, schedule, stop)
-    if rank == 0:
-        if watch is not None and step % schedule.save_every:
-            watch(step, average)
-        _save(checkpoint, network, average, optimisers, step, time.monotonic() - started, schedule, stop)
-    return average
+            if rank == 0 and training.step % schedule.save_every == 0:
+                training.stop = check is not None and check(training.step, training.average)
+                training.save()
+    if rank == 0 and (training.step > first or not resumed):  # else the checkpoint was that of the end
+        if check is not None and training.step % schedule.save_every:
+            check(training.step, training.average)
+        training.save()
+    return training.average
+
+
+@dataclass
+class _Training(Generic[Trained]):
+    """All that changes while a network is trained, and all that its checkpoint holds."""
+
+    network: Trained
+    average: Trained
+    optimisers: list[torch.optim.Optimizer]
+    schedule: Schedule
+    folder: Path
+    step: int = 0
+    stop: bool = False
+    spent_seconds: float = 0.0
+    started: float | None = None
+
+    def seconds(self) -> float:
+        """Returns the time of the training, that before its interruptions included."""
+        return self.spent_seconds if self.started is None else time.monotonic() - self.started
+
+    def progress(self) -> float:
+        """Returns the share of the training that is done; 1 where it shall end."""
+        if self.stop:
+            return 1.0
+        if self.schedule.minutes is not None:
+            return self.seconds() / 60 / self.schedule.minutes
+        return self.step / self.schedule.steps
+
+    def update(self, rate: float) -> None:
+        """Makes one step by the gradients at hand, at a share of the full rates; one that is no number is left out."""
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.schedule.clip)
+        for optimiser in self.optimisers if torch.isfinite(norm) else ():
+            for group in optimiser.param_groups:
+                group["lr"] = rate * optimiser.defaults["lr"]
+            optimiser.step()
+        _follow(self.average, self.network, min(self.schedule.ema, (self.step + 1) / (self.step + 10)))
+        self.step += 1
+
+    def log(self, loss: float, rate: float, report: Callable[[str], None]) -> None:
+        """Writes and tells one line."""
+        seconds = self.seconds()
+        line = {"step": self.step, "seconds": round(seconds, 1), "loss": loss, "rate": rate}
+        with (self.folder / "log.jsonl").open("a") as log:
+            log.write(json.dumps(line) + "\n")
+        report(f"step {self.step}  {seconds / 60:6.1f} min  loss {loss:.5f}")
+
+    def save(self) -> None:
+        """Replaces the checkpoint."""
+        state = {
+            "settings": self.network.settings,
+            "network": self.network.state_dict(),
+            "average": self.average.state_dict(),
+            "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
+            "step": self.step,
+            "seconds": self.seconds(),
+            "schedule": asdict(self.schedule),
+            "stop": self.stop,
+        }
+        save_whole(state, self.folder / "checkpoint.pt")
+
+    def load(self, device: torch.device) -> bool:
+        """Goes on from the checkpoint; returns whether there is one."""
+        checkpoint = self.folder / "checkpoint.pt"
+        if not checkpoint.exists():
+            return False
+        state = _load(checkpoint, device)
+        self.network.load_state_dict(state["network"])
+        self.average.load_state_dict(state["average"])
+        for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(saved)
+        self.step, self.spent_seconds, self.stop = state["step"], state["seconds"], state["stop"]
+        logger.debug("%s: goes on at step %d", checkpoint, self.step)
+        return True
 
 
 def _optimisers(network: nn.Module, schedule: Schedule) -> list[torch.optim.Optimizer]:
@@ -152,21 +240,14 @@ def _numbers(step: int, rank: int, world: int, batches: int) -> Iterator[int]:
         step += 1
 
 
-def _progress(step: int, seconds: float, schedule: Schedule, stop: bool) -> float:
-    if stop:
-        return 1.0
-    if schedule.minutes is not None:
-        return seconds / 60 / schedule.minutes
-    return step / schedule.steps
-
-
 def _rate(step: int, progress: float, schedule: Schedule) -> float:
     """Share of the full rate, 0 .. 1: warm-up, then cosine."""
     cosine = 0.5 * (1 + math.cos(min(progress, 1.0) * math.pi))
     return min(1.0, (step + 1) / schedule.warm_up) * max(cosine, 1e-3)
 
 
-def _copy_of(network: Trained) -> Trained:
+def copy_of(network: Trained) -> Trained:
+    """Returns a network with the same weights, on the same device, that does not learn."""
     twin = type(network)(**network.settings).to(next(network.parameters()).device)
     twin.load_state_dict(network.state_dict())
     return twin.requires_grad_(False)
@@ -177,31 +258,8 @@ def _follow(average: nn.Module, network: nn.Module, decay: float) -> None:
     torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - decay)
 
 
-def _save(
-    path: Path,
-    network: Network,
-    average: Network,
-    optimisers: list[torch.optim.Optimizer],
-    step: int,
-    seconds: float,
-    schedule: Schedule,
-    stop: bool,
-) -> None:
-    state = {
-        "settings": network.settings,
-        "network": network.state_dict(),
-        "average": average.state_dict(),
-        "optimisers": [optimiser.state_dict() for optimiser in optimisers],
-        "step": step,
-        "seconds": seconds,
-        "schedule": asdict(schedule),
-        "stop": stop,
-    }
-    save_whole(state, path)
-
-
 def _load(path: Path, device: torch.device) -> dict[str, Any]:
-    """What `_save` wrote.
+    """Returns a checkpoint.
 
     Raises:
         InputRefused: it was damaged since.
@@ -209,14 +267,18 @@ def _load(path: Path, device: torch.device) -> dict[str, Any]:
     try:
         state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
         return state
-    except Exception:  # zip, pickle and torch raise many kinds
+    except Exception as error:  # zip, pickle and torch raise many kinds
         raise InputRefused(
-            f"{path}: got a damaged checkpoint; need the whole file; next: delete its folder to begin that part anew"
-        ) from None
+            got="a damaged checkpoint",
+            need="the whole file",
+            next="delete its folder to begin that part anew",
+            place=path,
+            code="damaged-checkpoint",
+        ) from error
 
 
 def save_whole(state: Any, path: Path) -> None:
-    """What torch can save, whole or not at all.
+    """Writes what torch can save, whole or not at all.
 
     Raises:
         OutputRefused: there is no room for it, which torch says as a RuntimeError.
@@ -224,14 +286,18 @@ def save_whole(state: Any, path: Path) -> None:
     try:
         with whole_or_not(path) as temporary:
             torch.save(state, temporary)
-    except RuntimeError:
+    except RuntimeError as error:
         raise OutputRefused(
-            f"{path.parent}: got no room for a checkpoint; need some megabytes; next: free some room, and go on"
-        ) from None
+            got="no room for a checkpoint",
+            need="some megabytes",
+            next="free some room, and go on",
+            place=path.parent,
+            code="no-room",
+        ) from error
 
 
 def join_world() -> tuple[int, int, torch.device]:
-    """Rank, number of processes and device; joins the process group where torchrun started us."""
+    """Returns rank, number of processes and device; joins the process group where torchrun started us."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     rank = int(os.environ.get("RANK", "0"))
     cuda = torch.cuda.is_available()
@@ -245,7 +311,7 @@ def join_world() -> tuple[int, int, torch.device]:
 
 
 def training_length(folder: Path) -> dict[str, float]:
-    """Steps and minutes behind the checkpoint of a finished stage."""
+    """Returns the steps and minutes behind the checkpoint of a finished stage."""
     state = torch.load(folder / "checkpoint.pt", map_location="cpu", weights_only=True)
     return {"steps": state["step"], "minutes": round(state["seconds"] / 60, 1)}
 
@@ -306,7 +372,7 @@ def _agreed(progress: float, world: int, device: torch.device) -> float:
 def _from_a_thread(batch_at: Callable[[int], Batch], numbers: Iterator[int]) -> Generator[Batch, None, None]:
     """The batches of some numbers, each made while the ones before it are learnt from."""
     with ThreadPoolExecutor(max_workers=1) as pool:
-        jobs = deque(pool.submit(batch_at, next(numbers)) for _ in range(4))
+        jobs = deque(pool.submit(batch_at, next(numbers)) for _ in range(BATCHES_AHEAD))
         try:
             while True:
                 batch = jobs.popleft().result()
@@ -320,17 +386,17 @@ def _from_a_thread(batch_at: Callable[[int], Batch], numbers: Iterator[int]) -> 
 def _from_processes(batch_at: Callable[[int], Batch], numbers: Iterator[int]) -> Generator[Batch, None, None]:
     """As `_from_a_thread`, by all other cores: one thread cannot feed a GPU. Arrays come as shared tensors."""
     loader: DataLoader[Batch] = DataLoader(
-        _Lessons(batch_at),
+        _Batches(batch_at),
         batch_size=None,
         sampler=numbers,
         num_workers=max(1, torch.get_num_threads() - 1),
         collate_fn=_as_tensors,
-        multiprocessing_context="fork",  # a corpus need not be copied, nor a lesson be importable
+        multiprocessing_context="fork",  # a corpus need not be copied, nor the batches be importable
     )
     yield from loader
 
 
-class _Lessons(Dataset[Batch], Generic[Batch]):
+class _Batches(Dataset[Batch], Generic[Batch]):
     def __init__(self, batch_at: Callable[[int], Batch]) -> None:
         self.batch_at = batch_at
 

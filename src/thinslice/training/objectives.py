@@ -1,6 +1,9 @@
-"""What can be learnt: which network, from which batches, with which loss. A stage of a recipe names one of these."""
+"""What is learnt: how volumes become the batches of a training, and which loss of a network is made small.
 
-from collections.abc import Sequence
+A stage of a recipe names one of these, and the network apart from it.
+"""
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -8,74 +11,88 @@ import torch
 from torch import Tensor
 
 from thinslice.models.plane_networks import Part
-from thinslice.networks.contract import Network
+from thinslice.networks.contract import SlabNetwork
 from thinslice.networks.planes import PlaneNet
-from thinslice.networks.slab import CONTEXT, SlabNet
 from thinslice.networks.vae import SliceVae
-from thinslice.training.corpus import AcquisitionRanges, Batch, TrainingVolume, batch_at
+from thinslice.training.corpus import (
+    NEAR_FACTOR,
+    NEAR_THICKNESS,
+    AcquisitionRanges,
+    Batch,
+    TrainingVolume,
+    batch_at,
+)
 from thinslice.training.losses import intermediate_loss, projected_loss, vae_loss
 from thinslice.training.planes import PlaneBatch, Shrinking, plane_batch_at
+from thinslice.training.self_supervision import TargetScan, self_supervised_batch_at
 from thinslice.training.slices import SliceBatch, Stack, slice_batch_at
 from thinslice.training.synthesis import Synthetic, synthetic_batch_at
 
 VALID_FACTOR = (1.5, 10.0)
+"""Factors that a model of `SlabObjective` is valid for: a little inside those that it learns from, where it is sure."""
+
 VALID_THICKNESS = (0.6, 1.3)
+"""Slice thickness, relative to the slice spacing, that it is valid for; likewise."""
+
+Envelope = dict[str, Any]
+"""The inputs that a model is valid for, as its card holds them (`thinslice.models.envelope.Envelope`)."""
 
 
 class Objective(Protocol):
-    """What every task can do."""
+    """What every objective can do."""
 
-    def make_network(self) -> Network:
-        """With fresh weights."""
+    def batches(self, volumes: Sequence[Any], seed: int, network: Any) -> Callable[[int], Any]:
+        """Returns a function from the number of a batch to the batch.
 
-    def batch_at(self, step: int, seed: int, corpus: Sequence[Any]) -> Any:
-        """What is learnt from in one step: a function of the seed and the step alone."""
+        A batch depends on the seed and its number alone, so that a training that goes on sees what an undisturbed one
+        would have seen.
+
+        Args:
+            volumes: from the source of the stage.
+            seed: of all that is drawn.
+            network: that will learn from the batches; of it the shape alone is looked at.
+        """
 
     def loss(self, network: Any, batch: Any, device: torch.device) -> Tensor:
-        """What is made small."""
+        """Returns what is made small."""
 
-    @property
-    def envelope(self) -> dict[str, Any]:
-        """The inputs that the model is valid for."""
+    def envelope(self, volumes: Sequence[Any], start: Envelope | None) -> Envelope:
+        """Returns the inputs that the model is valid for.
+
+        Args:
+            volumes: that it learnt from.
+            start: the envelope of the model whose weights it began with; None for fresh ones.
+        """
 
 
 @dataclass(frozen=True)
 class SlabObjective:
-    """Learn what lies between acquired slices: `SlabNet`, `projected_loss`.
+    """Learn what lies between acquired slices: for a `SlabNetwork`, by `projected_loss`.
 
     Attributes:
-        network: settings of `SlabNet`.
         ranges: what acquisitions are drawn from.
-        patches, size, slabs: of a batch; in-plane pixels; thick slices whose thin content is predicted.
+        patches: patches of a batch.
+        size: pixels along the in-plane sides of a patch.
+        slabs: thick slices of a patch whose thin content is predicted.
     """
 
-    network: dict[str, Any] = field(default_factory=dict)
     ranges: AcquisitionRanges = field(default_factory=AcquisitionRanges)
     patches: int = 3
     size: int = 48
     slabs: int = 4
 
-    def make_network(self) -> SlabNet:
-        """With fresh weights."""
-        return SlabNet(**self.network)
+    def batches(self, volumes: Sequence[TrainingVolume], seed: int, network: SlabNetwork) -> Callable[[int], Batch]:
+        """Returns the slabs of a batch by its number, with the slices that their neighbours see."""
+        around = network.context + 1
+        return lambda number: batch_at(number, seed, volumes, self.ranges, self.patches, self.size, self.slabs, around)
 
-    def batch_at(self, step: int, seed: int, corpus: Sequence[TrainingVolume]) -> Batch:
-        """What is learnt from in one step: the slabs, and what their neighbours see."""
-        around = self.network.get("context", CONTEXT) + 1
-        return batch_at(step, seed, corpus, self.ranges, self.patches, self.size, self.slabs, around)
-
-    def loss(self, network: SlabNet, batch: Batch, device: torch.device) -> Tensor:
-        """See `projected_loss`."""
+    def loss(self, network: SlabNetwork, batch: Batch, device: torch.device) -> Tensor:
+        """Returns `projected_loss`."""
         return projected_loss(network, batch, device)
 
-    @property
-    def envelope(self) -> dict[str, Any]:
-        """The inputs that the model is valid for."""
-        return {
-            "factor": VALID_FACTOR,
-            "thickness_over_spacing": VALID_THICKNESS,
-            "profiles": ["gaussian", "box"],
-        }
+    def envelope(self, volumes: Sequence[TrainingVolume], start: Envelope | None) -> Envelope:
+        """Returns what the ranges cover."""
+        return {"factor": VALID_FACTOR, "thickness_over_spacing": VALID_THICKNESS, "profiles": ["gaussian", "box"]}
 
 
 @dataclass(frozen=True)
@@ -85,48 +102,77 @@ class SyntheticSlabObjective:
     As `SlabObjective`, but every volume is made thick as the scans were that shall be made thin.
     """
 
-    network: dict[str, Any] = field(default_factory=dict)
     patches: int = 3
     size: int = 48
     slabs: int = 4
 
-    def make_network(self) -> SlabNet:
-        """With fresh weights."""
-        return SlabNet(**self.network)
+    def batches(self, volumes: Sequence[Synthetic], seed: int, network: SlabNetwork) -> Callable[[int], Batch]:
+        """Returns the slabs of one volume by the number of the batch."""
+        around = network.context + 1
+        return lambda number: synthetic_batch_at(number, seed, volumes, self.patches, self.size, self.slabs, around)
 
-    def batch_at(self, step: int, seed: int, corpus: Sequence[Synthetic]) -> Batch:
-        """What is learnt from in one step."""
-        around = self.network.get("context", CONTEXT) + 1
-        return synthetic_batch_at(step, seed, corpus, self.patches, self.size, self.slabs, around)
-
-    def loss(self, network: SlabNet, batch: Batch, device: torch.device) -> Tensor:
-        """See `projected_loss`."""
+    def loss(self, network: SlabNetwork, batch: Batch, device: torch.device) -> Tensor:
+        """Returns `projected_loss`."""
         return projected_loss(network, batch, device)
 
-    @property
-    def envelope(self) -> dict[str, Any]:
-        """Empty: it follows from the scans, see `thinslice.training.no_ground_truth`."""
-        return {}
+    def envelope(self, volumes: Sequence[Synthetic], start: Envelope | None) -> Envelope:
+        """Returns acquisitions near those of the scans; what the start is valid for, where there is one."""
+        if start is not None:
+            return start
+        factors = [one.factor for one in volumes]
+        ratios = [one.thickness_over_spacing for one in volumes]
+        return {
+            "factor": (min(factors) * (1 - NEAR_FACTOR), max(factors) * (1 + NEAR_FACTOR)),
+            "thickness_over_spacing": (min(ratios) * (1 - NEAR_THICKNESS), max(ratios) * (1 + NEAR_THICKNESS)),
+            "profiles": sorted({one.profile for one in volumes}),
+        }
+
+
+@dataclass(frozen=True)
+class SelfSupervisedObjective:
+    """Learn from thick scans alone: directions within their slices, and their slices made thicker (Wang et al. 2024).
+
+    See `thinslice.training.self_supervision`. The attributes are those of `SlabObjective`.
+    """
+
+    patches: int = 3
+    size: int = 48
+    slabs: int = 4
+
+    def batches(self, volumes: Sequence[TargetScan], seed: int, network: SlabNetwork) -> Callable[[int], Batch]:
+        """Returns patches of one scan by the number of the batch."""
+        around = network.context + 1
+        return lambda number: self_supervised_batch_at(
+            number, seed, volumes, self.patches, self.size, self.slabs, around
+        )
+
+    def loss(self, network: SlabNetwork, batch: Batch, device: torch.device) -> Tensor:
+        """Returns `projected_loss`."""
+        return projected_loss(network, batch, device)
+
+    def envelope(self, volumes: Sequence[TargetScan], start: Envelope | None) -> Envelope:
+        """Returns what the start is valid for: an adaptation is small."""
+        return start or {}
 
 
 @dataclass(frozen=True)
 class PlaneObjective:
-    """Learn to enlarge planes by a whole factor: `PlaneNet`, `intermediate_loss` (Georgescu et al. 2020).
+    """Learn to enlarge planes by a whole factor: for a `PlaneNet`, by `intermediate_loss` (Georgescu et al. 2020).
 
     Attributes:
         part: in-plane (both axes of a slice) or depth (planes through the slices, across them).
         shrinking: how the planes are made small, and the factor.
-        network: settings of `PlaneNet` but for its scale.
         intermediate: weight of the loss on the intermediate answer; the paper's is 1.
         hounsfield: learnt from computed tomography, and valid for that alone.
-        patches, lines, size: places drawn for a batch, neighbouring planes at each, scored pixels of the small planes.
+        patches: places drawn for a batch.
+        lines: neighbouring planes at each.
+        size: scored pixels along the sides of the small planes.
         margin: pixels around those that are seen but not scored; beyond them lie zeros, which change a trained answer
             by 3e-5 of the intensity range at most (LOG.md).
     """
 
     part: Part
     shrinking: Shrinking = field(default_factory=Shrinking)
-    network: dict[str, Any] = field(default_factory=dict)
     intermediate: float = 1.0
     hounsfield: bool = False
     patches: int = 4
@@ -134,24 +180,24 @@ class PlaneObjective:
     size: int = 24
     margin: int = 6
 
-    def make_network(self) -> PlaneNet:
-        """With fresh weights."""
+    @property
+    def scale(self) -> tuple[int, int]:
+        """Returns how many times larger the network makes either axis of a plane."""
         factor = self.shrinking.factor
-        return PlaneNet((factor, factor if self.part == "in-plane" else 1), **self.network)
+        return factor, factor if self.part == "in-plane" else 1
 
-    def batch_at(self, step: int, seed: int, corpus: Sequence[TrainingVolume]) -> PlaneBatch:
-        """What is learnt from in one step."""
-        return plane_batch_at(
-            step, seed, corpus, self.part, self.shrinking, self.patches, self.lines, self.size, self.margin
+    def batches(self, volumes: Sequence[TrainingVolume], seed: int, network: PlaneNet) -> Callable[[int], PlaneBatch]:
+        """Returns small planes and large ones by the number of the batch."""
+        return lambda number: plane_batch_at(
+            number, seed, volumes, self.part, self.shrinking, self.patches, self.lines, self.size, self.margin
         )
 
     def loss(self, network: PlaneNet, batch: PlaneBatch, device: torch.device) -> Tensor:
-        """See `intermediate_loss`."""
+        """Returns `intermediate_loss`."""
         return intermediate_loss(network, batch, device, self.intermediate)
 
-    @property
-    def envelope(self) -> dict[str, Any]:
-        """The inputs that the model is valid for."""
+    def envelope(self, volumes: Sequence[TrainingVolume], start: Envelope | None) -> Envelope:
+        """Returns the one factor, and the widths of the profiles."""
         return {
             "part": self.part,
             "factor": self.shrinking.factor,
@@ -163,34 +209,28 @@ class PlaneObjective:
 
 @dataclass(frozen=True)
 class SliceObjective:
-    """Learn to make slices from short codes: `SliceVae`, `vae_loss` (stage 1 of Xuan et al. 2021).
+    """Learn to make slices from short codes: for a `SliceVae`, by `vae_loss` (stage 1 of Xuan et al. 2021).
 
     Attributes:
-        network: settings of `SliceVae`.
         sigma: how exactly slices are made again, of the intensity range.
         adversarial: 0 for a plain auto-encoder, else the weight of what makes it introspective.
-        patches, size: of a batch; pixels along their sides.
+        patches: patches of a batch.
+        size: pixels along their sides.
     """
 
-    network: dict[str, Any] = field(default_factory=dict)
     sigma: float = 0.06
     adversarial: float = 0.0
     patches: int = 16
     size: int = 64
 
-    def make_network(self) -> SliceVae:
-        """With fresh weights."""
-        return SliceVae(**self.network)
-
-    def batch_at(self, step: int, seed: int, corpus: Sequence[Stack]) -> SliceBatch:
-        """What is learnt from in one step."""
-        return slice_batch_at(step, seed, corpus, self.patches, self.size)
+    def batches(self, volumes: Sequence[Stack], seed: int, network: SliceVae) -> Callable[[int], SliceBatch]:
+        """Returns patches of slices by the number of the batch."""
+        return lambda number: slice_batch_at(number, seed, volumes, self.patches, self.size)
 
     def loss(self, network: SliceVae, batch: SliceBatch, device: torch.device) -> Tensor:
-        """See `vae_loss`."""
+        """Returns `vae_loss`."""
         return vae_loss(network, batch, device, self.sigma, self.adversarial)
 
-    @property
-    def envelope(self) -> dict[str, Any]:
-        """Empty: no model file comes of it."""
+    def envelope(self, volumes: Sequence[Stack], start: Envelope | None) -> Envelope:
+        """Returns nothing: no model file comes of it."""
         return {}

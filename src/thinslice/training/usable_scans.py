@@ -1,5 +1,6 @@
 """Thick scans that something can be learnt from: read, planned, each once; the others are named."""
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +17,26 @@ from thinslice.plan import Plan, make_plan
 from thinslice.settings import Settings
 from thinslice.volume import Volume, fingerprint
 
-LEAST_SLICES, LEAST_SIDE = 6, 48
-"""Acquired slices, and pixels of each of their sides, that there is something to learn from."""
+logger = logging.getLogger(__name__)
+
+LEAST_SLICES = 6
+"""Acquired slices that there is something to learn from: fewer do not show how neighbours follow one another."""
+
+LEAST_SIDE = 48
+"""Pixels of each side of a slice that there is something to learn from: those of a patch."""
 
 
 @dataclass(frozen=True)
 class UsableScan:
-    """A thick scan that can be learnt from, and what will be done to it."""
+    """A thick scan that can be learnt from, and what will be done to it.
+
+    Attributes:
+        label: what a message calls it.
+        path: its file or folder.
+        volume: the scan.
+        plan: how it will be made thin.
+        fingerprint: see `thinslice.volume.fingerprint`.
+    """
 
     label: str
     path: Path
@@ -31,21 +45,31 @@ class UsableScan:
     fingerprint: str
 
 
+def plan_settings(settings: Settings) -> dict[str, Any]:
+    """Returns the settings by which scans are planned that a model learns from, by their names.
+
+    Example:
+        >>> plan_settings(Settings(factor=4, profile="box"))
+        {'spacing_mm': None, 'factor': 4, 'thickness_mm': None, 'profile': 'box'}
+    """
+    return {name: getattr(settings, name) for name in ("spacing_mm", "factor", "thickness_mm", "profile")}
+
+
 def find_usable_scans(
-    paths: Sequence[Path], model: Model, wish: dict[str, Any], complain: Callable[[str], None]
+    paths: Sequence[Path], model: Model, settings: Settings, complain: Callable[[str], None]
 ) -> Iterator[UsableScan]:
-    """Every scan that can be planned, once, one after the other; the rest is named.
+    """Yields every scan that can be planned, once, one after the other; the rest is named.
 
     Args:
         paths: of the scans.
         model: that is to make them thin.
-        wish: spacing_mm, factor, thickness_mm and profile, see `thinslice.plan.make_plan`.
+        settings: how it shall do so, see `plan_settings`.
         complain: receives a line about every scan that is left out.
     """
     labels = unique_names(paths)
     found: dict[str, str] = {}
     for path, label in labels.items():
-        scan = _usable(path, label, model, wish, complain)
+        scan = _read_and_plan(path, label, model, settings, complain)
         if scan is None:
             continue
         if scan.fingerprint in found:
@@ -56,47 +80,58 @@ def find_usable_scans(
         yield scan
 
 
-def _usable(
-    path: Path, label: str, model: Model, wish: dict[str, Any], complain: Callable[[str], None]
+def no_usable_scan() -> InputRefused:
+    """Returns the refusal of scans none of which can be used."""
+    return InputRefused(
+        got="no scan that can be learnt from",
+        need="thick slices",
+        next="see the reason named for each",
+        code="no-usable-scan",
+    )
+
+
+def _read_and_plan(
+    path: Path, label: str, model: Model, settings: Settings, complain: Callable[[str], None]
 ) -> UsableScan | None:
-    """A scan and its plan, or None after saying why not."""
+    """Returns a scan and its plan, or None after telling why not."""
     try:
         volume = read(path)
         check_acquired(volume)
-        settings = Settings(
-            spacing_mm=wish["spacing_mm"],
-            factor=wish["factor"],
-            thickness_mm=wish["thickness_mm"],
-            profile=wish["profile"],
-        )
-        plan = make_plan(volume, settings, model)
+        plan = make_plan(volume, Settings(**plan_settings(settings)), model)
     except (ThinsliceError, OSError, MemoryError) as refusal:
+        logger.debug("%s cannot be used", path, exc_info=refusal)
         complain(f"{label}: left out: {one_line_reason(path, refusal)}")
         return None
     return UsableScan(label, path, volume, plan, fingerprint(volume))
 
 
 def check_large_enough(volume: Volume, plan: Plan) -> None:
-    """Refuse a scan of which there is too little to learn from.
+    """Refuses a scan of which there is too little to learn from.
 
     Raises:
         InputRefused: it is not 3-D, small, flat or not finite.
     """
     voxels = volume.voxels
     if voxels.ndim != 3:
-        raise InputRefused(f"got {voxels.ndim} axes; need a 3-D scan; next: give one volume of the series")
+        raise InputRefused(
+            got=f"{voxels.ndim} axes", need="a 3-D scan", next="give one volume of the series", code="not-3d"
+        )
     sides = sorted(n for axis, n in enumerate(voxels.shape) if axis != plan.axis)
     if plan.n_thick < LEAST_SLICES or sides[0] < LEAST_SIDE:
         raise InputRefused(
-            f"got {plan.n_thick} slices of {sides[0]} x {sides[1]} pixels; need at least {LEAST_SLICES} of "
-            f"{LEAST_SIDE} x {LEAST_SIDE} to learn from; next: leave it out, its model need not be its own"
+            got=f"{plan.n_thick} slices of {sides[0]} x {sides[1]} pixels",
+            need=f"at least {LEAST_SLICES} of {LEAST_SIDE} x {LEAST_SIDE} to learn from",
+            next="leave it out, its model need not be its own",
+            code="too-small-to-learn-from",
         )
     if not np.isfinite(voxels).all() or voxels.min() == voxels.max():
-        raise InputRefused("got an empty image or voxels that are not finite; need a scan; next: repair it")
+        raise InputRefused(
+            got="an empty image or voxels that are not finite", need="a scan", next="repair it", code="nothing-to-learn"
+        )
 
 
 def one_line_reason(path: Path, error: Exception) -> str:
-    """One line, without the name of the scan, which is said before it."""
+    """Returns one line, without the name of the scan, which is told before it."""
     if isinstance(error, MemoryError):
         return "got a scan larger than the free memory; need a smaller one; next: crop it, or use a larger machine"
     line = " ".join(str(error).split())
