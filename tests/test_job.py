@@ -150,7 +150,8 @@ def test_what_a_dead_run_left_gives_no_right_to_the_files_of_others(tmp_path, sc
     (one.stage / "scan.nii.gz").write_bytes(b"half")
     theirs = make_scan(tmp_path / "out" / "scan.nii.gz")
     before = theirs.read_bytes()
-    assert run_job(one).state == "failed"
+    outcome = run_job(one)
+    assert (outcome.state, "need a free name" in outcome.reason) == ("failed", True)
     assert theirs.read_bytes() == before
 
 

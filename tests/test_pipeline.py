@@ -26,7 +26,7 @@ def without_time(page):
     return re.sub(r'"seconds": [0-9.]+,', "", text)
 
 
-@catches("datasets/job.py", "done = enhance_volume(volume, job.settings,", "done = enhance_volume(volume, Settings(),")
+@catches("datasets/job.py", "return enhance_volume(volume, job.settings,", "return enhance_volume(volume, Settings(),")
 @catches("api.py", "        settings,\n        chosen,", "        Settings(),\n        chosen,")
 def test_every_surface_gives_the_same_answer_and_the_same_page(run, tmp_path):
     pytest.importorskip("distributed")
