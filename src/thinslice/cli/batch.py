@@ -26,11 +26,11 @@ _BAD = ("refused", "failed")
 """How a scan of a data set may end so that the exit code says so."""
 
 LONGEST_WORDS = 60
-"""Of the name of a summary, from the labels it is of."""
+"""Letters of the name of a summary, from the labels it is of: with more, a name may be too long for a file system."""
 
 
 def add_batch(verbs: "argparse._SubParsersAction[Parser]") -> None:
-    """``thinslice batch`` and its options."""
+    """Adds ``thinslice batch`` and its options."""
     verb = add_verb(verbs, "batch", batch, "enhance a whole data set, on one machine or many; goes on where it stopped")
     verb.add_argument("bids", nargs="*", metavar="BIDS_DIR OUT_DIR participant", help="a BIDS data set; as a BIDS App")
     verb.add_argument("-i", "--input", type=Path, metavar="DIR", help="or any folder of scans, with all folders in it")
@@ -88,6 +88,7 @@ def batch(arguments: argparse.Namespace) -> int:
     cores, memory_bytes = engine.cores_and_bytes()
     workers = arguments.workers or engine.choose_workers(cores, memory_bytes)
     part = engine.read_shard(arguments.shard, os.environ)
+    # A scheduler's workers share the cores among themselves, and we do not know how: one thread each is never too many.
     threads = arguments.threads or (1 if arguments.scheduler else max(1, cores // workers))
     found = _find_data_set(arguments, settings, threads, part)
     where = engine.Engine(min(workers, max(1, len(found.jobs))), arguments.scheduler, arguments.allowed_failures)
@@ -96,7 +97,7 @@ def batch(arguments: argparse.Namespace) -> int:
 
 
 class _Run:
-    """One run over a data set: what became of its scans, and what is said and written about them."""
+    """Keeps what became of the scans of one run, and says and writes it."""
 
     def __init__(
         self, arguments: argparse.Namespace, found: "Found", lines: "_ProgressLines", part: tuple[int, int]
@@ -117,7 +118,7 @@ class _Run:
         try:
             if self.jobs:
                 run(self.jobs, where, self._end, self._tell_workers)
-        except (KeyboardInterrupt, InputRefused):
+        except (KeyboardInterrupt, InputRefused):  # what is done by now is worth a summary, whatever ended the run
             self._sum_up_interrupted()
             raise
         is_written = self._sum_up()
@@ -138,14 +139,14 @@ class _Run:
         self.lines.say(f"{done} of {len(self.jobs)}, {workers if there else waiting}")
 
     def _describe(self) -> None:
-        """What BIDS wants in the folder of derivatives: early, so that a run that is killed leaves a data set too."""
+        """Writes what BIDS wants in the folder of derivatives: early, so that a run that is killed leaves it too."""
         from thinslice.datasets.bids import write_description
 
         if self.arguments.bids:
             self.lines.in_spite_of_errors(lambda: write_description(self.arguments.input, self.arguments.output))
 
     def _sum_up(self) -> bool:
-        """Whether the table and the page could be written."""
+        """Writes the table and the page; returns whether both could be written."""
         from thinslice.datasets.summary import make_table, write_page, write_table
 
         self._describe()
@@ -171,7 +172,7 @@ class _Run:
 
 
 def _check_form(arguments: argparse.Namespace) -> None:
-    """BIDS_DIR OUT_DIR participant, or -i and -o; the former becomes the latter."""
+    """Refuses anything but BIDS_DIR OUT_DIR participant, or -i and -o; the former becomes the latter."""
     if not arguments.bids:
         if arguments.input is None or arguments.output is None:
             raise InputRefused(
@@ -207,7 +208,7 @@ def _check_form(arguments: argparse.Namespace) -> None:
 
 
 def _find_data_set(arguments: argparse.Namespace, settings: "Settings", threads: int, part: tuple[int, int]) -> "Found":
-    """The scans of this shard."""
+    """Finds the scans of this shard."""
     from thinslice.datasets.bids import SUFFIXES, Choice
     from thinslice.datasets.find import Orders, find_in_bids, find_in_folder, shard, split_by_series, without_any_scan
     from thinslice.models.registry import identify, to_absolute
@@ -234,7 +235,7 @@ def _find_data_set(arguments: argparse.Namespace, settings: "Settings", threads:
 
 
 def _summary_name(arguments: argparse.Namespace, index: int, count: int) -> str:
-    """Runs of other participants, or of other parts of a data set, leave each other's summary alone."""
+    """Names the summary: runs of other participants, or of other shards, leave each other's alone."""
     labels = [f"sub-{label.removeprefix('sub-')}" for label in sorted(arguments.participant_label or ())]
     labels += [f"ses-{label.removeprefix('ses-')}" for label in sorted(arguments.session_label or ())]
     words = "-".join([*labels, *sorted(arguments.suffix or ())])
@@ -245,7 +246,7 @@ def _summary_name(arguments: argparse.Namespace, index: int, count: int) -> str:
 
 
 class _ProgressLines:
-    """One line a scan, and how far it is: on a terminal on a last line, which is wiped at the end."""
+    """Shows one line a scan, and how far it is: on a terminal on a last line, which is wiped at the end."""
 
     def __init__(self, quiet: bool) -> None:
         self.quiet, self.on_terminal = quiet, sys.stderr.isatty() and not quiet
@@ -257,22 +258,22 @@ class _ProgressLines:
         self._draw("")
 
     def say(self, text: str) -> None:
-        """A line that stays."""
+        """Shows a line that stays."""
         self.table([in_one_line(text)])
 
     def table(self, rows: "Sequence[str]") -> None:
-        """Lines that stay, as they are."""
+        """Shows lines that stay, as they are."""
         self._draw("")
         for row in [] if self.quiet else rows:
             _if_heard(say, row, sys.stdout)
 
     def complain(self, text: str) -> None:
-        """A line about what went wrong."""
+        """Shows a line about what went wrong."""
         self._draw("")
         complain(text)
 
     def in_spite_of_errors(self, write: "Callable[[], object]") -> bool:
-        """Whether something beside the answers could be written; if not, that is told, and no more."""
+        """Writes something beside the answers; returns whether it could, and says no more than why not."""
         try:
             write()
         except (OSError, ValueError) as error:
@@ -281,7 +282,7 @@ class _ProgressLines:
         return True
 
     def after(self, progress: "Progress") -> None:
-        """What became of a scan, and how far it is."""
+        """Shows what became of a scan, and how far it is."""
         left = "" if progress.seconds_left is None else f", about {_duration(progress.seconds_left)} left"
         in_log = "" if self.on_terminal or progress.done == progress.scans else left
         self.say(f"{progress.done}/{progress.scans} {_outcome_line(progress.outcome)}{in_log}")
@@ -297,7 +298,8 @@ class _ProgressLines:
 
 
 def _if_heard(tell: "Callable[[str], None]", text: str, stream: TextIO) -> None:
-    """A log whose disk is full, or a reader who has gone, ends no run of a data set; the rest goes nowhere."""
+    """Says something, if anybody listens: a log on a full disk, or a reader who has gone, ends no run."""
+    # The stream itself goes nowhere: Python would try to write what is left in its buffer once more when it ends.
     try:
         tell(text)
     except OSError:
@@ -314,7 +316,7 @@ def _outcome_line(one: "Outcome") -> str:
 
 
 def _duration(seconds: float) -> str:
-    """In the unit that a person would use."""
+    """Returns seconds in the unit that a person would use."""
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.0f} {unit}"

@@ -234,6 +234,7 @@ def check_not_raw(output: Path) -> None:
         OutputRefused: it does.
     """
     there = Path(os.path.realpath(output))
+    # The nearest description counts: derivatives may lie in raw data, and raw data in a folder of data sets.
     for root in (there, *there.parents):
         if not (root / DESCRIPTION).exists():
             continue
@@ -261,6 +262,7 @@ def write_description(dataset: Path, output: Path) -> None:
         OSError: it cannot be written.
     """
     raw = read_object(dataset / DESCRIPTION)
+    # Relative, so that data set and derivatives can be moved together; readers of BIDS follow it from the output.
     link = Path(os.path.relpath(os.path.realpath(dataset), os.path.realpath(output))).as_posix()
     doi = re.search(r"10\.\d+/\S+", str(raw.get("DatasetDOI")))
     name, authors, licence = (raw.get(key) for key in ("Name", "Authors", "License"))
@@ -317,7 +319,7 @@ def _find_folders(folder: Path, prefix: str, unreadable: list[OSError]) -> list[
 
 
 def _list(folder: Path, unreadable: list[OSError]) -> list[Path]:
-    """What lies in a folder, by name; nothing where there is none. What cannot be read is added to ``unreadable``."""
+    """Returns what lies in a folder, by name. A folder that cannot be read is added to ``unreadable``."""
     try:
         return sorted(folder / name for name in os.listdir(folder))
     except (FileNotFoundError, NotADirectoryError):
@@ -335,6 +337,7 @@ def _is_ours(path: Path) -> bool:
 
 
 def _write_if_new(path: Path, text: str) -> None:
+    # Left alone where it says the same: shards of one run all come here, and others may read it meanwhile.
     content = text.encode(errors="surrogateescape")
     with suppress(OSError):
         if path.read_bytes() == content:

@@ -63,7 +63,7 @@ class Engine:
 
 @dataclass(frozen=True)
 class Progress:
-    """After a scan: how many of how many, what became of it, and the seconds that the rest will take, if known."""
+    """Says after a scan how many are done, what became of it, and the seconds that the rest will take, if known."""
 
     done: int
     scans: int
@@ -199,18 +199,18 @@ def dask_setup(_worker: Any) -> None:
 
 
 class _OutOfReach(Exception):
-    """The engine no longer answers."""
+    """Says that the engine no longer answers."""
 
 
 class _Crew:
-    """The workers that there are; ``report`` is called when the last has gone or the first come."""
+    """Counts the workers; calls ``report`` when the last has gone or the first come."""
 
     def __init__(self, client: Any, engine: Engine, clock: "_Clock", report: Callable[[int], None]) -> None:
         self.client, self.engine, self.clock, self.report = client, engine, clock, report
         self.has_workers: bool | None = None
 
     def room(self) -> int:
-        """How many scans at a time: as many as workers; where more may start when work waits, twice that."""
+        """Returns how many scans to hand out: as many as workers; where more may start when work waits, twice that."""
         if self.engine.scheduler is None:
             workers = self.clock.workers = room = self.engine.workers
         else:
@@ -241,7 +241,7 @@ def _do_all(client: Any, jobs: Sequence[Job], crew: _Crew, end: Callable[[Job, O
 
 
 def _each(client: Any, jobs: Sequence[Job], room: Callable[[], int]) -> Iterator[tuple[Job, Outcome | None]]:
-    """Every job and what became of it, None where its process has died too often; no more than ``room`` at a time.
+    """Yields every job and what became of it, None where its process died too often; at most ``room`` at a time.
 
     The engine would take all at once, but it puts several into the hands of a process, and when that dies it holds all
     of them guilty.
@@ -278,7 +278,7 @@ def _each(client: Any, jobs: Sequence[Job], room: Callable[[], int]) -> Iterator
 
 
 def _make_start() -> Callable[[bytes, str], bytes]:
-    """What a worker is asked to do, sent as it stands here.
+    """Returns what a worker is asked to do, sent as it stands here.
 
     A worker that lacks thinslice could not even read a function of ours; it would end, without a word to us.
     """
@@ -302,7 +302,7 @@ def _make_start() -> Callable[[bytes, str], bytes]:
 
 
 def _has_landed(landing: Any) -> bool:
-    """Whether a scan has, within a while."""
+    """Says whether a scan has landed, within a while."""
     until = perf_counter() + _COUNT_SECONDS
     while perf_counter() < until:
         if landing.has_ready():
@@ -312,7 +312,7 @@ def _has_landed(landing: Any) -> bool:
 
 
 def _outcome(job: Job, result: Any) -> Outcome | None:
-    """Of what the engine gives back: what a worker said, or an error, bare or as three parts."""
+    """Returns the outcome in what the engine gives back: that of a worker, or an error, bare or as three parts."""
     from distributed.scheduler import KilledWorker
 
     if isinstance(result, bytes):
@@ -391,7 +391,7 @@ def _client(engine: Engine) -> Iterator[Any]:
 
 @contextmanager
 def _held_back() -> Iterator[None]:
-    """Ctrl-C and a polite kill wait for the end; threads that start meanwhile, and their processes, hear neither."""
+    """Makes Ctrl-C and a polite kill wait; threads that start meanwhile, and their processes, hear neither."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
@@ -405,7 +405,7 @@ def _held_back() -> Iterator[None]:
 
 
 class _Clock:
-    """How long the rest will take: as long for a byte that has to be computed as for those that were.
+    """Estimates how long the rest will take: as long for a byte that has to be computed as for those that were.
 
     A scan whose answer is there is thought to be kept, others to be computed, until it is seen what becomes of such.
     """

@@ -41,7 +41,7 @@ FIGURES = "figures"
 
 @dataclass(frozen=True)
 class Orders:
-    """What holds for every scan of a run: see `thinslice.datasets.job.Job`.
+    """Says what holds for every scan of a run: see `thinslice.datasets.job.Job`.
 
     Attributes:
         settings: what is asked for.
@@ -64,7 +64,7 @@ class Orders:
 
 @dataclass(frozen=True)
 class Found:
-    """The jobs of a run, by name, and the scans that cannot be one."""
+    """Holds the jobs of a run, by name, and the scans that cannot be one."""
 
     jobs: list[Job]
     failed: list[Outcome]
@@ -133,7 +133,7 @@ def _output_holds(output: Path, what: str) -> OutputRefused:
 
 
 def _check_labels_folder(labels: Path | None, output: Path) -> None:
-    """Segmentations that go in and answers that come out have the same paths: one folder must not hold the other."""
+    """Refuses a folder of segmentations that holds the answers or lies among them: both have the scans' paths."""
     if labels is None:
         return
     if not labels.is_dir():
@@ -162,6 +162,7 @@ def without_any_scan(source: Path) -> InputRefused:
 
 def shard(found: Found, index: int, count: int) -> Found:
     """Returns every ``count``-th scan, from the ``index``-th on, counted from 1: all shards are the data set."""
+    # What cannot be done is named by one of the shards, not by each.
     first = [failed for failed in found.failed if index == 1]
     return Found(found.jobs[index - 1 :: count], first)
 
@@ -190,6 +191,7 @@ def _jobs_of_study(job: Job, output: Path, orders: Orders) -> tuple[list[Job], l
     others = [Outcome(f"{job.name}/{one.label}", "refused", one.reason) for one in study.unusable]
     if len(study.series) == 1:
         return [job], others
+    # One series is called after its folder; several get a folder of that name, and their own names in it.
     folder = job.destination.with_name(stem_of(job.destination))
     jobs = []
     for series, name in zip(study.series, names_of_series(study), strict=True):
@@ -202,7 +204,7 @@ def _jobs_of_study(job: Job, output: Path, orders: Orders) -> tuple[list[Job], l
 
 
 def _scans_below(source: Path, left_alone: Sequence[Path]) -> tuple[list[Path], list[Outcome]]:
-    """The scans, and the folders that cannot be read. Links are followed last, and each folder is searched once."""
+    """Finds the scans, and the folders that cannot be read. Links are followed last, each folder is searched once."""
     others = [os.path.realpath(folder) for folder in left_alone]
     scans: list[Path] = []
     unreadable: list[OSError] = []
@@ -255,7 +257,7 @@ def _job_in_bids(path: Path, dataset: Path, output: Path, orders: Orders) -> Job
 
 
 def _job(path: Path, name: str, target: Path, drawn: Path, places: dict[str, Any], orders: Orders) -> Job:
-    """The job of one scan; ``drawn``: where its segmentation lies in the folder of these."""
+    """Makes the job of one scan; ``drawn`` is where its segmentation lies in the folder of these."""
     return Job(
         name=name,
         source=path,
@@ -272,7 +274,7 @@ def _job(path: Path, name: str, target: Path, drawn: Path, places: dict[str, Any
 
 
 def _places(target: Path, output: Path) -> dict[str, Any]:
-    """Of a job, where all lies that may be made beside the answer."""
+    """Returns where all lies that may be made beside an answer."""
     beside = target.relative_to(output).with_name(stem_of(target))
     extras = {
         "page": output / PAGES / f"{beside}.html",
@@ -286,6 +288,7 @@ def reject_outputs_over_inputs(jobs: Sequence[Job], source: Path, output: Path) 
     """Sets aside every job that would write to the place of an input or its JSON, or by a link into their folder."""
     raw, out = os.path.realpath(source), os.path.realpath(output)
     real = _Real()
+    # A link in the output may lead anywhere; what counts is where a file would really be written.
     inputs = set()
     drawn = {os.path.realpath(job.labels.parent) for job in jobs if job.labels is not None}
     for job in jobs:
@@ -313,7 +316,7 @@ def reject_outputs_over_inputs(jobs: Sequence[Job], source: Path, output: Path) 
 
 
 class _Real:
-    """As `os.path.realpath`, but each folder is looked up once."""
+    """Finds real paths as `os.path.realpath` does, but looks up each folder once."""
 
     def __init__(self) -> None:
         self.folders: dict[str, str] = {}

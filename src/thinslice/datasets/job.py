@@ -72,7 +72,7 @@ _MOVING = "moving"
 
 @dataclass(frozen=True)
 class Job:
-    """One scan to be done.
+    """Describes one scan to be done.
 
     Attributes:
         name: what to call it: its path within the data set.
@@ -114,25 +114,25 @@ class Job:
 
     @property
     def sidecar(self) -> Path:
-        """The JSON beside the answer."""
+        """Returns the place of the JSON beside the answer."""
         found = sidecar_path(self.destination)
         assert found is not None, "a job writes a scan"
         return found
 
     @property
     def stage(self) -> Path:
-        """The hidden folder for what is unfinished."""
+        """Returns the hidden folder for what is unfinished."""
         return self.destination.with_name(f".thinslice-{stem_of(self.destination)}.part")
 
     @property
     def lock(self) -> Path:
-        """The file that one process holds while it works on this."""
+        """Returns the file that one process holds while it works on this."""
         return self.destination.with_name(f".thinslice-{stem_of(self.destination)}.lock")
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a job.
+    """Says what became of a job.
 
     Attributes:
         name, state: which, and how it ended.
@@ -201,7 +201,7 @@ def clean_up(job: Job) -> None:
 
 
 def _made_of(job: Job, series: "Series | None") -> dict[str, Any]:
-    """All that decides what the answer will be; a network is known by its hash, wherever its file lies now."""
+    """Returns all that decides the answer; a network is known by its hash, wherever its file lies now."""
     settings = job.settings.to_dict()
     if job.model_sha256 is not None:
         del settings["model"]
@@ -220,7 +220,7 @@ def _made_of(job: Job, series: "Series | None") -> dict[str, Any]:
 
 
 def _is_made_of(record: Mapping[str, Any], made_of: Mapping[str, Any]) -> bool:
-    """Whether an earlier answer, by the record in its JSON, is what would be computed now."""
+    """Says whether an earlier answer, by the record in its JSON, is what would be computed now."""
     others = made_of.keys() - {"settings"}
     if {key: record.get(key) for key in others} != {key: made_of[key] for key in others}:
         return False
@@ -247,7 +247,7 @@ def _find_labels(job: Job) -> Path:
 
 
 def _hash_of_scan(path: Path) -> str:
-    """Of the bytes of a scan, and of the JSON beside it, which tells the slice thickness.
+    """Returns a hash of the bytes of a scan, and of the JSON beside it, which tells the slice thickness.
 
     Of a header whose voxels are elsewhere, of these voxels.
     """
@@ -276,7 +276,7 @@ def _sha256(path: Path) -> str:
 
 
 def _done_earlier(job: Job, made_of: dict[str, Any]) -> Outcome | None:
-    """What the JSON tells about an answer of the very same; None where there is none, or where a part is missing."""
+    """Returns the outcome of an earlier run with the very same answer; None without one, or where a part is missing."""
     content = read_object(job.sidecar)
     record = content.get("batch")
     try:
@@ -291,6 +291,7 @@ def _done_earlier(job: Job, made_of: dict[str, Any]) -> Outcome | None:
         found = content["consistency"]
         return Outcome(
             job.name,
+            # a worker may die when its scan is done and before the leading process knows: the repetition is no "kept"
             "done" if job.run and record.get("run") == job.run else "kept",
             seconds=float(content["seconds"]),
             rms_percent=float(found["rms_percent"]),
@@ -302,7 +303,7 @@ def _done_earlier(job: Job, made_of: dict[str, Any]) -> Outcome | None:
 
 
 def _key_of(extra: Extra) -> str:
-    """What the record calls the hash of what was made beside the answer."""
+    """Returns what the record calls the hash of what was made beside the answer."""
     return {"page": "page_sha256", "figure": "figure_sha256", "labels": "thin_labels_sha256"}[extra]
 
 
@@ -316,7 +317,7 @@ def _slices(plan: Plan) -> str:
 
 @lru_cache(maxsize=2)
 def _models(name: str, sha256: str | None, threads: int) -> Callable[[Volume], Model]:
-    """The model of a name, kept by a worker for all its scans; another hash is another model."""
+    """Returns the model of a name, kept by a worker for all its scans; another hash is another model."""
     found = identify(name)
     if found != sha256:
         raise ModelRefused(
@@ -421,7 +422,7 @@ def _write_extra(extra: Extra, done: Enhanced, part: Path) -> None:
 
 
 def _series(job: Job) -> "Series | None":
-    """That of a folder with DICOM slices; None of a file."""
+    """Returns the DICOM series of the job; None where its scan is a file."""
     if not os.path.isdir(job.source):
         return None
     from thinslice.io.dicom.series import find_study
@@ -448,7 +449,7 @@ def _read(job: Job, series: "Series | None") -> Volume:
 
 
 def _inherit(volume: Volume, files: Sequence[Path]) -> Volume:
-    """With the slice thickness of the nearest file that tells it, where neither the scan nor its own JSON does."""
+    """Adds the slice thickness of the nearest file that tells it, where neither the scan nor its own JSON does."""
     for file in reversed(files):
         if volume.thickness_mm is None:
             thickness_mm, notes = thickness_in(file)
@@ -457,7 +458,7 @@ def _inherit(volume: Volume, files: Sequence[Path]) -> Volume:
 
 
 def _draw(done: Enhanced, path: Path) -> None:
-    """The small picture: one plane across the slices, as acquired and as computed, through the same place."""
+    """Draws the small picture: one plane across the slices, as acquired and as computed, through the same place."""
     volume, thin, plan = done.acquired, done.volume, done.plan
     window, centre = intensity_range(volume.voxels), find_picture_centre(volume)
     if plan.in_plane > 1:
@@ -474,7 +475,7 @@ def _draw(done: Enhanced, path: Path) -> None:
 
 
 def _save_json(path: Path, job: Job, plan: Plan, report: Report, record: dict[str, Any]) -> None:
-    """What the `Report` tells, after the facts of the job and before the record of what the answer is made of."""
+    """Writes what the `Report` tells, after the facts of the job and before the record of what it was made of."""
     facts = dict(job.facts)
     if job.resolution:
         mm = " x ".join(f"{spacing:.4g}" for spacing in plan.spacing_thin_mm)
@@ -487,7 +488,7 @@ def _save_json(path: Path, job: Job, plan: Plan, report: Report, record: dict[st
 
 
 def _part(job: Job, target: Path) -> Path:
-    """Where a file is made before it is moved: in its target's folder, or one in that, so that a rename can do it."""
+    """Returns where a file is made before it is moved: in its target's folder, or one in that; a rename can do it."""
     if target.parent == job.destination.parent:
         return job.stage / target.name
     return target.with_name(f".thinslice-{target.name}.part")
@@ -502,7 +503,7 @@ def _sweep(job: Job) -> None:
 
 
 def _to_disk(path: Path) -> None:
-    """What is renamed before it is on the disk may be empty after a power cut."""
+    """Waits until a file is on the disk: renamed before, it may be empty after a power cut."""
     with open(path, "rb+") as stream:
         os.fsync(stream.fileno())
 
@@ -524,7 +525,7 @@ def _empty(stage: Path) -> None:
 
 @contextmanager
 def _stage(job: Job) -> Iterator[Callable[[], list[Path]]]:
-    """The hidden folder is there for a while, empty.
+    """Makes the hidden folder, empty, and removes it at the end.
 
     Lends what to call before the first answer is moved into its place; it returns what an earlier answer leaves behind
     that has to go. Where the folder says that answers were being moved, an answer without its JSON is ours, left by a
@@ -533,6 +534,7 @@ def _stage(job: Job) -> Iterator[Callable[[], list[Path]]]:
     Raises:
         OutputRefused: something else has written a file of that name, before or meanwhile.
     """
+    # Deterministic, not random: what a killed run left here is found, and removed or finished, by the next.
     stage = job.stage
     torn = _is_torn(stage)
     _check_free(job, torn)
@@ -562,12 +564,12 @@ def _stage(job: Job) -> Iterator[Callable[[], list[Path]]]:
 
 
 def _moved_before(stage: Path) -> set[str]:
-    """What was made beside the answer that a run was moving when it was killed, or that it was about to remove."""
+    """Returns what was beside the answer that a run was moving when it was killed, or was about to remove."""
     return set((stage / _MOVING).read_text().split()) or {"page"}  # version 0.1 wrote no more than that
 
 
 def _record_of(job: Job) -> dict[str, Any] | None:
-    """What the JSON that is there says that the answer was made of; None where no run of a data set wrote it."""
+    """Returns what the JSON says that the answer was made of; None where no run of a data set wrote it."""
     record = read_object(job.sidecar).get("batch")
     return record if isinstance(record, dict) else None
 

@@ -85,7 +85,7 @@ def write_page(path: Path, jobs: Sequence[Job], outcomes: Sequence[Outcome], sec
 
 
 def _write(path: Path, text: str) -> None:
-    """Names of files that are no UTF-8 are shown with the codes of their bytes."""
+    """Writes a text; names of files that are no UTF-8 are shown with the codes of their bytes."""
     path.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 

@@ -158,7 +158,7 @@ def all_or_none(
 
 @contextmanager
 def _stage(folder: Path) -> Iterator[Path]:
-    """A hidden folder inside ``folder`` for a while; after a failure folders that had to be made for it vanish too."""
+    """Lends a hidden folder inside ``folder``; after a failure folders that had to be made for it vanish too."""
     missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -230,7 +230,7 @@ def folder_in_place(path: Path) -> OutputRefused:
 
 
 def _has_become(part: Path, target: Path) -> bool:
-    """Whether the part, which had been written, has the target's name now: it may have both names."""
+    """Says whether the part, which had been written, has the target's name now: it may have both names."""
     try:
         return os.path.samestat(os.lstat(part), os.lstat(target))
     except FileNotFoundError:
@@ -242,7 +242,7 @@ def _has_become(part: Path, target: Path) -> bool:
 
 @contextmanager
 def locked_folders(folders: Iterable[Path]) -> Iterator[None]:
-    """While this runs, no other run of thinslice moves outputs into one of the folders.
+    """Keeps every other run of thinslice from moving outputs into one of the folders meanwhile.
 
     All take the locks in the same order, so that no two wait for each other. Where the file system or Windows has
     none, two runs that replace the same files in the same instant can leave files of both.
@@ -255,7 +255,7 @@ def locked_folders(folders: Iterable[Path]) -> Iterator[None]:
 
 @contextmanager
 def hold_lock(path: Path, wait: bool = True) -> Iterator[None]:
-    """While this process holds the file no other does; a process that dies holds it no longer.
+    """Holds a file that no other process holds meanwhile; a process that dies holds it no longer.
 
     Folders that were made for it and are empty at the end are removed.
 
@@ -297,7 +297,7 @@ def hold_lock(path: Path, wait: bool = True) -> Iterator[None]:
 
 
 def _opened(path: Path) -> int:
-    """A file that is made where it is missing, and its folders, which another process may be about to remove."""
+    """Opens a file, made where it is missing, and its folders, which another process may be about to remove."""
     for _ in range(_MOST_TRIES):
         with suppress(FileNotFoundError, FileExistsError):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -307,7 +307,7 @@ def _opened(path: Path) -> int:
 
 
 def _is_still(held: int, path: Path) -> bool:
-    """Whether the name still is that of the open file: its last holder may have removed it while we waited."""
+    """Says whether the name still is that of the open file: its last holder may have removed it while we waited."""
     try:
         return os.path.samestat(os.fstat(held), os.stat(path))
     except OSError:
@@ -318,7 +318,7 @@ def _is_still(held: int, path: Path) -> bool:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """What a JSON file holds, if it is an object; else, and where it cannot be read, an empty one."""
+    """Returns what a JSON file holds, if it is an object; else, and where it cannot be read, an empty one."""
     try:
         content: Any = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError):
@@ -327,12 +327,17 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def is_inside(place: str, folder: str) -> bool:
-    """Whether a path is that of a folder or leads into it; both are real paths."""
+    """Says whether a path is that of a folder or leads into it; both are real paths.
+
+    Example:
+        >>> is_inside("/data/a/scan.nii", "/data/a"), is_inside("/data/ab", "/data/a")
+        (True, False)
+    """
     return place == folder or place.startswith(os.path.join(folder, ""))
 
 
 def looks_like_dicom(path: Path) -> bool:
-    """Whether a regular file says that it is DICOM, or starts as those do that were written without saying so."""
+    """Says whether a regular file is DICOM: it says so, or starts as those do that were written without saying so."""
     try:
         if not path.is_file():  # a pipe would never end
             return False

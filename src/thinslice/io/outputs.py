@@ -64,7 +64,7 @@ FIGURE_ENDINGS = (".png",)
 
 @dataclass(frozen=True)
 class Output:
-    """One file that a run will write, or the folder of a new DICOM series.
+    """Describes one file that a run will write, or the folder of a new DICOM series.
 
     Attributes:
         path: where.
@@ -134,6 +134,7 @@ def check_writable(folder: Path, names: Sequence[str] = ()) -> None:
             code="output-not-writable",
         )
     tried = folder
+    # Never under the name itself: another run that looks for it in this instant would be refused.
     try:
         with tempfile.TemporaryDirectory(prefix=HIDDEN, dir=existing) as trial:
             tried = existing
@@ -195,15 +196,16 @@ def empty_name(what: str) -> OutputRefused:
 
 
 def _voxels_of(output: Output, file: Path) -> Output:
-    """The place of the voxels of a header that will be written."""
+    """Returns the place of the voxels of a header that will be written."""
     return Output(file, f"the voxels of {output.what}", way_out=output.way_out)
 
 
 def _check_not_an_input(outputs: Sequence[Output], inputs: Iterable[Path]) -> None:
-    """No output, under whatever name or link, is one of the inputs, or the facts or voxels that lie beside one."""
+    """Refuses an output that is, under whatever name or link, an input, or the facts or voxels that lie beside one."""
     scans = dict.fromkeys(inputs)
     beside = [file for scan in scans for file in (sidecar_path(scan), voxel_file(scan)) if file is not None]
     read = [*scans, *beside]
+    # By path and by identity: a hard link has another path, and what is not there yet has no identity.
     places, files = {os.path.realpath(file) for file in read}, _identities(read)
     for output in outputs:
         if os.path.realpath(output.path) in places or _identities([output.path]) & files:
@@ -217,7 +219,7 @@ def _check_not_an_input(outputs: Sequence[Output], inputs: Iterable[Path]) -> No
 
 
 def _identities(files: Iterable[Path]) -> set[tuple[int, int]]:
-    """(device, inode) of those that exist: the same for all links to one file."""
+    """Returns (device, inode) of those that exist, which is the same for all links to one file."""
     states = [os.stat(file) for file in files if os.path.exists(file)]
     return {(state.st_dev, state.st_ino) for state in states}
 
@@ -232,7 +234,7 @@ def _check_free(output: Output, overwrite: bool) -> None:
 
 
 def _check_apart(outputs: Sequence[Output]) -> None:
-    """No two outputs share a name, and none lies in another; letter case does not count, as on Windows and macOS."""
+    """Refuses two outputs of one name, or one in another; letter case does not count, as on Windows and macOS."""
     taken: dict[str, Output] = {}
     for output in outputs:
         other = taken.setdefault(os.path.realpath(output.path).casefold(), output)
@@ -244,6 +246,7 @@ def _check_apart(outputs: Sequence[Output]) -> None:
                 place=output.path,
                 code="output-twice",
             )
+    # Anything else among the slices would be taken for somebody else's when the series is to be replaced one day.
     for output in outputs:
         folder, name = os.path.split(os.path.realpath(output.path))
         while folder != os.path.dirname(folder):
@@ -272,7 +275,7 @@ def _folder_of(output: Output) -> Path:
 
 
 def _check_series_folder(folder: Path, overwrite: bool) -> None:
-    """Free, or empty, or, to overwrite it, without anything but what a run like this one left there."""
+    """Refuses a folder that holds anything, or, to overwrite it, anything but what a run like this one left there."""
     if not os.path.lexists(folder):
         return
     if not folder.is_dir():
@@ -362,7 +365,7 @@ def _is_folder_name(typed: Path | str) -> bool:
 
 @dataclass(frozen=True)
 class ScanOutput:
-    """One scan to be made thinner, and the place of its answer.
+    """Pairs one scan that is to be made thinner with the place of its answer.
 
     Attributes:
         source: the scan that goes in.
@@ -381,17 +384,17 @@ class ScanOutput:
 
     @property
     def name(self) -> str:
-        """What to call the scan in a message."""
+        """Returns what to call the scan in a message."""
         return self.source.name if self.series is None else self.series.label
 
     @property
     def is_into_series(self) -> bool:
-        """Whether the answer is a DICOM series, one file a slice."""
+        """Says whether the answer is a DICOM series, one file a slice."""
         return sidecar_path(self.destination) is None
 
     @property
     def outputs(self) -> list[Output]:
-        """The files of the answer, for `check_outputs`."""
+        """Returns the files of the answer, for `check_outputs`."""
         endings = () if self.is_into_series else WRITABLE
         way_out = "rename one of the scans, or move it to another folder"
         return [
@@ -520,7 +523,7 @@ def _way_to_nifti(path: Path) -> str:
 
 
 def _to_path(destination: Path | str) -> Path:
-    """As a path what was typed as `output`; an empty text would otherwise mean the current folder."""
+    """Returns as a path what was typed as `output`; an empty text would otherwise mean the current folder."""
     if not str(destination):
         raise empty_name("`output`")
     return Path(destination)
@@ -579,6 +582,7 @@ def find_study(path: Path, output: Path | None = None) -> "Study | None":
         there = os.path.realpath(output)
         inside = [one for one in found.unusable if one.computed and is_inside(os.path.realpath(one.folder), there)]
         found = replace(found, unusable=tuple(one for one in found.unusable if one not in inside))
+    # A NIfTI file beside the slices is most often an answer of ours, or a segmentation: no scan of its own.
     beside = [file.name for file in sorted(path.iterdir()) if ending(file)] if path.is_dir() else []
     if beside:
         found = replace(found, notes=(*found.notes, f"{', '.join(beside)} beside the slices left alone"))
@@ -600,6 +604,7 @@ def _holds_dicom(path: Path) -> bool:
             return False
     except OSError:
         return False
+    # Deep in a study there may be a hundred thousand files: the first slice is enough to know.
     walk = ((Path(folder), files) for folder, _, files in os.walk(path, followlinks=True))
     return any(looks_like_dicom(folder / name) for folder, files in walk for name in files if not name.startswith("."))
 
@@ -663,6 +668,7 @@ def names_of_series(study: "Study", nameless: bool = False) -> list[str]:
         number = f"{one.images[0].number or 0:03d}"
         words = re.sub(r"[^A-Za-z0-9]+", "_", one.label.removeprefix(str(one.images[0].number or ""))).strip("_")
         name = number if nameless or not words else f"{number}_{words}"[:LONGEST_NAME].rstrip("_")
+        # Names may be the same, or become so where they are cut off: then they get numbers.
         times = sum(other == name or other.startswith(f"{name}-") for other in names)
         names.append(f"{name}-{times + 1}" if times else name)
     return names
