@@ -62,6 +62,7 @@ def add_study(verbs: "argparse._SubParsersAction[Parser]") -> None:
 
 def study(arguments: argparse.Namespace) -> int:
     """Makes a page that readers compare methods on, or scores what they saved."""
+    # One verb does two things; options of the one that are given to the other would be ignored silently.
     making = {"-i": arguments.input, "-o": arguments.output, "--methods": arguments.methods}
     drawing = {"--pairs": arguments.pairs, "--repeats": arguments.repeats, "--seed": arguments.seed}
     scoring = {"--key": arguments.key, "--json": arguments.json}
@@ -161,6 +162,7 @@ def _find_scans(path: Path) -> "list[Scan]":
         return [Scan(file.name, partial(read_scan, file)) for file in sources(path)]
     from thinslice.io.dicom.pixels import read_series
 
+    # A series that is no scan becomes one that cannot be read: so it is counted and named like all others.
     def refuse(reason: str) -> NoReturn:
         raise InputRefused(reason, code="unusable-series")
 

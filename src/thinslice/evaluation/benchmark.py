@@ -126,6 +126,8 @@ def simulate(
     """
     n = volume.shape[axis]
     n_thick = int(n / factor + 1e-9) if factor > 0 else 0
+    # Only what whole thick slices cover can be compared voxel by voxel: the truth is cropped to it, and the factor is
+    # what the sizes say then.
     n_thin = round(n_thick * factor)
     if n_thick < MIN_THICK or n_thin <= n_thick:
         raise PlanRefused(
@@ -274,13 +276,14 @@ def _answers(
     fuse: bool,
 ) -> Iterable[_Answer | Skip]:
     """Yields every model's answers, with and without projection, to one simulated scan."""
+    # Mask, range and place come from the truth, so that they are the same for every method.
     mask = foreground(truth.voxels)
     centre = find_picture_centre(truth)
     for (name, model), projection in product(models.items(), (True, False)):
         try:
             plan = _plan(truth, thick, axis, condition, name, model, projection, fuse and model.sha256 is not None)
         except PlanRefused as refusal:
-            if projection:  # the reason is the same without: it is told once
+            if projection:  # the reason is the same without, and is given once
                 yield Skip(case, str(refusal), axis, condition, name)
             continue
         logger.debug("%s, axis %d, %s: %s, projection %s", case, axis, condition, name, projection)
@@ -377,6 +380,7 @@ def _draw_case(truth: Volume, thick: Volume, answers: Sequence[_Answer]) -> Any:
     axis = answers[0].score.axis
     projected = [a for a in answers if a.score.projection]
     cubic = next(a for a in projected if a.score.model == REFERENCE)
+    # The first network is shown, or else the first interpolation that is not the reference.
     ours = next((a for a in projected if a.score.model_sha256), None)
     ours = ours or next((a for a in projected if a.score.model != REFERENCE), cubic)
     window = intensity_range(thick.voxels)

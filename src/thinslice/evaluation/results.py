@@ -107,6 +107,7 @@ def make_table(scores: Sequence[Score], skips: Sequence[Skip] = ()) -> str:
         groups.setdefault((score.condition, score.model, score.projection), []).append(score)
     order = list(dict.fromkeys(score.condition for score in scores))
     for (condition, model, projection), group in sorted(groups.items(), key=lambda item: order.index(item[0][0])):
+        # A case that the reference did not do, or did without any error, has no gain.
         gains = [s.psnr_db - reference[_key(s)] for s in group if np.isfinite(reference.get(_key(s), np.nan))]
         rows.append(
             (
@@ -140,6 +141,7 @@ def _key(score: Score) -> tuple[str, int, Condition]:
 
 
 def _mean(values: Iterable[float]) -> float:
+    """Returns the mean; infinite where one of the values is."""
     return float(np.mean(list(values)))
 
 

@@ -168,6 +168,8 @@ def align_axes(volume: Volume, like: Volume) -> tuple[Volume, bool]:
     directions = like.affine[:3, :3] / np.array(like.spacing_mm)
     axes = np.linalg.solve(directions, volume.affine[:3, :3])
     nearest = patient_axes(_with_origin(axes))
+    # What is left of each axis beside its nearest one, over the whole length of the scan: a small angle matters only
+    # where it moves the far end by a good part of a voxel.
     off = np.abs(axes)
     off[list(nearest), range(3)] = 0
     if (off @ (np.array(volume.shape) - 1)).max() <= ALIGNED_WITHIN_VOXELS * min(volume.spacing_mm):
@@ -240,6 +242,7 @@ def _interpolate(voxels: np.ndarray, index: np.ndarray, outside: float) -> np.nd
 
 
 def _select_all(volume: Volume, itemsize: int) -> _Selection:
+    """Returns all voxels of a volume, each for itself, in so many bytes; bytes stay bytes."""
     x, y, z = (slice(0, n) for n in volume.shape)
     return _Selection(volume, (x, y, z), (1, 1, 1), 1 if volume.voxels.dtype == np.uint8 else itemsize)
 
@@ -258,6 +261,7 @@ def _fit_into(
         selections = [replace(selection, itemsize=1) for selection in selections]
         low, high = _over_8_bits(window)
         done.append(f"shown in 8 bits over the values {low:.5g} to {high:.5g}")
+    # Cropping and 8 bits cost a reader little. Averaging does, so it comes last, and one step at a time.
     through = selections[0].volume.affine[:3, through_plane_axis(selections[0].volume)]
     while _bytes(selections) > budget_bytes and max(max(selection.shape) for selection in selections) > 1:
         selections = _make_coarser(selections, through)
@@ -273,6 +277,7 @@ def _over_8_bits(window: tuple[float, float]) -> tuple[float, float]:
 
 
 def _bytes(selections: Sequence[_Selection]) -> int:
+    """Returns the bytes that all of them take together."""
     return sum(selection.bytes for selection in selections)
 
 
@@ -295,8 +300,10 @@ def _find_foreground(volume: Volume, window: tuple[float, float]) -> np.ndarray 
         kept = np.flatnonzero(share > BACKGROUND_SHARE)
         if not len(kept):
             return None
+        # Only ends are cut off: a dark slice between bright ones stays.
         margin = int(np.ceil(MARGIN_MM / spacing))
         ends.append((max(int(kept[0]) - margin, 0), min(int(kept[-1]) + 1 + margin, len(share))))
+    # Specks of which each slice has too few to count can be many together: then nothing is cropped.
     inside = bright[tuple(slice(*pair) for pair in ends)]
     if np.count_nonzero(inside) < (1 - LOST_SHARE) * np.count_nonzero(bright):
         return None
@@ -310,6 +317,7 @@ def _find_foreground(volume: Volume, window: tuple[float, float]) -> np.ndarray 
 def _crop(selection: _Selection, box: np.ndarray) -> _Selection:
     """Returns only the voxels that reach into a box [8, 3] of millimetres; all where none does."""
     index = np.linalg.solve(selection.volume.affine, np.c_[box, np.ones(8)].T)[:3]
+    # Corners are edges of voxels, at halves; a little is added so that rounding takes no voxel that is only touched.
     low = np.floor(index.min(1) + 0.5 + 1e-6).astype(int)
     high = np.ceil(index.max(1) + 0.5 - 1e-6).astype(int)
     parts = [
@@ -327,10 +335,13 @@ def _make_coarser(selections: Sequence[_Selection], through: np.ndarray) -> list
     """
     largest = max(selections, key=lambda selection: selection.bytes)
     pairs = zip(largest.volume.spacing_mm, largest.steps, largest.shape, strict=True)
+    # An axis of one stored voxel cannot get coarser: it is taken for infinitely coarse already.
     spacing = np.array([mm * step if n > 1 else np.inf for mm, step, n in pairs])
     directions = largest.volume.affine[:3, :3] / np.array(largest.volume.spacing_mm)
     spacing[int(np.argmax(np.abs(through @ directions)))] *= 2 - 1e-3
-    axis = int(np.argmin(np.round(spacing, 4)))
+    axis = int(
+        np.argmin(np.round(spacing, 4))
+    )  # rounded, so that equal spacings are equal in every computation of them
     direction, mm = largest.volume.affine[:3, axis], largest.volume.spacing_mm[axis]
     least_mm = mm * (largest.steps[axis] + 1)
     return [_limit_spacing(selection, direction, least_mm) for selection in selections]
@@ -364,6 +375,8 @@ def _encode(selection: _Selection, window: tuple[float, float]) -> Excerpt:
     low, high, whole = _find_range(voxels)
     if whole and low >= -(2**15) and high < 2**15:
         return Excerpt(voxels.astype(np.int16), selection.affine)
+    # Fractions: 16 bits over the values, as far as these are near the window, which gets the same fine steps whatever
+    # single voxels lie far beyond it.
     width = window[1] - window[0]
     lowest, highest = low, high
     low, high = max(low, window[0] - BEYOND_WINDOW * width), min(high, window[1] + BEYOND_WINDOW * width)

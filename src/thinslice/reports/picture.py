@@ -125,6 +125,7 @@ def draw_side_by_side(rows: Sequence[Sequence[Picture]], title: str = "", long_s
         title: one line above everything.
         long_side: length of the longest side of the largest plane, in pixels.
     """
+    # One scale for all pictures: what is larger in the patient is larger on the sheet.
     scale = long_side / max(max(_size_mm(p.plane)) for row in rows for p in row)
     cells = [[render(p, scale) for p in row] for row in rows]
     width = max(max(image.width for row in cells for image in row), max(_caption_width(p) for row in rows for p in row))
@@ -211,11 +212,14 @@ def _hang(pixels: np.ndarray, affine: np.ndarray, across: int, thick_axis: int) 
     axes = [axis for axis in range(3) if axis != across]
     world = patient_axes(affine)
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    # Patient axes count from left-right by front-back to head-foot: the higher one of the two runs down the picture.
     if world[axes[0]] > world[axes[1]]:
         down, right = axes
     else:
         right, down = axes
         pixels = pixels.T
+    # Affines count towards right, front and head (RAS+), pictures from the top left: head or front goes to the top, and
+    # the patient's right, or front, to the left.
     if affine[world[down], down] > 0:
         pixels = pixels[::-1]
     if affine[world[right], right] > 0:
@@ -236,6 +240,7 @@ def _caption_width(picture: Picture) -> int:
 
 
 def _font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+    """Returns Pillow's own font, which is the same on every machine."""
     return ImageFont.load_default(size)
 
 

@@ -137,6 +137,7 @@ def write_figure(path: Path, scan: EnhancedScan) -> None:
 def interpolate_cubic(scan: EnhancedScan, progress: Callable[[float], None] = no_progress) -> Volume:
     """Returns bare cubic interpolation onto the grid of an answer, as people do it today: not projected."""
     plan = replace(scan.plan, model="cubic", model_sha256=None, projection=False, fuse=False)
+    # In the answer's own type, so that both layers are rounded alike and differ only in how they were computed.
     out = allocate(plan.shape_thin, scan.volume.voxels.dtype, Path(tempfile.gettempdir()))
     return upsample(scan.acquired, plan, interpolation("cubic"), out, progress).volume
 
@@ -222,4 +223,5 @@ def _worst_mm(found: Volume) -> tuple[float, float, float]:
 
 
 def _number(value: float) -> str:
+    """Returns a number in the scan's own units, with three digits."""
     return f"{value:.3g}"

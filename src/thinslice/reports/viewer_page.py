@@ -138,6 +138,7 @@ def write_viewer_page(
     data = _collect_data(layers, scans, overlays, maps, window, start)
     packed = [*(_pack(one, window) for one in scans), *map(_pack_map, maps)]
     text = _fill_template(title, warning, facts, all_notes, data, packed)
+    # File names may hold bytes that are no UTF-8; they are shown escaped and never stop the page.
     with whole_or_not(Path(path)) as part:
         part.write_bytes(text.encode(errors="backslashreplace"))
 
@@ -206,6 +207,8 @@ def to_display(volume: Volume, boxes: Sequence[np.ndarray]) -> np.ndarray:
     niivue slices along the axes of its world, so the world is turned to lie along the scan: each of its axes becomes
     the patient axis that it is nearest to.
     """
+    # A sheared affine has axes that are not at right angles; `solve` maps each of them onto its patient axis all the
+    # same, where a rotation could not.
     directions = volume.affine[:3, :3] / np.array(volume.spacing_mm)
     upright = np.zeros((3, 3))
     for axis, patient in enumerate(patient_axes(volume.affine)):
@@ -239,7 +242,7 @@ def _grid_in_words(volume: Volume) -> str:
 
 
 def _find_start(volume: Volume) -> tuple[float, float, float]:
-    """Patient millimetres of the middle of what is bright."""
+    """Returns the patient millimetres of the middle of what is bright."""
     x, y, z = (float(mm) for mm in (volume.affine @ [*find_picture_centre(volume), 1.0])[:3])
     return x, y, z
 
@@ -269,8 +272,10 @@ def _collect_data(
 ) -> dict[str, object]:
     """Returns what the page's program has to know besides the voxels."""
     boxes = [box_mm(one.affine, one.stored.shape) for one in scans]
+    # The page's program does no geometry of its own: it gets every matrix that it needs.
     turn = to_display(layers[0].volume, boxes)
     half = np.abs(np.concatenate(boxes) @ turn[:3, :3].T + turn[:3, 3]).max(0)
+    # The sliders for the window reach over the values of all scans, and over the window even where that is wider.
     ranges = np.array([one.value_range for one in scans])
     axis = through_plane_axis(layers[0].volume)
     return {
@@ -367,6 +372,7 @@ def _fill_template(
 
 
 def _read(name: str) -> str:
+    """Returns the text of a file of the viewer."""
     return (VIEWER / name).read_text(encoding="utf-8")
 
 
@@ -382,6 +388,7 @@ def _inside_script(text: str) -> str:
 
 def _json(data: dict[str, object]) -> str:
     """Returns JSON that cannot end the script element that it is in."""
+    # Every "<" as an escape: neither "</script" nor "<!--" can stand in it. NaN is no JSON, and a browser reads none.
     return json.dumps(data, allow_nan=False).replace("<", "\\u003c")
 
 
