@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from faults import catches
+from model_files import with_card
 from planning import plan_for
 from thinslice.compute.upsample import upsample
 from thinslice.errors import InputRefused, ModelRefused, OutputRefused, PlanRefused
@@ -13,6 +14,7 @@ from thinslice.evaluation.benchmark import evaluate, make_conditions, simulate
 from thinslice.evaluation.results import Condition, Score, Skip, make_table, write_line
 from thinslice.models.envelope import Envelope
 from thinslice.models.interpolations import interpolation
+from thinslice.models.registry import identify
 from thinslice.volume import Volume
 
 AFFINE = np.array([[0, 0, -1.1, 30], [0.9, 0, 0, -40], [0, 1.0, 0, 12], [0, 0, 0, 1.0]])
@@ -215,6 +217,15 @@ def test_a_model_outside_its_envelope_is_skipped_and_the_reference_still_scored(
     found = evaluate([tmp_path / "a.nii"], ["net"], make_conditions((4, 2)), tmp_path / "out")
     assert [(skip.model, skip.condition.factor) for skip in found.skips] == [("net", 4)]
     assert {(s.model, s.condition.factor) for s in found.scores} == {("cubic", 4), ("net", 2), ("cubic", 2)}
+
+
+@catches("evaluation/benchmark.py", "(model.sha256 is not None and model.name in INTERPOLATIONS)", "False")
+def test_a_network_that_is_called_cubic_is_not_taken_for_the_reference(scans, tmp_path):
+    file = str(with_card(tmp_path / "mine.onnx", name="cubic"))
+    scans["a.nii"] = thin_volume()
+    found = evaluate([tmp_path / "a.nii"], [file], make_conditions((2,)), tmp_path / "out")
+    hashes = {score.model: score.model_sha256 for score in found.scores}
+    assert hashes == {file: identify(file), "cubic": None}
 
 
 def test_an_infinite_psnr_is_null_in_the_results_and_never_a_number(tmp_path):

@@ -10,21 +10,20 @@ from pathlib import Path
 from threading import Thread
 
 import numpy as np
-import onnx
 import pytest
 
 import thinslice
 from data_sets import CUBIC, make_job, orders, with_page
 from faults import catches
 from make_scans import make_voxels, save_scan
+from model_files import with_card
 from test_cli import make_scan, raising
 from thick_scans import save_start, save_thick
 from thinslice.datasets import find, job
 from thinslice.datasets.job import run_job
 from thinslice.errors import InputRefused, ModelRefused
 from thinslice.io import atomic, nifti, nrrd
-from thinslice.models.engine import CARD_KEY
-from thinslice.models.registry import EMBEDDED, identify
+from thinslice.models.registry import find_model, identify
 from thinslice.settings import Settings
 
 
@@ -253,21 +252,12 @@ def test_where_thick_begins(tmp_path, model, spacing, slices, state):
     assert (tmp_path / "out").exists() == (state == "done"), "nothing is left where nothing came of it"
 
 
-def with_smallest_factor(path, smallest):
-    """The embedded network as if it were valid for other factors."""
-    network = onnx.load(EMBEDDED / "default.onnx")
-    (entry,) = [entry for entry in network.metadata_props if entry.key == CARD_KEY]
-    card = json.loads(entry.value)
-    entry.value = json.dumps(card | {"envelope": card["envelope"] | {"factor": [smallest, 10.0]}})
-    onnx.save(network, path)
-    return path
-
-
 @pytest.mark.parametrize(
     ("smallest", "spacing", "state"), [(1.2, 1.3, "done"), (1.2, 1.1, "thin"), (3.0, 2.0, "thin"), (3.0, 3.0, "done")]
 )
 def test_the_smallest_factor_is_that_of_the_model_that_is_used(tmp_path, smallest, spacing, state):
-    path = with_smallest_factor(tmp_path / "mine.onnx", smallest)
+    envelope = find_model("default").card["envelope"] | {"factor": [smallest, 10.0]}
+    path = with_card(tmp_path / "mine.onnx", envelope=envelope)
     make_scan(tmp_path / "in" / "scan.nii.gz", spacing_mm=(1.0, 1.0, spacing), shape=(20, 24, 10))
     outcome = run_job(make_job(tmp_path, settings=Settings(model=str(path))))
     assert outcome.state == state, outcome.reason

@@ -10,10 +10,10 @@ from hypothesis import given
 import thinslice
 from faults import catches
 from make_scans import save_scan
+from model_files import save_network
 from phantoms import curved, enlarging, lopsided
 from planning import plan_for
 from strategies import interpolations, scans_and_wishes
-from test_runtime import save_network
 from thinslice.compute.upsample import upsample
 from thinslice.errors import ModelRefused
 from thinslice.io.formats import read

@@ -10,10 +10,11 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from onnx import TensorProto, helper
+from onnx import helper
 from onnxruntime.capi import onnxruntime_pybind11_state as library
 
 from faults import catches
+from model_files import save_network
 from planning import plan_for
 from test_cli import make_scan
 from test_upsample import flipped, same, turned
@@ -29,19 +30,6 @@ from thinslice.models.files import load_model
 from thinslice.models.registry import EMBEDDED, find_model
 from thinslice.models.slab_network import INPUTS, SlabModel
 from thinslice.volume import Volume, through_plane_axis
-
-
-def save_network(path, card, inputs):
-    """A network that gives back the first of its inputs, as a model file with any card."""
-    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in (*sorted(inputs), "residual")]
-    graph = helper.make_graph(
-        [helper.make_node("Identity", [values[0].name], ["residual"])], "g", values[:-1], values[-1:]
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    if card is not None:
-        helper.set_model_props(model, {CARD_KEY: json.dumps(card)})
-    onnx.save(model, path)
-    return path
 
 
 def scan(shape=(40, 52, 6)):

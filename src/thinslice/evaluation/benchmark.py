@@ -30,6 +30,7 @@ from thinslice.models.protocol import Model
 from thinslice.models.registry import find_model
 from thinslice.physics.acquisition import Acquisition
 from thinslice.physics.intensity import intensity_range
+from thinslice.physics.interpolation import INTERPOLATIONS
 from thinslice.plan import Plan, make_plan
 from thinslice.reports.picture import (
     Picture,
@@ -416,11 +417,16 @@ def _error(plane: Plane, truth: Plane) -> Plane:
 
 
 def _find_models(names: Sequence[str], threads: int | None) -> dict[str, Model]:
-    """Returns the models by name, each once, with the reference; a second file of the same name has its path."""
+    """Returns the models by name, each once, with the reference.
+
+    A second file of the same name goes by its path, and so does one that is called like an interpolation: nothing but
+    cubic interpolation may be taken for the reference.
+    """
     found: dict[str, Model] = {}
     for name in dict.fromkeys([*names, REFERENCE]):
         model = find_model(name, EngineSettings(threads=threads))
-        found[name if model.name in found else model.name] = model
+        taken = model.name in found or (model.sha256 is not None and model.name in INTERPOLATIONS)
+        found[name if taken else model.name] = model
     return found
 
 
