@@ -215,9 +215,10 @@ def upper_bound(start: str, thick: dict[str, Path], arguments: argparse.Namespac
 
     from thinslice.models.registry import EMBEDDED
     from thinslice.networks.registry import Architecture
-    from thinslice.training.corpus import AcquisitionRanges, TrainingVolume, normalise
+    from thinslice.training.batches import AcquisitionRanges
     from thinslice.training.export import export, load_weights
     from thinslice.training.objectives import SlabObjective
+    from thinslice.training.volumes import TrainingVolume, normalise
 
     _one_thread_each(arguments)
     objective = SlabObjective(  # an acquisition near that of the scans, as an adaptation has it

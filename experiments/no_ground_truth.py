@@ -132,9 +132,9 @@ def _keep_wish(arguments: argparse.Namespace) -> None:
 
 def targets(where: str, data: Path) -> tuple[list[Any], list[np.ndarray]]:
     """The slices of the thick scans, and of simulated ones the thin truth [slices, h, w], which only `v` may see."""
-    from thinslice.training.corpus import normalise
     from thinslice.training.slices import make_stack
     from thinslice.training.usable_scans import UsableScan
+    from thinslice.training.volumes import normalise
 
     stacks, truths = [], []
     for path in sorted((data / ("thick" if where == "real" else "iso_train")).glob("*.nii*")):
@@ -190,8 +190,8 @@ def coder_of(where: str, coder: str, arguments: argparse.Namespace) -> Any:
 
 def corpus_of(where: str, arm: str, arguments: argparse.Namespace) -> list[Any]:
     """What an arm but `ii` learns from: volumes, each with the acquisition that it is made thick by."""
-    from thinslice.training.corpus import TrainingVolume
     from thinslice.training.synthesis import Synthetic, slices_per_acquired_slice, synthesise, synthetic_slice_positions
+    from thinslice.training.volumes import TrainingVolume
 
     stacks, truths = targets(where, arguments.data)
     coder = None if arm == "v" or arm.startswith("iii") else "plain" if arm == "iv-plain" else "introspective"
@@ -215,7 +215,7 @@ def corpus_of(where: str, arm: str, arguments: argparse.Namespace) -> list[Any]:
 
 def paired_batch_at(step: int, pairs: Sequence[tuple[Any, np.ndarray]], context: int) -> Any:
     """Real thick slices and the volume that was synthesised from them: what the product has no way to do."""
-    from thinslice.training.corpus import BLANK, THICK_SCAN_RANGES, TRIES, Batch, geometry_of_block
+    from thinslice.training.batches import BLANK, THICK_SCAN_RANGES, TRIES, Batch, geometry_of_block
 
     rng = np.random.default_rng([0, step])
     weights = np.array([volume.size**0.5 for _, volume in pairs])

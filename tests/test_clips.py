@@ -11,17 +11,10 @@ from hypothesis import strategies as st
 
 from strategies import seeds
 from thinslice.errors import InputRefused
+from thinslice.training.batches import AcquisitionRanges, Draw, batch_at, draw_geometry, draw_patch, render
 from thinslice.training.clips import FEWEST, MOST, find_clips, holds_clips, load_clips, read_clip
-from thinslice.training.corpus import (
-    AcquisitionRanges,
-    Draw,
-    TrainingVolume,
-    batch_at,
-    draw_geometry,
-    draw_patch,
-    render,
-)
 from thinslice.training.manifest import is_share_alike, provenance
+from thinslice.training.volumes import TrainingVolume
 
 pytest.importorskip("av", reason="clips are read with PyAV, which comes with thinslice[video]")
 
@@ -246,16 +239,16 @@ def test_a_manifest_that_tells_no_licence_is_refused(licensed):
 
 
 @catches(
-    "training/corpus.py",
+    "training/batches.py",
     "acquisition = Acquisition(geometry.thick_centres - low,",
     "acquisition = Acquisition(geometry.thick_centres - low + 1,",
 )
 @catches(
-    "training/corpus.py",
+    "training/batches.py",
     "thickness, phase = 1 / factor, float(rng.integers(int(factor)))",
     "thickness, phase = 1 / factor, (factor - 1) / 2",
 )
-@catches("training/corpus.py", "thickness, phase = 1 / factor, float", "thickness, phase = 2 / factor, float")
+@catches("training/batches.py", "thickness, phase = 1 / factor, float", "thickness, phase = 2 / factor, float")
 @given(seed=seeds, flip=st.booleans())
 def test_every_nth_frame_is_kept_as_it_is(seed, flip):
     corpus = [
@@ -292,7 +285,7 @@ def test_what_is_predicted_lies_inside_a_clip_of_sixteen_frames(seed, ranges):
     np.testing.assert_array_equal(np.abs(np.diff(batch.truth[0, :, 0, 0])), 1)
 
 
-@catches("training/corpus.py", 'if geometry.ends == "slices":', "if False:")
+@catches("training/batches.py", 'if geometry.ends == "slices":', "if False:")
 @given(seed=seeds)
 def test_beyond_the_ends_of_a_clip_its_outermost_kept_frame_repeats(seed):
     corpus = numbered()

@@ -829,10 +829,10 @@ def test_scans_of_one_name_and_two_threads_and_a_wild_voxel(tmp_path, monkeypatc
     assert not any(look["diverged"] for look in card["validation"].values())
 
 
-@catches("training/corpus.py", "            check_acquired(scan)\n", "            pass\n")
+@catches("training/volumes.py", "            check_acquired(scan)\n", "            pass\n")
 @pytest.mark.usefixtures("_quick")
 def test_what_was_synthesised_is_no_target_and_no_source(tmp_path, undisturbed):
-    from thinslice.training.corpus import load_thick
+    from thinslice.training.volumes import load_thick
 
     lines = []
     with pytest.raises(InputRefused, match="got no scan"):
@@ -995,7 +995,7 @@ def test_the_command_line_names_every_recipe():
     from thinslice.cli import training
     from thinslice.training.recipes import load_recipe, recipe_names
 
-    assert {*training.RECIPES, "adapt"} == set(recipe_names())
-    assert NAME in training.RECIPES
+    assert {*training._recipes(), "adapt"} == set(recipe_names())
+    assert NAME in training._recipes()
     for name in recipe_names():
         assert load_recipe(name).stages()[-1].model

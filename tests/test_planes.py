@@ -15,9 +15,9 @@ import torch
 
 from faults import catches
 from thinslice.networks.planes import PlaneNet
-from thinslice.training.corpus import TrainingVolume, normalise
 from thinslice.training.losses import intermediate_loss
-from thinslice.training.planes import Shrinking, draw_planes, plane_batch_at, render_planes
+from thinslice.training.plane_batches import Shrinking, draw_planes, plane_batch_at, render_planes
+from thinslice.training.volumes import TrainingVolume, normalise
 
 SIZE, MARGIN, LINES = 8, 3, 2
 FACTORS = st.sampled_from([2, 4])
@@ -39,7 +39,7 @@ def batches(step, part="depth", seed=0, **how):
     return plane_batch_at(step, seed, CORPUS, part, Shrinking(**how), 3, LINES, SIZE, MARGIN)
 
 
-@catches("training/planes.py", "slice(scale[0] * self.margin, -scale[0] * self.margin)", "slice(None)")
+@catches("training/plane_batches.py", "slice(scale[0] * self.margin, -scale[0] * self.margin)", "slice(None)")
 @given(step=st.integers(0, 10**6), part=PARTS, factor=FACTORS, scanner=st.sampled_from([0.0, 1.0]))
 def test_a_batch_is_a_function_of_its_number_and_fits_together(step, part, factor, scanner):
     batch, again = (batches(step, part, factor=factor, scanner=scanner) for _ in range(2))
@@ -76,7 +76,7 @@ def test_on_a_ramp_planes_interpolation_and_truth_all_say_the_position(seed, par
 
 
 @catches(
-    "training/corpus.py",
+    "training/batches.py",
     "transpose = across != min({0, 1, 2} - {axis})",
     "transpose = across == min({0, 1, 2} - {axis})",
 )

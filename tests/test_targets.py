@@ -20,7 +20,7 @@ pytest.importorskip("scipy", reason="the slices are turned with scipy, which com
 
 from faults import catches
 from thinslice.training import self_supervision
-from thinslice.training.corpus import NEAR_FACTOR, NEAR_THICKNESS, TrainingVolume, cut, geometry_of_block, normalise
+from thinslice.training.batches import NEAR_FACTOR, NEAR_THICKNESS, cut, geometry_of_block
 from thinslice.training.self_supervision import (
     CELL,
     LEAST_VOXELS,
@@ -31,6 +31,7 @@ from thinslice.training.self_supervision import (
     thicker_slices_batch_at,
 )
 from thinslice.training.usable_scans import LEAST_SIDE, LEAST_SLICES
+from thinslice.training.volumes import TrainingVolume, normalise
 
 SIZE, SLABS, AROUND = 24, 3, 2
 CUBIC = interpolation("cubic")

@@ -25,16 +25,14 @@ from thinslice.physics.acquisition import Acquisition
 from thinslice.physics.intensity import intensity_range
 from thinslice.physics.projection import project
 from thinslice.training import losses
-from thinslice.training.corpus import (
+from thinslice.training.batches import (
     AcquisitionRanges,
     Draw,
     Geometry,
-    TrainingVolume,
     batch_at,
     cut,
     draw_geometry,
     draw_patch,
-    normalise,
     render,
 )
 from thinslice.training.fit import (
@@ -47,6 +45,7 @@ from thinslice.training.fit import (
     fit,
 )
 from thinslice.training.losses import projected_loss
+from thinslice.training.volumes import TrainingVolume, normalise
 from thinslice.volume import Volume
 
 CONTEXT, SLABS, SIZE = 1, 2, 16
@@ -93,7 +92,7 @@ def test_a_batch_is_a_function_of_seed_and_step_alone(step, seed):
     same_batch(batches(step, seed), batches(step, seed))
 
 
-@catches("training/corpus.py", "if ranges.kept and rng.random() < ranges.kept:", "if rng.random() < ranges.kept:")
+@catches("training/batches.py", "if ranges.kept and rng.random() < ranges.kept:", "if rng.random() < ranges.kept:")
 def test_the_default_recipe_draws_what_it_has_always_drawn():
     """The numbers of its first draws, to six decimals: what else the ranges may be asked for leaves them alone."""
     lines = []
@@ -109,7 +108,7 @@ def test_the_default_recipe_draws_what_it_has_always_drawn():
     assert hashlib.sha256("\n".join(lines).encode()).hexdigest().startswith("56447527421a87b32360f72cd18a57ae")
 
 
-@catches("training/corpus.py", "rng = np.random.default_rng([seed, step])", "rng = np.random.default_rng(step)")
+@catches("training/batches.py", "rng = np.random.default_rng([seed, step])", "rng = np.random.default_rng(step)")
 def test_other_steps_and_seeds_are_other_batches():
     first = batches(7)
     for other in (batches(8), batches(7, seed=4)):
@@ -182,7 +181,7 @@ def test_a_patch_is_cut_from_where_the_draw_says(axis, transpose, flips, corner,
 
 
 @catches(
-    "training/corpus.py",
+    "training/batches.py",
     "position = (inner - geometry.thick_centres[0]) / geometry.factor",
     "position = (inner + 0.5 - geometry.thick_centres[0]) / geometry.factor",
 )
@@ -203,7 +202,7 @@ def test_on_a_ramp_thick_truth_and_cubic_all_say_the_position(seed, gain):
 
 
 @catches(
-    "training/corpus.py",
+    "training/batches.py",
     "acquisition = Acquisition(geometry.thick_centres - low, len(wide), fwhm, geometry.profile)",
     "acquisition = Acquisition(geometry.thick_centres - low, len(wide), geometry.factor, geometry.profile)",
 )

@@ -17,9 +17,6 @@ from thinslice.training.recipes import recipe_names
 if TYPE_CHECKING:  # the import would bring torch
     from thinslice.training.stages import Recipe
 
-RECIPES = tuple(name for name in recipe_names() if name != "adapt")
-"""The recipes of ``train``; ``adapt`` has a verb of its own."""
-
 EXTRAS = {"torch": "train", "onnx": "train", "scipy": "train", "av": "video"}
 """Which extra brings a package that is imported only where it is needed."""
 
@@ -91,7 +88,7 @@ def adapt(arguments: argparse.Namespace) -> int:
 def add_train(verbs: "argparse._SubParsersAction[Parser]") -> None:
     """``thinslice train`` and its options."""
     verb = add_verb(verbs, "train", train, "run a training recipe; ends with a model file for --model")
-    verb.add_argument("recipe", metavar="RECIPE", help=f"one of {', '.join(RECIPES)}")
+    verb.add_argument("recipe", metavar="RECIPE", help=f"one of {', '.join(_recipes())}")
     verb.add_argument("--data", type=Path, metavar="DIR", help="folder with the recipe's source folders")
     verb.add_argument(
         "--target", type=Path, nargs="+", metavar="SCANS", help="no-ground-truth: thick scans, files or folders"
@@ -123,8 +120,8 @@ def add_train(verbs: "argparse._SubParsersAction[Parser]") -> None:
 
 def train(arguments: argparse.Namespace) -> int:
     """Runs a recipe; checkpoints stay after an interruption, for --resume."""
-    if arguments.recipe not in RECIPES:
-        known = ", ".join(RECIPES)
+    if arguments.recipe not in _recipes():
+        known = ", ".join(_recipes())
         raise InputRefused(
             got=f"recipe {arguments.recipe!r}", need=f"one of {known}", next="choose one of them", code="unknown-recipe"
         )
@@ -139,6 +136,11 @@ def train(arguments: argparse.Namespace) -> int:
     for name in names:
         say(f"use it: thinslice enhance --model {quote(name)} -i IN -o OUT")
     return 0
+
+
+def _recipes() -> list[str]:
+    """Returns the names of the recipes of ``train``; ``adapt`` has a verb of its own."""
+    return [name for name in recipe_names() if name != "adapt"]
 
 
 def _check_options_of_recipe(arguments: argparse.Namespace, from_scans: bool) -> None:

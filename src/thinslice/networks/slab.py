@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from thinslice.networks.contract import SlabNetwork
 
 CONTEXT = 3
-"""Acquired slices seen on each side, unless said otherwise."""
+"""Acquired slices that the network sees on each side of the one in the middle: those of the embedded weights."""
 
 
 class Block(nn.Module):

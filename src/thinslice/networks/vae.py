@@ -15,10 +15,13 @@ from torch.nn import functional as F
 from thinslice.networks.contract import Network
 
 SLOPE = 0.2
-"""Of LeakyReLU below zero."""
+"""Slope of LeakyReLU for negative numbers, as in the first author's code."""
 
-LOWEST, HIGHEST = -12.0, 6.0
-"""Limits of the logarithm of a variance: beyond them nothing is told apart but the numbers run over."""
+LOWEST = -12.0
+"""Lower limit of the logarithm of a variance: below it all codes are exact, and the divergence runs over."""
+
+HIGHEST = 6.0
+"""Upper limit of the logarithm of a variance: above it nothing is left of a code, and its exponential runs over."""
 
 
 class ResidualBlock(nn.Module):

@@ -6,18 +6,21 @@ from pathlib import Path
 import numpy as np
 
 from thinslice.errors import InputRefused
-from thinslice.training.corpus import TrainingVolume, normalise
 from thinslice.training.manifest import UNKNOWN, is_share_alike, provenance
+from thinslice.training.volumes import TrainingVolume, normalise
 
 SUFFIXES = (".avi", ".gif", ".mkv", ".mov", ".mp4", ".webm")
+"""How the names of clips end: what open data sets of video come in."""
 
-FEWEST, MOST = 8, 256
-"""Frames of a clip: two slabs of four, which is what the recipes predict at once; and those that are read of a long
-one, from the first on."""
+FEWEST = 8
+"""Frames of a clip, at least: two slabs of four, which is what the recipes predict at once."""
+
+MOST = 256
+"""Frames that are read of a long clip, from the first on: all clips lie in memory."""
 
 
 def read_clip(path: Path, most: int | None = None) -> np.ndarray:
-    """The frames of a video as grey images, uint8 [t, h, w], 0 black and 255 white.
+    """Returns the frames of a video as grey images, uint8 [t, h, w], 0 black and 255 white.
 
     The frames come in the order in which they are shown, however far apart in time.
 
@@ -41,28 +44,36 @@ def read_clip(path: Path, most: int | None = None) -> np.ndarray:
     except av.FFmpegError as error:
         if isinstance(error, OSError):
             raise
-        raise InputRefused(_no_video(path, str(error.strerror))) from None
+        raise _no_video(path, str(error.strerror)) from error
     if not frames:
-        raise InputRefused(_no_video(path, "it holds no picture"))
+        raise _no_video(path, "it holds no picture")
     sizes = {frame.shape for frame in frames}
     if len(sizes) > 1:
         raise InputRefused(
-            f"got {path}, whose frames have {len(sizes)} sizes; need one size; next: cut it where the size changes"
+            got=f"{path}, whose frames have {len(sizes)} sizes",
+            need="one size",
+            next="cut it where the size changes",
+            code="clip-of-several-sizes",
         )
     return np.stack(frames)
 
 
-def _no_video(path: Path, why: str) -> str:
-    return f"got {path}, which cannot be read as a video ({why}); need a clip ({', '.join(SUFFIXES)}); next: remove it"
+def _no_video(path: Path, why: str) -> InputRefused:
+    return InputRefused(
+        got=f"{path}, which cannot be read as a video ({why})",
+        need=f"a clip ({', '.join(SUFFIXES)})",
+        next="remove it",
+        code="not-a-clip",
+    )
 
 
 def holds_clips(folder: Path) -> bool:
-    """Whether a folder is one of clips: it holds some, and no NIfTI."""
+    """Says whether a folder is one of clips: it holds some, and no NIfTI."""
     return bool(_clips_in(folder)) and not any(folder.glob("*.nii*"))
 
 
 def find_clips(folder: Path) -> tuple[list[Path], list[Path]]:
-    """The clips of a folder by name: those to learn from, and those left out because their licence is share-alike.
+    """Returns the clips of a folder by name: those to learn from, and those left out as their licence is share-alike.
 
     Weights are handed on, so nothing is learnt from a work that asks for its own licence in return. The licence is what
     a manifest says, see `provenance`; a clip that none names is learnt from.
@@ -78,7 +89,7 @@ def _clips_in(folder: Path) -> list[Path]:
 
 
 def load_clips(folder: Path) -> list[TrainingVolume]:
-    """Every clip of a folder but the share-alike ones: time alone may play the through-plane axis.
+    """Returns every clip of a folder but the share-alike ones: time alone may play the through-plane axis.
 
     A clip should show one scene: across a cut nothing can be learnt. Voxels are float16, which tells 8-bit greys apart
     eight times finer than they are and takes half the memory: two bytes per pixel and frame.
@@ -90,8 +101,10 @@ def load_clips(folder: Path) -> list[TrainingVolume]:
     paths, left_out = find_clips(folder)
     if not paths:
         raise InputRefused(
-            f"got {folder} without a clip to learn from ({len(left_out)} left out, whose licence is share-alike); "
-            f"need clips there ({', '.join(SUFFIXES)}); next: check --data"
+            got=f"{folder} without a clip to learn from ({len(left_out)} left out, whose licence is share-alike)",
+            need=f"clips there ({', '.join(SUFFIXES)})",
+            next="check `data`",
+            code="source-without-clips",
         )
     clips, short = [], []
     for path in paths:
@@ -102,7 +115,9 @@ def load_clips(folder: Path) -> list[TrainingVolume]:
     if short:
         named = ", ".join(short[:3]) + (", ..." if len(short) > 3 else "")
         raise InputRefused(
-            f"got {folder} with {len(short)} clips shorter than {FEWEST} frames: {named}; need {FEWEST} at least; "
-            "next: remove them"
+            got=f"{folder} with {len(short)} clips shorter than {FEWEST} frames: {named}",
+            need=f"{FEWEST} at least",
+            next="remove them",
+            code="clips-too-short",
         )
     return clips

@@ -33,7 +33,7 @@ class _Exported:
 
 
 def export(network: Network, card: dict[str, Any], path: Path) -> str:
-    """Write ``path`` (.onnx) and the card beside it (.json); returns the sha256 of the model file.
+    """Writes ``path`` (.onnx) and the card beside it (.json); returns the sha256 of the model file.
 
     Args:
         network: a `SlabNetwork` or a `PlaneNet`.
@@ -94,7 +94,7 @@ def _plane_export(network: PlaneNet) -> _Exported:
 
 
 def read_card(path: Path) -> dict[str, Any]:
-    """The card inside a model file, of whatever version; empty where there is none.
+    """Returns the card inside a model file, of whatever version; empty where there is none.
 
     Raises:
         ModelRefused: the file is no model.
@@ -109,15 +109,17 @@ def _read(path: Path) -> Any:
 
     try:
         return onnx.load(path)
-    except Exception:  # protobuf raises its own classes
+    except Exception as error:  # protobuf raises its own classes
         raise ModelRefused(
-            f"got {path}, which cannot be read as a model file; need an .onnx file written by 'thinslice train'; "
-            "next: check the path"
-        ) from None
+            got=f"{path}, which cannot be read as a model file",
+            need="an .onnx file written by 'thinslice train'",
+            next="check the path",
+            code="not-a-model-file",
+        ) from error
 
 
 def load_weights(network: Network, path: Path) -> None:
-    """Fill a network with the weights of a model file that `export` wrote, to train on from there.
+    """Fills a network with the weights of a model file that `export` wrote, to train on from there.
 
     A network that has grown since computes at first what the file does, see `Network.grown`.
 
@@ -136,16 +138,18 @@ def load_weights(network: Network, path: Path) -> None:
     missing = [name for name, weight in wanted.items() if getattr(stored.get(name), "shape", None) != weight.shape]
     beyond = [name for name in stored if name.endswith((".weight", ".bias")) and name not in wanted]
     if missing or beyond:
+        differences = f"{len(missing)} of {len(wanted)} differ, {len(beyond)} are of something it does not have"
         raise ModelRefused(
-            f"got {path}, whose weights do not fit this network "
-            f"({len(missing)} of {len(wanted)} differ, {len(beyond)} are of something it does not have); "
-            "need a model of the same recipe; next: check the path"
+            got=f"{path}, whose weights do not fit this network ({differences})",
+            need="a model of the same recipe",
+            next="check the path",
+            code="weights-of-another-network",
         )
     network.load_state_dict({name: torch.from_numpy(stored[name].copy()) for name in wanted})
 
 
 def multiply_adds(network: SlabNetwork) -> dict[str, int]:
-    """Multiply-adds of the convolutions, per pixel of an acquired slice and per voxel of the answer."""
+    """Returns the multiply-adds of the convolutions, per pixel of an acquired slice and per voxel of the answer."""
     size = 64
     counts = {"trunk": 0, "read_out": 0}
     part = "trunk"

@@ -11,8 +11,8 @@ from thinslice.models.conditioning import geometry_of, position_code
 from thinslice.networks.contract import SlabNetwork
 from thinslice.networks.planes import PlaneNet
 from thinslice.networks.vae import SliceVae, kl_divergence, mean_and_log_variance, sample_codes
-from thinslice.training.corpus import Batch, Geometry
-from thinslice.training.planes import PlaneBatch
+from thinslice.training.batches import Batch, Geometry
+from thinslice.training.plane_batches import PlaneBatch
 from thinslice.training.slices import SliceBatch
 
 MARGIN = 1.5
@@ -113,8 +113,8 @@ def residual_of(network: SlabNetwork, geometry: Geometry, thick: Tensor) -> Tens
             near = np.flatnonzero(np.abs(offset) < 1)
             if len(near):
                 code = torch.from_numpy(position_code(offset[near])).to(thick.device)
-                said = network.read_out(features[:, slab], about, code).float()
-                answer = answer.index_add(1, torch.from_numpy(near).to(thick.device), said)
+                share = network.read_out(features[:, slab], about, code).float()
+                answer = answer.index_add(1, torch.from_numpy(near).to(thick.device), share)
     return answer
 
 

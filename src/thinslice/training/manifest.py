@@ -10,11 +10,12 @@ from thinslice.errors import InputRefused
 UNKNOWN = {"licence": "unknown", "source": "unknown"}
 """Of a file that no manifest names."""
 
+# Words that mean share-alike, but not "SA" as the beginning of a longer name, as in SA-V or SA-1B.
 _SHARE_ALIKE = re.compile(r"(?:\bcc|by|\bnc)[-_ ]?sa(?!-?[a-z])|share[-_ ]?alike", re.IGNORECASE)
 
 
 def provenance(folder: Path) -> dict[str, dict[str, str]]:
-    """File name -> its licence and source, for the files of a folder that a manifest names.
+    """Returns, by the name of a file, its licence and source, for the files of a folder that a manifest names.
 
     Rows are looked for in ``folder/manifest.csv``, which may leave the folder out of the names, and in ``manifest.csv``
     of the folder above, which may not (``iso_train/a.nii.gz``). Where both name a file the source is the former's, and
@@ -38,12 +39,12 @@ def _known(folder: Path) -> dict[str, dict[str, str]]:
 
 
 def person_of(path: Path) -> str:
-    """Whose scan a file is: what a manifest says under ``subject``, else the nearest BIDS ``sub-``, else nobody else's.
+    """Returns whose scan a file is: a manifest's ``subject``, else the nearest BIDS ``sub-``, else a person of its own.
 
     Raises:
         InputRefused: see `provenance`.
     """
-    path = Path(os.path.abspath(path))  # of a name without a folder, nothing could be told
+    path = Path(os.path.abspath(path))  # a relative name may lack the folder that names the person
     labels = [found.group() for part in reversed(path.parts) if (found := re.match(r"sub-[A-Za-z0-9]+", part))]
     return _known(path.parent).get(path.name, {}).get("subject") or (labels[0] if labels else str(path))
 
@@ -56,8 +57,10 @@ def _rows(manifest: Path) -> dict[str, dict[str, str]]:
         missing = {"file", "licence"} - set(table.fieldnames or ())
         if missing:
             raise InputRefused(
-                f"got {manifest} without a column {' and '.join(sorted(missing))}; need file,licence,source; "
-                "next: complete its first line"
+                got=f"{manifest} without a column {' and '.join(sorted(missing))}",
+                need="file,licence,source",
+                next="complete its first line",
+                code="manifest-without-column",
             )
         return {
             row["file"] or "": {
@@ -70,8 +73,12 @@ def _rows(manifest: Path) -> dict[str, dict[str, str]]:
 
 
 def is_share_alike(licence: str) -> bool:
-    """Whether a licence asks that what is made from the work bears the same licence, as far as its text tells.
+    """Says whether a licence asks that what is made from the work bears the same licence, as far as its text tells.
 
-    ``CC BY-SA 4.0`` does; ``SA-V videos CC BY 4.0`` does not (SA-V is a data set's name).
+    Example:
+        >>> is_share_alike("CC BY-SA 4.0")
+        True
+        >>> is_share_alike("SA-V videos CC BY 4.0")  # SA-V is a data set's name
+        False
     """
     return _SHARE_ALIKE.search(licence) is not None

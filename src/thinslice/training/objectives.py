@@ -14,19 +14,13 @@ from thinslice.models.plane_networks import Part
 from thinslice.networks.contract import SlabNetwork
 from thinslice.networks.planes import PlaneNet
 from thinslice.networks.vae import SliceVae
-from thinslice.training.corpus import (
-    NEAR_FACTOR,
-    NEAR_THICKNESS,
-    AcquisitionRanges,
-    Batch,
-    TrainingVolume,
-    batch_at,
-)
+from thinslice.training.batches import NEAR_FACTOR, NEAR_THICKNESS, AcquisitionRanges, Batch, batch_at
 from thinslice.training.losses import intermediate_loss, projected_loss, vae_loss
-from thinslice.training.planes import PlaneBatch, Shrinking, plane_batch_at
+from thinslice.training.plane_batches import PlaneBatch, Shrinking, plane_batch_at
 from thinslice.training.self_supervision import TargetScan, self_supervised_batch_at
 from thinslice.training.slices import SliceBatch, Stack, slice_batch_at
 from thinslice.training.synthesis import Synthetic, synthetic_batch_at
+from thinslice.training.volumes import TrainingVolume
 
 VALID_FACTOR = (1.5, 10.0)
 """Factors that a model of `SlabObjective` is valid for: a little inside those that it learns from, where it is sure."""

@@ -24,19 +24,19 @@ from thinslice.physics.acquisition import Acquisition
 from thinslice.physics.intensity import intensity_range
 from thinslice.plan import Plan
 from thinslice.settings import Profile
-from thinslice.training.corpus import (
+from thinslice.training.batches import (
     BLANK,
     THICK_SCAN_RANGES,
     Batch,
     Draw,
     Geometry,
-    TrainingVolume,
     draw_patch,
     geometry_near,
     geometry_of_block,
     render,
 )
 from thinslice.training.usable_scans import LEAST_SIDE, check_large_enough
+from thinslice.training.volumes import TrainingVolume
 from thinslice.volume import Volume
 
 ANGLES = (0.0, 15.0, 30.0, 45.0, 60.0, 75.0)
@@ -45,15 +45,20 @@ ANGLES = (0.0, 15.0, 30.0, 45.0, 60.0, 75.0)
 HELD_OUT = 0.2
 """Share of what is brighter than BLANK that nothing is learnt from, at one end of the longer side of the slices."""
 
-LEAST_HELD_OUT, LEAST_LEARNT = 32, 0.5
-"""Pixels along that side that are held out at least, or a third of it, or less where not so much of what is bright
-would be left."""
+LEAST_HELD_OUT = 32
+"""Pixels along that side that are held out at least, or a third of it."""
+
+LEAST_LEARNT = 0.5
+"""Share of what is bright that is left to learn from, however little is held out then."""
 
 NARROWEST = 16
 """Pixels along that side of either part at least."""
 
-VOXELS, LEAST_VOXELS = 60_000_000, 1_600_000
-"""Thin voxels learnt from, of all scans together and of each at least; the rest of a larger scan is cut off."""
+VOXELS = 60_000_000
+"""Thin voxels learnt from, of all scans together; the rest of a larger scan is cut off. They lie in memory, turned."""
+
+LEAST_VOXELS = 1_600_000
+"""Thin voxels learnt from of each scan, at least."""
 
 THICKER = 0.25
 """Share of the lessons that are cut from the acquired slices made thicker."""
@@ -64,14 +69,20 @@ SQUARE = 1.05
 ROOM = 4
 """Thick slices that must have room along a direction to be learnt from; the longer side of the slices always is."""
 
-CELL, SLABS_SEEN = 16, 4
-"""A place is judged by 3x3 cells of this many pixels and so many acquired slices around its middle."""
+CELL = 16
+"""Pixels along the sides of a cell: a place is judged by 3x3 cells around its middle."""
+
+SLABS_SEEN = 4
+"""Acquired slices around its middle by which a place is judged: those of a patch."""
 
 BINS = (8, 4)
 """Classes of places: by the change between slices relative to that within, and by the latter."""
 
-RARELY, OFTEN = 0.02, 1.0
-"""Limits of how much more often than at random a class is drawn: what is unlike the slices is drawn less."""
+RARELY = 0.02
+"""How often a class of places is drawn at least, relative to chance: what is unlike the slices is drawn less."""
+
+OFTEN = 1.0
+"""The same at most, so that a few places that are like the slices are not all that is seen."""
 
 
 @dataclass(frozen=True)
@@ -195,8 +206,10 @@ def _split(
     count = max(counts[last], min(LEAST_HELD_OUT, n // 3, most))
     if min(count, n - count) < NARROWEST:
         raise InputRefused(
-            f"got bright voxels so close together that {min(count, n - count)} of {n} pixels show enough of them; need "
-            f"{NARROWEST} to learn from and to hold out; next: leave it out"
+            got=f"bright voxels so close together that {min(count, n - count)} of {n} pixels show enough of them",
+            need=f"{NARROWEST} to learn from and to hold out",
+            next="leave it out",
+            code="too-small-to-learn-from",
         )
     ends = (slice(begin + count, begin + n), slice(begin, begin + count))
     if last:
@@ -301,7 +314,7 @@ def _places(
             found.append((np.full(len(where), number), np.full(len(where), along), where))
     own = np.concatenate(looks)
     if not len(own) or not len(wanted):
-        raise InputRefused("got nothing but dark slices; need a scan; next: leave it out")
+        raise InputRefused(got="nothing but dark slices", need="a scan", next="leave it out", code="nothing-to-learn")
     edges = [np.quantile(np.r_[wanted[:, i], own[:, i]], np.linspace(0, 1, BINS[i] + 1)[1:-1]) for i in range(2)]
     share_wanted, share_own = _shares(wanted, edges), _shares(own, edges)
     chance = np.clip(share_wanted / np.maximum(share_own, 1e-9), RARELY, OFTEN)[_classes(own, edges)]

@@ -9,14 +9,16 @@ import numpy as np
 
 from thinslice.physics.intensity import intensity_range
 from thinslice.plan import Plan
-from thinslice.training.corpus import BLANK, TRIES
+from thinslice.training.batches import BLANK, TRIES
 from thinslice.training.manifest import UNKNOWN, person_of, provenance
 from thinslice.training.usable_scans import UsableScan, check_large_enough
 
-LOOK, ALIKE = 16, 0.6
-"""Mean slices of two scans of one kind correlate by more than ALIKE on so coarse a grid: brains of any contrast by 0.64
-to 0.99, brain, knee, pelvis, breast and spine among each other by 0.56 at most, two orthogonal stacks of a knee too."""
+LOOK = 16
+"""Pixels along the sides of the coarse grid on which mean slices of scans are compared."""
 
+ALIKE = 0.6
+"""Mean slices of two scans of one kind correlate by more than this: brains of any contrast by 0.64 to 0.99; brain,
+knee, pelvis, breast and spine among each other by 0.56 at most, two orthogonal stacks of a knee too."""
 
 LARGEST = 100.0
 """Intensity ranges beyond which a voxel is held: 16 bits hold no more than 65,504, and one would drown the others."""

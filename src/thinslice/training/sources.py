@@ -9,12 +9,12 @@ from thinslice.errors import InputRefused
 from thinslice.networks.contract import Network
 from thinslice.networks.vae import SliceVae
 from thinslice.training.clips import find_clips, holds_clips, load_clips
-from thinslice.training.corpus import TrainingVolume, load_isotropic, load_thick
 from thinslice.training.manifest import UNKNOWN, provenance
 from thinslice.training.self_supervision import TargetScan
 from thinslice.training.slices import Stack
 from thinslice.training.stages import Inputs, Stage
 from thinslice.training.synthesis import VOXELS, Synthetic, make_synthetic
+from thinslice.training.volumes import TrainingVolume, load_isotropic, load_thick
 
 CT_SHARE = 0.6
 """Share of the slices of every CT scan, from the first on, that is learnt from. Scores come from the last third."""
@@ -221,7 +221,7 @@ class ScansThemselves:
         return [target for _, target in inputs.scans]
 
     def describe(self, inputs: Inputs, volumes: Sequence[Any]) -> str:
-        """Returns nothing: which scans are learnt from has been told."""
+        """Returns nothing: which scans are learnt from is known already."""
         return ""
 
     def attribution(self, inputs: Inputs) -> dict[str, list[Any]]:

@@ -2,7 +2,7 @@
 
 Stage 1 of Xuan et al. (Pattern Recognition 2021, arXiv 2003.12627). They are realistic, but between the slices the
 anatomy is invented; so they must never be paired with the scan they come from. Here nothing can: what is learnt from is
-a `TrainingVolume`, which is made thick again by `thinslice.training.corpus.render`, and the scan is not in it.
+a `TrainingVolume`, which is made thick again by `thinslice.training.batches.render`, and the scan is not in it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,10 +14,11 @@ import torch
 from thinslice.networks.vae import SliceVae
 from thinslice.physics.interpolation import cubic_matrix, linear_matrix
 from thinslice.settings import Profile
-from thinslice.training.corpus import THICK_SCAN_RANGES, Batch, TrainingVolume, draw_patch, geometry_near, render
+from thinslice.training.batches import THICK_SCAN_RANGES, Batch, draw_patch, geometry_near, render
 from thinslice.training.losses import has_bf16
 from thinslice.training.slices import Stack
 from thinslice.training.usable_scans import LEAST_SIDE
+from thinslice.training.volumes import TrainingVolume
 from thinslice.volume import Volume, refine_affine
 
 AT_ONCE = 4

@@ -135,7 +135,7 @@ class DivergenceCheck:
         return {"records": self.records, "diverged": self.has_diverged} | back
 
     def verdict(self) -> dict[str, Any]:
-        """Returns nothing: all has been said by `validation`."""
+        """Returns nothing: `validation` holds all there is."""
         return {}
 
     def _error(self, network: SliceVae) -> float:

@@ -11,7 +11,7 @@ from thinslice.models.plane_networks import Part
 from thinslice.networks.registry import Architecture
 from thinslice.training.fit import Schedule
 from thinslice.training.objectives import PlaneObjective
-from thinslice.training.planes import Shrinking
+from thinslice.training.plane_batches import Shrinking
 from thinslice.training.sources import Folders
 from thinslice.training.stages import Recipe, Stage
 

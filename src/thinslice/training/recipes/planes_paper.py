@@ -9,7 +9,7 @@ from dataclasses import replace
 from thinslice.models.plane_networks import Part
 from thinslice.networks.registry import Architecture
 from thinslice.training.objectives import PlaneObjective
-from thinslice.training.planes import Shrinking
+from thinslice.training.plane_batches import Shrinking
 from thinslice.training.recipes.planes import NETWORKS, SCHEDULE, plane_stage
 from thinslice.training.stages import Recipe, Stage
 

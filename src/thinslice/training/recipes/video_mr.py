@@ -10,7 +10,7 @@ clip of 16 frames has room for), averaged weights handed on. Their stage 3 learn
 
 from dataclasses import replace
 
-from thinslice.training.corpus import AcquisitionRanges
+from thinslice.training.batches import AcquisitionRanges
 from thinslice.training.fit import Schedule
 from thinslice.training.objectives import SlabObjective
 from thinslice.training.recipes import default

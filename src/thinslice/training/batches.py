@@ -1,49 +1,28 @@
-"""Volumes -> training pairs. Every random choice is drawn and recorded first (`Draw`), then applied (`render`)."""
+"""Volumes made thick: the batches of the slab networks.
+
+Every random choice is drawn and recorded first (`Draw`), then applied (`render`).
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from thinslice.compute.upsample import upsample
-from thinslice.errors import InputRefused
-from thinslice.evaluation.benchmark import check_truth
-from thinslice.io.nifti import read
-from thinslice.io.synthetic import check_acquired
-from thinslice.models.interpolations import interpolation
 from thinslice.physics.acquisition import Acquisition, apply_along_first_axis
-from thinslice.physics.intensity import intensity_range
 from thinslice.physics.interpolation import cubic_matrix
 from thinslice.physics.projection import correction_matrix, scale_damping
-from thinslice.plan import make_plan
-from thinslice.settings import Profile, Settings
-from thinslice.volume import Volume, through_plane_axis
+from thinslice.settings import Profile
+from thinslice.training.volumes import TrainingVolume
 
-TRIES, BLANK = 4, 0.08
-"""A patch whose middle is darker than BLANK is drawn again, up to TRIES times: air teaches nothing."""
+BLANK = 0.08
+"""A patch whose middle is darker than this share of the intensity range is drawn again: air teaches nothing."""
+
+TRIES = 4
+"""Times that a patch is drawn until its middle is not `BLANK`; the last one counts: some volumes are mostly air."""
 
 Ends = Literal["voxels", "slices"]
 """What repeats beyond the ends of a volume: its outermost thin slice, or, as at inference, its outermost thick one."""
-
-
-@dataclass(frozen=True)
-class TrainingVolume:
-    """A volume that can be made thick along some of its axes.
-
-    Attributes:
-        name: where it came from.
-        voxels: [x, y, z] (of a clip [time, y, x]) float32 or float16, scaled so that the intensity range of the scan
-            is 0 .. 1.
-        axes: array axes that may play the through-plane axis.
-        weight: how often it is drawn.
-    """
-
-    name: str
-    voxels: np.ndarray
-    axes: tuple[int, ...]
-    weight: float
 
 
 @dataclass(frozen=True)
@@ -107,8 +86,11 @@ class AcquisitionRanges:
 THICK_SCAN_RANGES = AcquisitionRanges(noisy=0.1)
 """How patches of thick scans are recoloured: with less noise, as the scans have their own."""
 
-NEAR_FACTOR, NEAR_THICKNESS = 0.1, 0.05
-"""How far lessons depart from a scan's own factor and thickness, as shares of them."""
+NEAR_FACTOR = 0.1
+"""How far the factor of a batch departs from a scan's own, as a share of it, so that the network is sure around it."""
+
+NEAR_THICKNESS = 0.05
+"""How far the slice thickness of a batch departs from a scan's own, as a share of it; likewise."""
 
 
 @dataclass(frozen=True)
@@ -125,78 +107,6 @@ class Batch:
     truth: np.ndarray
     matrix: np.ndarray
     correction: np.ndarray
-
-
-def load_isotropic(folder: Path) -> list[TrainingVolume]:
-    """Every NIfTI of a folder of near-isotropic volumes, any axis allowed, drawn in proportion to its size.
-
-    Raises:
-        InputRefused: there is none, or one of them is not a 3-D volume of near-isotropic voxels.
-    """
-    paths = sorted(folder.glob("*.nii*"))
-    if not paths:
-        raise InputRefused(
-            f"got {folder} without a NIfTI file; need near-isotropic volumes there (.nii, .nii.gz); next: check --data"
-        )
-    volumes = []
-    for path in paths:
-        volume = read(path)
-        try:
-            check_truth(volume)
-        except InputRefused as refusal:
-            raise InputRefused(f"{path}: {refusal}") from None
-        voxels = normalise(volume.voxels)
-        volumes.append(TrainingVolume(path.name, voxels, (0, 1, 2), voxels.size**0.5))
-    return volumes
-
-
-def load_thick(folder: Path, share: float = 1.0) -> list[TrainingVolume]:
-    """Every thick-slice NIfTI of a folder: its in-plane detail, never its slice axis, plays the thin truth.
-
-    With a ``share`` below 1 only so many of its slices, from the first on, are learnt from; the rest can be scored.
-
-    The slices are first brought to the in-plane spacing by projected cubic interpolation, so that the third
-    direction has the right scale, if not the right detail (the idea of SMORE, Zhao et al. 2020, in three dimensions).
-
-    Raises:
-        InputRefused: there is none, or one of them is not 3-D.
-        PlanRefused: one of them is not thick.
-    """
-    paths = sorted(folder.glob("*.nii*"))
-    if not paths:
-        raise InputRefused(
-            f"got {folder} without a NIfTI file or a clip; need thick scans there (.nii, .nii.gz) or clips (.mp4, ...)"
-            "; next: check --data"
-        )
-    volumes = []
-    for path in paths:
-        scan = read(path)
-        try:
-            check_acquired(scan)
-        except InputRefused as refusal:
-            raise InputRefused(f"{path}: {refusal}") from None
-        scan = take_first_slices(scan, share)
-        if scan.voxels.ndim != 3:
-            raise InputRefused(f"{path}: got {scan.voxels.ndim} axes; need a 3-D scan; next: give one volume of it")
-        cubic = interpolation("cubic")
-        thin = upsample(scan, make_plan(scan, Settings(profile="gaussian"), cubic), cubic).volume.voxels
-        axes = tuple(axis for axis in range(3) if axis != through_plane_axis(scan))
-        volumes.append(TrainingVolume(path.name, normalise(thin), axes, thin.size**0.5))
-    return volumes
-
-
-def take_first_slices(scan: Volume, share: float) -> Volume:
-    """The first of its acquired slices, rounded to whole ones."""
-    axis = through_plane_axis(scan)
-    count = round(share * scan.shape[axis])
-    return replace(scan, voxels=np.take(scan.voxels, np.arange(count), axis=axis))
-
-
-def normalise(voxels: np.ndarray) -> np.ndarray:
-    """Intensities scaled so that the scan's intensity range becomes 0 .. 1 (values outside it are kept)."""
-    voxels = np.asarray(voxels, dtype=np.float32)
-    low, high = intensity_range(voxels)
-    return (voxels - np.float32(low)) / np.float32(high - low)
 
 
 def draw_geometry(rng: np.random.Generator, ranges: AcquisitionRanges, slabs: int, context: int) -> Geometry:

@@ -2,7 +2,7 @@
 
 In-plane ones shrink along both of their axes, depth ones along the first.
 
-As in `thinslice.training.corpus`, every random choice is drawn and recorded first, then applied.
+As in `thinslice.training.batches`, every random choice is drawn and recorded first, then applied.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,8 @@ from thinslice.physics.acquisition import Acquisition
 from thinslice.physics.downscaling import downscaling_matrix
 from thinslice.physics.interpolation import cubic_matrix
 from thinslice.settings import Profile
-from thinslice.training.corpus import Draw, TrainingVolume, cut, draw_block
+from thinslice.training.batches import Draw, cut, draw_block
+from thinslice.training.volumes import TrainingVolume
 
 
 @dataclass(frozen=True)
