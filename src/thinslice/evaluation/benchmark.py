@@ -357,23 +357,32 @@ def check_truth(volume: Volume) -> None:
     """
     check_acquired(volume)
     if volume.voxels.ndim != 3:
-        got, need, then = f"{volume.voxels.ndim} axes", "a 3-D scan", "give one volume of the series"
-        code = "truth-not-3d"
-    elif min(volume.shape) < MIN_SIDE:
-        got, need, then = f"{volume.shape} voxels", f"at least {MIN_SIDE} along each axis", "use a larger scan"
-        code = "truth-too-small"
-    elif max(volume.spacing_mm) > MAX_ANISOTROPY * min(volume.spacing_mm):
-        spacings = " x ".join(f"{mm:.3g}" for mm in volume.spacing_mm)
-        got, need = f"spacings of {spacings} mm", f"a near-isotropic truth (at most {MAX_ANISOTROPY:g} to 1)"
-        then, code = "use a 3-D acquisition", "truth-not-isotropic"
-    elif not np.isfinite(volume.voxels).all():
-        got, need, then = "voxels that are not finite", "numbers everywhere", "repair the scan"
-        code = "truth-not-finite"
-    elif volume.voxels.min() == volume.voxels.max():
-        got, need, then, code = "the same value everywhere", "an image", "check the file", "flat-image"
-    else:
-        return
-    raise InputRefused(got=got, need=need, next=then, code=code)
+        raise InputRefused(
+            got=f"{volume.voxels.ndim} axes",
+            need="a 3-D scan",
+            next="give one volume of the series",
+            code="truth-not-3d",
+        )
+    if min(volume.shape) < MIN_SIDE:
+        raise InputRefused(
+            got=f"{volume.shape} voxels",
+            need=f"at least {MIN_SIDE} along each axis",
+            next="use a larger scan",
+            code="truth-too-small",
+        )
+    if max(volume.spacing_mm) > MAX_ANISOTROPY * min(volume.spacing_mm):
+        raise InputRefused(
+            got=f"spacings of {' x '.join(f'{mm:.3g}' for mm in volume.spacing_mm)} mm",
+            need=f"a near-isotropic truth (at most {MAX_ANISOTROPY:g} to 1)",
+            next="use a 3-D acquisition",
+            code="truth-not-isotropic",
+        )
+    if not np.isfinite(volume.voxels).all():
+        raise InputRefused(
+            got="voxels that are not finite", need="numbers everywhere", next="repair the scan", code="truth-not-finite"
+        )
+    if volume.voxels.min() == volume.voxels.max():
+        raise InputRefused(got="the same value everywhere", need="an image", next="check the file", code="flat-image")
 
 
 def _draw_case(truth: Volume, thick: Volume, answers: Sequence[_Answer]) -> Any:
