@@ -141,6 +141,14 @@ def test_an_output_folder_that_is_not_empty_is_left_alone(tmp_path, quick):
         assert files_below(tmp_path / "out") == ["thesis.txt"]
 
 
+def test_what_a_run_that_was_killed_left_hidden_is_no_file_of_others(tmp_path, quick):
+    stack(tmp_path / "in")
+    (tmp_path / "out" / ".thinslice-dead" / "new").mkdir(parents=True)
+    (tmp_path / "out" / ".thinslice-dead" / "new" / "IM0001.dcm").write_bytes(b"half")
+    assert quick("-i", tmp_path / "in", "-o", tmp_path / "out")[0] == 0
+    assert quick("-i", tmp_path / "in", "-o", tmp_path / "out", "--overwrite")[0] == 0
+
+
 def test_the_input_folder_is_never_written_into(tmp_path, quick):
     stack(tmp_path / "in")
     before = files_below(tmp_path)

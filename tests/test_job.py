@@ -582,3 +582,14 @@ def test_what_another_program_writes_meanwhile_stays(tmp_path, scan, monkeypatch
     monkeypatch.setattr(job, "enhance_volume", enhance)
     assert run_job(make_job(tmp_path)).state == "failed"
     assert theirs.read_text() == "mine"
+
+
+@catches("datasets/job.py", "<= LONGEST_NAME_BYTES", "<= 300")
+@pytest.mark.parametrize("letters", ["a" * 240, "ä" * 120])
+def test_a_name_that_just_fits_is_long_enough(tmp_path, letters):
+    """What lies hidden beside it has a longer one."""
+    name = f"{letters}.nii.gz"
+    make_scan(tmp_path / "in" / name)
+    outcome = run_job(make_job(tmp_path, name, **with_page(tmp_path / "out" / "reports" / f"{letters}.html")))
+    assert (outcome.state, outcome.reason) == ("done", "")
+    assert set(os.listdir(tmp_path / "out")) == {f"{letters}.json", name, f"{letters}.png", "reports"}

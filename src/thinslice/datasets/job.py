@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from thinslice.compute.consistency import Report
 from thinslice.errors import InputRefused, ModelRefused, OutputRefused, PlanRefused, ThinsliceError, reason_of
-from thinslice.io.atomic import hold_lock, locked_folders, read_object
+from thinslice.io.atomic import HIDDEN, hold_lock, locked_folders, read_object
 from thinslice.io.formats import has_detached_voxels, read, sidecar_path, stem_of, write
 from thinslice.io.outputs import find_namesake
 from thinslice.io.sidecars import thickness_in
@@ -62,6 +62,9 @@ envelope (`thinslice.models.envelope`). No unit. Between factors 1 and 2, 1.4 is
 
 THUMBNAIL_SIDE = 180
 """Pixels along the longest side of the small picture: a page of two thousand of them still opens at once."""
+
+LONGEST_NAME_BYTES = 255
+"""Of the name of a file on all file systems in use, but for a few that take less."""
 
 _CHUNK_BYTES = 1 << 20
 """Bytes of a file that are hashed at a time."""
@@ -122,12 +125,12 @@ class Job:
     @property
     def stage(self) -> Path:
         """Returns the hidden folder for what is unfinished."""
-        return self.destination.with_name(f".thinslice-{stem_of(self.destination)}.part")
+        return self.destination.with_name(_hidden_name(stem_of(self.destination), ".part"))
 
     @property
     def lock(self) -> Path:
         """Returns the file that one process holds while it works on this."""
-        return self.destination.with_name(f".thinslice-{stem_of(self.destination)}.lock")
+        return self.destination.with_name(_hidden_name(stem_of(self.destination), ".lock"))
 
 
 @dataclass(frozen=True)
@@ -491,7 +494,20 @@ def _part(job: Job, target: Path) -> Path:
     """Returns where a file is made before it is moved: in its target's folder, or one in that; a rename can do it."""
     if target.parent == job.destination.parent:
         return job.stage / target.name
-    return target.with_name(f".thinslice-{target.name}.part")
+    return target.with_name(_hidden_name(target.name, ".part"))
+
+
+def _hidden_name(name: str, suffix: str) -> str:
+    """Returns what lies hidden beside a file while that is made; the same for the same name, in every run.
+
+    Example:
+        >>> _hidden_name("scan", ".lock")
+        '.thinslice-scan.lock'
+    """
+    hidden = f"{HIDDEN}{name}{suffix}"
+    if len(os.fsencode(hidden)) <= LONGEST_NAME_BYTES:
+        return hidden
+    return f"{HIDDEN}{_joined([name])}{suffix}"  # a name that just fits would not with ours around it
 
 
 def _sweep(job: Job) -> None:
