@@ -12,8 +12,8 @@ SOURCE = DOCS.parent / "src" / "thinslice"
 HEAD = """# Errors
 
 Every refusal of thinslice is one sentence: what was *got*, what is *needed*, what to do *next*. In Python it is an
-exception of `thinslice.errors` with these three as fields, with `place` (the file or scan), `options` (the settings that
-it speaks of), its cause, and a `code` that stays the same when the words change. All of them are
+exception of `thinslice.errors` with these three as fields, with `place` (the file or scan), `options` (the settings
+that it speaks of), its cause, and a `code` that stays the same when the words change. All of them are
 `thinslice.ThinsliceError`, which is a `ValueError`:
 
 ```python
