@@ -62,13 +62,13 @@ class ThinsliceError(ValueError):
         return tuple(dict.fromkeys(_SETTING.findall(str(self))))
 
     def at(self, place: object) -> "ThinsliceError":
-        """The same error about a file or scan that only the caller knows; one that has its place keeps it."""
+        """Returns the same error about a file or scan that only the caller knows; one that has its place keeps it."""
         if self.place:
             return self
         return type(self)(got=self.got, need=self.need, next=self.next, place=place, code=self.code)
 
     def __reduce__(self) -> tuple[object, ...]:
-        """An error that is sent to another process keeps its fields."""
+        """Keeps the fields of an error that is sent to another process."""
         return _again, (type(self), self.args, self.__dict__)
 
 

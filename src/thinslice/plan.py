@@ -1,4 +1,4 @@
-"""make_plan: every decision, once, as plain data -- or PlanRefused, with a way out."""
+"""Makes a plan: every decision about one scan, once, as plain data -- or a refusal, with a way out."""
 
 import dataclasses
 import json
@@ -23,7 +23,7 @@ from thinslice.volume import Volume, refine_affine, through_plane_axis
 logger = logging.getLogger(__name__)
 
 ISOTROPIC_BELOW = 1.05
-"""A scan whose slices are less than this many in-plane spacings apart is called isotropic."""
+"""A scan whose slices are less than this many in-plane spacings apart is called isotropic: headers round lengths."""
 
 MAX_SLICES = 32_767
 """The largest size of one axis that NIfTI-1 can store."""
@@ -49,7 +49,7 @@ class Plan:
         model: the model's name; ``model_sha256`` is None for an interpolation.
         in_plane: by how much the slices themselves are enlarged along both of their axes, before any is added; their
             outer edges are kept.
-        fuse: whether a network is asked in several orientations and its answers are joined.
+        fuse: whether a network is run in several orientations and its answers are joined.
         padding: the value with which the scan is filled where the scanner saw nothing, None if it is not. Computed as
             air, and put back where it was.
         projection: whether the answer is projected onto the acquired slices.
@@ -96,7 +96,7 @@ class Plan:
         return self.thickness_mm / self.spacing_thick_mm[self.axis]
 
     def positions(self) -> np.ndarray:
-        """[thin] centres of the thin slices in thick-slice index units."""
+        """Returns [thin], the centres of the thin slices in thick-slice index units."""
         return (np.arange(self.n_thin) - self.first_centre) / self.factor
 
     def acquisition(self) -> Acquisition:
@@ -106,12 +106,12 @@ class Plan:
         return Acquisition(centres_vox, self.n_thin, fwhm_vox, self.profile, self.axis)
 
     def to_json(self) -> str:
-        """Readable JSON; `from_json` gives back an equal plan."""
+        """Returns readable JSON; `from_json` gives back an equal plan."""
         return json.dumps(dataclasses.asdict(self), indent=2)
 
     @staticmethod
     def from_json(text: str) -> "Plan":
-        """The inverse of `to_json`."""
+        """Returns the plan that `to_json` wrote."""
         return Plan(**{name: _to_tuples(value) for name, value in json.loads(text).items()})
 
 
@@ -158,6 +158,7 @@ def make_plan(volume: Volume, settings: Settings, model: PlannedModel) -> Plan:
     thick_mm = volume.spacing_mm[axis]
     _check_in_plane(model, settings.in_plane, volume)
     _check_several_slices(volume, axis)
+    # The envelope is checked against what the grid makes of the wanted spacing: a factor of 4.98 that becomes 5 is a 5.
     target_mm, target_notes = _find_target_mm(volume, axis, settings, model)
     thickness_mm, profile, profile_notes = _find_profile(volume, thick_mm, settings, model)
     n_thin, factor = _fit_grid(volume.shape[axis], thick_mm, target_mm, settings.grid, model)
@@ -165,6 +166,8 @@ def make_plan(volume: Volume, settings: Settings, model: PlannedModel) -> Plan:
         _check_envelope(model, model.envelope, volume.shape[axis], thick_mm, factor, thickness_mm, profile, settings)
     padding, padding_notes = _find_padding(volume, model)
     _check_fuse(model, settings)
+    # On the field-of-view grid the outer edges coincide, so the first thick centre lies half a factor inside, less half
+    # a thin slice; on the centre grid it is the first thin slice.
     first_centre = (factor - 1) / 2 if settings.grid == "fov" else 0.0
     finer = [factor if i == axis else float(settings.in_plane) for i in range(3)]
     first = [first_centre if i == axis else (settings.in_plane - 1) / 2 for i in range(3)]
@@ -442,7 +445,7 @@ def _check_in_plane(model: PlannedModel, in_plane: int, volume: Volume) -> None:
 
 
 def _check_matrix(plan: Plan) -> None:
-    """A slice much thinner than the new spacing may lie between two new slices and see neither."""
+    """Refuses a slice so much thinner than the new spacing that it lies between two new slices and sees neither."""
     try:
         plan.acquisition().matrix()
     except ValueError as error:

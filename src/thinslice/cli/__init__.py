@@ -33,7 +33,7 @@ _WHAT_STAYS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code.
+    """Runs one command and returns the exit code.
 
     Args:
         argv: the words after ``thinslice``; default: those this process was started with.
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 class _Version(argparse.Action):
-    """Looks the version up only when asked for it."""
+    """Looks the version up only when it is wanted."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         from importlib.metadata import version
@@ -68,7 +68,7 @@ class _Version(argparse.Action):
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The whole command line."""
+    """Returns the parser of the whole command line."""
     parser = Parser(
         prog="thinslice",
         description="Turn thick-slice MR and CT scans into thin-slice ones, and check the answer.",

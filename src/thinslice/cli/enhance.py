@@ -45,7 +45,7 @@ DEMO_FILES = ("spine_thin.nii.gz", "spine_thin.json", "spine_thin.png", "spine_t
 
 
 def add_demo(verbs: "argparse._SubParsersAction[Parser]") -> None:
-    """``thinslice demo`` and its options."""
+    """Adds ``thinslice demo`` and its options."""
     verb = add_verb(verbs, "demo", demo, "enhance the bundled real thick scan and draw a picture of it")
     verb.add_argument(
         "-o", "--output", type=path_to_write, default=Path("thinslice-demo"), metavar="DIR", help="%(default)s"
@@ -54,7 +54,7 @@ def add_demo(verbs: "argparse._SubParsersAction[Parser]") -> None:
 
 
 def demo(arguments: argparse.Namespace) -> int:
-    """Enhance the bundled scan; three lines: what was done, what was measured, where the files are."""
+    """Enhances the bundled scan, and tells in three lines what was done, what was measured, and where the files are."""
     from thinslice.io.formats import write
     from thinslice.io.outputs import Output, check_outputs
     from thinslice.models.registry import find_model
@@ -82,7 +82,7 @@ def demo(arguments: argparse.Namespace) -> int:
 
 
 def add_enhance(verbs: "argparse._SubParsersAction[Parser]") -> None:
-    """``thinslice enhance`` and its options."""
+    """Adds ``thinslice enhance`` and its options."""
     verb = add_verb(verbs, "enhance", enhance, "compute the thin slices of a scan, or of every scan in a folder")
     verb.add_argument(
         "-i", "--input", required=True, type=Path, metavar="IN", help=f"{SCAN}, a folder of them, or {DICOM}"
@@ -145,7 +145,7 @@ def enhance(arguments: argparse.Namespace) -> int:
 
 
 def _enhance_study(study: "Study", settings: "Settings", arguments: argparse.Namespace) -> int:
-    """Every series that can be made thinner; what cannot is named, with the reason."""
+    """Enhances every series that can be made thinner; what cannot is named, with the reason."""
     from thinslice.io.outputs import find_series_outputs
 
     answers = find_series_outputs(study, arguments.input, arguments.output, arguments.overwrite, arguments.anonymise)
@@ -231,7 +231,7 @@ def _enhance_all(tasks: "Sequence[_Task]", settings: "Settings", arguments: argp
 def _enhance_if_possible(
     task: _Task, settings: "Settings", choose: "Callable[[Volume], Model]", arguments: argparse.Namespace
 ) -> bool | None:
-    """`_enhance_one`, which says why where it does not succeed."""
+    """Enhances one scan, and tells why where that does not succeed."""
     try:
         _enhance_one(task, settings, choose, arguments)
     except _PageFailed as error:
@@ -312,7 +312,7 @@ def _write_pages(done: "Enhanced", places: "Places", quiet: bool) -> None:
 
 
 def _agreement(report: "Report") -> str:
-    """The consistency, and the guard where it stepped in."""
+    """Returns how well an answer agrees with the acquired slices, and what the guard took back, in words."""
     found = report.consistency
     text = (
         f"re-sliced thick, it differs from the acquired slices by {found.rms_percent:.2g} % RMS, "

@@ -1,4 +1,4 @@
-"""What verbs share: options, parsers of their values, and the scans that these stand for."""
+"""Has what verbs share: options, parsers of their values, and the scans that these stand for."""
 
 import argparse
 import dataclasses
@@ -28,7 +28,7 @@ class Parser(argparse.ArgumentParser):
     """Refuses in one line that says where help is."""
 
     def error(self, message: str) -> NoReturn:
-        """One line, and the exit code of a refusal."""
+        """Prints one line, and ends with the exit code of a refusal."""
         complain(f"{message}; next: see '{self.prog} --help'")
         sys.exit(REFUSED)
 
@@ -36,7 +36,7 @@ class Parser(argparse.ArgumentParser):
 def add_verb(
     verbs: "argparse._SubParsersAction[Parser]", name: str, run: Callable[[argparse.Namespace], int], what: str
 ) -> argparse.ArgumentParser:
-    """A verb without options yet; ``run`` is called with what was parsed."""
+    """Adds a verb without options of its own yet; ``run`` is called with what was parsed."""
     verb = verbs.add_parser(name, help=what, description=what[0].upper() + what[1:] + ".", allow_abbrev=False)
     verb.set_defaults(verb=run)
     verb.add_argument(
@@ -111,7 +111,7 @@ def engine_from(arguments: argparse.Namespace) -> "EngineSettings":
 
 
 def positive(kind: Callable[[str], float]) -> Callable[[str], float]:
-    """A parser of positive numbers of one kind."""
+    """Returns a parser of positive numbers of one kind."""
 
     def parse(text: str) -> float:
         with suppress(ValueError):
@@ -124,21 +124,21 @@ def positive(kind: Callable[[str], float]) -> Callable[[str], float]:
 
 
 def whole(text: str) -> int:
-    """A parser of whole numbers."""
+    """Parses a whole number."""
     if not (text.isascii() and text.isdigit()):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
     return int(text)
 
 
 def path_to_write(text: str) -> Path:
-    """A parser of the path of an output: an empty one, of a variable that is not set, would mean the current folder."""
+    """Parses the path of an output: an empty one, of a variable that is not set, would mean the current folder."""
     if not text:
         raise argparse.ArgumentTypeError("got an empty name; need the name of a file or folder; next: name it")
     return Path(text)
 
 
 def numbers(text: str) -> list[float]:
-    """A parser of positive numbers, as in 2,3,4."""
+    """Parses positive numbers, as in 2,3,4."""
     try:
         return [positive(float)(word) for word in text.split(",")]
     except argparse.ArgumentTypeError:
@@ -146,14 +146,14 @@ def numbers(text: str) -> list[float]:
 
 
 def names(text: str) -> list[str]:
-    """A parser of names, at least one."""
+    """Parses names, at least one."""
     if not _words(text):
         raise argparse.ArgumentTypeError("no name in it; need at least one, such as default,cubic")
     return _words(text)
 
 
 def profiles(text: str) -> list[str]:
-    """A parser of slice profiles, at least one."""
+    """Parses slice profiles, at least one."""
     wrong = [word for word in _words(text) if word not in PROFILES]
     if wrong or not _words(text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of {', '.join(PROFILES)}")
@@ -168,14 +168,14 @@ def _words(text: str) -> list[str]:
 
 
 def read_scan(path: Path) -> "Volume":
-    """The scan in a file."""
+    """Reads the scan in a file."""
     from thinslice.io.formats import read
 
     return read(path)
 
 
 def sources(path: Path) -> list[Path]:
-    """The scans at a path: the file itself, or those that lie directly in the folder."""
+    """Returns the scans at a path: the file itself, or those that lie directly in the folder."""
     from thinslice.io.outputs import find_sources
 
     return find_sources(path)

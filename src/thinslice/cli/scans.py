@@ -36,7 +36,7 @@ PATIENT_AXES = ("left-right", "front-back", "head-foot")
 
 
 def add_info(verbs: "argparse._SubParsersAction[Parser]") -> None:
-    """``thinslice info`` and its options."""
+    """Adds ``thinslice info`` and its options."""
     verb = add_verb(verbs, "info", info, "say what a scan is and what enhance would do, or why it would refuse")
     verb.add_argument("-i", "--input", required=True, type=Path, metavar="IN", help=f"{SCAN}, or a folder of them")
     add_settings(verb)
@@ -44,7 +44,7 @@ def add_info(verbs: "argparse._SubParsersAction[Parser]") -> None:
 
 
 def info(arguments: argparse.Namespace) -> int:
-    """What a scan is and what would be done to it; exit code 2 where it would be refused."""
+    """Tells what a scan is and what would be done to it; returns exit code 2 where it would be refused."""
     from functools import partial
 
     from thinslice.io.outputs import find_study
@@ -73,7 +73,7 @@ def info(arguments: argparse.Namespace) -> int:
 def _facts_of_study(
     study: "Study", choose: "Callable[[Volume], Model]", settings: "Settings"
 ) -> list[dict[str, object]]:
-    """`_facts` of every series, and of what cannot be read as one."""
+    """Returns the facts of every series, and of what cannot be read as one."""
     from functools import partial
 
     from thinslice.io.dicom.pixels import read_series
@@ -91,7 +91,7 @@ def _facts_of_study(
 def _facts(
     name: str, read: "Callable[[], Volume]", choose: "Callable[[Volume], Model]", settings: "Settings"
 ) -> dict[str, object]:
-    """What is seen in a scan (None where it cannot be read), the plan (None where refused), and the refusal."""
+    """Returns what is seen in a scan (None where it cannot be read), the plan (None where refused), and the refusal."""
     import dataclasses
 
     from thinslice.plan import make_plan
@@ -125,7 +125,7 @@ def _seen(volume: "Volume") -> dict[str, object]:
 
 
 def _describe(fact: dict[str, object]) -> None:
-    """The facts about one file as a few aligned lines."""
+    """Prints the facts about one file as a few aligned lines."""
     from thinslice.pipeline import describe_slices
     from thinslice.plan import Plan
 
@@ -153,7 +153,7 @@ def _describe(fact: dict[str, object]) -> None:
 
 
 def add_reslice(verbs: "argparse._SubParsersAction[Parser]") -> None:
-    """``thinslice reslice`` and its options."""
+    """Adds ``thinslice reslice`` and its options."""
     verb = add_verb(verbs, "reslice", reslice, "bring a thin scan or segmentation back onto the acquired slices")
     verb.add_argument("-i", "--input", required=True, type=Path, metavar="THIN", help="scan or segmentation")
     verb.add_argument("--like", required=True, type=Path, metavar="THICK", help="the scan whose grid is wanted")
@@ -175,7 +175,7 @@ def add_reslice(verbs: "argparse._SubParsersAction[Parser]") -> None:
 
 
 def reslice(arguments: argparse.Namespace) -> int:
-    """Bring a thin image or segmentation onto the grid of a thick scan."""
+    """Brings a thin image or segmentation onto the grid of a thick scan."""
     from thinslice.compute.consistency import read_plan_beside
     from thinslice.compute.reslice import has_label_regions
     from thinslice.compute.reslice import reslice as to_thick

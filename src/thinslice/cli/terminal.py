@@ -1,4 +1,4 @@
-"""What is said and shown on the terminal, and which signals are heard; the only place that prints."""
+"""Prints lines, bars and errors on the terminal, and turns signals into interruptions; nothing else prints."""
 
 import logging
 import signal
@@ -8,38 +8,43 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import TextIO
 
-REFUSED, INTERRUPTED = 2, 130
+REFUSED = 2
+"""Exit code where something was refused or has failed."""
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C or a polite kill: 128 and the number of SIGINT, as shells give it."""
 
 BAR_CELLS = 30
+"""Characters of a progress bar: with a name and a percentage it fits into 80 columns."""
 
 
 # ---- what is shown
 
 
 def say(text: str) -> None:
-    """A line of the answer."""
+    """Prints a line of the answer on standard output."""
     _print(text, sys.stdout)
 
 
 def complain(text: str) -> None:
-    """A line about what is refused or went wrong; a terminal that is closed hears of nothing."""
+    """Prints a line about what is refused or went wrong on standard error, where that is still open."""
     with suppress(OSError):
         _print(f"thinslice: {in_one_line(text)}", sys.stderr)
 
 
 def in_one_line(text: str) -> str:
-    """Names of files may hold anything, orders to the terminal too."""
+    """Returns a text without line breaks and control characters: names of files may hold orders to the terminal."""
     return "".join(character if character.isprintable() else "?" for character in " ".join(text.split()))
 
 
 def _print(text: str, stream: TextIO) -> None:
-    """What the terminal cannot show is shown as its code: names of files and patients come in every alphabet."""
+    """Prints what the terminal cannot show as its code: names of files and patients come in every alphabet."""
     encoding = stream.encoding or "utf-8"
     print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
 
 
 def how_many(refused: int, scans: int, is_folder: bool, done: str = "enhanced", pages: int = 0) -> int:
-    """Says how many scans of a folder were refused, and how many pages failed; the exit code."""
+    """Tells how many scans of a folder were refused and how many pages failed, and returns the exit code."""
     if (refused or pages) and is_folder:
         failed = f", {pages} without the page asked for" if pages else ""
         complain(f"{refused} of {scans} scans refused, {scans - refused} {done}{failed}")
@@ -66,7 +71,7 @@ def bar(name: str, quiet: bool) -> Iterator[Callable[[float], None]]:
 
 
 def log_to_terminal() -> None:
-    """Let every module of the package tell on standard error what it does, and where an error came from."""
+    """Lets every module of the package tell on standard error what it does, and where an error came from."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(relativeCreated)7.0f ms  %(name)s: %(message)s"))
     package = logging.getLogger("thinslice")
@@ -85,7 +90,7 @@ def redraw(line: str) -> None:
 
 @contextmanager
 def terminated_as_interrupted() -> Iterator[None]:
-    """A polite kill (SIGTERM, as job schedulers send it; SIGHUP of a terminal that closes) cleans up like Ctrl-C."""
+    """Makes a polite kill clean up like Ctrl-C: SIGTERM, as job schedulers send it, and SIGHUP of a closed terminal."""
 
     def interrupt(_signal: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
@@ -98,7 +103,7 @@ def terminated_as_interrupted() -> Iterator[None]:
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Puts Ctrl-C and SIGTERM off until the end."""
+    """Puts Ctrl-C and SIGTERM off until the block ends."""
     came: list[int] = []
     with _handled(lambda number, _: came.append(number), signal.SIGINT, signal.SIGTERM):
         yield
@@ -108,7 +113,7 @@ def uninterrupted() -> Iterator[None]:
 
 @contextmanager
 def _handled(handler: Callable[[int, FrameType | None], None], *numbers: signal.Signals) -> Iterator[None]:
-    """Signals go to a handler for a while; not where this is not the main thread, which alone may ask for that."""
+    """Sends signals to a handler while the block runs; only the main thread may ask for that, others change nothing."""
     try:
         before = {number: signal.signal(number, handler) for number in numbers}
     except ValueError:

@@ -1,4 +1,4 @@
-"""What several verbs say, as text."""
+"""Makes texts that several verbs print: options for settings, the name of a scan before a reason, one-line reasons."""
 
 import re
 
@@ -38,7 +38,7 @@ def to_options(text: str) -> str:
 
 
 def named(name: str, reason: str) -> str:
-    """The reason with the scan's name before it, once."""
+    """Returns the reason with the scan's name before it, once."""
     return reason if name in reason else f"{name}: {reason}"
 
 
