@@ -92,23 +92,11 @@ def test_the_format_is_read_and_written_on_every_surface(house, tmp_path):
         "write(read(Path('scan.nii.gz')), Path('scan.toy'))"
     )
     run(house, "-c", convert, folder=tmp_path)
-    run(house, "-m", "thinslice", "enhance", "-i", "scan.toy", "-o", "thin.toy", "--model", "cubic", folder=tmp_path)
-    run(
-        house,
-        "-m",
-        "thinslice",
-        "enhance",
-        "-i",
-        "scan.nii.gz",
-        "-o",
-        "thin.nii.gz",
-        "--model",
-        "cubic",
-        folder=tmp_path,
-    )
+    for scan, thin in (("scan.toy", "thin.toy"), ("scan.nii.gz", "other.nii.gz")):
+        run(house, "-m", "thinslice", "enhance", "-i", scan, "-o", thin, "--model", "cubic", folder=tmp_path)
     compare = (
         "from pathlib import Path; from thinslice.io.formats import read; "
-        "a, b = (read(Path(name)) for name in ('thin.toy', 'thin.nii.gz')); "
+        "a, b = (read(Path(name)) for name in ('thin.toy', 'other.nii.gz')); "
         "assert (a.voxels == b.voxels).all() and abs(a.affine - b.affine).max() < 1e-6"
     )
     run(house, "-c", compare, folder=tmp_path)
