@@ -1,4 +1,4 @@
-"""What the training loop, the export and the runtime expect of a network."""
+"""What the training loop, the export and the engine expect of a network."""
 
 from abc import abstractmethod
 from typing import Any
@@ -17,9 +17,12 @@ class Network(nn.Module):
     settings: dict[str, Any]
 
     def grown(self, known: set[str]) -> dict[str, np.ndarray]:
-        """Weights of what a network has more than an earlier one, silent at first; ``known`` are the earlier one's.
+        """Returns the weights of what a network has more than an earlier one, silent at first.
 
         None by default: a file must then have them all.
+
+        Args:
+            known: names of the weights that the earlier one has.
         """
         return {}
 
@@ -42,14 +45,14 @@ class SlabNetwork(Network):
 
     @abstractmethod
     def trunk(self, slices: Tensor, geometry: Tensor) -> Tensor:
-        """[n, 2 context + 1, h, w] and [n_geometry] -> features [n, ...]."""
+        """Returns features [n, ...] of slices [n, 2 context + 1, h, w] and their acquisition [n_geometry]."""
 
     @abstractmethod
     def read_out(self, features: Tensor, geometry: Tensor, position: Tensor) -> Tensor:
-        """Features and positions [p, n_position] -> share of the residual over cubic [n, p, h, w]."""
+        """Returns a slice's share of the residual over cubic [n, p, h, w]; positions are [p, n_position]."""
 
     def forward(self, slices: Tensor, geometry: Tensor, position: Tensor) -> Tensor:
-        """What the middle slice says of the thin slices up to its neighbours; what two neighbours say is added.
+        """Returns the middle slice's share of the thin slices up to its neighbours; those of two neighbours are added.
 
         Args:
             slices: [n, 2 context + 1, h, w], normalised intensities, h and w multiples of ``multiple``.

@@ -35,9 +35,8 @@ class PlaneNet(Network):
         self.settings = {"scale": tuple(scale), "width": width, "fine_width": fine_width, "residual": residual}
         self.scale = (int(scale[0]), int(scale[1]))
         self.residual = residual
-        self.reach = tuple(
-            6 + -(-4 // times) for times in self.scale
-        )  # six convolutions before the shuffle, four after
+        # Six convolutions before the shuffle, and four after it, where a pixel is smaller by the scale.
+        self.reach = tuple(6 + -(-4 // times) for times in self.scale)
         self.entry = _convolution(1, width)
         self.coarse = nn.ModuleList(_convolution(width, width) for _ in range(4))
         self.to_plane = _convolution(width, self.scale[0] * self.scale[1])
@@ -48,11 +47,11 @@ class PlaneNet(Network):
             nn.init.normal_(last.weight, std=0.01)
 
     def forward(self, planes: Tensor, base: Tensor) -> Tensor:
-        """The final one of `answers`."""
+        """Returns the final one of `answers`."""
         return self.answers(planes, base)[1]
 
     def answers(self, planes: Tensor, base: Tensor) -> tuple[Tensor, Tensor]:
-        """The intermediate and the final answer.
+        """Returns the intermediate and the final answer.
 
         Args:
             planes: [n, 1, h, w], normalised intensities.
@@ -73,7 +72,7 @@ class PlaneNet(Network):
         return intermediate, intermediate + answer if self.residual else answer
 
     def shuffled(self, x: Tensor) -> Tensor:
-        """[n, a * b, h, w] -> [n, 1, a * h, b * w]: sub-pixel shuffle (Shi et al. 2016), for unequal factors too."""
+        """Shuffles [n, a * b, h, w] to [n, 1, a * h, b * w], sub-pixel (Shi et al. 2016), for unequal factors too."""
         a, b = self.scale
         n, _, h, w = x.shape
         return x.reshape(n, a, b, h, w).permute(0, 3, 1, 4, 2).reshape(n, 1, a * h, b * w)

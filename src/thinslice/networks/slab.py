@@ -33,7 +33,7 @@ class Block(nn.Module):
         nn.init.zeros_(self.second.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[n, width, h, w] -> the same."""
+        """Returns the same shape, [n, width, h, w]."""
         return x + self.second(F.relu(self.first(x)))
 
 
@@ -97,7 +97,7 @@ class SlabNet(SlabNetwork):
         nn.init.zeros_(self.to_kernel.bias)
 
     def grown(self, known: set[str]) -> dict[str, np.ndarray]:
-        """Blocks at the deep level that a file does not have: they add nothing at first."""
+        """Returns the blocks at the deep level that a file does not have: they add nothing at first."""
         new = {i: block for i, block in enumerate(self.deep) if f"deep.{i}.first.weight" not in known}
         return {
             f"deep.{i}.{name}": (torch.zeros_like(weight) if name.startswith("second") else weight).numpy()
@@ -106,14 +106,14 @@ class SlabNet(SlabNetwork):
         }
 
     def trunk(self, slices: Tensor, geometry: Tensor) -> Tensor:
-        """[n, 2 * context + 1, h, w] -> features [n, width, h, w]."""
+        """Returns features [n, width, h, w] of slices [n, 2 * context + 1, h, w]."""
         x = F.relu(self.entry(slices) + self.acquisition(geometry.unsqueeze(0)).reshape(1, -1, 1, 1))
         x = self.before(x)
         x = x + self.up(self.deep(F.relu(self.down(x))))
         return self.after(x)
 
     def read_out(self, features: Tensor, geometry: Tensor, position: Tensor) -> Tensor:
-        """Features and positions [p, 7] -> this slice's share of the answer there, [n, p, h, w]."""
+        """Returns this slice's share of the answer [n, p, h, w], of features and positions [p, 7]."""
         n_position = position.shape[0]
         share = torch.cos(0.25 * torch.pi * position[:, :1]) ** 2  # of offset 0 is 1, of 0.5 a half, of 1 nothing
         code = torch.cat([geometry.unsqueeze(0).expand(n_position, self.n_geometry), position], dim=1)

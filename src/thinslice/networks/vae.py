@@ -66,30 +66,31 @@ class SliceVae(Network):
         self.decoder = nn.Sequential(*up)
 
     def encode(self, slices: Tensor) -> tuple[Tensor, Tensor]:
-        """Means and logarithms of variances of the codes of some slices."""
+        """Returns the means and the logarithms of the variances of the codes of some slices."""
         return mean_and_log_variance(self.encoder(slices))
 
     def decode(self, codes: Tensor) -> Tensor:
-        """The slices that codes stand for."""
+        """Returns the slices that codes stand for."""
         return self.decoder(codes)
 
     def forward(self, slices: Tensor) -> Tensor:
-        """What is left of slices that were squeezed into their codes."""
+        """Returns what is left of slices that were squeezed into their codes."""
         return self.decode(self.encode(slices)[0])
 
 
 def mean_and_log_variance(encoded: Tensor) -> tuple[Tensor, Tensor]:
-    """The two halves of what an encoder answers."""
+    """Returns the two halves of what an encoder answers."""
+    # In float32, under autocast too: bf16 has too few digits for the exponential that follows.
     mean, log_variance = encoded.float().chunk(2, dim=1)
     return mean, log_variance.clamp(LOWEST, HIGHEST)
 
 
 def kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
-    """Kullback-Leibler divergence of codes from a standard normal distribution, nats per number, [n]."""
+    """Returns the Kullback-Leibler divergence of codes from a standard normal distribution, nats per number, [n]."""
     each = -0.5 * (1 + log_variance - mean.square() - log_variance.exp())
     return each.mean(dim=(1, 2, 3))
 
 
 def sample_codes(mean: Tensor, log_variance: Tensor, noise: Tensor) -> Tensor:
-    """Codes drawn from their distributions, by noise of their shape."""
+    """Returns codes drawn from their distributions, by noise of their shape."""
     return mean + noise * torch.exp(0.5 * log_variance)

@@ -110,7 +110,7 @@ class Batch:
 
 
 def draw_geometry(rng: np.random.Generator, ranges: AcquisitionRanges, slabs: int, context: int) -> Geometry:
-    """A random acquisition: half of them typical (whole factor, Gaussian, thickness = spacing, slabs on the grid).
+    """Draws an acquisition: half of them typical (whole factor, Gaussian, thickness = spacing, slabs on the grid).
 
     Where every n-th thin slice is kept, its thickness is one voxel and its centre lies on one: a box of that width sees
     this voxel alone.
@@ -142,7 +142,7 @@ def geometry_of_block(
     context: int,
     ends: Ends = "voxels",
 ) -> Geometry:
-    """An acquisition whose first slab's centre lies at ``phase``, in thin voxels."""
+    """Returns an acquisition whose first slab's centre lies at ``phase``, in thin voxels."""
     centres = phase + factor * np.arange(-context, slabs + context)
     edges = phase + factor * (np.arange(slabs + 1) - 0.5)
     first = np.ceil(edges - 1e-9).astype(int)
@@ -158,7 +158,7 @@ def geometry_near(
     slabs: int,
     context: int,
 ) -> Geometry:
-    """An acquisition like that of a scan, a little more or less."""
+    """Draws an acquisition like that of a scan, a little more or less."""
     factor *= float(np.exp(rng.uniform(-NEAR_FACTOR, NEAR_FACTOR)))
     thickness_over_spacing *= 1 + float(rng.uniform(-NEAR_THICKNESS, NEAR_THICKNESS))
     return geometry_of_block(factor, thickness_over_spacing, profile, float(rng.uniform(0, factor)), slabs, context)
@@ -167,10 +167,11 @@ def geometry_near(
 def draw_patch(
     rng: np.random.Generator, corpus: Sequence[TrainingVolume], ranges: AcquisitionRanges, geometry: Geometry, size: int
 ) -> Draw:
-    """Where a patch is cut and how it is altered."""
+    """Draws where a patch is cut and how it is altered."""
     inner = int(geometry.thin_positions[-1][-1] - geometry.thin_positions[0][0] + 1)
     draw = draw_block(rng, corpus, (inner, size, size))
     noise = float(rng.uniform(*ranges.noise)) if rng.random() < ranges.noisy else 0.0
+    # Positions of a geometry are relative to its block, which need not begin at 0.
     corner = (draw.corner[0] - int(geometry.thin_positions[0][0]), *draw.corner[1:])
     return replace(draw, corner=corner, noise=noise, seed=int(rng.integers(2**31)))
 
@@ -178,7 +179,7 @@ def draw_patch(
 def draw_block(
     rng: np.random.Generator, corpus: Sequence[TrainingVolume], wanted: tuple[int, int, int], in_plane: bool = False
 ) -> Draw:
-    """A place for a block of ``wanted`` voxels and how it is altered, without noise.
+    """Draws a place for a block of ``wanted`` voxels and how it is altered, without noise.
 
     With ``in_plane`` the slice axis of a thick scan, where that is known, becomes the block's middle axis: its other
     two then lie in the slices.
@@ -205,7 +206,7 @@ def draw_block(
 
 
 def _value_at(voxels: np.ndarray, axis: int, transpose: bool, reverse: bool, index: Sequence[int]) -> float:
-    """The voxel at an index of the block that `cut` would see."""
+    """Returns the voxel at an index of the block that `cut` would see."""
     block = np.moveaxis(voxels, axis, 0)
     depth, rows, columns = index
     depth = block.shape[0] - 1 - depth if reverse else depth
@@ -219,7 +220,7 @@ def cut(
     row_index: np.ndarray,
     column_index: np.ndarray,
 ) -> np.ndarray:
-    """The thin block a draw names, at indices from its corner; what lies outside the volume repeats its edge."""
+    """Returns the thin block that a draw names, at indices from its corner; beyond the volume its edge repeats."""
     block = np.moveaxis(corpus[draw.volume].voxels, draw.axis, 0)
     if draw.transpose:
         block = block.transpose(0, 2, 1)
@@ -240,8 +241,9 @@ def cut(
 def render(
     corpus: Sequence[TrainingVolume], geometry: Geometry, draws: Sequence[Draw], size: int, context: int
 ) -> Batch:
-    """Cut, thicken and interpolate the patches of one batch."""
+    """Cuts, thickens and interpolates the patches of one batch, as they were drawn."""
     fwhm = geometry.thickness_over_spacing * geometry.factor
+    # Cut is more than what is predicted: all thin slices that the thick ones around the block see.
     reach = int(np.ceil(2 * fwhm)) + 1
     low = int(np.floor(geometry.thick_centres[0])) - reach
     high = int(np.ceil(geometry.thick_centres[-1])) + reach
@@ -256,6 +258,7 @@ def render(
             shape = thick[:, column].shape
             thick[:, column] += draw.noise * np.random.default_rng(draw.seed).standard_normal(shape, dtype=np.float32)
     if geometry.ends == "slices":
+        # Thick slices that lie outside the volume are none that a scanner made: inference repeats the outermost one.
         for column, draw in enumerate(draws):
             thick[:, column] = thick[_acquired(corpus, draw, geometry.thick_centres), column]
     position = (inner - geometry.thick_centres[0]) / geometry.factor
@@ -276,7 +279,7 @@ def render(
 
 
 def _acquired(corpus: Sequence[TrainingVolume], draw: Draw, thick_centres: np.ndarray) -> np.ndarray:
-    """Of every thick slice the number of the nearest one whose centre lies within the volume."""
+    """Returns, of every thick slice, the number of the nearest one whose centre lies within the volume."""
     place = thick_centres + draw.corner[0]
     within = np.flatnonzero((place > -0.5) & (place < corpus[draw.volume].voxels.shape[draw.axis] - 0.5))
     return np.clip(np.arange(len(place)), within[0], within[-1])
@@ -292,7 +295,7 @@ def batch_at(
     slabs: int,
     context: int,
 ) -> Batch:
-    """The batch of one step: a function of the seed and the step alone, so that a resumed run continues exactly."""
+    """Returns the batch of one step: a function of seed and step alone, so that a resumed run continues exactly."""
     rng = np.random.default_rng([seed, step])
     geometry = draw_geometry(rng, ranges, slabs, context)
     draws = [draw_patch(rng, corpus, ranges, geometry, size) for _ in range(patches)]

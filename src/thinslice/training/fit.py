@@ -225,7 +225,7 @@ class _Training(Generic[Trained]):
 
 
 def _optimisers(network: nn.Module, schedule: Schedule) -> list[torch.optim.Optimizer]:
-    """Muon for the kernels of the trunk, AdamW for everything else; ``muon_rate`` 0 leaves all to AdamW."""
+    """Returns Muon for the kernels of the trunk, AdamW for everything else; ``muon_rate`` 0 leaves all to AdamW."""
     trunk = [p for p in network.parameters() if p.dim() == 4 and schedule.muon_rate]
     chosen = {id(p) for p in trunk}
     rest = [p for p in network.parameters() if id(p) not in chosen]
@@ -234,14 +234,14 @@ def _optimisers(network: nn.Module, schedule: Schedule) -> list[torch.optim.Opti
 
 
 def _numbers(step: int, rank: int, world: int, batches: int) -> Iterator[int]:
-    """Numbers of the batches of one process from a step on; no two processes share any."""
+    """Yields the numbers of the batches of one process from a step on; no two processes share any."""
     while True:
         yield from ((step * world + rank) * batches + index for index in range(batches))
         step += 1
 
 
 def _rate(step: int, progress: float, schedule: Schedule) -> float:
-    """Share of the full rate, 0 .. 1: warm-up, then cosine."""
+    """Returns the share of the full rate, 0 .. 1: warm-up, then cosine."""
     cosine = 0.5 * (1 + math.cos(min(progress, 1.0) * math.pi))
     return min(1.0, (step + 1) / schedule.warm_up) * max(cosine, 1e-3)
 
@@ -318,7 +318,7 @@ def training_length(folder: Path) -> dict[str, float]:
 
 @contextmanager
 def _workers(schedule: Schedule, device: torch.device) -> Iterator[Executor]:
-    """Where the batches of a step are computed, see `Schedule.side_by_side`."""
+    """Lends the threads that compute the batches of a step, see `Schedule.side_by_side`."""
     beside = schedule.batches if schedule.side_by_side and device.type == "cpu" else 1
     threads = torch.get_num_threads()
     try:
@@ -336,7 +336,8 @@ def _gradients(
     device: torch.device,
     workers: Executor,
 ) -> Tensor:
-    """The mean loss of some batches; its gradient is left in the network."""
+    """Returns the mean loss of some batches; its gradient is left in the network."""
+    # Not by backward(), which would add the gradients up in the parameters in whatever order the threads end.
     parameters = list(network.parameters())
 
     def one(batch: Batch) -> tuple[Tensor, tuple[Tensor | None, ...]]:
@@ -361,7 +362,7 @@ def _average_gradients(network: nn.Module, world: int) -> None:
 
 
 def _agreed(progress: float, world: int, device: torch.device) -> float:
-    """The first process's clock decides for all, so that all stop after the same step."""
+    """Returns the progress of the first process, whose clock decides, so that all stop after the same step."""
     if world == 1:
         return progress
     shared = torch.tensor(progress, dtype=torch.float64, device=device)
@@ -370,7 +371,7 @@ def _agreed(progress: float, world: int, device: torch.device) -> float:
 
 
 def _from_a_thread(batch_at: Callable[[int], Batch], numbers: Iterator[int]) -> Generator[Batch, None, None]:
-    """The batches of some numbers, each made while the ones before it are learnt from."""
+    """Yields the batches of some numbers, each made while the ones before it are learnt from."""
     with ThreadPoolExecutor(max_workers=1) as pool:
         jobs = deque(pool.submit(batch_at, next(numbers)) for _ in range(BATCHES_AHEAD))
         try:
@@ -384,7 +385,7 @@ def _from_a_thread(batch_at: Callable[[int], Batch], numbers: Iterator[int]) -> 
 
 
 def _from_processes(batch_at: Callable[[int], Batch], numbers: Iterator[int]) -> Generator[Batch, None, None]:
-    """As `_from_a_thread`, by all other cores: one thread cannot feed a GPU. Arrays come as shared tensors."""
+    """Does as `_from_a_thread`, by all other cores: one thread cannot feed a GPU. Arrays come as shared tensors."""
     loader: DataLoader[Batch] = DataLoader(
         _Batches(batch_at),
         batch_size=None,
@@ -405,7 +406,7 @@ class _Batches(Dataset[Batch], Generic[Batch]):
 
 
 def _as_tensors(batch: Any) -> Any:
-    """A dataclass with its arrays as tensors, which do not have to be copied from one process to another."""
+    """Returns a dataclass with its arrays as tensors, which need not be copied from one process to another."""
     if not is_dataclass(batch) or isinstance(batch, type):
         return batch
     arrays = {f.name: a for f in fields(batch) if isinstance(a := getattr(batch, f.name), np.ndarray)}

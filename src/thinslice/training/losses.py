@@ -26,7 +26,7 @@ UNPROJECTED = 0.2
 def projected_loss(
     network: SlabNetwork, batch: Batch, device: torch.device, unprojected: float = UNPROJECTED
 ) -> Tensor:
-    """Root mean square error of a patch after the projection onto the acquired slices, mean over the patches.
+    """Returns the root mean square error of patches after the projection onto the acquired slices, mean over them.
 
     What the projection repairs need not be learnt. A share of the error before it is added, which keeps the bare
     answer consistent by itself, so that its disagreement with the acquired slices can serve as a warning
@@ -41,7 +41,7 @@ def projected_loss(
 
 
 def intermediate_loss(network: PlaneNet, batch: PlaneBatch, device: torch.device, intermediate: float = 1.0) -> Tensor:
-    """Mean absolute error of the answer plus that of the intermediate answer (Georgescu et al. 2020, eq. 3)."""
+    """Returns the mean absolute error of the answer plus that of the intermediate one (Georgescu et al., eq. 3)."""
     planes, base, truth = (
         torch.as_tensor(a).to(device, non_blocking=True) for a in (batch.planes, batch.base, batch.truth)
     )
@@ -55,7 +55,7 @@ def intermediate_loss(network: PlaneNet, batch: PlaneBatch, device: torch.device
 def vae_loss(
     network: SliceVae, batch: SliceBatch, device: torch.device, sigma: float, adversarial: float = 0.0
 ) -> Tensor:
-    """Negative evidence bound of slices under Gaussian noise, nats per pixel; with ``adversarial`` an IntroVAE's.
+    """Returns the negative evidence bound of slices, nats per pixel; with ``adversarial`` the loss of an IntroVAE.
 
     The encoder of an IntroVAE (Huang et al., NeurIPS 2018, sec. 3.2; Xuan et al. 2021 train one) is its own
     discriminator: it learns to give slices that the decoder made codes that are unlikely, up to a margin, the decoder
@@ -93,7 +93,7 @@ def vae_loss(
 
 
 def residual_of(network: SlabNetwork, geometry: Geometry, thick: Tensor) -> Tensor:
-    """The network's answer for a block: thick [b, slabs + 2 + 2 context, h, w] -> [b, thin, h, w], float32.
+    """Returns the network's answer for a block: thick [b, slabs + 2 + 2 context, h, w] -> [b, thin, h, w], float32.
 
     The first and the last slab are there for what they say of their neighbours' thin slices.
     """
@@ -119,7 +119,7 @@ def residual_of(network: SlabNetwork, geometry: Geometry, thick: Tensor) -> Tens
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Whether bf16 is computed in hardware; elsewhere it would be slower than fp32."""
+    """Says whether bf16 is computed in hardware; elsewhere it would be slower than fp32."""
     if device.type == "cuda":
         return True
     capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()

@@ -14,10 +14,10 @@ _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
 def orthogonalise(matrix: Tensor, iterations: int = 5) -> Tensor:
-    """The nearest semi-orthogonal matrix, roughly: singular values end between 0.7 and 1.2. [m, n] -> [m, n]."""
+    """Returns the nearest semi-orthogonal matrix [m, n], roughly: singular values end between 0.7 and 1.2."""
     a, b, c = _COEFFICIENTS
     x = matrix / (matrix.norm() + 1e-7)
-    tall = x.shape[0] > x.shape[1]
+    tall = x.shape[0] > x.shape[1]  # the smaller of the two products is iterated on
     x = x.T if tall else x
     for _ in range(iterations):
         gram = x @ x.T
@@ -43,7 +43,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One update from the gradients at hand."""
+        """Makes one update from the gradients at hand."""
         for group in self.param_groups:
             for weight in group["params"]:
                 if weight.grad is None:

@@ -50,7 +50,7 @@ class Comparison:
 def write_page(
     title: str, words: str, facts: Sequence[tuple[str, str]], shown: Sequence[Comparison], path: Path
 ) -> None:
-    """Write the page, whole or not at all. It needs no server and asks for nothing."""
+    """Writes the page, whole or not at all. It needs no server and asks for nothing."""
     rows = "\n".join(f"<tr><td>{escape(name)}</td><td>{escape(value)}</td></tr>" for name, value in facts)
     pictures = "\n".join(
         f'<h2>{escape(one.name)}</h2>\n<img alt="{escape(one.name)}: acquired on the left, synthesised on the right" '
@@ -63,7 +63,7 @@ def write_page(
 
 
 def _picture(one: Comparison) -> str:
-    """Both, in the two planes across the slices, as a PNG in base64."""
+    """Returns both, in the two planes across the slices, as a PNG in base64."""
     columns = ((one.scan, "acquired", True), (one.synthesised, "synthesised, not acquired", False))
     window, centre = intensity_range(one.scan.voxels), find_picture_centre(one.scan)
     planes = [reslice_planes(volume, one.axis, centre) for volume, _, _ in columns]

@@ -85,7 +85,7 @@ def plane_batch_at(
     size: int,
     margin: int,
 ) -> PlaneBatch:
-    """The batch of one step: a function of the seed and the step alone.
+    """Returns the batch of one step: a function of the seed and the step alone.
 
     Args:
         patches, lines: places that are drawn, and neighbouring planes at each.
@@ -101,7 +101,7 @@ def plane_batch_at(
 def draw_planes(
     rng: np.random.Generator, corpus: Sequence[TrainingVolume], part: Part, shrinking: Shrinking, lines: int, size: int
 ) -> PlaneDraw:
-    """Where one patch is cut and how it is made small."""
+    """Draws where one patch is cut and how it is made small."""
     long = shrinking.factor * size
     place = draw_block(rng, corpus, (long, lines, long if part == "in-plane" else size), in_plane=True)
     fwhm = float(rng.uniform(*shrinking.fwhm_over_factor)) * shrinking.factor
@@ -113,7 +113,7 @@ def draw_planes(
 def render_planes(
     corpus: Sequence[TrainingVolume], draw: PlaneDraw, part: Part, factor: int, lines: int, size: int, margin: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Planes [lines, h, w], their interpolation and the truth [lines, a h, b w]."""
+    """Returns planes [lines, h, w], their interpolation and the truth [lines, a h, b w]."""
     wide = (draw.fwhm_vox or factor) * 2.0
     beyond = -(-int(np.ceil(wide)) // factor) + 1  # small pixels whose thin ones reach into the outermost
     count = size + 2 * (margin + beyond)

@@ -287,7 +287,7 @@ def _train_stage(
 
 
 def _report_nothing(line: str) -> None:
-    """What the other processes of a parallel training have to say."""
+    """Says nothing, as the other processes of a parallel training do."""
 
 
 def _write_model(network: Network, card: dict[str, Any], model: Path, work: Path) -> str:

@@ -87,7 +87,7 @@ OFTEN = 1.0
 
 @dataclass(frozen=True)
 class PatchPlaces:
-    """Where lessons can be cut: volume, axis and middle (thin voxels along axis, lines, columns), and their chances."""
+    """Where patches can be cut: volume, axis and middle (thin voxels along axis, lines, columns), and their chances."""
 
     volume: np.ndarray
     axis: np.ndarray
@@ -122,7 +122,7 @@ class TargetScan:
 
 
 def make_target_scan(name: str, scan: Volume, plan: Plan, model: Model, voxels: int = VOXELS) -> TargetScan:
-    """Compute the thin slices by the starting model, turn them, and see which places are like the slices.
+    """Computes the thin slices by the starting model, turns them, and sees which places are like the slices.
 
     Args:
         name: of the scan.
@@ -161,7 +161,7 @@ def make_target_scan(name: str, scan: Volume, plan: Plan, model: Model, voxels: 
 
 
 def _thin_of(part: tuple[slice, slice], scan: Volume, plan: Plan, model: Model) -> np.ndarray:
-    """Thin slices [x, y, thin] of a part of the field of view, computed from nothing but that part."""
+    """Returns thin slices [x, y, thin] of a part of the field of view, computed from nothing but that part."""
     voxels = np.moveaxis(np.moveaxis(scan.voxels, plan.axis, 2)[part], 2, plan.axis)
     shape = list(voxels.shape)
     shape[plan.axis] = plan.n_thin
@@ -175,7 +175,7 @@ def _spacing_in_plane(scan: Volume, plan: Plan) -> tuple[float, float]:
 
 
 def _middle(shape: tuple[int, ...], voxels: int) -> tuple[slice, slice, slice]:
-    """The middle of a scan that is too large, at least `LEAST_VOXELS` of it."""
+    """Returns the middle of a scan that is too large, at least `LEAST_VOXELS` of it."""
     voxels = max(voxels, LEAST_VOXELS)
     side = max(160, int((voxels / shape[2]) ** 0.5))
     kept = [min(n, side) for n in shape[:2]]
@@ -187,7 +187,7 @@ def _middle(shape: tuple[int, ...], voxels: int) -> tuple[slice, slice, slice]:
 def _split(
     acquired: np.ndarray, crop: tuple[slice, slice] = (slice(None), slice(None))
 ) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-    """Parts of the field of view of slices [x, y, slices]: what is learnt from, and what is held out.
+    """Returns parts of the field of view of slices [x, y, slices]: what is learnt from, and what is held out.
 
     Held out is that end of the longer side which shows its share in fewer pixels, so that it never is air alone. What
     lies outside ``crop`` is in neither.
@@ -221,7 +221,7 @@ def _split(
 def _turned(
     name: str, thin: np.ndarray, factor: float, spacing_mm: tuple[float, float] = (1.0, 1.0)
 ) -> list[TrainingVolume]:
-    """The slices turned by every angle, cut to what lies inside the image; axes that have room may become thick.
+    """Returns the slices turned by every angle, cut to what lies inside; axes that have room may become thick.
 
     Where the pixels are not square, the coarser of their axes is learnt from as it is: the finer one, or one between
     the two, is another scale.
@@ -242,7 +242,7 @@ def _turned(
 
 
 def _inside(shape: tuple[int, int], angle: float) -> tuple[slice, slice]:
-    """The largest rectangle of an image's own proportions that stays inside it when it is turned about its middle."""
+    """Returns the largest part of an image's own proportions that stays inside when it is turned about its middle."""
     sine, cosine = abs(np.sin(np.radians(angle))), abs(np.cos(np.radians(angle)))
     height, width = shape
     share = min(height / (height * cosine + width * sine), width / (height * sine + width * cosine))
@@ -252,7 +252,7 @@ def _inside(shape: tuple[int, int], angle: float) -> tuple[slice, slice]:
 
 
 def _looks(thick: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """How the places of a thick stack [n, h, w] look: [m, 2], and the index [m, 3] of their middles.
+    """Returns how the places of a thick stack [n, h, w] look: [m, 2], and the index [m, 3] of their middles.
 
     The logarithms of the mean change from slice to slice over that from pixel to pixel, and of the latter. Places with
     a dark middle are left out.
@@ -278,7 +278,7 @@ def _looks(thick: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _cells(field: np.ndarray) -> np.ndarray:
-    """Means over cells of CELL x CELL pixels [n, h, w] -> [n, h // CELL, w // CELL]; a shorter side is one cell."""
+    """Returns means over cells of CELL x CELL pixels, [n, h // CELL, w // CELL]; a shorter side is one cell."""
     missing = [(0, max(CELL - side, 0)) for side in field.shape[1:]]
     field = np.pad(field, [(0, 0), *missing], mode="edge")
     n, height, width = (field.shape[0], *(side // CELL for side in field.shape[1:]))
@@ -287,7 +287,7 @@ def _cells(field: np.ndarray) -> np.ndarray:
 
 
 def _around(cells: np.ndarray) -> np.ndarray:
-    """Means over 3x3 cells; beyond the edges they repeat."""
+    """Returns means over 3x3 cells; beyond the edges they repeat."""
     padded = np.pad(cells, ((0, 0), (1, 1), (1, 1)), mode="edge")
     rows = np.stack([padded[:, i : i + cells.shape[1]] for i in range(3)]).mean(axis=0)
     return np.stack([rows[:, :, i : i + cells.shape[2]] for i in range(3)]).mean(axis=0)
@@ -300,7 +300,7 @@ def _places(
     thickness_over_spacing: float,
     profile: Profile,
 ) -> PatchPlaces:
-    """All places of some volumes, with chances that make their looks as frequent as the ``wanted`` ones [m, 2]."""
+    """Returns all places of some volumes, with chances that make looks as frequent as the ``wanted`` ones [m, 2]."""
     looks, found = [], []
     for number, thin in enumerate(volumes):
         for along in thin.axes:
@@ -334,7 +334,7 @@ def _shares(looks: np.ndarray, edges: Sequence[np.ndarray]) -> np.ndarray:
 def self_supervised_batch_at(
     step: int, seed: int, targets: Sequence[TargetScan], patches: int, size: int, slabs: int, context: int
 ) -> Batch:
-    """What is learnt from in one step: mostly a direction within the slices, sometimes across them at another scale."""
+    """Returns a batch: mostly of a direction within the slices, sometimes across them at another scale."""
     across = np.random.default_rng([seed, step, 1]).random() < THICKER
     batch_at = thicker_slices_batch_at if across else in_plane_batch_at
     return batch_at(step, seed, targets, patches, size, slabs, context)
@@ -350,7 +350,7 @@ def in_plane_batch_at(
     context: int,
     held_out: bool = False,
 ) -> Batch:
-    """Patches of one scan, thick along a direction within its slices, in an acquisition near its own.
+    """Returns patches of one scan, thick along a direction within its slices, in an acquisition near its own.
 
     Where there is less room than a patch has pixels there are more and smaller ones.
 
@@ -376,7 +376,7 @@ def thicker_slices_batch_at(
     context: int,
     held_out: bool = False,
 ) -> Batch:
-    """Patches of one scan's acquired slices, made twice as thick; with ``held_out`` of the part held out."""
+    """Returns patches of one scan's acquired slices, made twice as thick; with ``held_out`` of the part held out."""
     rng = np.random.default_rng([seed, step])
     target = _one_of(rng, targets)
     phase = float(rng.choice([0.0, 0.5, 1.0]))
@@ -388,7 +388,7 @@ def thicker_slices_batch_at(
 
 
 def _fitting(patches: int, size: int, room: int) -> tuple[int, int]:
-    """More and smaller patches where there is less room: larger ones would show its end many times over."""
+    """Returns more and smaller patches where there is less room: larger ones would show its end many times over."""
     side = min(size, room // 2 * 2)
     return round(patches * (size / side) ** 2), side
 
@@ -401,7 +401,7 @@ def _one_of(rng: np.random.Generator, targets: Sequence[TargetScan]) -> TargetSc
 def _draw(
     rng: np.random.Generator, volumes: Sequence[TrainingVolume], places: PatchPlaces, geometry: Geometry, size: int
 ) -> Draw:
-    """A place by its chance, moved a little, and the patch around it turned over and recoloured at random."""
+    """Draws a place by its chance, moved a little, and how the patch around it is turned over and recoloured."""
     chosen = int(rng.choice(len(places.chance), p=places.chance))
     volume, axis = int(places.volume[chosen]), int(places.axis[chosen])
     look = draw_patch(rng, [replace(volumes[volume], axes=(axis,))], THICK_SCAN_RANGES, geometry, size)

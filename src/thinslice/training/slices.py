@@ -56,7 +56,7 @@ class SliceBatch:
 
 
 def make_stack(scan: UsableScan) -> Stack:
-    """Turn the slice axis of a scan to the front, and scale its intensities.
+    """Turns the slice axis of a scan to the front, and scales its intensities.
 
     Raises:
         InputRefused: there is too little of it to learn from.
@@ -73,7 +73,7 @@ def make_stack(scan: UsableScan) -> Stack:
 
 
 def group_similar(stacks: Sequence[Stack]) -> list[list[str]]:
-    """The names of stacks in groups that look unlike each other, the largest first; one group where all look alike.
+    """Returns the names of stacks in groups that look unlike each other, the largest first; one where all look alike.
 
     Two stacks look alike where their mean slices do, coarsely and in any of eight positions (`ALIKE`).
     """
@@ -86,7 +86,7 @@ def group_similar(stacks: Sequence[Stack]) -> list[list[str]]:
 
 
 def _look(stack: Stack) -> np.ndarray:
-    """The mean of the middle half of the slices, as `LOOK` x `LOOK` pixels, its own mean taken off."""
+    """Returns the mean of the middle half of the slices, as `LOOK` x `LOOK` pixels, its own mean taken off."""
     n = len(stack.slices)
     mean = np.clip(stack.slices[n // 4 : n - n // 4].astype(np.float32), 0, 1).mean(axis=0)
     rows, columns = (_shares(side) for side in mean.shape)
@@ -95,7 +95,7 @@ def _look(stack: Stack) -> np.ndarray:
 
 
 def _shares(side: int) -> np.ndarray:
-    """Means over LOOK equal parts of a side, [LOOK, side]; a pixel on a border goes to both."""
+    """Returns the matrix [LOOK, side] of means over LOOK equal parts of a side; a pixel on a border goes to both."""
     edges = np.linspace(0, side, LOOK + 1)
     pixel = np.arange(side)
     overlap = np.minimum(edges[1:, None], pixel + 1) - np.maximum(edges[:-1, None], pixel)
@@ -110,7 +110,7 @@ def _alike(one: np.ndarray, other: np.ndarray) -> bool:
 
 
 def slice_batch_at(step: int, seed: int, stacks: Sequence[Stack], patches: int, size: int) -> SliceBatch:
-    """The batch of one step: a function of the seed and the step alone. Every slice is as likely as any other."""
+    """Returns the batch of one step: a function of seed and step alone. Every slice is as likely as any other."""
     rng = np.random.default_rng([seed, step])
     counts = np.array([len(stack.slices) for stack in stacks])
     chosen = rng.choice(len(stacks), size=patches, p=counts / counts.sum())
@@ -119,7 +119,7 @@ def slice_batch_at(step: int, seed: int, stacks: Sequence[Stack], patches: int, 
 
 
 def _patch(rng: np.random.Generator, slices: np.ndarray, size: int) -> np.ndarray:
-    """A patch of one slice, not dark in the middle if that can be had, turned over at random; its edges repeat."""
+    """Draws a patch of one slice, bright in the middle if that can be had, turned over at random; its edges repeat."""
     for _ in range(TRIES):
         image = slices[rng.integers(len(slices))]
         top, left = (int(rng.integers(0, max(side - size, 0) + 1)) for side in image.shape)

@@ -30,7 +30,7 @@ VOXELS = 300_000_000
 
 
 def slices_per_acquired_slice(factor: float) -> float:
-    """Slices that are synthesised for every acquired one.
+    """Returns how many slices are synthesised for every acquired one.
 
     Fewer than the factor: between two of as many, hardly anything would change, unlike from one thin slice to the next,
     and a network would learn that little lies between acquired slices (LOG.md).
@@ -39,13 +39,13 @@ def slices_per_acquired_slice(factor: float) -> float:
 
 
 def synthetic_slice_positions(n_thick: int, rate: float) -> np.ndarray:
-    """Where a synthesised volume has slices, in spacings of the acquired ones: about ``rate`` to each, edges kept."""
+    """Returns where a synthesised volume has slices, in spacings of the acquired ones; the outer edges are kept."""
     count = round(n_thick * rate)
     return (np.arange(count) + 0.5) * (n_thick / count) - 0.5
 
 
 def synthesise(vae: SliceVae, stack: Stack, rate: float, detail: bool = True) -> np.ndarray:
-    """A volume [slices, h, w] float16 made of the slices of a stack, whose pixels are the scan's own.
+    """Returns a volume [slices, h, w] float16 made of the slices of a stack, whose pixels are the scan's own.
 
     Codes are interpolated on straight lines, beyond the outermost acquired slices held, and decoded. Unlike in the
     paper, what the codes of the acquired slices do not hold is added, interpolated by a cubic spline (why: LOG.md).
@@ -68,7 +68,7 @@ def synthesise(vae: SliceVae, stack: Stack, rate: float, detail: bool = True) ->
 
 
 def _decoded(vae: SliceVae, slices: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Slices [n, h, w] float16 of interpolated codes; ``weights`` [slices, acquired] says how much of which."""
+    """Returns slices [n, h, w] float16 of interpolated codes; ``weights`` [slices, acquired] says how much of which."""
     _, height, width = slices.shape
     missing = [(0, -side % vae.multiple) for side in (height, width)]
     padded = np.pad(slices, [(0, 0), *missing], mode="edge")
@@ -107,9 +107,10 @@ class Synthetic:
 
 
 def make_synthetic(vae: SliceVae, stack: Stack, voxels: int = VOXELS) -> Synthetic:
-    """What is learnt from in place of a thin scan: about ``voxels`` at most, of large slices a part drawn by chance."""
+    """Returns what is learnt from in place of a thin scan: about ``voxels`` at most; of large slices a part."""
     rate = slices_per_acquired_slice(stack.plan.factor)
     side = max(LEAST_SIDE, int((voxels / (len(stack.slices) * rate)) ** 0.5))
+    # By the scan's fingerprint: a run that goes on, or one with more scans, cuts the same part.
     rng = np.random.default_rng(int(stack.fingerprint[:8] or "0", 16))
     top, left = (int(rng.integers(0, max(n - side, 0) + 1)) for n in stack.slices.shape[1:])
     part = replace(stack, slices=stack.slices[:, top : top + side, left : left + side])
@@ -121,7 +122,7 @@ def make_synthetic(vae: SliceVae, stack: Stack, voxels: int = VOXELS) -> Synthet
 def synthetic_batch_at(
     step: int, seed: int, volumes: Sequence[Synthetic], patches: int, size: int, slabs: int, context: int
 ) -> Batch:
-    """Patches of one synthesised volume, thick in an acquisition near that of the scans."""
+    """Returns patches of one synthesised volume, thick in an acquisition near that of the scans."""
     rng = np.random.default_rng([seed, step])
     weights = np.array([volume.thin.weight for volume in volumes])
     one = volumes[int(rng.choice(len(volumes), p=weights / weights.sum()))]
@@ -131,7 +132,7 @@ def synthetic_batch_at(
 
 
 def to_patient_space(slices: np.ndarray, stack: Stack, corner: tuple[int, int] = (0, 0)) -> Volume:
-    """Slices [n, h, w] over the field of view of a stack, however many, as a volume in patient space, 0 .. 1000.
+    """Returns slices [n, h, w] over the field of view of a stack as a volume in patient space, 0 .. 1000.
 
     Their first pixel lies at ``corner``, line and column of the acquired slices.
     What is synthesised so is for looking at alone: the anatomy between the acquired slices is invented.
