@@ -35,6 +35,7 @@ def check_affine(affine: np.ndarray, way_out: str) -> None:
             way_out,
             code="bad-affine",
         )
+    # Of unit columns, so that the size of the voxels does not matter.
     if abs(np.linalg.det(affine[:3, :3] / spacing_mm)) < 1e-3:
         raise refused("an affine whose axes lie in one plane", "three directions", way_out, code="bad-affine")
 
@@ -46,6 +47,7 @@ def check_lengths(affine: np.ndarray, way_out: str) -> None:
         InputRefused: it is so; the last words are `way_out`.
     """
     lengths = np.abs(affine[:3])
+    # Not "larger than": what is not a number is refused too.
     if not lengths.max() <= FARTHEST_MM or not lengths[:, :3].max(axis=0).min() >= NEAREST_MM:
         got = f"an affine with columns of {by(lengths[:, :3].max(axis=0))} mm and an origin of {by(affine[:3, 3])} mm"
         raise refused(got, "millimetres that a scanner may have", way_out, code="bad-affine")
@@ -110,4 +112,5 @@ def slice_axis(affine: np.ndarray) -> int:
         (1, 2)
     """
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    # Headers round: spacings that differ by a ten-thousandth are meant to be equal.
     return int(np.flatnonzero(spacing >= spacing.max() * (1 - 1e-4))[-1])

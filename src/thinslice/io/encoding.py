@@ -26,6 +26,7 @@ def replace_non_finite(voxels: np.ndarray) -> tuple[np.ndarray, list[str]]:
     """
     if voxels.dtype.kind != "f":
         return voxels, []
+    # Slab by slab: a mask of all voxels would take a quarter more memory.
     bad, low, high = 0, math.inf, -math.inf
     for at in slabs(voxels.shape, voxels.itemsize):
         finite = voxels[at][np.isfinite(voxels[at])]
@@ -94,6 +95,7 @@ def type_to_store(voxels: np.dtype[Any], source: np.dtype[Any] | None) -> np.dty
     own = np.dtype(np.float32) if own == np.float16 else own
     if source is None:
         return own
+    # Whoever computed 16 bits from 8 did so since the answer goes beyond 0 .. 255.
     narrow = source.kind in "iu" and source.itemsize == 1 and voxels == np.int16
     return np.dtype(np.int16) if narrow else source.newbyteorder("=")
 
@@ -109,6 +111,7 @@ def encoded(voxels: np.ndarray, dtype: np.dtype[Any], slope: float = 1.0, inter:
     if voxels.dtype.kind not in "iuf":
         raise unwritable(f"{voxels.dtype} voxels", "real numbers", "this is a fault of the caller", code="voxel-type")
     for at in slabs(voxels.shape, 8):
+        # Without a detour: not every integer of 64 bits is a float64, and a label must stay what it is.
         if (slope, inter) == (1.0, 0.0) and voxels.dtype.kind in "iu" and dtype.kind in "iu":
             yield _clip_integers(voxels[at], dtype)
         else:
@@ -128,6 +131,7 @@ def put_on_steps(voxels: np.ndarray, dtype: np.dtype[Any], slope: float = 1.0, i
 def _clip_integers(slab: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
     if slab.dtype == dtype:
         return slab
+    # Clipped to what both types hold, since astype alone wraps round.
     source, target = np.iinfo(slab.dtype), np.iinfo(dtype)
     return slab.clip(max(source.min, target.min), min(source.max, target.max)).astype(dtype)
 

@@ -194,6 +194,7 @@ def as_stored(volume: "Volume", path: Path) -> "Volume":
 
 def format_of(path: Path) -> Format:
     """Returns the row of a scan: by the name, else, for a folder or a file of another name, by what is there."""
+    # A folder may be called scan.nii.
     suffix = None if path.is_dir() else ending(path)
     if suffix is not None:
         return _row_of(suffix)

@@ -234,6 +234,7 @@ def _take_line(text: str, texts: dict[str, str], kept: list[str]) -> None:
     if not text:
         return
     found = re.match(r"(.*?)\s*[=:]\s*(.*)", text)
+    # Neither = nor colon: most likely the voxels have begun, and the header lost its end.
     if found is None:
         raise refused(f"a header line without '=' ({text[:40]!a})", _NEED, _CONVERT, code="damaged-header")
     key, value = found.groups()
@@ -323,6 +324,7 @@ def _geometry(texts: dict[str, str], count: int) -> tuple[np.ndarray, list[str]]
     spacing_key = _key(texts, _SPACING)
     if spacing_key is None:
         raise refused("a header without 'ElementSpacing'", "the distance between voxels", way, code="no-spacing")
+    # ITK takes 1 mm where nothing is said; a spacing that is unknown would make a wrong plan.
     spacing = _numbers(texts, spacing_key, count)[:3]
     if not spacing.all():
         raise refused(f"a spacing of {by(spacing)}", "three lengths", way, code="bad-spacing")
@@ -412,6 +414,7 @@ def _header_size(texts: dict[str, str], start: int) -> int | None:
     text = texts.get("HeaderSize", "0")
     if not re.fullmatch(r"-?[0-9]{1,18}", text) or int(text) < -1 or 0 < int(text) < start:
         raise refused(f"'HeaderSize' of {text[:30]!a}", "-1, or a number of bytes", _CONVERT, code="damaged-header")
+    # ITK counts from the first byte of the file, even where that is the header.
     return None if int(text) == -1 else max(start, int(text))
 
 
@@ -432,6 +435,7 @@ def _read_data(
         got, way = f"voxels of type {kind[:40]!a}", "convert the scan to MET_FLOAT"
         raise refused(got, "one real number per voxel", way, code="voxel-type")
     dtype = np.dtype(_TYPES[kind])
+    # Silent headers mean little endian, to ITK as well.
     is_big = _is_true(texts, _key(texts, _ORDER) or _ORDER[0])
     is_packed, is_binary = _is_true(texts, "CompressedData"), _is_true(texts, "BinaryData", otherwise=True)
     held_in = path if beside is None else beside

@@ -158,6 +158,7 @@ def _shape_and_dtype(start: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
 def _read_end(stream: BinaryIO, place: int) -> tuple[bytes, bool]:
     """Returns the times behind the voxels, zero where the file ends before, and whether anything comes after them."""
     stream.seek(place)  # mapped voxels have not moved the stream
+    # Old programs write no times, and the file ends with its voxels.
     times = stream.read(footer_dtype.itemsize)
     has_tags = any(stream.read(64))
     drain(stream)
@@ -175,6 +176,7 @@ def _geometry(start: Any) -> tuple[np.ndarray, list[str]]:
     if not all(np.isfinite(mm) and mm > 0 for mm in delta):
         raise refused(f"a spacing of {by(delta)}", "three positive lengths", _CONVERT, code="bad-spacing")
     with np.errstate(all="ignore"):
+        # c_ras is where index dims / 2 lies: half a voxel beside the middle of the centres.
         columns = turn.T * delta
         affine = np.eye(4)
         affine[:3, :3], affine[:3, 3] = columns, centre - columns @ (start["dims"][:3] / 2)
@@ -198,6 +200,7 @@ def _header_for(volume: Volume, like: Volume | None) -> Any:
     header["dims"] = (*volume.voxels.shape, 1)[:4]
     header["delta"] = volume.spacing_mm
     header["Mdc"] = (affine[:3, :3] / volume.spacing_mm).T
+    # As in reading: the place of index dims / 2.
     header["Pxyz_c"] = affine[:3, :3] @ (np.array(volume.shape) / 2) + affine[:3, 3]
     return header
 

@@ -233,11 +233,13 @@ def _read(path: Path) -> Volume:
         start = stream.tell()
     sizes = _sizes(texts)
     spatial, beside = _axes(texts, sizes)
+    # Axes of one sample that are not in space hold nothing, and are dropped.
     kept = sorted(spatial + beside)
     place = kept.index(beside[0]) if beside else None
     affine, notes = _geometry(texts, sizes, spatial)
     held_in = path if is_attached else _data_file(path, texts["data file"])
     stored = _read_data(held_in, start if is_attached else 0, texts, tuple(sizes[axis] for axis in kept))
+    # A view: many write the gradients of diffusion first, and nothing is copied for that.
     voxels = stored if place is None else np.moveaxis(stored, place, -1)
     voxels, finite_notes = replace_non_finite(voxels)
     thickness_mm, thickness_notes = _thickness(texts, spatial, affine, path)
@@ -300,6 +302,7 @@ def _parsed(texts: dict[str, str], field: str) -> Any:
         text = " ".join("".join(part.split()) for part in re.findall(r"\([^()]*\)|[^\s()]+", text))
     try:
         with np.errstate(all="ignore"):
+            # One field at a time: a field that is damaged, but that nobody needs, costs nothing.
             return nrrd.read_header(["NRRD0005", f"{field}: {text}"])[field]
     except (nrrd.NRRDError, ArithmeticError, LookupError, TypeError, ValueError) as error:
         raise refused(
@@ -343,6 +346,7 @@ def _axes(texts: dict[str, str], sizes: list[int]) -> tuple[list[int], list[int]
         spatial = [axis for axis, kind in enumerate(kinds) if kind not in _BESIDE_SPACE]
         spacings = _per_axis(texts, "spacings", len(sizes))
         if len(spatial) > 3 and spacings is not None:
+            # Without directions and kinds, only a spacing that is NaN says that an axis is not in space.
             spatial = [axis for axis in spatial if not math.isnan(spacings[axis])]
         spatial = spatial[:3]
     beside = [axis for axis in range(len(sizes)) if axis not in spatial and sizes[axis] > 1]
@@ -598,6 +602,7 @@ def _read_raw(
     stream: BinaryIO, path: Path, skip: int, shape: tuple[int, ...], dtype: np.dtype[Any], file_bytes: int
 ) -> np.ndarray:
     size, here = math.prod(shape) * dtype.itemsize, stream.tell()
+    # -1 says that the voxels are what the file ends with.
     offset = max(here, file_bytes - size) if skip < 0 else here + skip
     stream.seek(min(offset, file_bytes))
     return read_voxels(stream, path, offset, shape, dtype, file_bytes)
@@ -699,6 +704,7 @@ def _lines_of_geometry(volume: Volume, source: Header | None, place: int | None)
     step = source.step if source is not None else math.nan
     unit = source.unit if source is not None else ""
     only_spacings = source is not None and not source.has_directions
+    # Directions would claim an orientation that the source does not know.
     if only_spacings and np.allclose(_base_affine(spacing, volume.shape), affine, rtol=1e-6, atol=1e-3 * spacing.min()):
         return [
             f"spacings: {_with_time([_number(mm) for mm in spacing], _number(step), place)}",

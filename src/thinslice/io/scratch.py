@@ -32,6 +32,7 @@ def allocate(shape: tuple[int, ...], dtype: DTypeLike, folder: Path) -> np.ndarr
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
             if hasattr(os, "posix_fallocate"):
+                # A page of a mapped file that finds no room on the disk kills the process.
                 os.posix_fallocate(file.fileno(), 0, size)
             return np.asarray(np.memmap(cast(Any, file), dtype, "w+", shape=shape, order="F"))
     except OSError as error:

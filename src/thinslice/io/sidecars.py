@@ -28,6 +28,7 @@ def thickness_in(sidecar: Path) -> tuple[float | None, list[str]]:
         return None, [f"the sidecar {sidecar.name} is not a readable JSON object and is ignored"]
     if thickness_mm is None:
         return None, []
+    # True is a number to Python.
     is_number = isinstance(thickness_mm, int | float) and not isinstance(thickness_mm, bool)
     if not is_number or not 0 < thickness_mm < THICKEST_MM:
         got = str(thickness_mm)[:40]

@@ -60,6 +60,7 @@ def unpacked(path: Path, packed: str, plain: str) -> Iterator[BinaryIO]:
         InputRefused: the name promises gzip in vain.
     """
     with open(path, "rb") as raw:
+        # By content: many a .nii is gzip, whatever its name says.
         is_gzip = raw.read(2) == b"\x1f\x8b"
         raw.seek(0)
         if is_gzip:
@@ -81,6 +82,7 @@ def kind_of(start: bytes) -> str:
     """Returns what a file of another kind seems to be, from its first bytes."""
     if not start:
         return "no content"
+    # Ours first: what is said of a scan under a wrong name leads to the right one.
     ours = [row.kind for row in FORMATS if row.starts(start)]
     others = [kind for signature, kind in _FOREIGN_SIGNATURES.items() if start.startswith(signature)]
     if ours or others:
@@ -108,9 +110,11 @@ def read_voxels(
     """
     size = math.prod(shape) * dtype.itemsize
     need = f"{size:,} bytes of voxels, as its header says"
+    # Before anything is allocated: a header of a few bytes may claim terabytes.
     if offset + size > most_bytes(stream, file_bytes):
         raise refused(f"a file of {file_bytes:,} bytes", need, AGAIN, code="cut-off")
     if size >= ON_DISK_BYTES and not isinstance(stream, Unpacked):
+        # Copy-on-write: voxels are changed in place later on, and the file stays what it is.
         stored = np.asarray(np.memmap(path, dtype, "c", offset, shape, order="F"))
     else:
         stored = np.empty(shape, dtype, order="F")
@@ -154,6 +158,7 @@ def in_place_of(path: Path, packed: bool) -> Iterator[BinaryIO]:
         else:
             yield raw
         raw.flush()
+        # A rename may reach the disk before the content does: after a power cut the file would be empty.
         os.fsync(raw.fileno())
 
 
@@ -187,6 +192,7 @@ class Packed:
 
 def slabs(shape: tuple[int, ...], itemsize: int) -> Iterator[tuple[Any, ...]]:
     """Indices that walk an array [x, y, z] or [x, y, z, t] in file order, some 16 MB at a time."""
+    # Whole planes, in the order of the file: each slab is one piece of memory.
     step = max(1, SLAB_BYTES // (shape[0] * shape[1] * itemsize))
     for time in np.ndindex(*shape[3:]):
         for start in range(0, shape[2], step):

@@ -209,6 +209,7 @@ def images(thin: Volume, thick: Volume, plan: Plan, agreement: str, anonymise: b
             remove_identity(shared)
             declare_anonymous(shared)
         _describe(shared, series, plan, stored.storage, agreement, key, anonymise)
+        # Each new slice refers to, and is shown as, the acquired ones nearest to it.
         nearest = np.clip(np.rint(plan.positions()), 0, plan.n_thick - 1).astype(int)
         for index in range(plan.n_thin):
             near = series.images[max(nearest[index] - REACH, 0) : nearest[index] + REACH + 1]
@@ -227,6 +228,7 @@ def save(image: Dataset, path: Path) -> None:
     meta.MediaStorageSOPInstanceUID = image.SOPInstanceUID
     meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian
     meta.ImplementationClassUID = uid.UID(IMPLEMENTATION)
+    # A short string (SH) has 16 characters at most.
     meta.ImplementationVersionName = f"THINSLICE_{version('thinslice')}"[:16]
     image.file_meta = meta
     with quiet(), _no_surprise():
@@ -359,6 +361,7 @@ def _key(thick: Volume, plan: Plan, hidden: bool) -> str:
     """Returns what the new identifiers are made of: the scan, its images, every decision, model and program."""
     series = thick.header
     assert isinstance(series, Series)
+    # Versions and notes may change with an update of some package; the slices do not.
     decisions = {name: value for name, value in asdict(plan).items() if name not in ("notes", "versions")}
     whence = [(image.sop_uid, image.frame) for image in series.images]
     return repr(
@@ -506,6 +509,7 @@ def _image(
     image.SourceImageSequence = Items(sources)
     for name, value in window.items():
         setattr(image, name, value)
+    # Rows run from the last to the first in the array, see `read_series`.
     values = _to_stored(thin.voxels[:, ::-1, index].T, stored.storage)
     image.PixelData = values.astype("<i2" if stored.storage.signed else "<u2").tobytes()
     image["PixelData"].VR = "OW"

@@ -161,6 +161,7 @@ def read_dataset(path: Path, raw: BinaryIO | None = None, **options: Any) -> Dat
     """
     try:
         with quiet():
+            # Forced: many archives hold files without the preamble that says DICM.
             found = dcmread(raw or path, force=True, **options)
     except (OSError, MemoryError):
         raise
@@ -199,6 +200,7 @@ def read_images(path: Path) -> list[Image]:
     wanted = [*_WANTED, *_PRIVATE_B_VALUES, *_CREATORS, _PRIVATE_DIRECTION]
     with open(path, "rb") as raw:
         found = read_dataset(path, raw, stop_before_pixels=True, specific_tags=wanted)
+        # From the voxels on: enough to see that a file is cut off, without reading them.
         rest = path.stat().st_size - raw.tell()
     try:
         with quiet():
@@ -247,6 +249,7 @@ def _image(path: Path, frame: int | None, kind: str, rest: int, found: Dataset, 
         return next((place[name].value for place in places if name in place and place[name].value is not None), None)
 
     facts = {name: _text(look_up(name)) for name in (*AMONG, *WHERE_DOUBLED)}
+    # A frame may be of another kind than its file says of itself.
     facts["ImageType"] = _text(look_up("FrameType") or look_up("ImageType")).upper()
     weighting = _number(look_up("DiffusionBValue"))
     facts["DiffusionBValue"] = f"{weighting:g}" if weighting is not None else ""
@@ -394,6 +397,7 @@ def _private_b_value(found: Dataset) -> str:
         if _text(_value(found, (tag[0], 0x0010))) != creator:
             continue
         value = _value(found, tag)
+        # The elements of GE are four numbers, of which the first counts; others are bytes of text.
         first = value[0] if isinstance(value, list | tuple) or hasattr(value, "insert") else value
         number = _number(first.decode("ascii", "replace").strip("\0 ") if isinstance(first, bytes) else first)
         if number is not None:

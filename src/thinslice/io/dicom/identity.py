@@ -44,6 +44,7 @@ def check_can_hide(series: Series) -> None:
     """
     _library()
     for path in {image.path for image in series.images}:
+        # Headers alone are cleaned: what is drawn into the pixels stays there.
         found = read_dataset(path, stop_before_pixels=True, specific_tags=["BurnedInAnnotation"])
         if str(found.get("BurnedInAnnotation", "")).upper() == "YES":
             raise refused(
@@ -62,6 +63,7 @@ def remove_identity(dataset: Dataset) -> None:
     """
     library = _library()
     rules = library.initialize_actions(PROFILE)
+    # The library would draw other identifiers in every run, and part what belongs together.
     by_uid = {library.replace_UID, library.delete_or_empty_or_replace_UID}
     ours = {tag: (_replace_uids if action in by_uid else action) for tag, action in rules.items()}
     study = str(dataset.get("StudyInstanceUID", ""))

@@ -42,6 +42,7 @@ def read_series(series: Series) -> Volume:
         InputRefused: voxels that are cut off or damaged, or compressed in a way for which no codec is installed.
     """
     columns, rows, count = series.shape
+    # Wide enough for all 16 bits, with a sign or without, whichever each slice has.
     stored = allocate((columns, rows, count), np.int32, Path(tempfile.gettempdir()))
     logger.debug("%s: %d slices, %d of them compressed", series.label, count, sum(i.compressed for i in series.images))
     for index, values in enumerate(_slices(series.images)):
@@ -53,6 +54,7 @@ def read_series(series: Series) -> Volume:
                 place=series.label,
                 code="dicom-other-shape",
             )
+        # Rows from the last to the first, so that the array is laid out as by dcm2niix.
         stored[:, :, index] = values[::-1].T
     voxels = _rescaled(stored, [image.rescale for image in series.images])
     return Volume(voxels, series.affine, series.thickness_mm, series.notes, series.folder, series)
@@ -80,6 +82,7 @@ def _is_next(image: Image, before: Image | None) -> bool:
 def _rescaled(stored: np.ndarray, rescales: Sequence[tuple[float, float]]) -> np.ndarray:
     """Returns the stored values [x, y, z] in the scan's own units, each slice with its own slope and intercept."""
     slope, intercept = rescales[0]
+    # A rescale by one only shifts: whole numbers stay exact.
     if all(rescale == rescales[0] for rescale in rescales) and slope == 1 and float(intercept).is_integer():
         low, high = int(stored.min()) + int(intercept), int(stored.max()) + int(intercept)
         kind = next(

@@ -293,10 +293,12 @@ def _grouped(images: Iterable[Image], key: Callable[[Image], Hashable]) -> list[
 def _stacks(images: list[Image]) -> Iterable[tuple[str, list[Image]]]:
     """Yields (what tells it apart, images) of each stack of one series, and of what is none."""
     for group in _grouped(images, lambda image: (image.sop_class, image.frame_of_reference, image.grey)):
+        # Step 2: if all of it is one even stack, no fact that differs along it parts it.
         usable = [image for image in group if not image.problem]
         if len(usable) == len(group) and _is_one_stack(group):
             yield "", group
             continue
+        # Step 3: the facts that are made to tell stacks apart.
         for part in _grouped(group, lambda image: image.among):
             yield from _of_one_kind(_distinction(part[0], images), part)
 
@@ -318,6 +320,7 @@ def _of_one_kind(distinction: str, images: list[Image]) -> Iterable[tuple[str, l
         yield distinction, images
         return
     turned = sorted(_by_orientation(images), key=lambda group: group[0].orientation or ())
+    # A few slices in each of many orientations are a localizer, or projections that rotate: refused as a whole.
     if len(turned) > 1 and min(map(len, turned)) < LEAST_IN_A_STACK:
         yield distinction, images
         return
@@ -354,6 +357,7 @@ def _distinction(image: Image, series: list[Image]) -> str:
 def _by_orientation(images: list[Image]) -> list[list[Image]]:
     groups: list[list[Image]] = []
     for image in images:
+        # With the first of each group: cosines differ in their last digits from slice to slice.
         home = next((g for g in groups if _largest_difference(image, g[0]) < SAME_DIRECTION), None)
         if home is None:
             groups.append([image])
@@ -437,6 +441,7 @@ def _series(label: str, distinction: str, images: list[Image], index: int) -> Se
     start, step, residual_mm = _fit(_positions(images))
     spacing_mm = float(np.linalg.norm(step))
     _check_even(images, np.sort(along), spacing_mm, residual_mm)
+    # The slices of a tilted gantry run along another line than their normal.
     degrees = float(np.degrees(np.arccos(np.clip(step @ normal / spacing_mm, -1, 1))))
     if degrees > TILT_DEGREES:
         got = f"slices that are shifted sideways from one to the next (tilted gantry, {degrees:.1f} degrees)"
@@ -486,6 +491,7 @@ def _check_whole_concatenation(images: list[Image]) -> None:
 
 def _fit(positions: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
     """Fits even places to positions [n, 3] by least squares: returns the first, the step, and the largest distance."""
+    # Over all positions, not from the first to the last alone: each was rounded in its header.
     index = np.arange(len(positions)) - (len(positions) - 1) / 2
     middle = positions.mean(axis=0)
     step = index @ (positions - middle) / (index @ index)
@@ -506,6 +512,7 @@ def _check_even(images: Sequence[Image], along: np.ndarray, spacing_mm: float, r
     if residual_mm <= UNEVEN_SHARE * spacing_mm:
         _check_not_thinned_out(images, spacing_mm)
         return
+    # Steps over a gap are multiples of the usual step: then slices are missing, else they are uneven.
     usual_mm = float(np.median(steps_mm[steps_mm < 1.1 * steps_mm.min()]))
     jumps = steps_mm / usual_mm
     missing = np.round(jumps) - 1
@@ -525,6 +532,7 @@ def _check_even(images: Sequence[Image], along: np.ndarray, spacing_mm: float, r
 
 def _check_not_thinned_out(images: Sequence[Image], spacing_mm: float) -> None:
     """Refuses a stack of every second, third ... slice, if stated spacing and numbers of images agree on that."""
+    # Thinned out evenly, a stack looks sound: two facts must agree that it is not.
     stated = {image.stated_spacing_mm for image in images}
     numbers = [image.instance for image in images if image.instance is not None]
     every = round(spacing_mm / (stated.copy().pop() or spacing_mm)) if len(stated) == 1 else 1
