@@ -289,7 +289,7 @@ def test_padding_is_no_anatomy_and_comes_back_where_it_was(dtype, in_plane):
     np.testing.assert_allclose(answer[~beyond], wanted.voxels[~beyond], atol=0.5)
     worst = check(volume, result.volume, plan).rms_percent
     assert worst < check(replace(volume, voxels=air), wanted, replace(plan, padding=None)).rms_percent + 0.5
-    back = reslice(result.volume, volume, padding=-3024).voxels
+    back = reslice(result.volume, volume, padding=-3024, profile=plan.profile).voxels
     np.testing.assert_array_equal(back == -3024, padded == -3024)
 
 

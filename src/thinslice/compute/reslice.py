@@ -35,7 +35,7 @@ def reslice(
     like: Volume,
     *,
     thickness_mm: float | None = None,
-    profile: Profile = "gaussian",
+    profile: Profile = "box",
     labels: bool = False,
     padding: float | None = None,
 ) -> Volume:
@@ -46,7 +46,7 @@ def reslice(
             one that is finer by a whole factor and has the same outer edges (`in_plane`).
         like: the scan with thick slices; only its grid, thickness and header are used.
         thickness_mm: default: the thickness that the header of ``like`` states, else its slice spacing.
-        profile: shape of the slice profile.
+        profile: shape of the slice profile; default: that of a plan for a scan which does not tell it.
         labels: ``thin`` is a segmentation: each voxel gets the label with the largest weight under the profile (of
             equal ones the smallest), instead of a weighted mean. From a finer grid an image is made small by
             anti-aliased bicubic downscaling (`thinslice.physics.downscaling`), labels by their share of a voxel.
@@ -64,7 +64,7 @@ def reslice(
         >>> thin = Volume(np.arange(8.0).reshape(1, 1, 8), np.eye(4))
         >>> affine = np.diag([1.0, 1.0, 4.0, 1.0])
         >>> affine[2, 3] = 1.5  # the first thick slice is centred between the second and the third thin one
-        >>> reslice(thin, Volume(np.zeros((1, 1, 2)), affine), profile="box").voxels
+        >>> reslice(thin, Volume(np.zeros((1, 1, 2)), affine)).voxels
         array([[[1.5, 5.5]]])
     """
     axis = through_plane_axis(like)
