@@ -2,9 +2,6 @@
 
 import gzip
 import json
-import os
-import re
-import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,7 +13,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import strategies
-import thinslice
 from data_sets import orders
 from faults import catches
 from make_scans import make_affine, make_voxels
@@ -551,32 +547,3 @@ def test_other_voxels_under_the_same_header_are_another_scan(tmp_path, suffix):
         write(replace(volume, voxels=volume.voxels + np.int16(1)), other)
         voxels.write_bytes(voxel_file(other).read_bytes())
     assert _hash_of_scan(scan) != before
-
-
-def test_a_format_is_one_module_and_one_row(tmp_path):
-    """The example of docs/formats.md, in a copy of the source: nothing else knows of it, and every verb does."""
-    page = (Path(__file__).parents[1] / "docs" / "formats.md").read_text()
-    module, row = re.findall(r"```(?:python)?\n(.*?)```", page, re.DOTALL)
-    shutil.copytree(Path(thinslice.__file__).parent, tmp_path / "src" / "thinslice")
-    (tmp_path / "src" / "thinslice" / "io" / "toy.py").write_text(module)
-    registry = tmp_path / "src" / "thinslice" / "io" / "formats.py"
-    last = '    Format(\n        "DICOM",\n'
-    registry.write_text(registry.read_text().replace(last, row + last))
-
-    def call(*words: object) -> str:
-        command = [sys.executable, "-m", "thinslice", *map(str, words)]
-        path = {**os.environ, "PYTHONPATH": str(tmp_path / "src")}
-        done = subprocess.run(command, capture_output=True, text=True, env=path, cwd=tmp_path)
-        return f"{done.returncode} {done.stdout}{done.stderr}"
-
-    scan = make_scan(tmp_path / "in" / "scan.nii.gz")
-    assert "Toy (.toy)" in " ".join(call("enhance", "--help").split())
-    assert call("enhance", "-i", scan, "-o", "thin.toy", "--model", "cubic", "-q") == "0 "
-    assert call("reslice", "-i", "thin.toy", "--like", scan, "-o", "again/scan.toy").startswith("0 ")
-    assert call("enhance", "-i", "again", "-o", "out", "--model", "cubic", "-q") == "0 "
-    assert names(tmp_path / "out") == ["scan.json", "scan.toy"]
-    assert "float32" in call("info", "-i", "again/scan.toy")
-    (tmp_path / "in" / "bad.nii").write_bytes((tmp_path / "thin.toy").read_bytes())
-    assert "got a toy; need one NIfTI file" in call("info", "-i", "in/bad.nii")
-    (tmp_path / "in" / "cut.toy").write_bytes((tmp_path / "thin.toy").read_bytes()[:-1])
-    assert "cut.toy: got a file of" in call("info", "-i", "in/cut.toy")
