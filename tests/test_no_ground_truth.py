@@ -910,8 +910,9 @@ def test_it_can_start_from_a_model_at_gentler_rates(tmp_path, scans):
 @catches(
     "training/recipes/no_ground_truth.py",
     "Inputs(scans=learnt, validation=validation)",
-    "Inputs(scans=validation, validation=learnt)",
+    "Inputs(scans=stacks, validation=validation)",
 )
+@catches("training/sources.py", "        return inputs.scans\n", "        return inputs.validation\n")
 @pytest.mark.usefixtures("_quick")
 def test_who_is_looked_at_teaches_neither_the_auto_encoder_nor_the_network(tmp_path, scans, monkeypatch):
     monkeypatch.setattr(no_ground_truth, "LEAST_PERSONS", 2)

@@ -417,7 +417,7 @@ def undisturbed(tmp_path_factory):
 
 
 @catches("training/fit.py", 'self.stop = state["step"], state["seconds"]', 'self.stop = 0, state["seconds"]')
-@catches("training/fit.py", 'average.load_state_dict(state["average"])', "pass")
+@catches("training/fit.py", 'self.average.load_state_dict(state["average"])', "pass")
 def test_a_killed_and_resumed_training_equals_an_undisturbed_one(tmp_path, undisturbed):
     asked = []
 
