@@ -194,14 +194,14 @@ def adapt_start(
         rates = {"rate": 2 * full.rate, "muon_rate": 2 * full.muon_rate, "muon_decay": full.muon_decay}
         adapting.SCHEDULE = replace(usual, **rates)
     adapting.SCHEDULE = replace(adapting.SCHEDULE, side_by_side=False)
-    wish = str(start if start == "default" else arguments.output / "starts" / f"{start}.onnx")
+    model = str(start if start == "default" else arguments.output / "starts" / f"{start}.onnx")
     out = arguments.output / folder
     steps, paths = arguments.adapt_steps, list(thick.values())
     for how, length in (("data-set", steps * len(paths)), ("per-scan", steps)):
         adapting.adapt(
             paths,
             out / f"{start} {how}",
-            Settings(wish, factor=factor, profile="gaussian"),
+            Settings(model, factor=factor, profile="gaussian"),
             steps=length,
             per_scan=how == "per-scan",
             resume=True,
@@ -279,8 +279,8 @@ def _start_file(start: str, arguments: argparse.Namespace) -> Path:
 
 
 def _answer(thick: Volume, model: Model, fuse: bool = False) -> np.ndarray:
-    wish = {"factor": FACTOR, "thickness_mm": thick.thickness_mm, "fuse": fuse}
-    return upsample(thick, make_plan(thick, Settings(profile="gaussian", **wish), model), model).volume.voxels
+    settings = {"factor": FACTOR, "thickness_mm": thick.thickness_mm, "fuse": fuse}
+    return upsample(thick, make_plan(thick, Settings(profile="gaussian", **settings), model), model).volume.voxels
 
 
 def _decibels(truth: Volume, thick: Volume, model: Model) -> float:
@@ -322,11 +322,11 @@ def table(records: Sequence[Record]) -> str:
     for start, how in dict.fromkeys((record["start"], record["adaptation"]) for record in records):
         mine = [record for record in records if (record["start"], record["adaptation"]) == (start, how)]
         each = " | ".join(f"{next(r['gain_db'] for r in mine if r['case'] == case):+.3f}" for case in cases)
-        told = [record["kept_start"] for record in mine if record["kept_start"] is not None]
-        kept = f"{sum(told)} of {len(told)}" if told else ""
+        kept = [record["kept_start"] for record in mine if record["kept_start"] is not None]
+        starts = f"{sum(kept)} of {len(kept)}" if kept else ""
         fused = f"{mean(r['fused_gain_db'] for r in mine):+.3f}" if mine[0]["fused_gain_db"] is not None else ""
         gain = f"{mean(r['gain_db'] for r in mine):+.3f}"
-        rows.append(f"| {start} | {how} | {gain} | {each} | {kept} | {fused} |")
+        rows.append(f"| {start} | {how} | {gain} | {each} | {starts} | {fused} |")
     return "\n".join(rows) + "\n"
 
 

@@ -87,7 +87,7 @@ Record = dict[str, Any]
 
 def main() -> int:
     arguments = _arguments()
-    _keep_wish(arguments)
+    _keep_request(arguments)
     with _workers(arguments) as pool:
         _all(pool, train_coders, [(where, arguments) for where in ("simulated", "real")])
         arms = [("simulated", arm) for arm in ARMS] + [("real", arm) for arm in REAL_ARMS]
@@ -113,18 +113,18 @@ def _workers(arguments: argparse.Namespace) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(arguments.jobs, get_context("spawn"), max_tasks_per_child=1)
 
 
-def _all(pool: ProcessPoolExecutor, work: Callable[..., Any], wishes: Sequence[tuple[Any, ...]]) -> list[Any]:
-    return [job.result() for job in [pool.submit(work, *wish) for wish in wishes]]
+def _all(pool: ProcessPoolExecutor, work: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> list[Any]:
+    return [job.result() for job in [pool.submit(work, *request) for request in calls]]
 
 
-def _keep_wish(arguments: argparse.Namespace) -> None:
-    """What is there already was made by the same wish."""
-    wish = {"data": str(arguments.data), "steps": arguments.steps, "coder_steps": arguments.coder_steps}
-    file = arguments.output / "wish.json"
-    if file.exists() and json.loads(file.read_text()) != wish:
-        sys.exit(f"got {file}, of another wish; need the same; next: another -o")
+def _keep_request(arguments: argparse.Namespace) -> None:
+    """What is there already was made by the same request."""
+    request = {"data": str(arguments.data), "steps": arguments.steps, "coder_steps": arguments.coder_steps}
+    file = arguments.output / "request.json"
+    if file.exists() and json.loads(file.read_text()) != request:
+        sys.exit(f"got {file}, of another request; need the same; next: another -o")
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(wish))
+    file.write_text(json.dumps(request))
 
 
 # ---- what is learnt from
@@ -142,8 +142,8 @@ def targets(where: str, data: Path) -> tuple[list[Any], list[np.ndarray]]:
         pairs = [(None, volume)] if where == "real" else [simulate(volume, axis, FACTOR) for axis in range(3)]
         for truth, thick in pairs:
             try:
-                wish = {} if where == "real" else {"factor": FACTOR, "thickness_mm": thick.thickness_mm}
-                plan = make_plan(thick, Settings(profile="gaussian", **wish), interpolation("cubic"))
+                request = {} if where == "real" else {"factor": FACTOR, "thickness_mm": thick.thickness_mm}
+                plan = make_plan(thick, Settings(profile="gaussian", **request), interpolation("cubic"))
                 stacks.append(make_stack(UsableScan(path.name, path, thick, plan, fingerprint(thick))))
             except ThinsliceError as refusal:  # crops that are too small
                 print(f"{path.name}: left out: {refusal}")

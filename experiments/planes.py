@@ -346,11 +346,13 @@ def _enlarged(small: np.ndarray, part: str, factor: int, model: Model, fuse: boo
     return enlarge_depth(around, beyond, factor, model.base, deep, fuse)
 
 
-def _thinned(slices: np.ndarray, factor: int, model: Model, **wish: Any) -> np.ndarray:
+def _thinned(slices: np.ndarray, factor: int, model: Model, **settings: Any) -> np.ndarray:
     """[slices, h, w], a factor of pixels apart, as `enhance` makes them thin."""
     acquired = Volume(np.moveaxis(slices, 0, 2), np.diag([1.0, 1.0, float(factor), 1.0]))
     envelope = replace(model.envelope, hounsfield=False) if model.envelope else None  # a part of a scan may lack fat
-    plan = make_plan(acquired, Settings(factor=factor, profile="gaussian", **wish), replace(model, envelope=envelope))
+    plan = make_plan(
+        acquired, Settings(factor=factor, profile="gaussian", **settings), replace(model, envelope=envelope)
+    )
     return np.moveaxis(upsample(acquired, plan, model).volume.voxels, 2, 0)
 
 

