@@ -29,6 +29,9 @@ _WAYS_OUT: dict[type[OSError], tuple[str, str]] = {
 class ThinsliceError(ValueError):
     """The root of every error that a caller may want to catch.
 
+    Args:
+        message: the whole sentence instead of its parts, where it comes from elsewhere; it is taken apart.
+
     Attributes:
         got: what was found, as the rest of a sentence that begins with "got".
         need: what would have been accepted.
@@ -52,9 +55,9 @@ class ThinsliceError(ValueError):
             parts = {name: text or "" for name, text in found.groupdict().items()} if found else {"got": message}
             got, need, next, place = (parts.get(name, "") for name in ("got", "need", "next", "place"))
         self.got, self.need, self.next, self.place, self.code = got, need, next, str(place), code
-        parts_told = [f"got {got}" if got else "", f"need {need}" if need else "", f"next: {next}" if next else ""]
-        told = message or "; ".join(part for part in parts_told if part)
-        super().__init__(told if message or not self.place else f"{self.place}: {told}")
+        clauses = [f"got {got}" if got else "", f"need {need}" if need else "", f"next: {next}" if next else ""]
+        sentence = message or "; ".join(clause for clause in clauses if clause)
+        super().__init__(sentence if message or not self.place else f"{self.place}: {sentence}")
 
     @property
     def options(self) -> tuple[str, ...]:

@@ -302,7 +302,7 @@ def _write_pages(done: "Enhanced", places: "Places", quiet: bool) -> None:
             done.write_figure(places.figure, places.answer.overwrite)
     except Exception as error:  # whatever it is, it must not stop the scans that come next
         raise _PageFailed(
-            f"{written}: {reason_of(error)}; the scan itself is whole: {places.answer.destination}"
+            f"{written}: {reason_of(error)}; the scan itself is whole: {places.answer.destination}", code="page-failed"
         ) from error
     if written and not quiet:
         say(f"  wrote {written}")

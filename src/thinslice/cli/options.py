@@ -141,8 +141,8 @@ def numbers(text: str) -> list[float]:
     """Parses positive numbers, as in 2,3,4."""
     try:
         return [positive(float)(word) for word in text.split(",")]
-    except argparse.ArgumentTypeError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers like 2,3,4") from None
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers like 2,3,4") from error
 
 
 def names(text: str) -> list[str]:
