@@ -112,6 +112,7 @@ class Plan:
     @staticmethod
     def from_json(text: str) -> "Plan":
         """Returns the plan that `to_json` wrote."""
+        # JSON makes lists of tuples, and a plan of lists would equal no other plan.
         return Plan(**{name: _to_tuples(value) for name, value in json.loads(text).items()})
 
 
@@ -214,12 +215,13 @@ def _find_target_mm(volume: Volume, axis: int, settings: Settings, model: Planne
     elif settings.spacing_mm is not None:
         target_mm = settings.spacing_mm
     else:
+        # The coarser of the two: finer, voxels would be smaller across the slices than along one of their axes.
         target_mm = max(in_plane_mm)
         if thick_mm / target_mm < ISOTROPIC_BELOW:
             raise _refuse_isotropic(thick_mm, in_plane_mm)
     if target_mm >= thick_mm:
         raise PlanRefused(
-            got=f"a wish for slices {target_mm:g} mm apart, but they are {thick_mm:g} mm apart already",
+            got=f"a new spacing of {target_mm:g} mm for slices that are {thick_mm:g} mm apart already",
             need=f"less than {thick_mm:g} mm",
             next="give a smaller `spacing_mm` or a `factor` above 1",
             code="not-thinner",
@@ -227,6 +229,7 @@ def _find_target_mm(volume: Volume, axis: int, settings: Settings, model: Planne
     if settings.asks_for_spacing() or model.envelope is None or not model.envelope.only_factors:
         return target_mm, []
     wanted = thick_mm / target_mm
+    # By ratio: halfway between the factors 2 and 4 lies 2.83, not 3.
     nearest = min(model.envelope.only_factors, key=lambda factor: abs(np.log(factor / wanted)))
     same = abs(wanted - nearest) <= TOLERANCE
     notes = [] if same else [f"factor {nearest}, of those that {model.name} has the nearest to {wanted:.3g}"]
@@ -264,6 +267,7 @@ def _find_padding(volume: Volume, model: PlannedModel) -> tuple[float | None, li
     if model.envelope is None or not model.envelope.hounsfield:
         return None, []
     padding = padding_of(volume.voxels)
+    # Without the padding: far below air as it is, it would make a good CT scan look like no Hounsfield units.
     notes = check_hounsfield(model.name, volume.voxels, padding)
     if padding is not None:
         notes.append(f"voxels of {padding:g} are padding: computed as air, and put back where they were")
@@ -277,6 +281,7 @@ def _fit_grid(n_thick: int, thick_mm: float, target_mm: float, grid: Grid, model
         n_thin = max(round(n_thick * ratio), 1)
         factor = n_thin / n_thick
     else:
+        # Between the outermost centres there is one spacing less than there are slices.
         n_thin = max(round((n_thick - 1) * ratio), 1) + 1
         factor = (n_thin - 1) / (n_thick - 1)
     if n_thin <= n_thick:
@@ -288,7 +293,7 @@ def _fit_grid(n_thick: int, thick_mm: float, target_mm: float, grid: Grid, model
         )
     if n_thin > MAX_SLICES:
         raise PlanRefused(
-            got=f"a wish for {n_thin:.6g} slices",
+            got=f"an answer of {n_thin:.6g} slices",
             need=f"at most {MAX_SLICES}",
             next=f"give {_spacing_to_advise(n_thick, thick_mm, grid, model.envelope)[1]}",
             code="too-many-slices",
@@ -343,6 +348,7 @@ def _spacing_to_advise(n_thick: int, thick_mm: float, grid: Grid, envelope: Enve
     """Returns the largest and the smallest spacing that a model is valid for, each in the words of an advice."""
     smallest_factor, largest_factor = envelope.factor if envelope is not None else (1.0, float("inf"))
     spans = n_thick if grid == "fov" else n_thick - 1
+    # Counted in slices, as the grid rounds to whole ones: the very end of an envelope may round to what lies beyond it.
     fewest = max(np.ceil((smallest_factor - TOLERANCE) * spans), spans + 1)
     most = min(np.floor((largest_factor + TOLERANCE) * spans), MAX_SLICES - n_thick + spans)
     if fewest > most:
@@ -355,6 +361,7 @@ def _shortest_spacing(thick_mm: float, spans: int, count: int) -> str:
     """Returns the shortest decimal of a spacing that makes ``count`` thin spacings of ``spans`` thick ones."""
     exact = f"{thick_mm * spans / count:.12f}"
     shorter = (f"{float(exact):.{digits}f}" for digits in range(1, 12))
+    # Advice must be good: each shorter number is rounded as `_fit_grid` will round it, and has to give the same count.
     return next((s for s in shorter if float(s) > 0 and round(spans * (thick_mm / float(s))) == count), exact)
 
 

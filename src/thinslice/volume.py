@@ -43,6 +43,7 @@ class Volume:
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
         """Distance between voxel centres along each array axis."""
+        # Lengths of the columns, not the diagonal: that holds for oblique and permuted stacks too.
         x, y, z = np.linalg.norm(self.affine[:3, :3], axis=0)
         return float(x), float(y), float(z)
 
@@ -59,6 +60,7 @@ def fingerprint(volume: Volume) -> str:
     Neither the order of the numbers in memory nor the other fields matter.
     """
     found = hashlib.sha256(repr((volume.voxels.shape, str(volume.voxels.dtype))).encode())
+    # To a micrometre, as `SAME_PLACE_MM`: another format keeps the same affine in other digits.
     found.update((np.round(np.asarray(volume.affine, np.float64), 3) + 0.0).tobytes())  # -0.0 becomes 0.0
     # Part by part, since hashing needs the numbers in one order, and a copy of the whole would need its room again.
     for part in np.moveaxis(volume.voxels, -1, 0):
@@ -104,6 +106,7 @@ def refine_affine(affine: np.ndarray, finer: Sequence[float], first: Sequence[fl
         array([ 0. ,  0. ,  1. , -1.5])
     """
     thin = np.array(affine, dtype=np.float64)
+    # Columns first: ``first`` is in voxels of the new grid.
     thin[:3, :3] /= finer
     thin[:3, 3] -= thin[:3, :3] @ first
     return thin
@@ -117,6 +120,7 @@ def through_plane_axis(volume: Volume) -> int:
         0
     """
     spacing = np.asarray(volume.spacing_mm)
+    # Nearly equal is equal: the rounding of a header must not decide which axis is thick.
     return int(np.flatnonzero(spacing >= spacing.max() * (1 - SAME_SPACING))[-1])
 
 

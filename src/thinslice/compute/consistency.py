@@ -93,6 +93,7 @@ def make_report(
         seconds: how long the thin slices took to compute.
         clipped: how many voxels lay beyond what the answer's dtype holds.
     """
+    # Each once: `upsample` hands the notes of the plan on with the answer.
     notes = list(dict.fromkeys([*plan.notes, *thin.notes]))
     if guard.suspect:
         notes.append(f"the guard took {guard.suspect} of {guard.cells} cells ({guard.percent}) back to interpolation")
@@ -168,10 +169,12 @@ def read_plan_beside(path: Path) -> Plan | None:
     """
     sidecar = path / REPORT_NAME if path.is_dir() else sidecar_path(path)
     try:
+        # Labels have no report of their own; the plan they were made by is in that of the answer beside them.
         if sidecar is not None and not sidecar.exists():
             sidecar = sidecar.with_name(sidecar.name.replace("_labels.json", ".json"))
         content: Any = json.loads(sidecar.read_text(encoding="utf-8")) if sidecar is not None else None
         return Plan.from_json(json.dumps(content["plan"]))
+    # Any JSON may lie there under this name: one of another program is no error, only no plan.
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
@@ -201,6 +204,7 @@ def _without_padding(thick: np.ndarray, thin: np.ndarray, plan: Plan) -> tuple[n
     """Returns both with air where the scanner saw nothing, which is what it was computed as."""
     if plan.padding is None or (thick == plan.padding).all():
         return thick, thin
+    # The value that `upsample` computed with: another one would look like disagreement all along the rim.
     air = thick[thick != plan.padding].min()
     return np.where(thick == plan.padding, air, thick), np.where(thin == plan.padding, air, thin)
 
@@ -218,6 +222,7 @@ def _compare_enlarged(thick: np.ndarray, thin: np.ndarray, plan: Plan, start: in
     """Yields the differences of some acquired slices, one by one; the thin ones are larger in-plane."""
     rows, columns = (downscaling_matrix(size, plan.in_plane) for size in thick.shape[1:])
     acquisition = plan.acquisition()
+    # One by one: in float64 the enlarged slices that a whole chunk sees would take ``in_plane`` squared times the room.
     for index in range(start, stop):
         seen, matrix = acquisition.rows(index, index + 1)
         large = np.tensordot(matrix[0], thin[seen].astype(np.float64), axes=1)

@@ -47,6 +47,7 @@ class GuardCount:
     @property
     def share(self) -> float:
         """The share of the cells that fell back, 0 .. 1."""
+        # Interpolations are not guarded, so there may be no cells at all.
         return self.suspect / self.cells if self.cells else 0.0
 
     @property

@@ -46,6 +46,7 @@ def interpolate_labels(labels: Volume, plan: Plan, out: np.ndarray | None = None
         out = np.empty((*plan.shape_thin, *labels.voxels.shape[3:]), labels.voxels.dtype)
     for at in np.ndindex(*labels.voxels.shape[3:]):
         drawn = np.moveaxis(labels.voxels[(..., *at)], plan.axis, 0)
+        # Pixels are repeated where images are interpolated: between two labels there is nothing.
         drawn = drawn.repeat(plan.in_plane, axis=1).repeat(plan.in_plane, axis=2)
         thin = np.moveaxis(out[(..., *at)], plan.axis, 0)
         in_plane = [mm for axis, mm in enumerate(plan.spacing_thin_mm) if axis != plan.axis]
@@ -69,6 +70,7 @@ def check_labels(labels: Volume, plan: Plan) -> None:
             code="other-grid",
         )
     apart_mm = grid_distance_mm(labels.affine, np.array(plan.affine_thick), plan.shape_thick)
+    # Not "greater than": of a header with NaN every comparison is false, and it must be refused.
     if not apart_mm <= SAME_PLACE_MM:
         raise InputRefused(
             got=f"labels up to {apart_mm:.3g} mm away from the scan's voxels",
@@ -127,6 +129,7 @@ def _fill(drawn: np.ndarray, thin: np.ndarray, positions: np.ndarray, spacing_mm
     """Fills ``thin`` [thin, h, w], centres at ``positions`` in units of drawn slices, from these [thick, h, w]."""
     positions = np.clip(positions, 0, len(drawn) - 1)
     whole = np.abs(positions - np.rint(positions)) < AT_ONCE
+    # At a drawn slice what was drawn comes back to the last pixel, whatever its neighbours say.
     for j in np.flatnonzero(whole):
         thin[j] = drawn[int(np.rint(positions[j]))]
     first = np.floor(positions).astype(int)
@@ -157,6 +160,7 @@ def _leaving_times(
     half_pixel = min(spacing_mm) / 2  # the outline runs between pixels, the distances between their centres
     longest = float(np.hypot(here.shape[0] * spacing_mm[0], here.shape[1] * spacing_mm[1]))
     to_outline = _distance(_to_other_label(here, spacing_mm[0]), here, pixels, spacing_mm[1])
+    # A slice of one label has no outline: infinitely deep, its times would be infinity over infinity.
     depth = np.minimum(to_outline, longest) - half_pixel
     way = np.full(len(depth), longest)
     own = here[pixels]
@@ -166,8 +170,10 @@ def _leaving_times(
         way[mine] = np.minimum(_distance_to(there == label, (rows, columns), spacing_mm), longest)
     depth_map = np.zeros(here.shape)
     depth_map[pixels] = depth
+    # Of whole parts, not pixels: a part that overlaps its label in the next slice anywhere goes on there.
     ends = _peak(here, (here == there).astype(np.float64))[pixels] == 0
     share = depth / np.maximum(_peak(here, depth_map)[pixels], depth)
+    # A quarter of a circle from the outline (0) to the deepest pixel (halfway): parts end round, not pointed.
     dome = np.sqrt(share * (2 - share)) / 2
     return np.where(ends, dome, depth / (depth + way - half_pixel)), ends
 
@@ -233,6 +239,7 @@ def _peak(labels: np.ndarray, values: np.ndarray) -> np.ndarray:
     row_runs, column_runs = _run_starts(labels), _run_starts(labels.T)
     # Rows and columns in turn; each turn carries the peak round one more bend of the part.
     while True:
+        # That ends: values only rise, and only to values that are there.
         spread = _peak_of_runs(_peak_of_runs(values, row_runs).T, column_runs).T
         if np.array_equal(spread, values):
             return spread

@@ -43,6 +43,7 @@ def enlarge_slices(
     margin = max(network.reach) if network is not None else 0
     rows, columns = (enlarging_matrix(size, factor, base, margin).astype(np.float32) for size in (height, width))
     small_rows, small_columns = (downscaling_matrix(size, factor).astype(np.float32) for size in (height, width))
+    # `or None`, as without a margin the slice would end at -0, before it begins.
     inner = slice(factor * margin, -factor * margin or None)
     answer = np.empty((count, factor * height, factor * width), np.float32)
     bounds = (float(slices.min()), float(slices.max()))
@@ -62,9 +63,11 @@ def enlarge_slices(
         turns = _turns() if fuse else [(_as_it_is, _as_it_is)]
         by_turns = [back(network(turn(plane), turn(enlarged))) for turn, back in turns]
         found = np.median(by_turns, axis=0)[0, inner, inner]
+        # The guard sees what is not finite in ``found``; blended with a weight of 0 it would stay NaN.
         whole = np.where(np.isfinite(found), found, answer[index])
         by_network, by_base = (disagreement(a, slices[index]) for a in (whole, answer[index]))
         suspect = find_suspect_cells(_in_pixels(found, factor), by_network, by_base, bounds)
+        # By several threads at once, which appending allows, and in any order, which a sum does not mind.
         cells.append(suspect)
         keep = make_keep_map(suspect, (height, width)).repeat(factor, axis=0).repeat(factor, axis=1)
         answer[index] += keep * (whole - answer[index])
@@ -74,7 +77,7 @@ def enlarge_slices(
 
 
 def _in_pixels(large: np.ndarray, factor: int) -> np.ndarray:
-    """[factor h, factor w] -> [factor^2, h, w]: all that lies inside one small pixel, one after the other."""
+    """Returns [factor^2, h, w] of [factor h, factor w]: all that lies inside one small pixel, one after the other."""
     height, width = (size // factor for size in large.shape)
     return large.reshape(height, factor, width, factor).transpose(1, 3, 0, 2).reshape(factor**2, height, width)
 
@@ -84,10 +87,10 @@ def _as_it_is(planes: np.ndarray) -> np.ndarray:
 
 
 def _turns() -> Iterator[tuple[Callable[[np.ndarray], np.ndarray], Callable[[np.ndarray], np.ndarray]]]:
-    """The eight turns and flips of planes [n, h, w], and what undoes each."""
+    """Yields the eight turns and flips of planes [n, h, w], and what undoes each."""
     for turned in (False, True):
         for axes in ((), (1,), (2,), (1, 2)):
-
+            # Defaults bind the values of this round: closures that are kept would all be the last turn.
             def turn(planes: np.ndarray, turned: bool = turned, axes: tuple[int, ...] = axes) -> np.ndarray:
                 planes = planes.swapaxes(1, 2) if turned else planes
                 return np.ascontiguousarray(np.flip(planes, axes))

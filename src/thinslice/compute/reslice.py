@@ -177,6 +177,7 @@ def _thick_centres(thin: Volume, like: Volume, axis: int) -> tuple[np.ndarray, f
             need=f"slices no farther apart than {like.spacing_mm[axis]:.3g} mm",
             code="thin-scan-coarser",
         )
+    # The field of view ends half a thin voxel beyond the outermost centres, and so far a slice may lie.
     beyond = max(-0.5 - centres.min(), centres.max() - (thin.shape[axis] - 0.5)) * thin_mm
     if beyond > SAME_PLACE_MM:
         raise _refusal(
@@ -243,6 +244,7 @@ def _fill_labels(thin: np.ndarray, out: np.ndarray, matrix: np.ndarray, times: i
         seen = np.flatnonzero(weights)
         under, weights = thin[seen], weights[seen]
         best = np.full(out.shape[1:], -1.0)
+        # In rising order, so that of equal weights the smallest label was there first.
         for label in np.unique(under):
             weight = np.tensordot(weights, under == label, axes=1)
             # In-plane a label counts by its share of the large voxel: the box, which cannot ring as bicubic weights do.

@@ -110,6 +110,7 @@ def _distance(
     progress: Callable[[float], None],
 ) -> np.ndarray:
     """Returns half the mean distance, in each cell, between the answers to the scan and to its mirror image."""
+    # A fused answer is the same for the mirror image, nearly: the distance would say nothing.
     plain = replace(plan, fuse=False)
     if not plan.fuse:
         return average_in_cells(answer, _run_mirrored(volume, plain, model, progress), size) / 2
@@ -123,6 +124,7 @@ def _distance(
 
 def _run_mirrored(volume: Volume, plan: Plan, model: Model, progress: Callable[[float], None]) -> np.ndarray:
     """Returns the answer to the mirror image, mirrored back."""
+    # The affine stays: with a mirrored one `upsample` would turn the stack back before the network sees it.
     mirrored = replace(volume, voxels=volume.voxels[::-1, ::-1, ::-1])
     return _run(mirrored, plan, model, progress)[::-1, ::-1, ::-1]
 
@@ -162,6 +164,7 @@ def average_in_cells(one: np.ndarray, other: np.ndarray, size: tuple[int, int, i
     starts = [np.arange(0, n, s) for n, s in zip(one.shape, size, strict=True)]
     counts = [np.diff(start, append=n) for start, n in zip(starts, one.shape, strict=True)]
     means = np.empty([len(start) for start in starts])
+    # Slab by slab: the differences of the whole in float64 would take twice the room of the answer.
     for z, start in enumerate(starts[2]):
         slab = slice(start, start + size[2])
         apart = np.abs(one[..., slab].astype(np.float64) - other[..., slab]).sum(axis=2)

@@ -102,6 +102,7 @@ def upsample(
     if out is None:
         out = np.empty(shape if volume.voxels.ndim == 4 else plan.shape_thin, np.float32)
     answers = out.reshape(shape)
+    # Reshaping a strided view makes a copy: the caller's array would stay as it was.
     if not np.shares_memory(answers, out):
         raise ValueError("out must be a whole array, not a strided view")
     total, clipped = GuardCount(), 0
@@ -109,19 +110,23 @@ def upsample(
     fell_back = np.zeros(series.shape[:3], bool) if model.adds else None
     workers = ThreadPoolExecutor(model.workers)
     try:
+        # An interpolation has no network to be kept from its cores, and BLAS is all that computes.
         with one_blas_thread if model.adds else nullcontext():
             for t in range(series.shape[3]):
                 this = part_of(progress, t / series.shape[3], (t + 1) / series.shape[3])
                 thick = np.moveaxis(series[..., t], plan.axis, 0)
                 thin = np.moveaxis(answers[..., t], plan.axis, 0)
                 thick, thin = (_as_in_the_patient(array, volume.affine, plan.axis) for array in (thick, thin))
+                # Turned as the stack is, so that the map comes out as the file stores the scan.
                 where = np.moveaxis(fell_back, plan.axis, 0) if fell_back is not None and t == 0 else None
                 where = None if where is None else _as_in_the_patient(where, volume.affine, plan.axis)
                 count, beyond = _upsample_one(thick, thin, lines, model, workers, this, where)
                 total, clipped = total + count, clipped + beyond
     finally:
+        # Slabs are begun ahead: after a failure, or Ctrl-C, nobody needs them, and the program shall end.
         workers.shutdown(cancel_futures=True)
     affine = np.array(plan.affine_thin)
+    # The acquired slices' thickness is not that of the thin ones; whoever plans the answer again would believe it.
     answer = replace(volume, voxels=out, affine=affine, thickness_mm=None, notes=plan.notes)
     return Upsampled(answer, total, clipped, fell_back if fell_back is not None and fell_back.any() else None)
 
@@ -141,10 +146,12 @@ def _upsample_one(
     """
     plan, count, begin = lines.plan, GuardCount(), 0.0
     padding = _Padding(thick, plan)
+    # Before the range is taken: values far below air would stretch it.
     thick = padding.filled(thick)
     shown = intensity_range(thick)
     if plan.in_plane > 1:
         begin = IN_PLANE_SHARE
+        # By the range of the acquired slices, as both networks have to work on one scale.
         thick, count = _larger_slices(thick, shown, plan, model, part_of(progress, 0, begin))
     stack = _Stack(thick, shown, lines, model, workers, part_of(progress, begin, 1))
     for start in range(0, plan.n_thick, CHUNK):
@@ -163,6 +170,7 @@ def _as_in_the_patient(stack: np.ndarray, affine: np.ndarray, axis: int) -> np.n
     back-front and foot-head first: a network that is not symmetric answers the same to the same scan. Both grids are
     symmetric, so the plan holds for the turned stack too.
     """
+    # Views all the way: what is written into the turned stack lands in the caller's array, in the order of the file.
     nearest = patient_axes(affine)
     stored = [axis, *(other for other in range(3) if other != axis)]
     turned = stack[tuple(slice(None, None, 1 if affine[nearest[a], a] > 0 else -1) for a in stored)]
@@ -175,9 +183,12 @@ class _Lines:
     def __init__(self, plan: Plan, base: str) -> None:
         self.plan = plan
         self.positions = plan.positions()
+        # Not rint, as in `nearest_matrix`: halves to even would make slabs of unequal numbers of slices.
         self.owner = np.clip(np.floor(self.positions + 0.5).astype(int), 0, plan.n_thick - 1)
         self.interpolation = INTERPOLATIONS[base]
         self.acquisition = plan.acquisition()
+        # A window in the middle tells the damping of a long stack: the whole matrix grows with the square of its
+        # length.
         middle = max(plan.n_thick // 2 - PROJECTION_HALO, 0)
         self.damping = scale_damping(self.acquire(middle, middle + 2 * PROJECTION_HALO)[1], plan.factor, plan.noise)
 
@@ -198,6 +209,7 @@ class _Lines:
         high = min(high, self.plan.n_thick)
         window = self.thin_of(low, high)
         around = ((slab, self.acquisition.seen_by(slab, slab + 1)) for slab in range(low, high))
+        # A row that is cut at the window's border would see other thin slices than the scanner did.
         whole = [slab for slab, seen in around if window.start <= seen.start and seen.stop <= window.stop]
         rows = np.zeros((len(whole), window.stop - window.start))
         if whole:
@@ -219,6 +231,7 @@ class _Lines:
         """
         low, high = self.beyond(start, stop)
         window, wanted = self.thin_of(low, high), self.thin_of(start, stop)
+        # A halo around the halo: the spline mirrors at its ends, and those of the window are no ends of the scan.
         spline_low, spline_high = self.beyond(low, high)
         inside = slice(wanted.start - window.start, wanted.stop - window.start)
         keep = np.eye(window.stop - window.start)[inside]
@@ -305,6 +318,7 @@ class _Stack:
         """Returns a float32 copy in which the intensity range is 0 .. 1; the first axis is the slowest in memory."""
         if voxels.dtype in WIDE:  # the offset may be larger than float32 can tell the signal from
             return ((voxels.astype(np.float64, order="C") - self.low) / self.scale).astype(np.float32)
+        # In C order whatever the file's: each product of matrices would else copy the band once more.
         values = voxels.astype(np.float32, order="C")
         values -= np.float32(self.low)
         values /= np.float32(self.scale)
@@ -317,6 +331,7 @@ class _Stack:
         to_thin, keep = self.lines.matrices(start, stop)
         wanted = self.lines.thin_of(start, stop)
         if self.answer is not None:
+            # The halo's too: the projection carries what is added there into these slabs.
             residuals = [self.guarded(slab) for slab in range(low, high)]
         for band in cut_into_bands(self.thick):
             answer = apply_along_first_axis(to_thin, self.normalised(self.thick[spline_low:spline_high][band]))
@@ -338,6 +353,7 @@ class _Stack:
     @property
     def plan_reach(self) -> int:
         """How many slabs on each side a thick slice's profile reaches into."""
+        # A Gaussian reaches 2 FWHM from its centre (`GAUSSIAN_REACH_FWHM`), a slab half a spacing from its own.
         return int(np.ceil(2 * self.plan.thickness_over_spacing + 0.5))
 
     def subtract_base(self, thin: np.ndarray, start: int, stop: int) -> None:
@@ -362,9 +378,11 @@ class _Stack:
             thin, weights = self.lines.acquisition.rows(slab, slab + 1)
             seen = np.zeros((1, near.stop - near.start))
             seen[:, thin.start - near.start : thin.stop - near.start] = weights
+            # Of the neighbours as the network gave them: guarded ones would depend on which slab was looked at first.
             residuals = np.concatenate([self.residual(s) for s in range(low, high)])
             spline_low, spline_high = max(low - GUARD_HALO, 0), min(high + GUARD_HALO, self.plan.n_thick)
             missed = seen @ self.lines.base(near, spline_low, spline_high)
+            # What the interpolation, made thick again, misses of the acquired slice: one row, applied once.
             missed[0, slab - spline_low] -= 1.0
             nearby = self.slices(spline_low, spline_high)
             by_base = apply_along_first_axis(missed, nearby)[0]
@@ -378,6 +396,7 @@ class _Stack:
             # Cells, not pixels, are taken back, and their edges are blended: a seam would be worse than the error.
             if cells.any():
                 keep = make_keep_map(cells, own.shape[1:])
+                # Not `own * keep` alone: NaN times 0 is NaN.
                 own = np.where(np.isfinite(own), own, 0.0) * keep
                 self.fell_back[slab] = keep < 0.5
             self.kept[slab] = own
@@ -439,6 +458,7 @@ def _store(values: np.ndarray, out: np.ndarray) -> int:
         if info.bits > 16:  # whose largest values are no float32, and 2^63 - 1 no float64
             values = values.astype(np.float64)
             top = top if info.bits < 64 else np.nextafter(top, 0)
+        # Rounded before it is counted: what rounding brings back into the range is not clipped.
         np.rint(values, out=values)
         clipped = int(np.count_nonzero(values < info.min) + np.count_nonzero(values > top))
         np.clip(values, info.min, top, out=values)

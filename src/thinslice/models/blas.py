@@ -24,6 +24,7 @@ class _OneBlasThread:
     def __exit__(self, *_: object) -> None:
         with self.lock:
             self.users -= 1
+            # Counted: the first of two users to leave would give the threads back while the other's network still runs.
             if self.users == 0:
                 self.limits.restore_original_limits()
 

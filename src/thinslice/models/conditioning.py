@@ -17,6 +17,7 @@ def geometry_of(factor: float, thickness_over_spacing: float, profile: Profile) 
         >>> geometry_of(4.0, 1.0, "box")
         array([0., 0., 1.], dtype=float32)
     """
+    # By ratio, and the thickness stretched by four: both numbers then vary about equally much.
     return np.array(
         [np.log2(factor) - 2.0, 4.0 * (thickness_over_spacing - 1.0), float(profile == "box")], dtype=np.float32
     )
@@ -33,5 +34,6 @@ def position_code(offset: np.ndarray) -> np.ndarray:
         (1, 7)
     """
     offset = np.asarray(offset, dtype=np.float64)
+    # These waves are part of what model files compute: with others every file has to be trained anew.
     waves = [f(2 * np.pi * n * offset) for n in (0.5, 1.0, 2.0) for f in (np.sin, np.cos)]
     return np.stack([2.0 * offset, *waves], axis=1).astype(np.float32)

@@ -122,6 +122,8 @@ class _OnnxRuntime(Engine):
     def open(self, content: bytes) -> Session:
         """Returns the network in the content of an ONNX file."""
         try:
+            # Here and not above: whoever only interpolates, or asks for help, need not wait for the library, or have
+            # it.
             import onnxruntime
             from onnxruntime.capi import onnxruntime_pybind11_state as library
         except ImportError as error:
@@ -133,7 +135,10 @@ class _OnnxRuntime(Engine):
             ) from error
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self.settings.threads_per_call
+        # Nothing of its own on the terminal: what goes wrong is raised, and told in our words.
         options.log_severity_level = 4
+        # Such plans of memory are for inputs of one size; ours vary with the tile, the scan and the number of thin
+        # slices.
         options.enable_mem_pattern = False
         # Its errors have no class in common but Exception, so they are looked up; RuntimeError is what it makes of
         # errors of C++ that it does not know. Anything else is no failure of the engine and must not be told as one.
@@ -228,7 +233,8 @@ def _no_card() -> ModelRefused:
 
 
 def _failure(error: Exception) -> Exception:
-    """The engine's own error in our words: it is out of memory, or the network has failed."""
+    """Returns the engine's own error in our words: it is out of memory, or the network has failed."""
+    # The library has no class for a lack of memory: it stands in the words alone.
     if "alloc" in str(error):
         return MemoryError(str(error))
     return ModelRefused(

@@ -48,6 +48,7 @@ def load_model(path: Path, name: str | None = None, settings: EngineSettings | N
         MemoryError: there is not enough memory.
     """
     path = Path(path)
+    # Read once: hash and network are of the same bytes, even if the file is replaced meanwhile.
     return _to_model(_content(path), path, name, settings or EngineSettings())
 
 
@@ -63,6 +64,7 @@ def load_once(path: Path, name: str | None = None, settings: EngineSettings | No
     content = _content(path)
     key = hashlib.sha256(content).hexdigest(), name, settings
     with _kept.lock:
+        # Within the lock, loading included: of two threads that want the same model the second would load it again.
         if key not in _kept.models:
             _kept.models[key] = _to_model(content, path, name, settings)
         _kept.models.move_to_end(key)
@@ -79,6 +81,7 @@ class _Kept:
         self.forget()
 
     def forget(self) -> None:
+        # A new one: the parent's may have been held by a thread, which no child has, and would never be released.
         self.lock = Lock()
         self.models: OrderedDict[tuple[str, str | None, EngineSettings], Model] = OrderedDict()
 
@@ -111,12 +114,13 @@ def _content(path: Path) -> bytes:
 
 
 def _to_model(content: bytes, path: Path, name: str | None, settings: EngineSettings) -> Model:
-    """The model in a file; whatever is wrong with it is told with its path, and what is wrong with us is not caught."""
+    """Makes the model in a file; what is wrong with it is raised with its path, what is wrong with us is not caught."""
     engine = make_engine(settings)
     try:
         session = engine.open(content)
     except ThinsliceError as error:
         raise error.at(path) from error
+    # Before its kind: a file of another contract may be fed with the same and answer with something else.
     if session.card.get("contract") != CONTRACT:
         raise _foreign(path, f"its contract is {session.card.get('contract')}, not {CONTRACT}", "other-contract")
     if session.inputs not in KINDS:

@@ -1,4 +1,4 @@
-"""Whether a scan is in Hounsfield units, and what of it is padding: for models that need computed tomography."""
+"""Tells whether a scan is in Hounsfield units, and what of it is padding: for models that need computed tomography."""
 
 import numpy as np
 
@@ -55,9 +55,11 @@ def padding_of(voxels: np.ndarray) -> float | None:
         >>> padding_of(scan)
         -2000.0
     """
+    # Unsigned numbers are never below air.
     if voxels.dtype.kind == "u" or not voxels.size:
         return None
     lowest = float(np.nanmin(voxels)) if voxels.dtype.kind == "f" else float(voxels.min())
+    # Not "at least": where all voxels are NaN the lowest is, and no comparison with it is true.
     if not lowest < AIR_HOUNSFIELD or np.mean(voxels == lowest) < PADDING_SHARE:
         return None
     return lowest
@@ -79,6 +81,7 @@ def check_hounsfield(model: str, voxels: np.ndarray, padding: float | None) -> l
     """
     voxels = voxels[np.isfinite(voxels)] if voxels.dtype.kind == "f" else voxels
     voxels = voxels[voxels != padding] if padding is not None else voxels.ravel()
+    # Nothing but padding or NaN is left: the one zero has no fat beside it, and is refused.
     if not voxels.size:
         voxels = np.zeros(1)
     lowest, highest = float(voxels.min()), float(voxels.max())
@@ -87,6 +90,7 @@ def check_hounsfield(model: str, voxels: np.ndarray, padding: float | None) -> l
         "nothing as dark as fat": (np.mean(voxels < FAT_HOUNSFIELD) < FAT_SHARE, convert),
         "too much darker than air": (np.mean(voxels < DARKEST_HOUNSFIELD) > DARKEST_SHARE, convert),
         "hardly any soft tissue": (
+            # As float32: of the smallest number of 16 bits the absolute value is negative again.
             np.mean(np.abs(voxels.astype(np.float32)) < TISSUE_HOUNSFIELD) < TISSUE_SHARE,
             f"{convert}, or give a larger part of the body",
         ),
@@ -96,13 +100,13 @@ def check_hounsfield(model: str, voxels: np.ndarray, padding: float | None) -> l
         ),
         "numbers beyond 16 bits": (max(-lowest, highest) > MOST_HOUNSFIELD, convert),
     }
-    for reason, (holds, way_out) in reasons.items():
+    for reason, (holds, advice) in reasons.items():
         if holds:
             raise PlanRefused(
                 got=f"values from {lowest:g} to {highest:g} for model {model}, which is for computed tomography, with "
                 f"{reason}",
                 need="Hounsfield units (air near -1000, fat near -100, soft tissue near 50), unwindowed",
-                next=f"{way_out}, or use `model='planes-mr'` or `model='default'`",
+                next=f"{advice}, or use `model='planes-mr'` or `model='default'`",
                 code="no-hounsfield",
             )
     if highest < BRIGHT_HOUNSFIELD and np.mean(voxels == highest) > WINDOW_SHARE:

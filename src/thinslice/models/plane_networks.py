@@ -119,6 +119,7 @@ def together(models: Sequence[Model], name: str) -> PlanesModel:
         only_factors=tuple(sorted({factor for part, factor in planes if part == "depth"})),
         in_plane=(1, *sorted({factor for part, factor in planes if part == "in-plane"})),
     )
+    # Sorted: a family is the same in whatever order its files are found.
     hashes = ",".join(sorted(str(model.sha256) for model in found))
     return PlanesModel(
         name=name,
@@ -131,12 +132,12 @@ def together(models: Sequence[Model], name: str) -> PlanesModel:
 
 
 def _scans(model: Model) -> tuple[str, Envelope | None]:
-    """What networks for planes of one training have in common, whatever their part and factor."""
+    """Returns what networks for planes of one training have in common, whatever their part and factor."""
     return model.base, model.envelope and replace(model.envelope, only_factors=None, in_plane=())
 
 
 def _tiled(session: Session, scale: tuple[int, int], reach: tuple[int, int]) -> Enlarger:
-    """The network on planes of any size: in pieces that overlap by what it can see."""
+    """Returns the network for planes of any size: in pieces that overlap by what it can see."""
 
     def run(planes: np.ndarray, base: np.ndarray) -> np.ndarray:
         answer = np.empty(base.shape, np.float32)
@@ -169,6 +170,7 @@ class _DepthAnswer(Answer):
 
     def residuals(self, slab: int) -> Mapping[int, np.ndarray]:
         stack, factor = self.stack, round(self.stack.factor)
+        # Blocks begin at fixed slabs: what is computed together must not depend on which slab is asked for first.
         start = slab - slab % self.block
         stop = min(start + self.block, stack.n_thick)
         network = self.model.planes["depth", factor]
@@ -176,6 +178,7 @@ class _DepthAnswer(Answer):
         around = stack.slices(start - beyond, stop + beyond)
         progress = part_of(stack.progress, start / stack.n_thick, stop / stack.n_thick)
         answer = enlarge_depth(around, beyond, factor, self.model.base, network, stack.fuse, progress)
+        # The network answers with whole slices, but guard and projection work on what is added to the interpolation.
         stack.subtract_base(answer, start, stop)
         return dict(enumerate(answer.reshape(-1, factor, *answer.shape[1:]), start))
 
@@ -203,6 +206,7 @@ def enlarge_depth(
     Returns:
         float32 [factor n, h, w].
     """
+    # In the float32 of the planes: in float64 the largest product here would take twice the room and time.
     matrix = enlarging_matrix(len(slices), factor, base).astype(np.float32)
     wanted = slice(factor * beyond, len(matrix) - factor * beyond)
     answer = np.zeros((wanted.stop - wanted.start, *slices.shape[1:]), np.float32)
@@ -219,6 +223,7 @@ def enlarge_depth(
             lines = slice(start, start + at_once)
             planes = np.pad(seen[lines, :, backwards], ((0, 0), (0, 0), (margin, margin)), mode="edge")
             found = network(planes, np.matmul(matrix, planes))[:, wanted, margin : planes.shape[2] - margin]
+            # Safe without a lock: pieces are other lines, and one orientation ends before the next one begins.
             out[lines] += found[:, :, backwards] / np.float32(len(orientations))
 
         run_beside_each_other(add, range(0, len(seen), at_once), progress, network.workers)

@@ -54,6 +54,7 @@ class Resolved:
 
 def embedded_names() -> list[str]:
     """Returns the names of the models that ship with the package."""
+    # Up to the first point: the files NAME.PART-xFACTOR.onnx of a family are one name.
     return sorted({path.name.split(".")[0] for path in EMBEDDED.glob("*.onnx")})
 
 
@@ -97,6 +98,7 @@ def resolve(name: ModelName) -> Resolved:
         >>> resolve("default").files[0].name
         'default.onnx'
     """
+    # Names win over files: a scan must not get another model where a file called `default` happens to lie.
     if is_known_name(name):
         return _known(str(name))
     path = Path(name)
@@ -104,6 +106,7 @@ def resolve(name: ModelName) -> Resolved:
         return Resolved("family", path.name, tuple(family))
     if path.is_dir() and (files := sorted(path.glob("*.onnx"))):
         return Resolved("folder", None, tuple(files))
+    # Not `with_suffix`, which would look for model.onnx where model.v2 is asked for.
     with_ending = path.with_name(f"{path.name}.onnx") if path.name else path
     if path.suffix != ".onnx" and with_ending.is_file():
         return Resolved("file", None, (with_ending,))
@@ -206,6 +209,7 @@ def identify(name: ModelName) -> str | None:
     found = resolve(name)
     if found.kind != "folder":
         return _load(found, None, load_model).sha256
+    # Sorted: what the files are called is no part of what was learnt.
     hashes = sorted(hashlib.sha256(file.read_bytes()).hexdigest() for file in found.files)
     return hashlib.sha256(",".join(hashes).encode()).hexdigest()
 
@@ -217,4 +221,5 @@ def _adapted_to(model: Model) -> list[str]:
 
 def planes_files(path: Path) -> list[Path]:
     """Returns the files of networks for planes that are a family of that path."""
+    # Escaped: a name may hold brackets, which a pattern would not find.
     return sorted(path.parent.glob(f"{escape(path.name)}.*-x*.onnx")) if path.name else []

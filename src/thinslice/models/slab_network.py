@@ -71,7 +71,7 @@ class SlabModel(Model):
 
 
 def _tiled(session: Session, multiple: int, margin: int) -> Residual:
-    """The network on slices of any size: in pieces that overlap by what it can see, each padded to a multiple."""
+    """Returns the network for slices of any size: in pieces that overlap by its reach, each padded to a multiple."""
 
     def run(slices: np.ndarray, geometry: np.ndarray, position: np.ndarray) -> np.ndarray:
         height, width = slices.shape[1:]
@@ -99,11 +99,13 @@ class _SlabAnswer(Answer):
     def residuals(self, slab: int) -> Mapping[int, np.ndarray]:
         own = self.stack.thin_of(slab, slab + 1)
         total = np.zeros((own.stop - own.start, *self.stack.shape), np.float32)
+        # A thin slice lies between two thick ones, and both have a share in it, whichever slab it is counted to.
         for near in (slab - 1, slab, slab + 1):
             first, shares = self.slab_answer(near)
             low, high = max(own.start, first), min(own.stop, first + len(shares))
             if low < high:
                 total[low - own.start : high - own.start] += shares[low - first : high - first]
+        # Slabs are asked for in rising order, so this one is not needed again.
         self.begun.pop(slab - 1, None)
         return {slab: total}
 
@@ -113,6 +115,7 @@ class _SlabAnswer(Answer):
         It is computed once, and the slabs that come next are begun meanwhile. The slab before the first and the one
         after the last thick slice repeat that slice.
         """
+        # No farther ahead: every finished share waits in memory until its turn.
         for coming in range(slab, min(slab + self.model.workers, self.stack.n_thick) + 1):
             if coming not in self.begun:
                 self.begun[coming] = self.stack.workers.submit(self.run_network, coming)
@@ -128,10 +131,12 @@ class _SlabAnswer(Answer):
         first, last = np.searchsorted(positions, (slab - 1 + 1e-9, slab + 1 - 1e-9))
         around = self.stack.slices(slab - self.model.context, slab + self.model.context + 1)
         offset = positions[first:last] - slab
+        # Before the first slice of the centres grid, for instance, there is nothing to run the network for.
         if not len(offset):
             return int(first), np.empty((0, *around.shape[1:]), np.float32)
         answer = self.model.residual(around, self.geometry, position_code(offset))
         if self.stack.fuse:
+            # In the mirror what lies just after the middle slice lies just before it, hence also the negative offsets.
             mirrored = np.ascontiguousarray(around[::-1, ::-1, ::-1])
             answer += self.model.residual(mirrored, self.geometry, position_code(-offset))[:, ::-1, ::-1]
             answer /= 2

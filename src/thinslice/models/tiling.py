@@ -39,6 +39,7 @@ def tiles(height: int, width: int, limit: int, margin: int) -> Iterator[Tile]:
 
 
 def _spans(length: int, limit: int, margin: int) -> Iterator[tuple[slice, slice, slice]]:
+    # Whole where it fits: margins are computed twice.
     if length <= limit:
         yield slice(0, length), slice(0, length), slice(0, length)
         return
@@ -47,6 +48,7 @@ def _spans(length: int, limit: int, margin: int) -> Iterator[tuple[slice, slice,
         raise ValueError(f"limit is {limit}, margin {margin}; a tile needs more than two margins")
     for start in range(0, length, step):
         stop = min(start + step, length)
+        # No margin beyond the border: there the network meets the same zeros as in the whole slice.
         low, high = max(start - margin, 0), min(stop + margin, length)
         yield slice(low, high), slice(start - low, stop - low), slice(start, stop)
 
@@ -61,4 +63,5 @@ def padded(stack: np.ndarray, multiple: int) -> np.ndarray:
     rows, columns = (-size % multiple for size in stack.shape[1:])
     if rows == 0 and columns == 0:
         return stack
+    # Repeated, not dark: a border between anatomy and nothing would be something to see.
     return np.pad(stack, ((0, 0), (0, rows), (0, columns)), mode="edge")

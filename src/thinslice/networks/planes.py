@@ -16,7 +16,7 @@ from thinslice.networks.contract import Network
 
 
 class PlaneNet(Network):
-    """Enlarge planes [h, w] to [scale[0] * h, scale[1] * w].
+    """Enlarges planes [h, w] to [scale[0] * h, scale[1] * w].
 
     Args:
         scale: (r, r) in-plane, (r, 1) for depth: the first axis of a plane then runs across the slices.
@@ -43,6 +43,7 @@ class PlaneNet(Network):
         self.fine_entry = _convolution(1, fine_width)
         self.fine = nn.ModuleList(_convolution(fine_width, fine_width) for _ in range(2))
         self.exit = _convolution(fine_width, 1)
+        # A correction begins near nothing, so that the untrained network is nearly the interpolation.
         for last in (self.to_plane, self.exit) if residual else ():
             nn.init.normal_(last.weight, std=0.01)
 

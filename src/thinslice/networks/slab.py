@@ -28,6 +28,7 @@ class Block(nn.Module):
         self.first = nn.Conv2d(width, width, 3, padding=1)
         self.second = nn.Conv2d(width, width, 3, padding=1)
         nn.init.kaiming_normal_(self.first.weight, nonlinearity="relu")
+        # A tenth of what keeps the variance: without normalisation many blocks would add up to far more than went in.
         nn.init.normal_(self.second.weight, std=0.1 * (2.0 / (9 * width)) ** 0.5)
         assert self.second.bias is not None
         nn.init.zeros_(self.second.bias)
@@ -59,6 +60,7 @@ class SlabNet(SlabNetwork):
         deep_width, deep: channels and blocks at half resolution, which see twice as far for a quarter of the cost.
     """
 
+    # The deep level halves a slice once.
     multiple = 2
 
     def __init__(
@@ -81,6 +83,8 @@ class SlabNet(SlabNetwork):
         }
         self.context = context
         self.width = width
+        # Entry and read-out see one pixel farther each, a block two, at half resolution four, and the way down and up
+        # two; rounded up to whole eights.
         self.reach = -(-(2 + 2 * (before + after) + 2 * (2 * deep + 1)) // 8) * 8
         self.entry = nn.Conv2d(2 * context + 1, width, 3, padding=1)
         self.acquisition = nn.Sequential(nn.Linear(self.n_geometry, 32), nn.ReLU(), nn.Linear(32, width))
@@ -93,6 +97,7 @@ class SlabNet(SlabNetwork):
             nn.Linear(self.n_geometry + self.n_position, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU()
         )
         self.to_kernel = nn.Linear(64, width * 9 + 1)
+        # Small: the untrained shares are near nothing, and the answer begins as cubic interpolation.
         nn.init.normal_(self.to_kernel.weight, std=0.2 * (1.0 / (64 * 9 * width)) ** 0.5)
         nn.init.zeros_(self.to_kernel.bias)
 

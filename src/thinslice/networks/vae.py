@@ -34,7 +34,7 @@ class ResidualBlock(nn.Module):
         self.shortcut = nn.Conv2d(channels, out, 1) if channels != out else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        """[n, channels, h, w] -> [n, out, h, w]."""
+        """Returns [n, out, h, w] of [n, channels, h, w]."""
         inner = self.second(F.leaky_relu(self.first(x), SLOPE))
         return F.leaky_relu(self.shortcut(x) + inner, SLOPE)
 

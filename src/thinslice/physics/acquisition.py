@@ -20,6 +20,7 @@ from thinslice.physics.profile import GAUSSIAN_REACH_FWHM, slice_profile
 from thinslice.settings import Profile
 
 
+# Compared by identity: two arrays compared give an array, which is neither true nor false.
 @dataclass(frozen=True, eq=False)
 class Acquisition:
     """Says how thick slices see thin ones along one axis: the linear operator A of ``thick = A thin``.
@@ -90,6 +91,7 @@ class Acquisition:
         """Returns the thin slices that thick slices start .. stop - 1 see."""
         # The Gaussian is taken at voxel centres; the box has a share in voxels whose centres lie outside it.
         reach = GAUSSIAN_REACH_FWHM * self.fwhm_vox if self.profile == "gaussian" else (self.fwhm_vox + 1) / 2
+        # Smallest and largest, not first and last: stacks run in either direction, and need not be even.
         centres_vox = self.centres_vox[start:stop]
         first = int(np.floor(centres_vox.min() - reach))
         last = int(np.ceil(centres_vox.max() + reach))
@@ -124,6 +126,7 @@ class Acquisition:
         centres_vox = self.centres_vox[start:stop] - thin.start
         distance = np.arange(n_thin, dtype=np.float64)[None, :] - centres_vox[:, None]
         weights = slice_profile(distance, self.fwhm_vox, self.profile)
+        # Over the edge of the field of view lie no voxels: without this an outermost slice would be dark.
         total = weights.sum(axis=1, keepdims=True)
         if (total <= 0).any():
             lost = self.centres_vox[start + int(np.argmin(total))]
@@ -178,5 +181,6 @@ def apply_along_first_axis(matrix: np.ndarray, array: np.ndarray) -> np.ndarray:
     array = array if array.dtype.kind == "f" else array.astype(np.float32)
     # Flattened, so that it is one product of two matrices, whatever the shape.
     flat = array.reshape(len(array), -1)
+    # The matrix follows the image: the other way round float64 weights would make every image float64.
     product: np.ndarray = matrix.astype(array.dtype, copy=False) @ flat
     return product.reshape(len(matrix), *array.shape[1:])

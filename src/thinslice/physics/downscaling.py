@@ -26,12 +26,14 @@ def downscaling_matrix(n_small: int, factor: int, sigma_vox: float = 0.0) -> np.
         array([[ 0.459,  0.459,  0.12 , -0.037],
                [-0.037,  0.12 ,  0.459,  0.459]])
     """
+    # Pixels are areas with common outer edges: the first centre lies half a small pixel, less half a large one, inside.
     centres = (np.arange(n_small) + 0.5) * factor - 0.5
     distance = np.abs(np.arange(factor * n_small)[None, :] - centres[:, None]) / factor
     # Keys' cubic with a = -0.5 (IEEE Trans. Acoust. 29:1153-1160, 1981), as wide as the small pixels: anti-aliased.
     near = 1.5 * distance**3 - 2.5 * distance**2 + 1
     far = -0.5 * distance**3 + 2.5 * distance**2 - 4 * distance + 2
     weights = np.where(distance < 1, near, np.where(distance < 2, far, 0.0))
+    # Cut at the edges the kernel no longer sums to one, but a flat picture must stay flat.
     matrix: np.ndarray = weights / weights.sum(axis=1, keepdims=True)
     return matrix @ _three_taps(factor * n_small, sigma_vox) if sigma_vox > NARROWEST_SIGMA_VOX else matrix
 

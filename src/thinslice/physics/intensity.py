@@ -24,10 +24,13 @@ def intensity_range(voxels: np.ndarray) -> tuple[float, float]:
     finite = voxels[np.isfinite(voxels)] if voxels.dtype.kind == "f" else voxels
     if finite.size == 0:
         return 0.0, 1.0
+    # Counting takes a counter for every value between the extremes: 65,536 at most for 16 bits, billions for 32.
     percentiles = _counted_percentiles if finite.dtype.kind in "iu" and finite.itemsize <= 2 else np.percentile
     low, high = (float(value) for value in percentiles(finite, [0.5, 99.5]))
+    # Where one value fills 99 % of the scan, the percentiles say nothing of the rest.
     if high <= low:
         low, high = float(finite.min()), float(finite.max())
+    # Everything is divided by the range, so a flat scan has one too.
     return low, high if high > low else low + 1.0
 
 
@@ -40,6 +43,7 @@ def _counted_percentiles(voxels: np.ndarray, shares: Sequence[float]) -> np.ndar
         counts += np.bincount(part.ravel(order="K").astype(np.intp) - least, minlength=len(counts))
     rank = np.asarray(shares) / 100 * (voxels.size - 1)
     ranks = np.array([np.floor(rank), np.ceil(rank)])
+    # A rank belongs to the first value up to which more voxels than that were counted: hence "right".
     below, above = np.searchsorted(np.cumsum(counts), ranks, side="right") + least
     answer: np.ndarray = below + (above - below) * (rank - ranks[0])
     return answer

@@ -22,6 +22,7 @@ def nearest_matrix(position: np.ndarray, n_thick: int) -> np.ndarray:
         array([[1., 0.],
                [0., 1.]])
     """
+    # Not rint, which rounds halves to even: halfway between slices it would go up and down in turns.
     index = np.clip(np.floor(np.asarray(position) + 0.5).astype(int), 0, n_thick - 1)
     weights: np.ndarray = np.eye(n_thick)[index]
     return weights
@@ -65,6 +66,7 @@ def lanczos_matrix(position: np.ndarray, n_thick: int) -> np.ndarray:
         array([[0., 0., 0., 1., 0., 0., 0.]])
     """
     weights = _mirrored_weights(position, n_thick, _lanczos_kernel, reach=LANCZOS_LOBES)
+    # The windowed sinc does not quite sum to one: unnormalised, a flat image would come back in waves.
     rows: np.ndarray = weights / weights.sum(axis=1, keepdims=True)
     return rows
 
@@ -97,6 +99,7 @@ def _mirrored_weights(
     rows = np.arange(len(position))
     start = np.floor(position).astype(int)
     period = max(2 * (n_thick - 1), 1)
+    # One step more above than below, as the position lies between ``start`` and ``start + 1``.
     for step in range(-reach, reach + 2):
         index = start + step
         # The mirror goes through the outermost centres, which are not doubled; where it is short, several folds.

@@ -39,6 +39,7 @@ def slice_profile(distance_vox: np.ndarray, fwhm_vox: float, profile: Profile) -
         )
     if profile == "gaussian":
         weights = np.exp(-4.0 * np.log(2.0) * (distance_vox / fwhm_vox) ** 2)
+        # Cut exactly where `Acquisition.seen_by` says, or rows of a window would differ from those of the whole matrix.
         return np.where(np.abs(distance_vox) <= GAUSSIAN_REACH_FWHM * fwhm_vox, weights, 0.0)
     if profile == "box":
         # What of the voxel, from -0.5 to 0.5 around its centre, lies within the slab.

@@ -117,6 +117,7 @@ def draw_geometry(rng: np.random.Generator, ranges: AcquisitionRanges, slabs: in
     """
     low, high = ranges.factor
     profile: Profile = "gaussian"
+    # Drawn only where it decides: recipes without it would else see other batches from the same seed than they did.
     if ranges.kept and rng.random() < ranges.kept:
         factor = float(rng.choice(ranges.whole))
         thickness, phase = 1 / factor, float(rng.integers(int(factor)))
@@ -126,6 +127,7 @@ def draw_geometry(rng: np.random.Generator, ranges: AcquisitionRanges, slabs: in
         thickness, phase = 1.0, (factor - 1) / 2
     else:
         any_factor = ranges.fractional
+        # Even in the logarithm: evenly drawn, most factors would be large ones.
         factor = float(np.exp(rng.uniform(np.log(low), np.log(high))) if any_factor else rng.choice(ranges.whole))
         thickness = float(rng.uniform(*ranges.thickness_over_spacing))
         profile = "box" if rng.random() < ranges.box else "gaussian"
@@ -145,6 +147,7 @@ def geometry_of_block(
     """Returns an acquisition whose first slab's centre lies at ``phase``, in thin voxels."""
     centres = phase + factor * np.arange(-context, slabs + context)
     edges = phase + factor * (np.arange(slabs + 1) - 0.5)
+    # A thin slice on the border of two slabs belongs to the second, and rounding must not change that.
     first = np.ceil(edges - 1e-9).astype(int)
     positions = tuple(np.arange(first[i], first[i + 1]) for i in range(slabs))
     return Geometry(factor, thickness_over_spacing, profile, centres, positions, ends)
@@ -187,6 +190,7 @@ def draw_block(
     weights = np.array([thin.weight for thin in corpus])
     volume = int(rng.choice(len(corpus), p=weights / weights.sum()))
     axis = int(rng.choice(corpus[volume].axes))
+    # Drawn even where it is not free, so that the later draws are the same in both cases.
     transpose = bool(rng.random() < 0.5)
     if in_plane and len(corpus[volume].axes) == 2:
         across = 3 - sum(corpus[volume].axes)
@@ -201,12 +205,14 @@ def draw_block(
         if _value_at(corpus[volume].voxels, axis, transpose, flips[0], middle) > BLANK:
             break
     gain = float(np.exp(rng.uniform(np.log(0.5), np.log(1.6)))) * (-1.0 if rng.random() < 0.1 else 1.0)
+    # A negative gain turns 0 .. 1 into -1 .. 0: one more brings it back.
     offset = float(rng.uniform(-0.15, 0.15)) + (1.0 if gain < 0 else 0.0)
     return Draw(volume, axis, transpose, flips, (corner[0], corner[1], corner[2]), gain, offset)
 
 
 def _value_at(voxels: np.ndarray, axis: int, transpose: bool, reverse: bool, index: Sequence[int]) -> float:
     """Returns the voxel at an index of the block that `cut` would see."""
+    # One voxel is looked up: of a block that was cut, most of the work would be for patches that are drawn again.
     block = np.moveaxis(voxels, axis, 0)
     depth, rows, columns = index
     depth = block.shape[0] - 1 - depth if reverse else depth
@@ -253,6 +259,7 @@ def render(
     side = np.arange(size)
     thin = np.stack([cut(corpus, draw, wide, side, side) for draw in draws], axis=1)
     thick = acquisition.forward(thin)
+    # Noise is the scanner's, so it is added to the thick slices; in the thin ones thickening would average it away.
     for column, draw in enumerate(draws):
         if draw.noise:
             shape = thick[:, column].shape
@@ -261,8 +268,10 @@ def render(
         # Thick slices that lie outside the volume are none that a scanner made: inference repeats the outermost one.
         for column, draw in enumerate(draws):
             thick[:, column] = thick[_acquired(corpus, draw, geometry.thick_centres), column]
+    # From the thick slices with their noise: at inference, too, there is nothing else to interpolate.
     position = (inner - geometry.thick_centres[0]) / geometry.factor
     cubic = apply_along_first_axis(cubic_matrix(position, len(thick)), thick)
+    # Only onto the slabs in the middle: the thin slices of the context are not predicted.
     own = geometry.thick_centres[context : len(thick) - context]
     matrix = Acquisition(own - inner[0], len(inner), fwhm, geometry.profile).matrix()
     damping = scale_damping(matrix, geometry.factor)

@@ -33,6 +33,7 @@ def read_clip(path: Path, most: int | None = None) -> np.ndarray:
         OSError: it is not there or may not be read.
         ModuleNotFoundError: PyAV is not installed.
     """
+    # An extra, which only recipes that learn from video need.
     import av
 
     frames: list[np.ndarray] = []
@@ -42,6 +43,7 @@ def read_clip(path: Path, most: int | None = None) -> np.ndarray:
                 decoded = islice(container.decode(video=0), most)
                 frames.extend(frame.to_ndarray(format="gray") for frame in decoded)
     except av.FFmpegError as error:
+        # The library's error of a missing or closed file is of both kinds, and says nothing of the clip.
         if isinstance(error, OSError):
             raise
         raise _no_video(path, str(error.strerror)) from error
@@ -85,6 +87,7 @@ def find_clips(folder: Path) -> tuple[list[Path], list[Path]]:
 
 
 def _clips_in(folder: Path) -> list[Path]:
+    # Sorted: in another order the same seed would draw other batches.
     return sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
 
 

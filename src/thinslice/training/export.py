@@ -56,6 +56,7 @@ def export(network: Network, card: dict[str, Any], path: Path) -> str:
                 exported.module,
                 tuple(exported.inputs.values()),
                 str(temporary),
+                # The newer exporter does not ask a function for its `symbolic`, see `networks.slab`.
                 dynamo=False,
                 opset_version=17,
                 input_names=list(exported.inputs),
@@ -68,8 +69,10 @@ def export(network: Network, card: dict[str, Any], path: Path) -> str:
             model.graph.input.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
         onnx.helper.set_model_props(model, {CARD_KEY: json.dumps(card)})
         onnx.save(model, temporary)
+        # Before it has its name: a file that computes something else is never found under it.
         _compare(exported, temporary)
         digest = hashlib.sha256(temporary.read_bytes()).hexdigest()
+    # The digest stands beside the file alone, as no file can hold its own.
     path.with_suffix(".json").write_text(json.dumps(card | {"sha256": digest}, indent=2) + "\n")
     return digest
 
@@ -86,6 +89,7 @@ def _slab_export(network: SlabNetwork) -> _Exported:
 
 
 def _plane_export(network: PlaneNet) -> _Exported:
+    # Sides that differ: were lines and columns mixed up on the way, `_compare` would see it.
     a, b = network.scale
     inputs = {"planes": torch.rand(2, 1, 24, 20), "base": torch.rand(2, 1, 24 * a, 20 * b)}
     facts = {"scale": list(network.scale), "reach": list(network.reach)}

@@ -124,6 +124,7 @@ def fit(
     folder.mkdir(parents=True, exist_ok=True)
     for unfinished in folder.glob(".*.part") if rank == 0 else ():  # of a run that was killed while it saved
         unfinished.unlink()
+    # As if begun so long ago: clock and cosine go on where they were.
     training.started, first = time.monotonic() - training.spent_seconds, training.step
     losses: list[Tensor] = []
     check = check if rank == 0 else None
@@ -131,6 +132,7 @@ def fit(
         training.stop = check(0, training.average)
     numbers = _numbers(training.step, rank, world, schedule.batches)
     ahead = _from_processes if device.type == "cuda" else _from_a_thread
+    # Closed in any case: whoever makes batches ahead must not outlive the training.
     with closing(ahead(batch_at, numbers)) as batches, _workers(schedule, device) as workers:
         while (progress := _agreed(training.progress(), world, device)) < 1.0:
             rate = _rate(training.step, progress, schedule)
@@ -139,12 +141,15 @@ def fit(
             _average_gradients(network, world)
             training.update(rate)
             if rank == 0 and training.step % schedule.log_every == 0:
+                # Read once a line, not once a step: a GPU has to wait for every number that is read.
                 training.log(torch.stack(losses).mean().item(), rate, report)
                 losses.clear()
             if rank == 0 and training.step % schedule.save_every == 0:
                 training.stop = check is not None and check(training.step, training.average)
+                # After the verdict, which is part of it: a run that is killed after it must not train on.
                 training.save()
     if rank == 0 and (training.step > first or not resumed):  # else the checkpoint was that of the end
+        # At a multiple it was looked at in the loop.
         if check is not None and training.step % schedule.save_every:
             check(training.step, training.average)
         training.save()
@@ -180,10 +185,12 @@ class _Training(Generic[Trained]):
     def update(self, rate: float) -> None:
         """Makes one step by the gradients at hand, at a share of the full rates; one that is no number is left out."""
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.schedule.clip)
+        # Clipping by a norm that is no number would spread it to every weight, for good.
         for optimiser in self.optimisers if torch.isfinite(norm) else ():
             for group in optimiser.param_groups:
                 group["lr"] = rate * optimiser.defaults["lr"]
             optimiser.step()
+        # A short memory at first, or the average would long hold the weights it began with.
         _follow(self.average, self.network, min(self.schedule.ema, (self.step + 1) / (self.step + 10)))
         self.step += 1
 
@@ -228,6 +235,7 @@ def _optimisers(network: nn.Module, schedule: Schedule) -> list[torch.optim.Opti
     """Returns Muon for the kernels of the trunk, AdamW for everything else; ``muon_rate`` 0 leaves all to AdamW."""
     trunk = [p for p in network.parameters() if p.dim() == 4 and schedule.muon_rate]
     chosen = {id(p) for p in trunk}
+    # By identity: `in` would compare the numbers of tensors.
     rest = [p for p in network.parameters() if id(p) not in chosen]
     adam = torch.optim.AdamW(rest, lr=schedule.rate, weight_decay=schedule.weight_decay, betas=(0.9, 0.99))
     return [adam, Muon(trunk, lr=schedule.muon_rate, weight_decay=schedule.muon_decay)] if trunk else [adam]
@@ -265,6 +273,7 @@ def _load(path: Path, device: torch.device) -> dict[str, Any]:
         InputRefused: it was damaged since.
     """
     try:
+        # `weights_only`: a checkpoint is data, and a pickle may run anything.
         state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
         return state
     except Exception as error:  # zip, pickle and torch raise many kinds
@@ -326,6 +335,7 @@ def _workers(schedule: Schedule, device: torch.device) -> Iterator[Executor]:
         with ThreadPoolExecutor(max_workers=beside) as workers:
             yield workers
     finally:
+        # The setting is the whole process's, and others compute after this.
         torch.set_num_threads(threads)
 
 
@@ -355,6 +365,7 @@ def _average_gradients(network: nn.Module, world: int) -> None:
     if world == 1:
         return
     gradients = [p.grad for p in network.parameters() if p.grad is not None]
+    # One message instead of one for every weight.
     flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
     torch.distributed.all_reduce(flat)
     for gradient, mean in zip(gradients, (flat / world).split([g.numel() for g in gradients]), strict=True):

@@ -35,6 +35,7 @@ def projected_loss(
     arrays = (batch.thick, batch.cubic, batch.truth, batch.matrix, batch.correction)
     thick, cubic, truth, matrix, correction = (torch.as_tensor(a).to(device, non_blocking=True) for a in arrays)
     error = cubic + residual_of(network, batch.geometry, thick) - truth
+    # The projection is linear and leaves the truth where it is, so the error can be projected itself.
     seen = torch.einsum("sp,bphw->bshw", matrix, error)
     projected = error - torch.einsum("ps,bshw->bphw", correction, seen)
     return _patch_rms(projected) + unprojected * _patch_rms(error)
@@ -48,6 +49,7 @@ def intermediate_loss(network: PlaneNet, batch: PlaneBatch, device: torch.device
     rows, columns = batch.inner()
     with torch.autocast(device.type, torch.bfloat16, enabled=has_bf16(device)):
         halfway, answer = network.answers(planes.contiguous(memory_format=torch.channels_last), base)
+    # The difference in float32: bf16 has three digits, and the two are near each other.
     errors = [(image.float() - truth)[:, :, rows, columns].abs().mean() for image in (answer, halfway)]
     return errors[0] + intermediate * errors[1] if intermediate else errors[0]
 
@@ -122,9 +124,11 @@ def has_bf16(device: torch.device) -> bool:
     """Says whether bf16 is computed in hardware; elsewhere it would be slower than fp32."""
     if device.type == "cuda":
         return True
+    # Some versions of torch do not say: then it is fp32, which is never wrong, only slow.
     capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 def _patch_rms(error: Tensor) -> Tensor:
+    # A root has no slope at zero: the gradient of a flat patch that is met exactly would be no number.
     return (error.square().mean(dim=(1, 2, 3)) + 1e-6).sqrt().mean()

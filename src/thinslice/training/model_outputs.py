@@ -88,6 +88,7 @@ def name_models(paths: Sequence[Path], fingerprints: Sequence[str], known: Mappi
         ['t1-1', 't1-2', 't2']
     """
     stems = [stem_of(path) for path in paths]
+    # Small and large letters are one on many file systems: T1.onnx would replace t1.onnx.
     shared = [stem.casefold() for stem in stems]
     taken = {name.casefold() for name in known.values()}
     names: list[str] = []
@@ -108,6 +109,7 @@ def find_adapted_models(folder: Path) -> dict[str, str]:
     for path in sorted(folder.glob("*.onnx")):
         try:
             scans: list[dict[str, Any]] = read_card(path).get("adapted_to", [])
+        # It is the user's folder: what else lies in it is none of our business.
         except ModelRefused:
             continue
         if len(scans) == 1:

@@ -61,7 +61,7 @@ class Objective(Protocol):
 
 @dataclass(frozen=True)
 class SlabObjective:
-    """Learn what lies between acquired slices: for a `SlabNetwork`, by `projected_loss`.
+    """Learns what lies between acquired slices: for a `SlabNetwork`, by `projected_loss`.
 
     Attributes:
         ranges: what acquisitions are drawn from.
@@ -77,6 +77,7 @@ class SlabObjective:
 
     def batches(self, volumes: Sequence[TrainingVolume], seed: int, network: SlabNetwork) -> Callable[[int], Batch]:
         """Returns the slabs of a batch by its number, with the slices that their neighbours see."""
+        # One slice more on each side: the slabs beyond the ends have shares in the thin slices too, see `residual_of`.
         around = network.context + 1
         return lambda number: batch_at(number, seed, volumes, self.ranges, self.patches, self.size, self.slabs, around)
 
@@ -91,7 +92,7 @@ class SlabObjective:
 
 @dataclass(frozen=True)
 class SyntheticSlabObjective:
-    """Learn what lies between the slices of volumes that nobody acquired (stage 2 of Xuan et al. 2021).
+    """Learns what lies between the slices of volumes that nobody acquired (stage 2 of Xuan et al. 2021).
 
     As `SlabObjective`, but every volume is made thick as the scans were that shall be made thin.
     """
@@ -113,6 +114,7 @@ class SyntheticSlabObjective:
         """Returns acquisitions near those of the scans; what the start is valid for, where there is one."""
         if start is not None:
             return start
+        # As far as the lessons departed from the scans' own acquisitions, and no farther.
         factors = [one.factor for one in volumes]
         ratios = [one.thickness_over_spacing for one in volumes]
         return {
@@ -124,7 +126,7 @@ class SyntheticSlabObjective:
 
 @dataclass(frozen=True)
 class SelfSupervisedObjective:
-    """Learn from thick scans alone: directions within their slices, and their slices made thicker (Wang et al. 2024).
+    """Learns from thick scans alone: directions within their slices, and their slices made thicker (Wang et al. 2024).
 
     See `thinslice.training.self_supervision`. The attributes are those of `SlabObjective`.
     """
@@ -151,7 +153,7 @@ class SelfSupervisedObjective:
 
 @dataclass(frozen=True)
 class PlaneObjective:
-    """Learn to enlarge planes by a whole factor: for a `PlaneNet`, by `intermediate_loss` (Georgescu et al. 2020).
+    """Learns to enlarge planes by a whole factor: for a `PlaneNet`, by `intermediate_loss` (Georgescu et al. 2020).
 
     Attributes:
         part: in-plane (both axes of a slice) or depth (planes through the slices, across them).
@@ -203,7 +205,7 @@ class PlaneObjective:
 
 @dataclass(frozen=True)
 class SliceObjective:
-    """Learn to make slices from short codes: for a `SliceVae`, by `vae_loss` (stage 1 of Xuan et al. 2021).
+    """Learns to make slices from short codes: for a `SliceVae`, by `vae_loss` (stage 1 of Xuan et al. 2021).
 
     Attributes:
         sigma: how exactly slices are made again, of the intensity range.

@@ -67,7 +67,7 @@ class PlaneBatch:
     margin: int
 
     def inner(self) -> tuple[slice, slice]:
-        """What is scored of ``base`` and ``truth``."""
+        """Returns what is scored of ``base`` and ``truth``."""
         scale = [large // small for large, small in zip(self.truth.shape[2:], self.planes.shape[2:], strict=True)]
         return slice(scale[0] * self.margin, -scale[0] * self.margin), slice(
             scale[1] * self.margin, -scale[1] * self.margin
@@ -106,6 +106,8 @@ def draw_planes(
     place = draw_block(rng, corpus, (long, lines, long if part == "in-plane" else size), in_plane=True)
     fwhm = float(rng.uniform(*shrinking.fwhm_over_factor)) * shrinking.factor
     sigma = float(rng.uniform(*shrinking.sigma_vox))
+    # All three are drawn, whichever way they fall: another share then changes these patches, and not where the next
+    # ones lie.
     scanner, blurred, box = rng.random(3) < (shrinking.scanner, shrinking.blurred, shrinking.box)
     return PlaneDraw(place, fwhm if scanner else None, sigma if blurred else 0.0, "box" if box else "gaussian")
 
@@ -114,11 +116,13 @@ def render_planes(
     corpus: Sequence[TrainingVolume], draw: PlaneDraw, part: Part, factor: int, lines: int, size: int, margin: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns planes [lines, h, w], their interpolation and the truth [lines, a h, b w]."""
+    # How far a small pixel sees: the Gaussian two FWHM, the bicubic kernel two small pixels.
     wide = (draw.fwhm_vox or factor) * 2.0
     beyond = -(-int(np.ceil(wide)) // factor) + 1  # small pixels whose thin ones reach into the outermost
     count = size + 2 * (margin + beyond)
     long = np.arange(factor * count) - factor * (margin + beyond)
     short = np.arange(size + 2 * margin) - margin
+    # The outermost small pixels see the end of what was cut, which is no end of the anatomy.
     shrink = shrinking_matrix(count, factor, draw)[beyond : count - beyond]
     kept = slice(factor * beyond, factor * (count - beyond))
     small = size + 2 * margin
@@ -134,7 +138,7 @@ def render_planes(
 
 
 def shrinking_matrix(n_thick: int, factor: int, draw: PlaneDraw) -> np.ndarray:
-    """[n_thick, factor * n_thick]: by a slice profile, or by anti-aliased bicubic downscaling."""
+    """Returns the matrix [n_thick, factor * n_thick] of a slice profile, or by anti-aliased bicubic downscaling."""
     if draw.fwhm_vox is None:
         return downscaling_matrix(n_thick, factor, draw.sigma_vox)
     centres_vox = (np.arange(n_thick) + 0.5) * factor - 0.5

@@ -148,6 +148,7 @@ class RunFolder:
     def is_finished(self, model: Path, trained: Mapping[str, Any] | None = None) -> bool:
         """Returns whether a model of this run is in its place; with ``trained``, at the end of a training so long."""
         entry = read_object(self.folder / FINISHED).get(model.stem)
+        # By content: somebody may have put another file in its place since.
         if entry is None or not model.exists() or entry["sha256"] != _digest(model):
             return False
         return trained is None or bool(entry["trained"] == trained)

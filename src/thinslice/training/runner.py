@@ -110,6 +110,7 @@ def train_on_data(
         check_writable(out)
     folder = RunFolder(out)
     check_unused(folder, stages, resume)
+    # One process holds the lock for all: the others would find the folder in use.
     with folder if rank == 0 else nullcontext():
         request: dict[str, Any] = {"recipe": recipe, "start_from": None if start_from is None else str(start_from)}
         request |= {"add_source": list(add_source), "minutes": minutes, "steps": steps}
@@ -237,6 +238,7 @@ def run_stages(
         done.volumes = stage.source.volumes(inputs, done.networks)
         if summary := stage.source.describe(inputs, done.volumes):
             report(f"{stage.name}: {summary}")
+        # Only now: a run that finds nothing to learn from leaves no request that would refuse the next one.
         if rank == 0:
             folder.begin(request)
         _train_stage(stage, inputs, done, folder, starts.get(stage.name), seed, report)
@@ -246,6 +248,7 @@ def run_stages(
         done.models.append(model)
         behind = stages_behind(stage, stages, starts)
         trained = {one.name: done.lengths[one.name] for one in behind} if rank == 0 else {}
+        # Of this length: a run that was lengthened since has other weights.
         if rank == 0 and not folder.is_finished(model, trained):
             facts = make_card(stage, behind, inputs, done, starts)
             facts |= {"trained": trained, "processes": f"{world} x {device.type}"} | dict(card or {})

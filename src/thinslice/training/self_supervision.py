@@ -138,6 +138,8 @@ def make_target_scan(name: str, scan: Volume, plan: Plan, model: Model, voxels: 
     low, high = intensity_range(scan.voxels.astype(np.float32))
     acquired = (np.moveaxis(scan.voxels, plan.axis, 2).astype(np.float32) - low) / np.float32(high - low)
     *crop, depth = _middle((*acquired.shape[:2], plan.n_thin), voxels)
+    # Split before thin slices are computed: a network sees some ten pixels far, and would carry what is held out into
+    # what is learnt from (LOG.md).
     learnt, held_out = _split(acquired, (crop[0], crop[1]))
     about = (plan.factor, plan.thickness_over_spacing, plan.profile)
     thin = [
@@ -151,6 +153,8 @@ def make_target_scan(name: str, scan: Volume, plan: Plan, model: Model, voxels: 
         name,
         *about,
         volumes,
+        # Lessons look like the learnt part alone, or what is held out would have a say in them; the judge looks like
+        # the whole scan.
         _places(volumes, _looks(np.moveaxis(slices.voxels, 2, 0))[0], *about),
         held_out_volumes,
         _places(held_out_volumes, _looks(np.moveaxis(acquired, 2, 0))[0], *about),
@@ -226,6 +230,7 @@ def _turned(
     Where the pixels are not square, the coarser of their axes is learnt from as it is: the finer one, or one between
     the two, is another scale.
     """
+    # It comes with the extra for training, and other recipes run without it.
     from scipy.ndimage import rotate
 
     square = max(spacing_mm) <= SQUARE * min(spacing_mm)
@@ -233,7 +238,9 @@ def _turned(
     turned = []
     for angle in ANGLES if square else ANGLES[:1]:
         voxels = rotate(thin, angle, axes=(0, 1), reshape=False, order=3, mode="nearest") if angle else thin
+        # The corners that a turned image fills by repeating its edges are no anatomy.
         voxels = np.ascontiguousarray(voxels[_inside(thin.shape[:2], angle)], np.float32)
+        # The slices as they are stay in any case; of narrow ones hardly anything is left when they are turned.
         if not angle or min(voxels.shape[:2]) >= LEAST_SIDE:
             room = min(ROOM * factor, max(voxels.shape[axis] for axis in wanted))
             axes = tuple(axis for axis in wanted if voxels.shape[axis] >= room)
@@ -273,6 +280,7 @@ def _looks(thick: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     seen = thick[np.ix_(slices, rows, columns)] > BLANK
     where = np.argwhere(seen)
     middle = np.stack([slices[where[:, 0]], rows[where[:, 1]], columns[where[:, 2]]], axis=1)
+    # What is added keeps the logarithms finite where nothing changes.
     ratio = np.log(across[seen] / (inside[seen] + 1e-4) + 1e-3)
     return np.stack([ratio, np.log(inside[seen] + 1e-3)], axis=1), middle
 
@@ -315,8 +323,10 @@ def _places(
     own = np.concatenate(looks)
     if not len(own) or not len(wanted):
         raise InputRefused(got="nothing but dark slices", need="a scan", next="leave it out", code="nothing-to-learn")
+    # Classes of equal numbers: of equal widths most would be empty, and the ratio of two small counts says nothing.
     edges = [np.quantile(np.r_[wanted[:, i], own[:, i]], np.linspace(0, 1, BINS[i] + 1)[1:-1]) for i in range(2)]
     share_wanted, share_own = _shares(wanted, edges), _shares(own, edges)
+    # Importance weights, bounded on both sides: few places would else have nearly all of the chance.
     chance = np.clip(share_wanted / np.maximum(share_own, 1e-9), RARELY, OFTEN)[_classes(own, edges)]
     volume, axis, middle = (np.concatenate(parts) for parts in zip(*found, strict=True))
     return PatchPlaces(volume, axis, middle, chance / chance.sum())
@@ -335,6 +345,7 @@ def self_supervised_batch_at(
     step: int, seed: int, targets: Sequence[TargetScan], patches: int, size: int, slabs: int, context: int
 ) -> Batch:
     """Returns a batch: mostly of a direction within the slices, sometimes across them at another scale."""
+    # A stream of its own: the batch draws from [seed, step], whose first number must not have chosen its kind.
     across = np.random.default_rng([seed, step, 1]).random() < THICKER
     batch_at = thicker_slices_batch_at if across else in_plane_batch_at
     return batch_at(step, seed, targets, patches, size, slabs, context)
@@ -389,6 +400,7 @@ def thicker_slices_batch_at(
 
 def _fitting(patches: int, size: int, room: int) -> tuple[int, int]:
     """Returns more and smaller patches where there is less room: larger ones would show its end many times over."""
+    # Even, as the network halves it.
     side = min(size, room // 2 * 2)
     return round(patches * (size / side) ** 2), side
 
@@ -404,10 +416,13 @@ def _draw(
     """Draws a place by its chance, moved a little, and how the patch around it is turned over and recoloured."""
     chosen = int(rng.choice(len(places.chance), p=places.chance))
     volume, axis = int(places.volume[chosen]), int(places.axis[chosen])
+    # Everything but the place is drawn as for any volume.
     look = draw_patch(rng, [replace(volumes[volume], axes=(axis,))], THICK_SCAN_RANGES, geometry, size)
     shape = np.moveaxis(volumes[volume].voxels, axis, 0).shape
+    # Anywhere in its cell, for all of which its look stands.
     middle = places.middle[chosen] + rng.integers(-CELL // 2, CELL // 2 + 1, 3)
     low, high = int(geometry.thin_positions[0][0]), int(geometry.thin_positions[-1][-1])
+    # A place is known in the volume as it lies, but `cut` counts in the one that is turned over.
     depth = shape[0] - 1 - int(middle[0]) if look.flips[0] else int(middle[0])
     lines, columns = (middle[2], middle[1]) if look.transpose else (middle[1], middle[2])
     height, width = (shape[2], shape[1]) if look.transpose else (shape[1], shape[2])

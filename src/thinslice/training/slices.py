@@ -24,6 +24,7 @@ LARGEST = 100.0
 """Intensity ranges beyond which a voxel is held: 16 bits hold no more than 65,504, and one would drown the others."""
 
 
+# Compared by identity, as two arrays are neither equal nor unequal.
 @dataclass(frozen=True, eq=False)
 class Stack:
     """The slices of one thick scan.
@@ -80,6 +81,7 @@ def group_similar(stacks: Sequence[Stack]) -> list[list[str]]:
     looks = [_look(stack) for stack in stacks]
     groups: list[list[int]] = []
     for index, look in enumerate(looks):
+        # What is like two groups joins them: likeness goes on from one scan to the next.
         near = [group for group in groups if any(_alike(look, looks[other]) for other in group)]
         groups = [group for group in groups if group not in near] + [[index, *(i for group in near for i in group)]]
     return [[stacks[i].name for i in sorted(group)] for group in sorted(groups, key=len, reverse=True)]
@@ -88,6 +90,7 @@ def group_similar(stacks: Sequence[Stack]) -> list[list[str]]:
 def _look(stack: Stack) -> np.ndarray:
     """Returns the mean of the middle half of the slices, as `LOOK` x `LOOK` pixels, its own mean taken off."""
     n = len(stack.slices)
+    # Clipped: a few very bright voxels must not decide what a slice looks like.
     mean = np.clip(stack.slices[n // 4 : n - n // 4].astype(np.float32), 0, 1).mean(axis=0)
     rows, columns = (_shares(side) for side in mean.shape)
     look: np.ndarray = rows @ mean @ columns.T

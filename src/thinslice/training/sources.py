@@ -164,6 +164,7 @@ class AcquiredSlices:
     def attribution(self, inputs: Inputs) -> dict[str, list[Any]]:
         """Returns file, licence, source and fingerprint of every scan, and whether it is learnt from."""
         learnt = {stack.fingerprint for stack in inputs.scans}
+        # Those that only judge are named as well: the weights that are kept were chosen by them.
         others = [stack for stack in inputs.validation if stack.fingerprint not in learnt]
         return {
             "data": [
@@ -192,6 +193,7 @@ class SyntheticVolumes:
         """Returns one volume for each scan that is learnt from, all of them together of `VOXELS` at most."""
         network = networks[self.encoder]
         assert isinstance(network, SliceVae)
+        # The same room for each: one large scan must not leave none to the others.
         return [make_synthetic(network, stack, VOXELS // len(inputs.scans)) for stack in inputs.scans]
 
     def describe(self, inputs: Inputs, volumes: Sequence[Any]) -> str:

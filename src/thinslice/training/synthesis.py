@@ -61,6 +61,7 @@ def synthesise(vae: SliceVae, stack: Stack, rate: float, detail: bool = True) ->
     volume = _decoded(vae, stack.slices, linear_matrix(place, n))
     if not detail:
         return volume
+    # By the same decoder at the acquired slices: what is missing there is what their codes do not hold.
     lost = stack.slices.astype(np.float32) - _decoded(vae, stack.slices, np.eye(n))
     for index, weights in enumerate(cubic_matrix(place, n).astype(np.float32)):
         volume[index] += np.tensordot(weights, lost, axes=1).astype(np.float16)
@@ -71,6 +72,7 @@ def _decoded(vae: SliceVae, slices: np.ndarray, weights: np.ndarray) -> np.ndarr
     """Returns slices [n, h, w] float16 of interpolated codes; ``weights`` [slices, acquired] says how much of which."""
     _, height, width = slices.shape
     missing = [(0, -side % vae.multiple) for side in (height, width)]
+    # Behind the last lines and columns only, so that what is cut off again begins at the first pixel.
     padded = np.pad(slices, [(0, 0), *missing], mode="edge")
     device = next(vae.parameters()).device
     with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=has_bf16(device)):

@@ -72,6 +72,7 @@ def find_usable_scans(
         scan = _read_and_plan(path, label, model, settings, complain)
         if scan is None:
             continue
+        # Under two names it would count twice, and might be learnt from and judged by at once.
         if scan.fingerprint in found:
             other = found[scan.fingerprint]
             complain(f"{label}: left out: got the same scan as {other}; need it once; next: nothing, or leave one out")
@@ -96,8 +97,10 @@ def _read_and_plan(
     """Returns a scan and its plan, or None after telling why not."""
     try:
         volume = read(path)
+        # What this program invented between slices must not teach as if a scanner had seen it.
         check_acquired(volume)
         plan = make_plan(volume, Settings(**plan_settings(settings)), model)
+    # One scan is left out, the others are still worth learning from.
     except (ThinsliceError, OSError, MemoryError) as refusal:
         logger.debug("%s cannot be used", path, exc_info=refusal)
         complain(f"{label}: left out: {one_line_reason(path, refusal)}")

@@ -204,6 +204,7 @@ class HeldOutCheck:
         self.network, self.folder, self.report = start, folder, report
         self.schedule = Schedule()
         self.begun_run = begun
+        # Copies: the network is trained in place.
         self.start = {name: weight.clone() for name, weight in start.state_dict().items()}
         about = (objective.patches, objective.size, objective.slabs, start.context + 1)
         count = min(max(LEAST_BATCHES, 2 * len(targets)), MOST_BATCHES)
@@ -236,6 +237,7 @@ class HeldOutCheck:
         elif schedule.minutes is not None:
             first = monotonic()
             self(0, self.network)
+            # The starting weights are looked at once, later ones at every share of the way.
             last_validation = len(SHARES) * (monotonic() - first)
             spent = monotonic() - (first if self.begun_run is None else self.begun_run)
             schedule = rest_of(schedule, spent + last_validation + WRITING_SECONDS)
@@ -305,9 +307,11 @@ class HeldOutCheck:
         mixed.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # missing in torch's stub
         each = {kind: [self._loss(mixed, batches) for batches in scans] for kind, scans in self.batches.items()}
         means = {kind: sum(losses) / len(losses) for kind, losses in each.items()}
+        # The first record is the starting model's, and everything is relative to it.
         first: dict[str, Any] = self.records[0] if self.records else {"each": each, **means}
         score = sum(means[kind] / first[kind] for kind in means) / len(means)
         ratios = [[loss / was for loss, was in zip(each[kind], first["each"][kind], strict=True)] for kind in each]
+        # For each scan by itself: by the mean over all, one scan could pay for the gain of another.
         worst = max(sum(of_one) / len(of_one) for of_one in zip(*ratios, strict=True))
         seconds = round(monotonic() - self.begun, 1)
         record = {"step": step, "share": share, **means, "score": score, "worst": worst, "seconds": seconds}

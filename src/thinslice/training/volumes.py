@@ -76,6 +76,7 @@ def load_thick(folder: Path, share: float = 1.0) -> list[TrainingVolume]:
             check_acquired(scan)
         except InputRefused as refusal:
             raise refusal.at(path) from refusal
+        # Before anything is computed: spline and projection would carry the slices that are scored into these.
         scan = take_first_slices(scan, share)
         if scan.voxels.ndim != 3:
             raise InputRefused(
@@ -93,6 +94,7 @@ def load_thick(folder: Path, share: float = 1.0) -> list[TrainingVolume]:
 
 
 def _find_scans(folder: Path, need: str, missing: str) -> list[Path]:
+    # Sorted: in another order the same seed would draw other batches.
     paths = sorted(folder.glob("*.nii*"))
     if not paths:
         raise InputRefused(

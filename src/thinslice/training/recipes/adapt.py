@@ -176,8 +176,10 @@ def adapt(
         jobs = _find_jobs(usable, output, per_scan, request)
         for job in jobs:
             check_answer(job.answer, start)
+        # All of them before the first one is begun: a refusal must not come after hours.
         there = [_find_earlier(job, folder, resume, overwrite) for job in jobs]
         done = []
+        # Every model has its own minutes: the first one must not pay for the reading of all scans.
         begun = monotonic() if per_scan else begun
         for job, (earlier, known) in zip(jobs, there, strict=True):
             if per_scan and len(jobs) > 1:
@@ -187,6 +189,7 @@ def adapt(
                 folder.clear(job.answer)
                 done.append(earlier)
                 continue
+            # What goes on learns from what it was begun with, however long that takes to prepare this time.
             late = begun + 60 * PREPARING * minutes if steps is None and known is None else None
             learnt, skipped = _prepare(job.scans, known["not_reached"] if known else [], model, late, complain)
             if learnt:
@@ -205,6 +208,7 @@ RECIPE = Recipe(stages, adapt)
 def _find_jobs(scans: Sequence[UsableScan], output: Path, per_scan: bool, request: dict[str, Any]) -> list[Job]:
     """Returns what is to be made: one model for all scans, or one for each."""
     if not per_scan:
+        # Sorted: the same scans in another order are the same request.
         about = request | {"scans": sorted(scan.fingerprint for scan in scans)}
         return [Job(list(scans), output.with_name(f"{output.name}.onnx"), about)]
     names = name_models(
@@ -342,9 +346,11 @@ def _run(
         starts={STAGE: start},
         models=job.answer.parent,
         card={"asked_for": job.request, "data": read_card(start).get("data", [])},
+        # From its own scans: what else is adapted in the same call has no say.
         seed=int(job.request["scans"][0][:8], 16),
         report=report,
     )
+    # Noted first, removed then: after a kill in between, the next call finds it finished and removes the rest.
     folder.finish(job.answer, done.lengths[STAGE])
     folder.clear(job.answer)
     verdict, length = done.checks[STAGE].verdict(), done.lengths[STAGE]

@@ -143,6 +143,7 @@ def train_on_scans(
             length["minutes"] = MINUTES
         model, file = _planning_model(recipe[-1], start_from)
         stacks = _read_stacks(paths, model, settings, report, complain)
+        # The start by its content: a file that was replaced under its name is another one.
         request: dict[str, Any] = {"recipe": NAME, "start": None if file is None else model.sha256}
         request |= plan_settings(settings) | {"adversarial": adversarial}
         request |= {"scans": sorted(stack.fingerprint for stack in stacks)} | length
@@ -209,6 +210,7 @@ def _read_stacks(
 
 def split_by_person(stacks: Sequence[Stack]) -> tuple[list[Stack], list[Stack]]:
     """Returns what is learnt from and what is validated with: other persons where there are enough, else the same."""
+    # By their hashes: as good as drawn, and the same in every run.
     persons = sorted({stack.person for stack in stacks}, key=lambda person: sha256(person.encode()).digest())
     if len(persons) < LEAST_PERSONS:
         return list(stacks), list(stacks)
