@@ -122,8 +122,8 @@ class _OnnxRuntime(Engine):
     def open(self, content: bytes) -> Session:
         """Returns the network in the content of an ONNX file."""
         try:
-            # Here and not above: whoever only interpolates, or asks for help, need not wait for the library, or have
-            # it.
+            # Here and not above: whoever only interpolates, or asks for help, needs neither to wait for the library nor
+            # to have it.
             import onnxruntime
             from onnxruntime.capi import onnxruntime_pybind11_state as library
         except ImportError as error:
@@ -137,8 +137,7 @@ class _OnnxRuntime(Engine):
         options.intra_op_num_threads = self.settings.threads_per_call
         # Nothing of its own on the terminal: what goes wrong is raised, and told in our words.
         options.log_severity_level = 4
-        # Such plans of memory are for inputs of one size; ours vary with the tile, the scan and the number of thin
-        # slices.
+        # Such plans are for inputs of one size; ours vary with the tile, the scan and the number of thin slices.
         options.enable_mem_pattern = False
         # Its errors have no class in common but Exception, so they are looked up; RuntimeError is what it makes of
         # errors of C++ that it does not know. Anything else is no failure of the engine and must not be told as one.

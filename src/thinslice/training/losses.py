@@ -35,7 +35,7 @@ def projected_loss(
     arrays = (batch.thick, batch.cubic, batch.truth, batch.matrix, batch.correction)
     thick, cubic, truth, matrix, correction = (torch.as_tensor(a).to(device, non_blocking=True) for a in arrays)
     error = cubic + residual_of(network, batch.geometry, thick) - truth
-    # The projection is linear and leaves the truth where it is, so the error can be projected itself.
+    # The projection is linear and leaves the truth where it is, but for noise: so the error can be projected itself.
     seen = torch.einsum("sp,bphw->bshw", matrix, error)
     projected = error - torch.einsum("ps,bshw->bphw", correction, seen)
     return _patch_rms(projected) + unprojected * _patch_rms(error)

@@ -106,8 +106,7 @@ def draw_planes(
     place = draw_block(rng, corpus, (long, lines, long if part == "in-plane" else size), in_plane=True)
     fwhm = float(rng.uniform(*shrinking.fwhm_over_factor)) * shrinking.factor
     sigma = float(rng.uniform(*shrinking.sigma_vox))
-    # All three are drawn, whichever way they fall: another share then changes these patches, and not where the next
-    # ones lie.
+    # All three are drawn, whichever way they fall: another share must not move the patches that come after.
     scanner, blurred, box = rng.random(3) < (shrinking.scanner, shrinking.blurred, shrinking.box)
     return PlaneDraw(place, fwhm if scanner else None, sigma if blurred else 0.0, "box" if box else "gaussian")
 
