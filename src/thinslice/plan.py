@@ -1,4 +1,4 @@
-"""Makes a plan: every decision about one scan, once, as plain data -- or a refusal, with a way out."""
+"""Makes a plan: every decision about one scan, once, as plain data -- or a refusal that says what would help."""
 
 import dataclasses
 import json
@@ -133,7 +133,7 @@ class PlannedModel(Protocol):
 
 
 def make_plan(volume: Volume, settings: Settings, model: PlannedModel) -> Plan:
-    """Decides everything about one scan, or refuses it with a way out.
+    """Decides everything about one scan, or refuses it and says what would help.
 
     Where the settings do not tell the slice profile it is taken for a box, of the stated slice thickness, else of the
     slice spacing, and a note says so. On real scans and on five simulated profiles a box that is wrong costs less than

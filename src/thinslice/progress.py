@@ -14,10 +14,10 @@ def part_of(progress: Progress, begin: float, end: float) -> Progress:
     """Returns the progress of a part of the work that lies between two shares of the whole.
 
     Example:
-        >>> told = []
-        >>> second_half = part_of(told.append, 0.5, 1.0)
+        >>> shares = []
+        >>> second_half = part_of(shares.append, 0.5, 1.0)
         >>> second_half(0.5)
-        >>> told
+        >>> shares
         [0.75]
     """
     return lambda share: progress(begin + share * (end - begin))

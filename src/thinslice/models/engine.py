@@ -135,12 +135,12 @@ class _OnnxRuntime(Engine):
             ) from error
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self.settings.threads_per_call
-        # Nothing of its own on the terminal: what goes wrong is raised, and told in our words.
+        # Nothing of its own on the terminal: what goes wrong is raised, in our words.
         options.log_severity_level = 4
         # Such plans are for inputs of one size; ours vary with the tile, the scan and the number of thin slices.
         options.enable_mem_pattern = False
         # Its errors have no class in common but Exception, so they are looked up; RuntimeError is what it makes of
-        # errors of C++ that it does not know. Anything else is no failure of the engine and must not be told as one.
+        # errors of C++ that it does not know. Anything else is no failure of the engine and must not be reported as one.
         kinds = [kind for kind in vars(library).values() if isinstance(kind, type) and issubclass(kind, Exception)]
         errors: tuple[type[Exception], ...] = (RuntimeError, *kinds)
         try:

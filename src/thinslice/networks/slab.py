@@ -39,7 +39,7 @@ class Block(nn.Module):
 
 
 class _ComputedKernel(torch.autograd.Function):
-    """A 3x3 convolution whose kernel is an input: ONNX has it, torch's exporter needs to be told."""
+    """A 3x3 convolution whose kernel is an input: ONNX has it, torch's exporter does not know of it."""
 
     @staticmethod
     def forward(ctx: Any, features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

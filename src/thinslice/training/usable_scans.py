@@ -134,7 +134,7 @@ def check_large_enough(volume: Volume, plan: Plan) -> None:
 
 
 def one_line_reason(path: Path, error: Exception) -> str:
-    """Returns one line, without the name of the scan, which is told before it."""
+    """Returns one line, without the name of the scan, which stands before it."""
     if isinstance(error, MemoryError):
         return "got a scan larger than the free memory; need a smaller one; next: crop it, or use a larger machine"
     line = " ".join(str(error).split())

@@ -42,7 +42,7 @@ NAME = "no-ground-truth"
 """Of the recipe and of the model."""
 
 MINUTES = 30.0
-"""Of all trainings together, unless told otherwise."""
+"""Of all trainings together, unless another length is given."""
 
 ADVERSARIAL = 0.25
 """Weight of what makes the auto-encoder introspective, as in the first author's code."""
@@ -118,7 +118,7 @@ def train_on_scans(
         settings: spacing, factor, thickness and profile of all scans; a run is resumed by the same ones only.
         start_from: a model name or file that the network starts from; None: fresh weights.
         resume: continue from the checkpoints in ``output``.
-        minutes: length of all trainings together, `MINUTES` unless told otherwise. A resumed run keeps its own.
+        minutes: length of all trainings together, `MINUTES` where neither is given. A resumed run keeps its own.
         steps: likewise.
         keep_synthetic: write the synthesised volumes to ``output/synthetic``, for looking at.
         adversarial: see `stages`.
