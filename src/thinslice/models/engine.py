@@ -140,7 +140,7 @@ class _OnnxRuntime(Engine):
         # Such plans are for inputs of one size; ours vary with the tile, the scan and the number of thin slices.
         options.enable_mem_pattern = False
         # Its errors have no class in common but Exception, so they are looked up; RuntimeError is what it makes of
-        # errors of C++ that it does not know. Anything else is no failure of the engine and must not be reported as one.
+        # errors of C++ that it does not know. Anything else is no failure of the engine and must not pass for one.
         kinds = [kind for kind in vars(library).values() if isinstance(kind, type) and issubclass(kind, Exception)]
         errors: tuple[type[Exception], ...] = (RuntimeError, *kinds)
         try:
