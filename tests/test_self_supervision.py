@@ -226,7 +226,7 @@ def test_no_class_of_places_is_drawn_more_than_so_often():
     """Rare looks that the scan's own slices have would else be shown again and again."""
     looks = np.r_[np.zeros((999, 2)), np.ones((1, 2))]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(self_supervision, "_looks", lambda seen: (looks, np.zeros((len(looks), 3), int)))
+        patch.setattr(self_supervision, "_measure_places", lambda seen: (looks, np.zeros((len(looks), 3), int)))
         places = self_supervision._places([TARGET.volumes[0]], np.ones((10, 2)), 4.0, 1.0, "gaussian")
     assert places.chance.max() / places.chance.min() <= self_supervision.OFTEN / self_supervision.RARELY * (1 + 1e-9)
 
@@ -266,10 +266,10 @@ def test_places_that_look_like_the_slices_get_most_of_the_chance(alike):
     lengths = (16, 2, 4) if alike == 0 else (2, 16, 4)
     volume = TrainingVolume("made", normalise(texture((96, 96, 64), lengths)), (0, 1), 1.0)
     own = normalise(texture((64, 96, 96), (16, 2, 4), seed=1))  # slice axis first
-    wanted = self_supervision._looks(own.reshape(16, 4, 96, 96).mean(axis=1))[0]
+    wanted = self_supervision._measure_places(own.reshape(16, 4, 96, 96).mean(axis=1))[0]
     places = self_supervision._places([volume], wanted, 4.0, 1.0, "box")
     assert share_of(places, alike) > 0.8
-    either = self_supervision._looks(np.random.default_rng(0).random((16, 96, 96)) + 1)[0]  # unlike both
+    either = self_supervision._measure_places(np.random.default_rng(0).random((16, 96, 96)) + 1)[0]  # unlike both
     assert share_of(self_supervision._places([volume], either, 4.0, 1.0, "box"), alike) < 0.75
 
 
@@ -304,12 +304,12 @@ def test_larger_scans_are_drawn_more_often():
 
 @catches(
     "training/self_supervision.py",
-    "lines, columns = (middle[2], middle[1]) if look.transpose",
-    "lines, columns = (middle[1], middle[2]) if look.transpose",
+    "lines, columns = (middle[2], middle[1]) if drawn.transpose",
+    "lines, columns = (middle[1], middle[2]) if drawn.transpose",
 )
 @catches(
     "training/self_supervision.py",
-    "depth = shape[0] - 1 - int(middle[0]) if look.flips[0] else int(middle[0])",
+    "depth = shape[0] - 1 - int(middle[0]) if drawn.flips[0] else int(middle[0])",
     "depth = int(middle[0])",
 )
 @given(seed=seeds, axis=st.integers(0, 2), depth=st.integers(30, 50), line=st.integers(30, 50))

@@ -31,7 +31,7 @@ FINISHED = "finished.json"
 """Which models of a run are in their places."""
 
 _EARLIER_REQUEST = "wish.json"
-"""The name that `REQUEST` had when the folders looked otherwise; such runs are not gone on with."""
+"""The name that `REQUEST` had in the folders of an earlier version; such runs are not gone on with."""
 
 _LOCK = ".lock"
 """The file that a process holds while it works in the folder."""

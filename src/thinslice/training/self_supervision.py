@@ -3,12 +3,12 @@
 What lies in the slices is sharp, so a direction within them is made thick and undone, as SMORE does it (Zhao et al.
 2020); here in many directions, and mostly where that looks like the slices: a direction that crosses many edges
 teaches little about one that runs along them. How much an image changes from one thick slice to the next, against how
-much it changes within them, can be seen in the acquired slices as well as in the ones made for the lesson, so places
+much it changes within them, can be seen in the acquired slices as well as in those made thick, so places
 are drawn the less the more often they occur there than across the acquired slices (importance weighting under
 covariate shift, Shimodaira 2000). Without that, adaptation did harm (LOG.md).
 
-The acquired slices made thicker still are the slice direction itself, at another scale: a quarter of the lessons. One
-end of the field of view is held out of lessons of either kind; what it says of an answer that learnt elsewhere is the
+The acquired slices made thicker still are the slice direction itself, at another scale: a quarter of the batches. One
+end of the field of view is held out of batches of either kind; what it says of an answer that learnt elsewhere is the
 judge (LOG.md).
 """
 
@@ -61,7 +61,7 @@ LEAST_VOXELS = 1_600_000
 """Thin voxels learnt from of each scan, at least."""
 
 THICKER = 0.25
-"""Share of the lessons that are cut from the acquired slices made thicker."""
+"""Share of the batches that are cut from the acquired slices made thicker."""
 
 SQUARE = 1.05
 """Pixels whose sides differ by this factor at most pass for square ones."""
@@ -153,11 +153,11 @@ def make_target_scan(name: str, scan: Volume, plan: Plan, model: Model, voxels: 
         name,
         *about,
         volumes,
-        # Lessons look like the learnt part alone, or what is held out would have a say in them; the judge looks like
-        # the whole scan.
-        _places(volumes, _looks(np.moveaxis(slices.voxels, 2, 0))[0], *about),
+        # What is learnt from is like the learnt part alone, or what is held out would have a say in it; what is
+        # validated with is like the whole scan.
+        _places(volumes, _measure_places(np.moveaxis(slices.voxels, 2, 0))[0], *about),
         held_out_volumes,
-        _places(held_out_volumes, _looks(np.moveaxis(acquired, 2, 0))[0], *about),
+        _places(held_out_volumes, _measure_places(np.moveaxis(acquired, 2, 0))[0], *about),
         slices,
         held_out_slices,
         (thin[0].size + thin[1].size) ** 0.5,
@@ -258,7 +258,7 @@ def _inside(shape: tuple[int, int], angle: float) -> tuple[slice, slice]:
     return rows, columns
 
 
-def _looks(thick: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _measure_places(thick: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns how the places of a thick stack [n, h, w] look: [m, 2], and the index [m, 3] of their middles.
 
     The logarithms of the mean change from slice to slice over that from pixel to pixel, and of the latter. Places with
@@ -308,19 +308,19 @@ def _places(
     thickness_over_spacing: float,
     profile: Profile,
 ) -> PatchPlaces:
-    """Returns all places of some volumes, with chances that make looks as frequent as the ``wanted`` ones [m, 2]."""
-    looks, found = [], []
+    """Returns all places of some volumes, with chances that make features as frequent as the ``wanted`` ones [m, 2]."""
+    features, found = [], []
     for number, thin in enumerate(volumes):
         for along in thin.axes:
             block = np.moveaxis(thin.voxels, along, 0)
             count = max(int(len(block) / factor), 1)
             centres = (len(block) - factor * (count - 1) - 1) / 2 + factor * np.arange(count)
             acquisition = Acquisition(centres, len(block), thickness_over_spacing * factor, profile)
-            seen, middle = _looks(acquisition.forward(block))
-            looks.append(seen)
+            seen, middle = _measure_places(acquisition.forward(block))
+            features.append(seen)
             where = np.stack([np.round(centres[middle[:, 0]]).astype(int), middle[:, 1], middle[:, 2]], axis=1)
             found.append((np.full(len(where), number), np.full(len(where), along), where))
-    own = np.concatenate(looks)
+    own = np.concatenate(features)
     if not len(own) or not len(wanted):
         raise InputRefused(got="nothing but dark slices", need="a scan", next="leave it out", code="nothing-to-learn")
     # Classes of equal numbers: of equal widths most would be empty, and the ratio of two small counts says nothing.
@@ -332,13 +332,13 @@ def _places(
     return PatchPlaces(volume, axis, middle, chance / chance.sum())
 
 
-def _classes(looks: np.ndarray, edges: Sequence[np.ndarray]) -> np.ndarray:
-    first, second = (np.searchsorted(edges[i], looks[:, i]) for i in range(2))
+def _classes(features: np.ndarray, edges: Sequence[np.ndarray]) -> np.ndarray:
+    first, second = (np.searchsorted(edges[i], features[:, i]) for i in range(2))
     return first * BINS[1] + second
 
 
-def _shares(looks: np.ndarray, edges: Sequence[np.ndarray]) -> np.ndarray:
-    return np.bincount(_classes(looks, edges), minlength=BINS[0] * BINS[1]) / len(looks)
+def _shares(features: np.ndarray, edges: Sequence[np.ndarray]) -> np.ndarray:
+    return np.bincount(_classes(features, edges), minlength=BINS[0] * BINS[1]) / len(features)
 
 
 def self_supervised_batch_at(
@@ -417,18 +417,18 @@ def _draw(
     chosen = int(rng.choice(len(places.chance), p=places.chance))
     volume, axis = int(places.volume[chosen]), int(places.axis[chosen])
     # Everything but the place is drawn as for any volume.
-    look = draw_patch(rng, [replace(volumes[volume], axes=(axis,))], THICK_SCAN_RANGES, geometry, size)
+    drawn = draw_patch(rng, [replace(volumes[volume], axes=(axis,))], THICK_SCAN_RANGES, geometry, size)
     shape = np.moveaxis(volumes[volume].voxels, axis, 0).shape
-    # Anywhere in its cell, for all of which its look stands.
+    # Anywhere in its cell, for all of which the measures stand.
     middle = places.middle[chosen] + rng.integers(-CELL // 2, CELL // 2 + 1, 3)
     low, high = int(geometry.thin_positions[0][0]), int(geometry.thin_positions[-1][-1])
     # A place is known in the volume as it lies, but `cut` counts in the one that is turned over.
-    depth = shape[0] - 1 - int(middle[0]) if look.flips[0] else int(middle[0])
-    lines, columns = (middle[2], middle[1]) if look.transpose else (middle[1], middle[2])
-    height, width = (shape[2], shape[1]) if look.transpose else (shape[1], shape[2])
+    depth = shape[0] - 1 - int(middle[0]) if drawn.flips[0] else int(middle[0])
+    lines, columns = (middle[2], middle[1]) if drawn.transpose else (middle[1], middle[2])
+    height, width = (shape[2], shape[1]) if drawn.transpose else (shape[1], shape[2])
     corner = (
         int(np.clip(depth - (high - low) // 2, 0, max(shape[0] - (high - low + 1), 0))) - low,
         int(np.clip(lines - size // 2, 0, max(height - size, 0))),
         int(np.clip(columns - size // 2, 0, max(width - size, 0))),
     )
-    return replace(look, volume=volume, corner=corner)
+    return replace(drawn, volume=volume, corner=corner)

@@ -1,5 +1,6 @@
 """Where the volumes of a stage come from: folders of sources, or the scans that shall be made thin."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +16,8 @@ from thinslice.training.slices import Stack
 from thinslice.training.stages import Inputs, Stage
 from thinslice.training.synthesis import VOXELS, Synthetic, make_synthetic
 from thinslice.training.volumes import TrainingVolume, load_isotropic, load_thick
+
+logger = logging.getLogger(__name__)
 
 CT_SHARE = 0.6
 """Share of the slices of every CT scan, from the first on, that is learnt from. Scores come from the last third."""
@@ -61,6 +64,7 @@ class Folders:
                 volumes = load_clips(folder)
             else:
                 volumes = load_thick(folder, CT_SHARE if name == "ct" else 1.0)
+            logger.debug("%s is read as %s: %d volumes", folder, KINDS[kind], len(volumes))
             corpus += [replace(volume, weight=volume.weight * weight) for volume in volumes]
         return corpus
 
@@ -158,7 +162,7 @@ class AcquiredSlices:
     def describe(self, inputs: Inputs, volumes: Sequence[Any]) -> str:
         """Returns how many slices there are to learn from, and how many persons' slices are only validated with."""
         persons = {stack.person for stack in inputs.validation} - {stack.person for stack in inputs.scans}
-        apart = f"; the slices of {len(persons)} persons are looked at only" if persons else ""
+        apart = f"; the slices of {len(persons)} persons are validated with only" if persons else ""
         return f"{len(volumes)} scans, {sum(len(stack.slices) for stack in volumes)} slices to learn from{apart}"
 
     def attribution(self, inputs: Inputs) -> dict[str, list[Any]]:
