@@ -54,7 +54,7 @@ def enhance(
     precision: str = "fp32",
     scratch: str | os.PathLike[str] | None = None,
     progress: Progress = no_progress,
-    **asked: Any,
+    **changes: Any,
 ) -> Enhanced:
     """Computes the thin slices of a scan, as ``thinslice enhance`` does.
 
@@ -80,7 +80,7 @@ def enhance(
         precision: of the network's numbers, such as ``fp32``.
         scratch: folder for an answer that is too large for the memory; default: the system's for temporary files.
         progress: called with the share done, 0 .. 1.
-        asked: fields of `thinslice.Settings` by name, in place of those of ``settings``: ``factor=4``.
+        changes: fields of `thinslice.Settings` by name, in place of those of ``settings``: ``factor=4``.
 
     Raises:
         InputRefused: this is no scan, or it cannot be read.
@@ -99,8 +99,9 @@ def enhance(
         True
     """
     if model is not None and not isinstance(model, Model):
-        asked["model"] = os.fspath(model)
-    settings = replace(settings or Settings(), **asked)
+        changes["model"] = os.fspath(model)
+    # `replace` builds the object anew, so the fields that were given by name are checked like all others.
+    settings = replace(settings or Settings(), **changes)
     if threads is not None and not (isinstance(threads, Integral) and threads >= 1):
         raise PlanRefused(
             got=f"`threads={threads!r}`", need="1, 2 ...", next="correct it or leave it out", code="not-a-whole-number"
@@ -109,9 +110,11 @@ def enhance(
     if isinstance(model, Model):
         chosen = model if threads is None else model.with_threads(threads)
     else:
+        # `model` itself and not its text in the settings: a `pathlib.Path` is never the name of an embedded model.
         wanted = settings.model if model is None else model
         engine = EngineSettings(device=device, threads=threads, precision=precision)
         chosen = models_for(wanted, engine, load_once)(volume)
+    # Nothing gets this name: its folder is where a large answer lives, its ending says which values it can hold.
     target = Path(scratch) / f"thin{formats.own_ending(volume)}" if scratch is not None else None
     series = series_of(volume)
     return enhance_volume(
@@ -119,6 +122,7 @@ def enhance(
         settings,
         chosen,
         target=target,
+        # An array of labels has no affine of its own: it lies where the array of the scan does.
         labels=None if labels is None else to_volume(labels, affine if _is_bare(labels) else None, labels=True),
         name=None if series is None else series.label,
         progress=progress,
@@ -156,6 +160,7 @@ def to_volume(image: Image, affine: ArrayLike | None = None, labels: bool = Fals
         return read_scan(Path(image))
     if isinstance(image, Volume):
         return _checked(image)
+    # Before the images that are known by their affine: nibabel's have one too, and a header that is to be kept.
     if nifti.is_image(image):
         return nifti.from_image(image)
     if own:
@@ -180,6 +185,7 @@ def _from_library(image: Any, labels: bool) -> Volume:
             code="labels-for-scan",
         )
     voxels = _array(image.data if hasattr(image, "data") else image)
+    # Channels come first in both libraries; in an array of ours the fourth axis is time and comes last.
     if voxels.ndim == 4 and voxels.shape[0] == 1:
         voxels = voxels[0]
     if voxels.ndim != 3:
@@ -201,6 +207,7 @@ def _file_of(image: Any) -> Path | None:
 
 def _array(data: Any) -> np.ndarray:
     """Returns an array of what may be a tensor, on whatever device, with or without gradients."""
+    # `np.asarray` would give the numbers below the mask, which mean nothing.
     if isinstance(data, np.ma.MaskedArray):
         raise InputRefused(
             got="a masked array", need="a value in every voxel", next="array.filled(value)", code="masked-array"
@@ -227,6 +234,7 @@ def _affine(affine: Any) -> np.ndarray:
             next="voxel index -> patient millimetres (RAS), such as numpy.diag([1, 1, 5, 1])",
             code="not-an-affine",
         )
+    # A copy: what the caller does to the array afterwards must not move the scan.
     return np.array(found, np.float64)
 
 
@@ -235,5 +243,6 @@ def _checked(volume: Volume) -> Volume:
     affine = _affine(volume.affine)
     check_affine(affine, "give the affine of the scan")
     voxels, notes = finite(as_numbers(np.asarray(volume.voxels)))
+    # A volume that went through here before has these notes already.
     notes = [note for note in [*shear_notes(affine), *notes] if note not in volume.notes]
     return replace(volume, voxels=voxels, affine=affine, notes=(*volume.notes, *notes))

@@ -51,12 +51,15 @@ class ThinsliceError(ValueError):
         self, message: str = "", *, got: str = "", need: str = "", next: str = "", place: object = "", code: str = ""
     ) -> None:
         if message:
+            # A text that was put together elsewhere, as the reason of a series that cannot be used, is taken apart
+            # again: every error has its fields. A sentence of another form is all of it what was got.
             found = _PARTS.fullmatch(message)
             parts = {name: text or "" for name, text in found.groupdict().items()} if found else {"got": message}
             got, need, next, place = (parts.get(name, "") for name in ("got", "need", "next", "place"))
         self.got, self.need, self.next, self.place, self.code = got, need, next, str(place), code
         clauses = [f"got {got}" if got else "", f"need {need}" if need else "", f"next: {next}" if next else ""]
         sentence = message or "; ".join(clause for clause in clauses if clause)
+        # A message begins with its place already.
         super().__init__(sentence if message or not self.place else f"{self.place}: {sentence}")
 
     @property
@@ -72,6 +75,7 @@ class ThinsliceError(ValueError):
 
     def __reduce__(self) -> tuple[object, ...]:
         """Keeps the fields of an error that is sent to another process."""
+        # By itself an exception is pickled as its class and its text, and code, place and the rest would be empty.
         return _again, (type(self), self.args, self.__dict__)
 
 
@@ -103,14 +107,19 @@ def reason_of(error: BaseException, name_file: bool = True) -> str:
         "thin.nii: got 'Permission denied'; need permission there; next: choose another place"
     """
     if isinstance(error, MemoryError):
+        # Python's own has no text, and numpy's speaks of shapes and types of arrays.
         return (
             "got a scan larger than the free memory; need a smaller one; "
             "next: crop it, ask for fewer voxels, or use a larger machine"
         )
+    # Those of gzip and zlib have no `strerror`: their text is all they say.
     if isinstance(error, OSError) and error.strerror:
         place = f"{error.filename}: " if error.filename and name_file else ""
+        # By the class itself, not by `isinstance`: a full disk and a spent quota have none of their own and are a bare
+        # OSError.
         need, then = _WAYS_OUT.get(type(error), ("room and permission there", "free some room, or choose another"))
         return f"{place}got '{error.strerror}'; need {need}; next: {then}"
+    # Messages of libraries run over several lines, and some have no text at all; a reason is one line.
     return " ".join(str(error).split()) or type(error).__name__
 
 

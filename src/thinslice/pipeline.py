@@ -173,15 +173,18 @@ class Enhanced:
             OutputRefused: it may not be written there, or there is no room.
         """
         source = self.acquired.source or Path()
+        # An array came from no file, for which `Path()` stands here.
         answer = find_output(source, series_of(self.acquired), os.fspath(path), overwrite)
         labels = None if self.segmentation is None else find_labels_place(answer, labels_out)
         places = Places(
             answer, labels, None if report is None else Path(report), None if figure is None else Path(figure)
         )
         segmentation = self.segmentation.source if self.segmentation is not None else None
+        # Before the voxels are copied and rounded below, which takes time and room.
         check_outputs(places.outputs, [file for file in (source, segmentation) if file is not None], overwrite)
         try:
             done = self.stored_in(answer.destination)
+            # Page and figure come last: whatever happens to them, the thin slices are there.
             done.write(places, anonymise)
             if places.page is not None:
                 done.write_page(places.page, overwrite=overwrite)
@@ -200,10 +203,12 @@ class Enhanced:
         """Returns the same as a file of that name, perhaps of another format than the scan's own, will hold it."""
         if formats.is_same_format(ending(target) or "", formats.own_ending(self.acquired)):
             return self
+        # A copy, as rounding to what the file holds happens in place, and `self` may be saved in another format too.
         voxels = allocate(self.array.shape, self.array.dtype, target.parent)
         voxels[...] = self.array
         thin = _to_stored(replace(self.volume, voxels=voxels), target)
         report = make_report(self.acquired, thin, self.plan, self.report.guard, self.report.seconds, self.clipped)
+        # The name of the scan is kept: a report that is made again knows only that of the file.
         return replace(self, volume=thin, report=replace(report, source=self.report.source))
 
     def write(self, places: Places, anonymise: bool = False) -> None:
@@ -228,6 +233,8 @@ class Enhanced:
         with all_or_none([answer.sidecar, *beside, *slices], answer.overwrite, find_stale) as parts:
             self.report.save(parts[0])
             if beside:
+                # The order of `parts` is that of the list above: the JSON, the segmentation where there is one, then
+                # the slices.
                 formats.write(self.labels_to_thin(), parts[1])
             _write_slices(self, parts[-len(slices) :], answer, anonymise)
 
@@ -289,13 +296,16 @@ def enhance_volume(
     """
     plan = make_plan(acquired, settings, model)
     if labels is not None:
+        # Now, and not when they are interpolated: that would be after minutes of computing.
         check_labels(labels, plan)
     if target is None:
         target = Path(tempfile.gettempdir()) / f"thin{formats.own_ending(acquired)}"
+    # Room is taken before anything is computed, so that a full disk is told of at once.
     out = allocate((*plan.shape_thin, *acquired.voxels.shape[3:]), _type_of_thin(acquired), target.parent)
     started = perf_counter()
     done = upsample(acquired, plan, model, out, progress)
     seconds = perf_counter() - started
+    # The report is made of what the file will hold, on its steps, not of the numbers before they were rounded.
     thin = _to_stored(done.volume, target)
     report = make_report(acquired, thin, plan, done.guard, seconds, done.clipped)
     if name is not None:
@@ -370,6 +380,8 @@ def find_labels_place(answer: ScanOutput, labels_out: str | os.PathLike[str] | N
 def _type_of_thin(acquired: Volume) -> str | np.dtype[Any]:
     kind = acquired.voxels.dtype
     if kind.kind in "iu":
+        # Both 8-bit types: clipped to 0 .. 255 a knee, made thick again, differed from its scan by 32 % at worst
+        # (LOG.md).
         return "int16" if kind.itemsize == 1 else kind
     return "float64" if kind == "float64" else "float32"
 
@@ -404,5 +416,6 @@ def _write_slices(done: Enhanced, parts: Sequence[Path], case: ScanOutput, anony
         f"Made thick again they differ from the acquired ones by {found.rms_percent:.2g} % RMS, "
         f"{found.worst_percent:.2g} % at worst, of the intensity range."
     )
+    # Each slice is made when it is its turn: all of them together would be the whole series once more in memory.
     for image, part in zip(images(done.volume, done.acquired, done.plan, agreement, anonymise), parts, strict=True):
         save(image, part)

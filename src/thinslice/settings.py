@@ -84,6 +84,7 @@ class Settings:
             "slice thickness; default: what the scan or the JSON beside it says, else the spacing", "MM", float
         ),
     )
+    # None is not "box", though it is computed as one: only what nobody has stated gets a note (LOG.md, 2026-11-30).
     profile: Profile | None = field(
         default=None, metadata=_option("slice profile; default: not known, taken for a box", None, PROFILES)
     )
@@ -103,9 +104,12 @@ class Settings:
     projection: bool = field(
         default=True, metadata=_option("leave the model's answer as it is, not made to agree with the scan")
     )
+    # Without metadata, and so without an option of the command line (see `thinslice.cli.options.add_settings`).
     noise: float | None = None
 
     def __post_init__(self) -> None:
+        # All checks are here, so that whoever builds the object has checked it: a data set checks the settings in a
+        # record of an earlier version by building them again.
         for name in ("spacing_mm", "factor", "thickness_mm", "noise"):
             _check_number(name, getattr(self, name), zero_allowed=name == "noise")
         if self.spacing_mm is not None and self.factor is not None:
@@ -115,6 +119,7 @@ class Settings:
                 next="leave one out",
                 code="spacing-and-factor",
             )
+        # Below the check of numbers, which refuses NaN: no comparison holds of that, and it would pass here.
         if self.factor is not None and self.factor <= 1:
             raise PlanRefused(
                 got=f"`factor={self.factor:g}`",
@@ -145,6 +150,7 @@ class Settings:
 def _check_number(name: str, value: object, zero_allowed: bool) -> None:
     if value is None:
         return
+    # `Real` and not `float`: numpy's numbers are numbers too. So is True for Python, but for nobody else.
     if not isinstance(value, Real) or isinstance(value, bool):
         raise PlanRefused(
             got=f"`{name}={value!r}`", need="a number", next="correct it or leave it out", code="not-a-number"

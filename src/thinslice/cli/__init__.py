@@ -24,6 +24,7 @@ from thinslice.errors import ThinsliceError
 logger = logging.getLogger(__name__)
 
 _WHAT_STAYS = {
+    # The keys are the names of the functions that are the verbs: `main` looks up what was interrupted by them.
     "batch": "what is done stays; next: the same command goes on from there",
     "adapt": "next: the same command goes on from the last checkpoint in NAME.adapting, if there was one",
     "train": "next: --resume goes on from the last checkpoint, if there was one",
@@ -48,7 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         complain(f"interrupted; {_WHAT_STAYS.get(verb.__name__, 'no unfinished file was left behind')}")
         return INTERRUPTED
+    # Above OSError, of which it is one: that a reader has seen enough is nothing to complain of.
     except BrokenPipeError:  # as in: thinslice info ... | head -1
+        # When Python ends it writes what is left in the buffer once more, and would complain of the pipe itself.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return REFUSED
     except (ThinsliceError, OSError, MemoryError) as error:
@@ -57,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return REFUSED
 
 
+# argparse's own action wants the text of the version whenever a parser is made, which is at every start.
 class _Version(argparse.Action):
     """Looks the version up only when it is wanted."""
 
@@ -73,6 +77,7 @@ def make_parser() -> argparse.ArgumentParser:
         prog="thinslice",
         description="Turn thick-slice MR and CT scans into thin-slice ones, and check the answer.",
         epilog="Start with: thinslice demo",
+        # An abbreviation that fits one option today fits two after the next version.
         allow_abbrev=False,
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")

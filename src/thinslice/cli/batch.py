@@ -38,6 +38,7 @@ def add_batch(verbs: "argparse._SubParsersAction[Parser]") -> None:
         "-o", "--output", type=path_to_write, metavar="DIR", help="folder for the answers, which keep their paths"
     )
     for option, example in (("--participant-label", "01"), ("--session-label", "1"), ("--suffix", "T2w")):
+        # BIDS Apps spell it --participant_label.
         names = [option, option.replace("-label", "_label")] if "-label" in option else [option]
         verb.add_argument(*names, nargs="+", metavar=example, help="BIDS: only these; default: all")
     add_settings(verb)
@@ -91,6 +92,7 @@ def batch(arguments: argparse.Namespace) -> int:
     # A scheduler's workers share the cores among themselves, and we do not know how: one thread each is never too many.
     threads = arguments.threads or (1 if arguments.scheduler else max(1, cores // workers))
     found = _find_data_set(arguments, settings, threads, part)
+    # A process without a scan would only start and import its libraries.
     where = engine.Engine(min(workers, max(1, len(found.jobs))), arguments.scheduler, arguments.allowed_failures)
     with _ProgressLines(arguments.quiet) as lines:
         return _Run(arguments, found, lines, part).do(where)
@@ -109,6 +111,7 @@ class _Run:
         for one in found.failed:
             self._add(one)
             self.lines.complain(named(one.name, self.outcomes[-1].reason))
+        # These were never jobs: they do not count in how many of the jobs are done.
         self.failed_before = len(self.outcomes)
 
     def do(self, where: "Engine") -> int:
@@ -125,6 +128,7 @@ class _Run:
         return 0 if is_written and not any(one.state in _BAD for one in self.outcomes) else REFUSED
 
     def _add(self, outcome: "Outcome") -> None:
+        # Workers name settings as Python does; line, table and page of this run name options.
         self.outcomes.append(replace(outcome, reason=to_options(outcome.reason)))
 
     def _end(self, progress: "Progress") -> None:
@@ -152,6 +156,7 @@ class _Run:
         self._describe()
         seconds = perf_counter() - self.started
         self.lines.table(make_table(self.outcomes, seconds))
+        # A list, not `and`: the page is written even where the table could not be.
         written = [
             self.lines.in_spite_of_errors(lambda: write_table(self.page.with_suffix(".tsv"), self.jobs, self.outcomes)),
             self.lines.in_spite_of_errors(lambda: write_page(self.page, self.jobs, self.outcomes, seconds)),
@@ -181,6 +186,7 @@ def _check_form(arguments: argparse.Namespace) -> None:
                 next="name them",
                 code="no-data-set",
             )
+        # Ignored silently they would look as if they had chosen something.
         for name in ("participant_label", "session_label", "suffix"):
             if getattr(arguments, name):
                 raise InputRefused(
@@ -201,6 +207,7 @@ def _check_form(arguments: argparse.Namespace) -> None:
 
         if not arguments.bids[1]:
             raise empty_name("OUT_DIR")
+        # From here on there is one form.
         arguments.input, arguments.output = Path(arguments.bids[0]), Path(arguments.bids[1])
     for name in ("input", "output", "labels"):  # workers are elsewhere
         if getattr(arguments, name) is not None:
@@ -227,8 +234,10 @@ def _find_data_set(arguments: argparse.Namespace, settings: "Settings", threads:
         choice = Choice(arguments.participant_label, arguments.session_label, arguments.suffix or SUFFIXES)
         found = shard(find_in_bids(arguments.input, arguments.output, choice, orders), *part)
     else:
+        # Shared out by name and only then opened: a shard reads the headers of its own scans alone.
         found = shard(find_in_folder(arguments.input, arguments.output, orders), *part)
         found = split_by_series(found, arguments.input, arguments.output, orders)
+    # A shard may be empty, where there are more of them than scans; a data set may not.
     if part[1] == 1 and not found.jobs and not found.failed:
         raise without_any_scan(arguments.input)
     return found
@@ -240,6 +249,7 @@ def _summary_name(arguments: argparse.Namespace, index: int, count: int) -> str:
     labels += [f"ses-{label.removeprefix('ses-')}" for label in sorted(arguments.session_label or ())]
     words = "-".join([*labels, *sorted(arguments.suffix or ())])
     if len(words) > LONGEST_WORDS:
+        # Nine for the dash and the eight digits behind it; the digits tell apart what begins alike.
         words = f"{words[: LONGEST_WORDS - 9]}-{sha256(words.encode(errors='replace')).hexdigest()[:8]}"
     part = f"{index}-of-{count}" if count > 1 else ""
     return "-".join(word for word in ("summary", words, part) if word)
@@ -284,6 +294,7 @@ class _ProgressLines:
     def after(self, progress: "Progress") -> None:
         """Shows what became of a scan, and how far it is."""
         left = "" if progress.seconds_left is None else f", about {_duration(progress.seconds_left)} left"
+        # On a terminal the last line says it; in a log there is none.
         in_log = "" if self.on_terminal or progress.done == progress.scans else left
         self.say(f"{progress.done}/{progress.scans} {_outcome_line(progress.outcome)}{in_log}")
         if progress.outcome.state in _BAD:
@@ -318,6 +329,7 @@ def _outcome_line(one: "Outcome") -> str:
 def _duration(seconds: float) -> str:
     """Returns seconds in the unit that a person would use."""
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        # From two on: below, whole hours for 80 minutes would be off by a quarter.
         if seconds >= 2 * length:
             return f"{seconds / length:.0f} {unit}"
     return f"{seconds:.0f} s"

@@ -39,6 +39,7 @@ SAMPLE = Path(__file__).parents[1] / "sample" / "spine_t2_sag_thick_4p5mm.nii.gz
 """The bundled scan: lumbar spine, T2, 0.5 T, slices 4.5 mm apart; CC0."""
 
 DEMO_FILES = ("spine_thin.nii.gz", "spine_thin.json", "spine_thin.png", "spine_thin.html")
+"""What the demonstration writes: the thin slices, their report, the picture, and last the page."""
 
 
 # ---- demo
@@ -70,6 +71,7 @@ def demo(arguments: argparse.Namespace) -> int:
         write(done.volume, image)
         done.report.save(facts)
         done.write_figure(picture)
+    # After the files above are in their places: it asks the network once more, and may fail.
     with bar("demo: report", quiet=False) as show:
         done.write_page(folder / DEMO_FILES[3], show)
     say(f"did       a real lumbar spine, T2, 0.5 T: {describe_slices(done.plan)}")
@@ -158,6 +160,7 @@ def _enhance_study(study: "Study", settings: "Settings", arguments: argparse.Nam
             code="labels-for-several-series",
         )
     tasks = _find_tasks(answers, arguments, is_folder=False)
+    # Not before all places are found to be free: a command that is refused has said nothing else.
     for one in study.unusable:
         complain(f"{one.label}: {one.reason}")
     if not arguments.quiet:
@@ -199,6 +202,7 @@ def _find_tasks(answers: "Sequence[ScanOutput]", arguments: argparse.Namespace, 
             code="labels-for-folder",
         )
     tasks = [_find_task(answer, arguments) for answer in answers]
+    # All tasks together: neither may two answers have one place, nor may one land on the input of another.
     inputs = [file for task in tasks for file in (task.answer.source, task.labels) if file is not None]
     check_outputs([output for task in tasks for output in task.places.outputs], inputs, arguments.overwrite)
     return tasks
@@ -224,6 +228,7 @@ def _enhance_all(tasks: "Sequence[_Task]", settings: "Settings", arguments: argp
     """Enhances one scan after the other; False for one that was refused, None where only its page failed."""
     from thinslice.models.registry import models_for
 
+    # Once for all scans: files of models are read here, and not again for each.
     choose = models_for(settings.model, engine_from(arguments))
     return [_enhance_if_possible(task, settings, choose, arguments) for task in tasks]
 
@@ -234,6 +239,7 @@ def _enhance_if_possible(
     """Enhances one scan, and tells why where that does not succeed."""
     try:
         _enhance_one(task, settings, choose, arguments)
+    # Above ThinsliceError, of which it is one: that scan has its answer and was not refused.
     except _PageFailed as error:
         logger.debug("%s: its page failed", task.answer.name, exc_info=error)
         complain(reason_of(error))
@@ -241,6 +247,7 @@ def _enhance_if_possible(
     except (ThinsliceError, OSError, MemoryError) as error:
         logger.debug("%s was refused", task.answer.name, exc_info=error)
         reason = reason_of(error)
+        # A reason that names the segmentation is about that file; the name of the scan before it would mislead.
         is_about_labels = task.labels is not None and str(task.labels) in reason
         complain(reason if is_about_labels else named(task.answer.name, reason))
         return False
@@ -260,6 +267,7 @@ def _enhance_one(
     labels = read_scan(task.labels) if task.labels is not None else None
     if labels is not None and arguments.anonymise:
         labels = replace(labels, header=None)  # a header may name the patient
+    # A file or folder may be called after the patient, and the report would say so.
     name = "" if arguments.anonymise else answer.name
     with bar(answer.name, arguments.quiet) as show:
         done = enhance_volume(
@@ -283,6 +291,7 @@ def _read_source(answer: "ScanOutput", anonymise: bool) -> "Volume":
     from thinslice.io.dicom.pixels import read_series
 
     if anonymise:
+        # Before the pixels are decoded: what cannot be made anonymous is refused by its headers.
         check_can_hide(answer.series)
     return read_series(answer.series)
 

@@ -21,6 +21,7 @@ def add_evaluate(verbs: "argparse._SubParsersAction[Parser]") -> None:
     )
     verb.add_argument("--profiles", type=profiles, default=["gaussian"], metavar="gaussian,box", help="slice profiles")
     verb.add_argument("--axes", choices=("last", "all"), default="last", help="made thick along these (default: last)")
+    # Factor, thickness and profile come from the conditions, and both ways of the projection are scored.
     add_settings(verb, only=["fuse"])
     verb.add_argument("-q", "--quiet", action="store_true", help="no progress, no table on the terminal")
 

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from thinslice.volume import Volume
 
 SCAN = f"scan: {formats_in_words()}"
+"""What the help calls an input of any format but DICOM."""
+
 DICOM = "DICOM (a series, a study)"
+"""What the help calls a folder of DICOM slices."""
 
 
 # ---- options
@@ -29,6 +32,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Prints one line, and ends with the exit code of a refusal."""
+        # argparse by itself prints the usage of all options before the reason; a refusal is one line, whoever refuses.
         complain(f"{message}; next: see '{self.prog} --help'")
         sys.exit(REFUSED)
 
@@ -71,6 +75,7 @@ def _add_setting(verb: argparse.ArgumentParser, setting: "dataclasses.Field[Any]
     elif isinstance(kind, tuple):
         verb.add_argument(name, dest=setting.name, choices=kind, default=setting.default, help=text)
     else:
+        # argparse fills in %-formats of a help text.
         metavar = setting.metadata["metavar"]
         verb.add_argument(
             name, dest=setting.name, type=kind, default=setting.default, metavar=metavar, help=text.replace("%", "%%")
@@ -87,8 +92,8 @@ def settings_from(arguments: argparse.Namespace, **changes: Any) -> Settings:
     Raises:
         PlanRefused: a value is right for no scan.
     """
-    asked = {setting.name for setting in dataclasses.fields(Settings)} & vars(arguments).keys()
-    return Settings(**({name: getattr(arguments, name) for name in asked} | changes))
+    given = {setting.name for setting in dataclasses.fields(Settings)} & vars(arguments).keys()
+    return Settings(**({name: getattr(arguments, name) for name in given} | changes))
 
 
 def add_engine(verb: argparse.ArgumentParser) -> None:
@@ -116,6 +121,7 @@ def positive(kind: Callable[[str], float]) -> Callable[[str], float]:
     def parse(text: str) -> float:
         with suppress(ValueError):
             number = kind(text)
+            # No comparison holds of NaN, so it is refused with the rest.
             if 0 < number < float("inf"):
                 return number
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
@@ -125,6 +131,7 @@ def positive(kind: Callable[[str], float]) -> Callable[[str], float]:
 
 def whole(text: str) -> int:
     """Parses a whole number."""
+    # `int` alone takes 1_000, signs and digits of every script; `isdigit` alone takes superscripts.
     if not (text.isascii() and text.isdigit()):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
     return int(text)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from thinslice.volume import Volume
 
 PATIENT_AXES = ("left-right", "front-back", "head-foot")
+"""What ``info`` calls the axes of patient space (RAS), in their order."""
 
 
 # ---- info
@@ -60,11 +61,13 @@ def info(arguments: argparse.Namespace) -> int:
         for note in () if arguments.json else study.notes:
             say(f"note: {note}")
     if arguments.json:
+        # A list for a folder even where it holds one scan: a program need not look at what came.
         say(json.dumps(facts if arguments.input.is_dir() or len(facts) != 1 else facts[0], indent=2))
     for fact in facts:
         if not arguments.json:
             _describe(fact)
         if fact["refused"] is not None:
+            # The label of a series is no path, even where a slash is in it.
             name = str(fact["source"]) if "folder" in fact else Path(str(fact["source"])).name
             complain(named(name, str(fact["refused"])))
     return REFUSED if any(fact["refused"] is not None for fact in facts) else 0
@@ -99,6 +102,7 @@ def _facts(
     seen: dict[str, object] | None = None
     try:
         volume = read()
+        # Kept where the plan is refused below: one sees what the refusal is about.
         seen = _seen(volume)
         plan = dataclasses.asdict(make_plan(volume, settings, choose(volume)))
     except (ThinsliceError, OSError, MemoryError) as error:
@@ -186,8 +190,10 @@ def reslice(arguments: argparse.Namespace) -> int:
     thin, like = read_scan(arguments.input), read_scan(arguments.like)
     plan = read_plan_beside(arguments.input)
     thickness_mm = arguments.thickness if arguments.thickness is not None or plan is None else plan.thickness_mm
+    # A box where nothing is known, as `enhance` takes it: both ways must assume the same.
     profile = arguments.profile or (plan.profile if plan is not None else "box")
     labels = arguments.labels or (not arguments.image and has_label_regions(thin))
+    # Only the plan tells air from what the scanner did not see; padding takes no part in means.
     padding = plan.padding if plan is not None else None
     thick = to_thick(thin, like, thickness_mm=thickness_mm, profile=profile, labels=labels, padding=padding)
     with all_or_none([case.destination], arguments.overwrite) as (part,):

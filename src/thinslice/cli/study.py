@@ -101,6 +101,7 @@ def _make_study(arguments: argparse.Namespace) -> int:
     files = _study_files(arguments)
     pairs = PAIRS if arguments.pairs is None else arguments.pairs
     study_settings = StudySettings(pairs, arguments.repeats, arguments.seed, _check_window(arguments.window))
+    # The dict of models below would keep one of the two, and the study compare less than was meant.
     repeated = [name for name in arguments.methods if arguments.methods.count(name) > 1]
     if repeated:
         raise InputRefused(
@@ -111,13 +112,16 @@ def _make_study(arguments: argparse.Namespace) -> int:
     def plan(volume: "Volume", model: "Model") -> "Plan":
         """Plans networks as `enhance` does, interpolations as other programs do: not projected, nothing to fuse."""
         fuse, projection = settings.fuse and model.adds, settings.projection and model.adds
+        # Lanczos as other programs have it is what a study is there to compare with (Georgescu et al. 2020).
         return make_plan(volume, replace(settings, fuse=fuse, projection=projection), model)
 
     scans = _find_scans(arguments.input)
+    # Looked at before anything is computed: the number of places per scan depends on how many can be shown.
     sound = [scan for scan in scans if _can_be_shown(scan, models, plan)]
     if sound:
         with bar("study", arguments.quiet) as show:
             made = make_study(sound, models, plan, study_settings, show)
+        # A page without its key could never be scored, nor could an old page with a new key.
         with all_or_none(files, arguments.overwrite) as parts:
             for part, text in zip(parts, (made.page, made.key), strict=True):
                 part.write_text(text, encoding="utf-8")

@@ -40,6 +40,7 @@ def in_one_line(text: str) -> str:
 def _print(text: str, stream: TextIO) -> None:
     """Prints what the terminal cannot show as its code: names of files and patients come in every alphabet."""
     encoding = stream.encoding or "utf-8"
+    # Flushed, so that answers and complaints come in their order where both go into one file.
     print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
 
 
@@ -54,6 +55,7 @@ def how_many(refused: int, scans: int, is_folder: bool, done: str = "enhanced", 
 @contextmanager
 def bar(name: str, quiet: bool) -> Iterator[Callable[[float], None]]:
     """Draws the share done, 0 .. 1, as a bar on one line of the terminal, and wipes it at the end."""
+    # A log would keep every state of the bar.
     if quiet or not sys.stderr.isatty():
         yield lambda share: None
         return
@@ -74,6 +76,7 @@ def log_to_terminal() -> None:
     """Lets every module of the package tell on standard error what it does, and where an error came from."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(relativeCreated)7.0f ms  %(name)s: %(message)s"))
+    # The package's alone: with the root logger those of Pillow and other libraries would speak too.
     package = logging.getLogger("thinslice")
     package.addHandler(handler)
     package.setLevel(logging.DEBUG)
@@ -81,6 +84,7 @@ def log_to_terminal() -> None:
 
 def redraw(line: str) -> None:
     """Puts a line in the place of the last one, which has not ended yet."""
+    # ESC [ K wipes to the end of the line, as the one before may have been longer.
     sys.stderr.write(f"\r\x1b[K{line}")
     sys.stderr.flush()
 
@@ -107,6 +111,7 @@ def uninterrupted() -> Iterator[None]:
     came: list[int] = []
     with _handled(lambda number, _: came.append(number), signal.SIGINT, signal.SIGTERM):
         yield
+    # Only now: the block is over, and the earlier handlers are back.
     if came:
         raise KeyboardInterrupt
 

@@ -25,7 +25,7 @@ EXTRAS = {"torch": "train", "onnx": "train", "scipy": "train", "av": "video"}
 
 
 def add_adapt(verbs: "argparse._SubParsersAction[Parser]") -> None:
-    """``thinslice adapt`` and its options."""
+    """Adds ``thinslice adapt`` and its options."""
     verb = add_verb(verbs, "adapt", adapt, "adapt the model to your own thick scans; no thin truth is needed")
     verb.add_argument("-i", "--input", required=True, type=Path, nargs="+", metavar="SCANS", help="files, folders")
     verb.add_argument(
@@ -86,7 +86,7 @@ def adapt(arguments: argparse.Namespace) -> int:
 
 
 def add_train(verbs: "argparse._SubParsersAction[Parser]") -> None:
-    """``thinslice train`` and its options."""
+    """Adds ``thinslice train`` and its options."""
     verb = add_verb(verbs, "train", train, "run a training recipe; ends with a model file for --model")
     verb.add_argument("recipe", metavar="RECIPE", help=f"one of {', '.join(_recipes())}")
     verb.add_argument("--data", type=Path, metavar="DIR", help="folder with the recipe's source folders")
@@ -131,6 +131,7 @@ def train(arguments: argparse.Namespace) -> int:
         recipe = load_recipe(arguments.recipe)
         _check_options_of_recipe(arguments, from_scans=recipe.train_on_scans is not None)
         models = _train_on_scans(recipe, arguments) if recipe.train_on_scans else _train_on_data(arguments)
+    # Networks for planes are files NAME.PART-xFACTOR.onnx and one model, which is called NAME.
     family = {str(path.with_name(path.name.split(".")[0])) for path in models}
     names = [str(models[0])] if len(models) == 1 else sorted(family)
     for name in names:
@@ -234,6 +235,7 @@ def _find_all_sources(paths: Sequence[Path]) -> list[Path]:
     from thinslice.io.outputs import unique_names
 
     labels = unique_names(paths)
+    # A file that is named by itself and again by its folder is learnt from once.
     return list(dict.fromkeys(found for path in labels for found in _find_sources(path, labels[path])))
 
 
@@ -242,6 +244,7 @@ def _find_sources(path: Path, label: str) -> list[Path]:
     try:
         return sources(path)
     except InputRefused as refusal:
+        # The reason begins with the path, which the label stands for already.
         _complain(f"{label}: left out: {str(refusal).removeprefix(f'{path}: ')}")
         return []
 
@@ -269,6 +272,7 @@ def _training_installed() -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
+        # A module of ours that is missing is a fault, and no extra would bring it.
         if missing not in EXTRAS:
             raise
         raise InputRefused(

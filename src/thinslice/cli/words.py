@@ -29,9 +29,11 @@ def to_options(text: str) -> str:
 
     def option(match: re.Match[str]) -> str:
         setting, value = match[1], match[2]
+        # With its value first: --no-projection is the name of `projection=False` alone.
         if (setting, value) in _OTHER_NAMES:
             return _OTHER_NAMES[setting, value]
         name = _OTHER_NAMES.get((setting, None), "--" + setting.replace("_", "-"))
+        # Flags have no value behind them on the command line.
         return name if value in (None, "True") else f"{name} {value.strip(QUOTES)}"
 
     return _SETTING.sub(option, text)
@@ -39,6 +41,7 @@ def to_options(text: str) -> str:
 
 def named(name: str, reason: str) -> str:
     """Returns the reason with the scan's name before it, once."""
+    # Reasons of readers begin with the path already.
     return reason if name in reason else f"{name}: {reason}"
 
 

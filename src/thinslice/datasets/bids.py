@@ -72,6 +72,7 @@ def find_images(dataset: Path, choice: Choice) -> tuple[list[Path], list[OSError
             place=dataset,
             code="not-bids",
         )
+    # JSON may have come since an earlier run of this process.
     _names_of_json.cache_clear()
     unreadable: list[OSError] = []
     participants = _find_participants(dataset, choice, unreadable)
@@ -160,12 +161,15 @@ def segmentation_path(derivative: Path) -> Path:
         >>> segmentation_path(Path("out/sub-01_res-iso_desc-sr_T2w.nii.gz")).name
         'sub-01_res-iso_desc-srT2w_dseg.nii.gz'
     """
+    # `dseg` takes the place of the suffix, which moves into the description: else T1w and T2w would share one name.
     *entities, suffix = derivative.name.removesuffix(".nii.gz").split("_")
     return derivative.with_name("_".join([*entities[:-1], f"{entities[-1]}{suffix}", "dseg.nii.gz"]))
 
 
 def derivative_facts(raw: Path, dataset: Path) -> dict[str, Any]:
     """Returns what BIDS wants the JSON of an answer to say, beside its ``Resolution``."""
+    # The specification requires SkullStripped of processed images; "bids:raw:" is looked up in the DatasetLinks of the
+    # description, see `write_description`.
     return {
         "Description": "Thin slices, computed from thick ones: between them nothing was acquired.",
         "SkullStripped": False,
@@ -207,7 +211,9 @@ def check_output(dataset: Path, output: Path) -> None:
     """
     raw, there = Path(os.path.realpath(dataset)), Path(os.path.realpath(output))
     inside = there == raw or raw in there.parents
-    if inside and (there == raw or there.relative_to(raw).parts[0] != "derivatives" or there.parent == raw):
+    # The specification lets derivatives lie in derivatives/NAME of their raw data; the folder of all of them is none.
+    in_raw = there.relative_to(raw).parts if inside else ()
+    if inside and (len(in_raw) < 2 or in_raw[0] != "derivatives"):
         raise _inside_raw_data(output, dataset)
     if there in raw.parents:
         raise OutputRefused(
@@ -277,11 +283,13 @@ def write_description(dataset: Path, output: Path) -> None:
         "SourceDatasets": [{"URL": f"doi:{doi[0]}" if doi else link}],
         "DatasetLinks": {"raw": link},
     }
+    # What another program or a hand has written may be of any kind; the validator would find the fault in our file.
     if licence and isinstance(licence, str):
         content["License"] = licence
     if authors and isinstance(authors, list) and all(isinstance(one, str) for one in authors):
         content["Authors"] = authors
     _write_if_new(output / DESCRIPTION, json.dumps(content, indent=2) + "\n")
+    # Added to, not replaced: the folder's owner may ignore more.
     patterns = _lines(output / ".bidsignore")
     missing = [pattern for pattern in IGNORED if pattern not in patterns]
     if missing:
@@ -291,6 +299,7 @@ def write_description(dataset: Path, output: Path) -> None:
 
 
 def _lines(path: Path) -> list[str]:
+    # Lines that are no UTF-8 go back as they came, see `_write_if_new`.
     return path.read_text(encoding="utf-8", errors="surrogateescape").splitlines() if path.exists() else []
 
 
@@ -322,6 +331,7 @@ def _list(folder: Path, unreadable: list[OSError]) -> list[Path]:
     """Returns what lies in a folder, by name. A folder that cannot be read is added to ``unreadable``."""
     try:
         return sorted(folder / name for name in os.listdir(folder))
+    # A participant without anat is no fault.
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:

@@ -137,6 +137,7 @@ def _shard_of_slurm(environment: Mapping[str, str]) -> tuple[int, int]:
         step = int(environment.get("SLURM_ARRAY_TASK_STEP", "1"))
     except (KeyError, ValueError):
         return 1, 1
+    # Slurm counts tasks from any number in steps of any size, as in --array=5-17:4.
     index = (task - least) // max(step, 1) + 1
     if not 1 <= index <= count:
         raise InputRefused(
@@ -194,6 +195,7 @@ def dask_setup(_worker: Any) -> None:
     """Prepares a worker that starts: Ctrl-C, which all processes of a terminal hear, is for the one that leads."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "pthread_sigmask"):
+        # Inherited from the thread that started it (see `_held_back`): the engine ends workers by this signal.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     logging.disable(_SILENT)
 
@@ -233,6 +235,7 @@ def _do_all(client: Any, jobs: Sequence[Job], crew: _Crew, end: Callable[[Job, O
         else:
             end(job, outcome)
     local = crew.engine.scheduler is None
+    # Each of the two rounds ends with one death more than is allowed; what another scheduler allows is not known.
     deaths = 2 * (crew.engine.allowed_failures + 1) if local else "too many"
     for job, outcome in _each(client, suspects, lambda: min(1, crew.room())):
         if outcome is None:
@@ -254,11 +257,14 @@ def _each(client: Any, jobs: Sequence[Job], room: Callable[[], int]) -> Iterator
 
     waiting = iter(jobs)
     flying: dict[Any, Job] = {}
+    # An error is a result here: raised, that of one scan would end the run.
     landing = as_completed(with_results=True, raise_errors=False)
     start, ours = _make_start(), version("thinslice")
     while True:
         try:
             while len(flying) < room() and (job := next(waiting, None)) is not None:
+                # As bytes, which a machine without thinslice can take. Not `pure`: the engine knows a pure call by its
+                # arguments, and could answer a suspect's second try with the failure of the first.
                 future = client.submit(start, pickle.dumps(job), ours, pure=False)
                 flying[future] = job
                 landing.add(future)
@@ -269,6 +275,7 @@ def _each(client: Any, jobs: Sequence[Job], room: Callable[[], int]) -> Iterator
             future, result = next(landing)
             job = flying.pop(future)
             outcome = _outcome(job, result)
+            # Else the engine keeps a record of every scan until the run ends.
             future.release()
         except InputRefused:
             raise
@@ -371,6 +378,7 @@ def _client(engine: Engine) -> Iterator[Any]:
         with _held_back():
             cluster = LocalCluster(
                 n_workers=0,
+                # One scan in a process: two would die together, and share its threads.
                 threads_per_worker=1,
                 memory_limit=0,  # else a worker would be ended at its share, even where nothing runs beside it
                 processes=True,
@@ -382,6 +390,8 @@ def _client(engine: Engine) -> Iterator[Any]:
             )
             stack.enter_context(cluster)
             client = stack.enter_context(Client(cluster))
+        # Outside of the block: workers take seconds to start, and Ctrl-C is heard again by us; the threads that start
+        # them still hear nothing.
         cluster.scale(engine.workers)
         yield client
     finally:

@@ -89,6 +89,7 @@ def find_in_folder(source: Path, output: Path, orders: Orders) -> Found:
             code="not-a-folder",
         )
     raw, out = os.path.realpath(source), os.path.realpath(output)
+    # Compared as real paths: a link would hide that the two are one.
     if raw == out:
         raise _output_holds(output, "is the folder of the scans")
     if is_inside(raw, out):
@@ -196,6 +197,7 @@ def _jobs_of_study(job: Job, output: Path, orders: Orders) -> tuple[list[Job], l
     jobs = []
     for series, name in zip(study.series, names_of_series(study), strict=True):
         target = folder / f"{name}.nii.gz"
+        # A set, as an enhanced file holds many images; sorted, so that every run hands out the same job.
         files = tuple(sorted({image.path.name for image in series.images}))
         of_series = replace(job, name=f"{job.name}/{name}", series=key_of_series(series), files=files)
         labels = None if orders.labels is None else orders.labels / target.relative_to(output)
@@ -208,6 +210,7 @@ def _scans_below(source: Path, left_alone: Sequence[Path]) -> tuple[list[Path], 
     others = [os.path.realpath(folder) for folder in left_alone]
     scans: list[Path] = []
     unreadable: list[OSError] = []
+    # Real paths, so that two links to a folder, or one into itself, are followed once.
     seen: set[str] = set()
     tops = [source]  # grows while we walk: a link to a folder may lead back to one that holds it
     for top in tops:
@@ -223,10 +226,12 @@ def _scans_below(source: Path, left_alone: Sequence[Path]) -> tuple[list[Path], 
                 folders.clear()
                 continue
             below = sorted(name for name in folders if not name.startswith("."))
+            # In place: `os.walk` goes down into what is left of its own list.
             folders[:] = [name for name in below if not (folder / name).is_symlink()]
             tops += [folder / name for name in below if (folder / name).is_symlink()]
             files = sorted(folder / name for name in names if not name.startswith("."))
             scans += [file for file in files if ending(file)]
+            # The first that is found is enough: of a series of thousands of files one is opened.
             if any(not ending(file) and looks_like_dicom(file) for file in without_voxel_files(files)):
                 scans.append(folder)
     return sorted(scans), _unreadable(unreadable, source)
@@ -241,6 +246,7 @@ def _unreadable(errors: Sequence[OSError], source: Path) -> list[Outcome]:
 
 
 def _job_in_folder(path: Path, source: Path, output: Path, orders: Orders) -> Job:
+    # Slices that lie in the folder of the data set itself make it a scan, which has no path within it.
     relative = path.relative_to(source) if path != source else Path(path.name)
     name = name_to_write(path.name) if ending(path) else f"{path.name}.nii.gz"
     target = (output / relative).with_name(name)
@@ -290,6 +296,7 @@ def reject_outputs_over_inputs(jobs: Sequence[Job], source: Path, output: Path) 
     real = _Real()
     # A link in the output may lead anywhere; what counts is where a file would really be written.
     inputs = set()
+    # All inputs before any answer: it may be the input of another scan that an answer lands on.
     drawn = {os.path.realpath(job.labels.parent) for job in jobs if job.labels is not None}
     for job in jobs:
         for scan in (job.source, Path(real(job.source))):
@@ -297,6 +304,7 @@ def reject_outputs_over_inputs(jobs: Sequence[Job], source: Path, output: Path) 
     allowed, failed = [], []
     for job in jobs:
         places = [real(place) for place in (job.destination, job.sidecar, job.thumbnail, *job.extras.values())]
+        # The output may lie in the folder of the scans; what is forbidden is all else in there.
         bad = [
             place
             for place in places
@@ -319,6 +327,8 @@ class _Real:
     """Finds real paths as `os.path.realpath` does, but looks up each folder once."""
 
     def __init__(self) -> None:
+        # `os.path.realpath` asks the system for every part of every path: too slow for six places of each of 100,000
+        # scans.
         self.folders: dict[str, str] = {}
 
     def __call__(self, path: Path) -> str:
@@ -336,6 +346,7 @@ def reject_shared_names(found: Found) -> Found:
     for job in found.jobs:
         # a scan called a_labels takes the name of the labels of a: both are known by their stems, as is the JSON
         places = [job.destination, *([job.extras["labels"]] if "labels" in job.wanted else [])]
+        # File systems of macOS and Windows take A.nii and a.nii for one file.
         names = [str(place.with_name(stem_of(place))).casefold() for place in places]
         other = next((taken[name] for name in names if name in taken), None)
         if other is None:

@@ -172,6 +172,7 @@ def run_job(job: Job) -> Outcome:
     except _ThinAlready as thin:
         state: State = "thin"
         reason = str(thin)
+    # Above ThinsliceError, the root of the first two: `refused` is left for what can be read and not be made thinner.
     except (OutputRefused, InputRefused, OSError, MemoryError) as error:
         # the file that the system complains of is a temporary one, which says nothing to anybody
         state, reason = "failed", reason_of(error, name_file=False)
@@ -229,6 +230,7 @@ def _is_made_of(record: Mapping[str, Any], made_of: Mapping[str, Any]) -> bool:
         return False
     earlier = record.get("settings", record.get("wish"))
     try:
+        # Built, not compared as text: a setting that did not exist then has its default in both.
         return Settings(**earlier) == Settings(**made_of["settings"])
     except (TypeError, PlanRefused):  # written by hand, or by a version that knows more settings
         return False
@@ -263,10 +265,12 @@ def _hash_of_scan(path: Path) -> str:
 
 
 def _hash_of_series(series: "Series") -> str:
+    # By content alone: copied or renamed slices are the same series.
     return _joined([str(series.index), *sorted(_sha256(file) for file in {image.path for image in series.images})])
 
 
 def _joined(hashes: Any) -> str:
+    # Names of files are hashed too, and need not be UTF-8.
     return hashlib.sha256("\n".join(hashes).encode(errors="surrogateescape")).hexdigest()
 
 
@@ -285,6 +289,7 @@ def _done_earlier(job: Job, made_of: dict[str, Any]) -> Outcome | None:
     try:
         if not isinstance(record, dict) or not _is_made_of(record, made_of):
             return None
+        # Its size shows an answer that was cut off; to hash it would mean to read all answers in every run.
         if job.destination.stat().st_size != record["answer_bytes"]:
             return None
         if not job.thumbnail.stat().st_size:
@@ -341,11 +346,13 @@ class _ThinAlready(Exception):
 
 def _do(job: Job, series: "Series | None", made_of: dict[str, Any]) -> Outcome:
     with _stage(job) as begin_to_move:
+        # Without the lock of the folder, which is held for the moves alone: others write their answers meanwhile.
         done = _compute(job, _read(job, series))
         parts = _write_parts(job, done, made_of)
         # An `enhance` of the same scan may end in this instant; its files and ours must not mix.
         with locked_folders([job.destination.parent]):
             stale = begin_to_move()
+            # The old JSON first: a run that is killed between the moves must not leave it beside the new answer.
             job.sidecar.unlink(missing_ok=True)
             for place in stale:
                 place.unlink(missing_ok=True)
@@ -399,6 +406,7 @@ def _write_parts(job: Job, done: Enhanced, made_of: dict[str, Any]) -> dict[Path
     """Makes all files beside their places; returns what is to be moved from where, in that order."""
     extras = {job.extras[extra]: _part(job, job.extras[extra]) for extra in sorted(job.wanted)}
     beside = {job.thumbnail: _part(job, job.thumbnail)} | extras
+    # The order of what is returned is that of the moves: the JSON is last, since it says that all is there.
     parts = {target: _part(job, target) for target in (job.destination, job.sidecar)}
     write(done.volume, parts[job.destination])
     for part in beside.values():

@@ -79,6 +79,7 @@ def write_page(path: Path, jobs: Sequence[Job], outcomes: Sequence[Outcome], sec
         OSError: it cannot be written.
     """
     where = {job.name: job for job in jobs}
+    # The page ends after `MOST_ROWS`: what needs to be looked at must not be beyond that.
     bad_first = sorted(outcomes, key=lambda one: (one.state not in ("failed", "refused"), one.name))
     with whole_or_not(path) as part:
         _write(part, _page(bad_first, where, path.parent, seconds))
@@ -90,6 +91,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def _lines(outcomes: Sequence[Outcome], where: Mapping[str, Job], folder: Path) -> str:
+    # "n/a" is what BIDS writes for a value that is missing from a table.
     head = ("scan", "state", "seconds", "rms_percent", "worst_percent", "answer", "reason")
     rows = [
         (
@@ -125,7 +127,9 @@ def _page(outcomes: Sequence[Outcome], where: Mapping[str, Job], folder: Path, s
 
 def _row(one: Outcome, job: Job | None, folder: Path) -> str:
     cells = [f"<td>{escape(one.name)}<br>{escape(one.slices)}{_links(one, job, folder)}</td>"]
+    # What could not become a job has no places, and what was not computed has nothing in them.
     there = job is not None and one.state in ("done", "kept")
+    # Lazy: a browser opens the pictures that are scrolled to, and not two thousand of them at once.
     picture = f'<img loading="lazy" alt="" src="{_link(job.thumbnail, folder)}">' if there and job else ""
     agreement = "" if one.rms_percent is None else f"{_percent(one.rms_percent)} % RMS<br>"
     worst = "" if one.worst_percent is None else f"{_percent(one.worst_percent)} % at worst"
@@ -147,4 +151,5 @@ def _links(one: Outcome, job: Job | None, folder: Path) -> str:
 
 
 def _link(path: Path, folder: Path) -> str:
+    # Relative, so that the page can be moved with its folder; names that are no UTF-8 become the codes of their bytes.
     return escape(quote(path.relative_to(folder).as_posix(), errors="surrogateescape"))

@@ -126,6 +126,7 @@ def simulate(
         PlanRefused: fewer than `MIN_THICK` thick slices would remain, or the factor is not above 1.
     """
     n = volume.shape[axis]
+    # A quotient that is whole may come out a little below in floating point, which would cost a slice.
     n_thick = int(n / factor + 1e-9) if factor > 0 else 0
     # Only what whole thick slices cover can be compared voxel by voxel: the truth is cropped to it, and the factor is
     # what the sizes say then.
@@ -138,6 +139,7 @@ def simulate(
             code="too-few-thick-slices",
         )
     realised = n_thin / n_thick
+    # The outer edges of both grids coincide: the first thick slice lies in the middle of the thin ones that it covers.
     first_centre = (realised - 1) / 2
     start = (n - n_thin) // 2
     thin = np.take(volume.voxels, np.arange(start, start + n_thin), axis=axis).astype(np.float32)
@@ -145,6 +147,7 @@ def simulate(
     thick = Acquisition(centres, n_thin, thickness_over_spacing * realised, profile, axis).forward(thin)
     affine = np.array(volume.affine, dtype=np.float64)
     affine[:3, 3] += start * affine[:3, axis]
+    # The header's thickness is that of the file's slices and would be taken for that of the simulated ones.
     truth = replace(volume, voxels=thin, affine=affine, thickness_mm=None)
     affine_thick = affine.copy()
     affine_thick[:3, 3] += first_centre * affine[:3, axis]
@@ -194,6 +197,7 @@ def evaluate(
             next="check the input folder",
             code="nothing-to-evaluate",
         )
+    # Models and the place of the results first: either refusal comes before anything is computed.
     found = _find_models(models, threads)
     out = Path(out)
     check_writable(out)
@@ -245,6 +249,7 @@ def _evaluate_case(
         volume = read(path)
         check_truth(volume)
     except ThinsliceError as refusal:
+        # An unfit scan costs its own scores; the others of the folder are evaluated.
         logger.debug("%s is skipped: %s", path, refusal)
         yield Skip(case, str(refusal))
         return
@@ -282,6 +287,7 @@ def _answers(
     centre = find_picture_centre(truth)
     for (name, model), projection in product(models.items(), (True, False)):
         try:
+            # An interpolation has nothing to fuse, and would be refused with the option.
             plan = _plan(truth, thick, axis, condition, name, model, projection, fuse and model.sha256 is not None)
         except PlanRefused as refusal:
             if projection:  # the reason is the same without, and is given once
@@ -336,6 +342,7 @@ def _plan(
         projection=projection,
         fuse=fuse,
     )
+    # By the name that tells it from the others of this evaluation: two files may call themselves alike.
     plan = make_plan(thick, settings, replace(model, name=name))
     if plan.axis != axis:
         spacings = " x ".join(f"{mm:.3g}" for mm in thick.spacing_mm)

@@ -84,6 +84,7 @@ def psnr(answer: np.ndarray, truth: np.ndarray, data_range: float, mask: np.ndar
         20.0
     """
     _check(answer, truth, mask)
+    # In float64: differences of unsigned whole numbers wrap around zero, and squares of 16 bits overflow.
     error = answer[mask].astype(np.float64) - truth[mask].astype(np.float64)
     mean_square = float(np.mean(error**2))
     return float("inf") if mean_square == 0 else float(10 * np.log10(data_range**2 / mean_square))
@@ -149,8 +150,10 @@ def stripes(volume: np.ndarray, factor: float, mask: np.ndarray, axis: int = 0) 
     """
     _check(volume, volume, mask)
     pairs, gaps = _gaps(mask, axis)
+    # A wave of which less than two periods are seen cannot be told from the anatomy's own change.
     if gaps.stop - gaps.start < 2 * factor:
         return 0.0
+    # The absolute change alone, whose mean is the level that the wave is compared with.
     curve = _change_per_gap(np.moveaxis(volume, axis, 0), pairs, gaps)[1:]
     sides = 1 if factor == 2 else 2  # a wave has two of them, but at Nyquist they are one
     _, level = _centred(curve)
@@ -187,6 +190,8 @@ def banding(answer: np.ndarray, truth: np.ndarray, factor: float, mask: np.ndarr
     curves = [_change_per_gap(np.moveaxis(v, axis, 0), pairs, gaps) for v in (answer, truth)]
     # The background is measured a few bins beside the slice frequencies: far enough to be out of the Hann window's main
     # lobe (two bins), near enough to be like it, and not where the anatomy's own slow change is.
+    # A small number is added since a factor of 4 may have been computed as 3.999...: its harmonic at Nyquist would be
+    # lost.
     slice_frequencies = np.arange(1, int(factor / 2 + 1e-9) + 1) / factor if factor >= 2 else np.array([1 / factor])
     beside = (slice_frequencies[:, None] + np.array([-4, -3, -2, 2, 3, 4]) / count).ravel()
     beside = beside[(beside > 2 / count) & (beside <= 0.5)]
@@ -249,6 +254,8 @@ def _ssim_map(answer: np.ndarray, truth: np.ndarray, data_range: float) -> np.nd
 def _window_mean(array: np.ndarray) -> np.ndarray:
     """Returns means over windows of `SSIM_WINDOW` voxels along every axis; each axis gets shorter by 6."""
     for axis in range(array.ndim):
+        # Differences of running sums cost two additions a voxel, however large the window; they need the float64 that
+        # the caller gives, as small differences of large numbers.
         running = np.moveaxis(np.cumsum(array, axis=axis), axis, 0)
         sums = running[SSIM_WINDOW - 1 :].copy()
         sums[1:] -= running[:-SSIM_WINDOW]
@@ -291,4 +298,5 @@ def _centred(curves: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _window(count: int) -> np.ndarray:
     """Returns a Hann window without its zeros."""
+    # With them the first and the last gap would not count at all.
     return np.asarray(np.hanning(count + 2)[1:-1])

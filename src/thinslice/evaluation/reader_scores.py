@@ -135,10 +135,12 @@ def wilson(successes: float, trials: int, confidence: float = CONFIDENCE) -> tup
         >>> f"{low:.3f} to {high:.3f}"
         '0.490 to 0.943'
     """
+    # From the standard library: SciPy comes only with the extra for training.
     z = NormalDist().inv_cdf((1 + confidence) / 2)
     share, weight = successes / trials, z * z / trials
     middle = (share + weight / 2) / (1 + weight)
     reach = z / (1 + weight) * math.sqrt(share * (1 - share) / trials + weight / (4 * trials))
+    # Rounding may take an end beyond 0 or 1 by the last digit, where all agree.
     return max(middle - reach, 0.0), min(middle + reach, 1.0)
 
 
@@ -151,6 +153,8 @@ def sign_test(one: int, other: int) -> float:
     """
     trials = one + other
     tail = sum(math.comb(trials, k) for k in range(min(one, other) + 1))
+    # Whole numbers up to this division: as a float 2**1024 overflows. Where both are equal the two tails share the
+    # middle, and their sum is above 1.
     return min(1.0, float(2 * tail / 2**trials))
 
 
@@ -232,6 +236,7 @@ def _make_row(method: str, over: str, reader: str | None, count: Sequence[int]) 
         preferred=preferred,
         against=against,
         ties=ties,
+        # Nothing was compared: then nothing is known, which is what these two say.
         share=points / total if total else 0.5,
         interval=wilson(points, total) if total else (0.0, 1.0),
         share_without_ties=preferred / (preferred + against) if preferred + against else None,
@@ -318,6 +323,7 @@ def _find_key(results: Sequence[Path], study: str) -> dict[str, Any]:
     """
     folders = dict.fromkeys([*(path.parent for path in results), Path()])
     for path in (path for folder in folders for path in sorted(folder.glob(f"*{KEY_ENDING}"))):
+        # Keys of other studies may lie beside it.
         with suppress(InputRefused, OSError):
             return _read_key(path, study)
     raise InputRefused(
@@ -339,12 +345,14 @@ def _check_results(path: Path, content: Mapping[str, Any], trials: Sequence[str]
         reader = content["reader"]
         given = [(one["trial"], one["choice"], one["ms"]) for one in content["answers"]]
         lines = [content["study"], reader, *(f"{trial} {choice} {ms}" for trial, choice, ms in given)]
+        # chr(10) is the end of a line, since no backslash may stand in an f-string before Python 3.12.
         check = f"{zlib.crc32(chr(10).join(lines).encode(errors='replace')):08x}"
         sound = content["check"] == check and all(choice in CHOICES for _, choice, _ in given)
         sound &= all(isinstance(ms, int) and trial in trials for trial, _, ms in given)
         answers = {trial: (choice, ms) for trial, choice, ms in given}
     except (KeyError, TypeError):
         sound, reader, given, answers = False, "", [], {}
+    # Fewer answers than lines: one trial was answered twice, which the page does not let happen.
     if not sound or len(answers) != len(given) or not str(reader).strip():
         raise InputRefused(
             place=path,
@@ -389,6 +397,7 @@ HEAD = ("comparison", "reader", "n", "for", "against", "no difference", "prefere
 
 def make_table(found: Preferences) -> str:
     """Returns aligned text: a row of each pair of methods and reader, what the readers did, and how to read it."""
+    # Of one reader the row of all readers would be the same again.
     shown = [row for row in found.rows if row.reader is not None or len(found.readers) > 1]
     rows = [HEAD, *map(_format_row, shown)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -186,6 +186,8 @@ def make_study(
     # One generator for everything that is drawn, seeded by what the scans hold and not by their order of reading or
     # their names: whoever has the scans can make the study again, and another scan makes another one.
     draw = random.Random(json.dumps([settings.seed, list(models), [mark for mark, _ in checked]]))
+    # Rounded up: what is too much is left out by `_make_comparisons`. Every draw below comes from the same generator,
+    # so their order is part of what a seed stands for.
     per_scan = _share_places(len(scans), -(-settings.pairs // len(pairs)), draw)
     places: list[_Place] = []
     shown: dict[tuple[int, str], _Shown] = {}
@@ -196,6 +198,7 @@ def make_study(
             places += found
         progress((number + 1) / len(scans))
     trials = _put_in_order(_make_comparisons(places, pairs, settings.pairs, draw), pairs, settings, draw)
+    # Sorted: the order of a set of texts is another one in every process, and the page shall have the same bytes.
     pictures, side = _draw_pictures({use: shown[use] for use in sorted(_pictures_of(trials))})
     logger.debug("%d trials, %d pictures of %d pixels", len(trials), len(pictures), side)
     plans = [plans for _, plans in checked]
@@ -489,6 +492,7 @@ def _make_texts(
             {"id": own, "left": named[trial.place, trial.left], "right": named[trial.place, trial.right]}
             for own, trial in zip(ids, trials, strict=True)
         ],
+        # Sorted by their hidden names: in the order of drawing the methods would take turns.
         "pictures": {name: pictures[use] for name, use in sorted((name, use) for use, name in named.items())},
     }
     done = [{name: asdict(one) for name, one in of_scan.items()} for of_scan in plans]
@@ -503,6 +507,7 @@ def _describe_trial(trial: _Trial, places: Sequence[_Place], pictures: Mapping[t
     return {
         "scan": place.scan,
         "plane": place.plane,
+        # The one index that counts: the others are zero.
         "at": max(place.at),
         "left": trial.left,
         "right": trial.right,

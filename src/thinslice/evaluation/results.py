@@ -87,6 +87,7 @@ def write_line(lines: TextIO, result: Score | Skip) -> None:
     """Writes one line of strict JSON; an infinite number becomes null, with ``identical`` beside it."""
     record: dict[str, Any] = {"kind": "score" if isinstance(result, Score) else "skip", **asdict(result)}
     if isinstance(result, Score):
+        # Strict JSON has no infinity, and a null alone could be any number that is not finite.
         record["identical"] = bool(np.isposinf(result.psnr_db))
     clean = {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in record.items()}
     # At once and not when the file is closed: an evaluation of hours that is stopped keeps what it has found.
@@ -106,6 +107,7 @@ def make_table(scores: Sequence[Score], skips: Sequence[Skip] = ()) -> str:
     for score in scores:
         groups.setdefault((score.condition, score.model, score.projection), []).append(score)
     order = list(dict.fromkeys(score.condition for score in scores))
+    # Sorting is stable: within a condition models stay in the order in which they answered.
     for (condition, model, projection), group in sorted(groups.items(), key=lambda item: order.index(item[0][0])):
         # A case that the reference did not do, or did without any error, has no gain.
         gains = [s.psnr_db - reference[_key(s)] for s in group if np.isfinite(reference.get(_key(s), np.nan))]

@@ -410,6 +410,7 @@ def _scale_into(selection: _Selection, limits: tuple[float, float], top: int = B
         part = voxels[..., thick].astype(np.float64)
         finite = np.nan_to_num(part, nan=low, posinf=high, neginf=low)
         mean = _average(np.clip(finite, low, high).mean(axis=2), selection.steps[:2])
+        # Rounded: the cast to whole numbers would cut off, and darken everything by half a step.
         stored[..., z] = np.rint((mean - low) / slope)
     return Excerpt(stored, selection.affine, slope, low)
 

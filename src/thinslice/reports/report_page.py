@@ -87,15 +87,18 @@ def write_report_page(path: Path, scan: EnhancedScan, progress: Callable[[float]
     """
     notes = list(scan.report.notes)
     if scan.acquired.voxels.ndim == 4:
+        # Before the first volume stands for the scan: it no longer says that there were more.
         notes.append("Of this 4-D series the first volume is shown; the figures above are of all its volumes.")
     scan = _first_volume(scan)
     plan = scan.plan
     cubic = interpolate_cubic(scan, part_of(progress, 0.0, 0.2))
     overlays = [_show_misfit(scan)]
+    # Most of the time: the network is asked about the whole scan once more.
     of_network = part_of(progress, 0.2, 0.9)
     expected = map_expected_error(scan.acquired, scan.volume, plan, scan.model, scan.fell_back, of_network)
     facts = _describe(scan)
     if expected is not None:
+        # By its weights: a name can be given to any model.
         checked = is_checked(scan.model)
         overlays.append(_show_expected_error(expected.volume, checked))
         of_model = "checked against known truth for this model on MR" if checked else "not checked for this model"
@@ -185,6 +188,7 @@ def _describe_card(card: Any) -> list[tuple[str, str]]:
     facts = []
     data = card.get("data")
     if isinstance(data, list) and data:
+        # Without what is said of a licence in brackets, such as where it was read.
         licences = sorted({str(one.get("licence", "?")).split(" (")[0] for one in data if isinstance(one, dict)})
         facts.append(("learnt from", f"{len(data)} scans ({', '.join(licences)})"))
     envelope = card.get("envelope")
@@ -199,6 +203,7 @@ def _show_misfit(scan: EnhancedScan) -> Overlay:
     """Returns the map of how far the answer, made thick again, is from the acquired slices."""
     found = map_misfit(scan.acquired, scan.volume, scan.plan)
     low, high = intensity_range(scan.acquired.voxels)
+    # Not the largest of all: one voxel far off would leave the rest of the map without a colour.
     top = max(SHOWN_MISFIT * (high - low), float(np.quantile(found.voxels, 0.999)))
     words = "How far the computed slices, made thick again, are from the acquired ones."
     return Overlay("misfit", found, "of the scan's units", top, words, _worst_mm(found))
@@ -206,6 +211,7 @@ def _show_misfit(scan: EnhancedScan) -> Overlay:
 
 def _show_expected_error(found: Volume, checked: bool) -> Overlay:
     """Returns the map of the expected error, with words on whether its size was checked for these weights."""
+    # Where no error at all is expected any scale will do but that from 0 to 0.
     top = float(np.quantile(found.voxels, 0.995)) or 1.0
     words = (
         "Mean error to be expected, from how far the network's answers to the scan and to its mirror image are apart. "

@@ -154,7 +154,9 @@ def check_one_space(acquired: Volume, other: Volume, names: tuple[str, str]) -> 
     Raises:
         InputRefused: they share no millimetre of the patient.
     """
+    # Along the axes of both: boxes that are turned against each other can overlap along those of one and yet not touch.
     apart = max(_apart_mm(acquired, other), _apart_mm(other, acquired))
+    # 0 too: fields of view that only touch share no voxel.
     if apart >= 0:
         raise InputRefused(
             place=names[1],
@@ -197,6 +199,7 @@ def write_comparison_page(path: Path, scans: Sequence[tuple[str, Volume]]) -> No
 def _own_window(volume: Volume, other: Volume) -> tuple[float, float] | None:
     """Returns the window of another scan where one window cannot show both."""
     (low, high), (low_2, high_2) = intensity_range(volume.voxels), intensity_range(other.voxels)
+    # `intensity_range` never returns two equal ends.
     ratio = (high_2 - low_2) / (high - low)
     return (low_2, high_2) if not 1 / ONE_SCALE < ratio < ONE_SCALE or low_2 >= high or high_2 <= low else None
 
@@ -212,6 +215,7 @@ def to_display(volume: Volume, boxes: Sequence[np.ndarray]) -> np.ndarray:
     directions = volume.affine[:3, :3] / np.array(volume.spacing_mm)
     upright = np.zeros((3, 3))
     for axis, patient in enumerate(patient_axes(volume.affine)):
+        # `or`: an axis of a sheared grid may have no part along its patient axis at all.
         upright[patient, axis] = np.sign(volume.affine[patient, axis]) or 1.0
     turn = np.eye(4)
     turn[:3, :3] = np.linalg.solve(directions.T, upright.T).T
@@ -251,6 +255,7 @@ def _describe_tilt(volume: Volume) -> list[str]:
     """Says that the planes are not the patient's, where they are not."""
     directions = volume.affine[:3, :3] / np.array(volume.spacing_mm)
     cosines = [abs(directions[patient, axis]) for axis, patient in enumerate(patient_axes(volume.affine))]
+    # Clipped, since rounding takes the cosine of a straight axis beyond 1, where `arccos` is NaN.
     degrees = float(np.degrees(np.arccos(np.clip(min(cosines), -1, 1))))
     if degrees <= TILT_NAMED_DEGREES:
         return []
@@ -313,6 +318,7 @@ def _collect_data(
 def _mark_coarser(volume: Volume, one: Excerpt) -> str:
     """Returns what stands behind a scan's name where the page shows it coarser than it is."""
     shown = np.linalg.norm(one.affine[:3, :3], axis=0)
+    # Averaging at least doubles a spacing; a percent is the rounding of an affine.
     return " (coarser on this page)" if (shown > 1.01 * np.array(volume.spacing_mm)).any() else ""
 
 
@@ -342,6 +348,7 @@ def _pack(one: Excerpt, window: tuple[float, float]) -> str:
 
 def _pack_map(one: Excerpt) -> str:
     """Returns a map likewise, its window from zero to the last colour."""
+    # In 8 bits 255 stands for the overlay's `top`, and `slope` is the value of one step.
     return _pack(one, (0.0, 255 * one.slope))
 
 
@@ -355,7 +362,9 @@ def _fill_template(
 ) -> str:
     """Returns the page's text; words are escaped, programs and data cannot end the elements that they are in."""
     niivue, program, style = (_read(name) for name in (NIIVUE, "page.js", "page.css"))
+    # Before the policy is made: a browser hashes the text as it stands in the page.
     niivue, program = _inside_script(niivue), _inside_script(program)
+    # `Template` and not `format`: what is filled in is full of braces, and a "$" in it is not looked at again.
     return Template(_read("page.html")).substitute(
         title=escape(title),
         warning=escape(warning),
