@@ -4,6 +4,7 @@ import os
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
+from threadpoolctl import threadpool_limits
 
 from thinslice import cli
 
@@ -15,6 +16,17 @@ settings.register_profile(
     "faults", settings.get_profile("suite"), phases=(Phase.explicit, Phase.generate)
 )  # a fault need only be caught, not explained
 settings.load_profile(os.environ.get("THINSLICE_HYPOTHESIS", "suite"))
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Trainings are the same to the last bit only with as many threads, of torch and of numpy's matrix products."""
+    torch = pytest.importorskip("torch", reason="training needs torch, which comes with thinslice[train]")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with threadpool_limits(1, "blas"):
+        yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -45,12 +45,7 @@ OF_THE_TIME = validation.rest_of
 """Before `make_quick` replaces it."""
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(autouse=True)
@@ -946,7 +941,7 @@ def test_no_room_for_a_checkpoint_is_said_in_one_line(run, scan, start, tmp_path
 
 KILLED = """
 import sys, time
-import pytest, torch
+import numpy, pytest, scipy.linalg, threadpoolctl, torch
 from thick_scans import make_quick
 from thinslice.cli import main
 from thinslice.training import export
@@ -955,6 +950,7 @@ def wait_for_death(*_):
     print("now", flush=True)
     time.sleep(60)
 
+threadpoolctl.threadpool_limits(1, "blas")
 torch.set_num_threads(1)
 patch = pytest.MonkeyPatch()
 make_quick(patch, 6)

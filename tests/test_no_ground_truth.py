@@ -64,12 +64,7 @@ CPU = torch.device("cpu")
 STEPS = 12
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(autouse=True)
@@ -704,6 +699,7 @@ KILLED = """
 import os, signal, sys
 sys.path.insert(0, {tests!r})
 from pathlib import Path
+import numpy, threadpoolctl; threadpoolctl.threadpool_limits(1, "blas")
 import torch; torch.set_num_threads(1)
 import test_no_ground_truth as here
 from thinslice.training import fit, losses, synthesis, validation

@@ -55,12 +55,7 @@ ATOL = 2e-5
 """Float32 intensities of order one to three, summed with weights of sum one, through a spline inverse."""
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def a_corpus():
