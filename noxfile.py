@@ -33,8 +33,9 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def test(session: nox.Session) -> None:
-    """Run the whole suite, or what is named after ``--``, in parallel."""
-    session.run("pytest", *IN_PARALLEL, "-rs", *session.posargs)
+    """Run the whole suite, or what is named after ``--``, in parallel; with coverage where nobody waits for it."""
+    measured = ("--cov", "--cov-report=term") if os.environ.get("CI") and not session.posargs else ()
+    session.run("pytest", *IN_PARALLEL, "-rs", *measured, *session.posargs)
 
 
 @nox.session

@@ -82,11 +82,11 @@ def test_nor_where_an_adaptation_starts(here):
 
     put_model(here / "default" / "scan.onnx")
     put_model(here / "cubic" / "scan.onnx")
-    assert find_start("default") == EMBEDDED / "default.onnx"
+    assert find_start("default", "model") == EMBEDDED / "default.onnx"
     with pytest.raises(ModelRefused, match="no network of the kind that can be adapted"):
-        find_start("cubic")
+        find_start("cubic", "model")
     with pytest.raises(ModelRefused, match="a folder"):
-        find_start("./cubic")
+        find_start("./cubic", "model")
 
 
 def test_a_model_is_identified_by_its_content_whatever_it_is_called(here):
