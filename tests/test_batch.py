@@ -191,6 +191,25 @@ def test_nobody_else_gives_the_workers_orders():
                 Client(other, timeout="2s")
 
 
+@catches("datasets/engine.py", 'sys.stderr = open(os.devnull, "w")', "pass")
+def test_a_worker_that_dies_of_the_end_of_a_run_prints_no_traceback():
+    code = """
+import multiprocessing
+from thinslice.datasets.engine import dask_setup
+
+def worker():
+    dask_setup(None)
+    raise RuntimeError("ConnectionPool is closed")
+
+process = multiprocessing.get_context("fork").Process(target=worker)
+process.start()
+process.join()
+print(process.exitcode)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("1\n", "")
+
+
 @catches("datasets/engine.py", "    if isinstance(error, KilledWorker):\n        return None\n", "")
 @catches("cli/batch.py", " and not any(one.state in _BAD for one in self.outcomes)", "")
 @catches(

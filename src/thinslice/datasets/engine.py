@@ -9,6 +9,7 @@ import logging
 import os
 import pickle
 import signal
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -198,6 +199,8 @@ def dask_setup(_worker: Any) -> None:
         # Inherited from the thread that started it (see `_held_back`): the engine ends workers by this signal.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     logging.disable(_SILENT)
+    # A worker that starts again just as the run ends dies of it; Python would print its traceback beside our lines.
+    sys.stderr = open(os.devnull, "w")  # noqa: SIM115 -- as long as the process
 
 
 class _OutOfReach(Exception):
