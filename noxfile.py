@@ -58,7 +58,8 @@ def faults(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """Run the examples in the docstrings and in the documentation."""
+    """Write docs/errors.md from the source, and run the examples in the docstrings and in the documentation."""
+    session.run("python", "docs/list_errors.py")
     session.run("pytest", "tests/test_doctests.py", "tests/test_api.py", "-k", "example", *session.posargs)
 
 

@@ -44,6 +44,11 @@ Written by `python docs/list_errors.py` from the source; `...` stands for what d
 
 def main() -> None:
     """Writes the page."""
+    (DOCS / "errors.md").write_text(page(), encoding="utf-8")
+
+
+def page() -> str:
+    """Returns the text of the page, as the source is now."""
     rows: dict[str, tuple[str, str, str]] = {}
     for path in sorted(SOURCE.rglob("*.py")):
         if path.name == "errors.py" and path.parent == SOURCE:
@@ -56,7 +61,7 @@ def main() -> None:
     lines = [
         f"| `{code}` | {' | '.join(cell.replace('|', chr(92) + '|') for cell in rows[code])} |" for code in sorted(rows)
     ]
-    (DOCS / "errors.md").write_text(HEAD + "\n".join(lines) + "\n", encoding="utf-8")
+    return HEAD + "\n".join(lines) + "\n"
 
 
 def found_in(call: ast.Call) -> list[tuple[str, tuple[str, str, str]]]:

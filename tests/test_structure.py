@@ -2,10 +2,13 @@
 
 import ast
 import graphlib
+import pkgutil
 import re
+import runpy
 import subprocess
 import sys
 import tokenize
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -299,16 +302,11 @@ def test_codes_are_written_alike():
     assert not [code for code in codes() if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)+|[a-z]+", code)]
 
 
-def test_every_code_is_documented():
-    """A row of a table in docs/errors.md begins with each."""
-    page = ROOT / "docs" / "errors.md"
-    written = re.findall(r"(?m)^\| `([^`]+)`", page.read_text())
-    missing = [
-        f"| `{code}` | {', '.join(sorted(names))} |" for code, names in sorted(codes().items()) if code not in written
-    ]
-    assert not missing, "\n".join(missing)
-    assert not set(written) - set(codes()), "these are used no more"
-    assert len(written) == len(set(written))
+def test_every_code_is_documented_as_the_source_has_it():
+    """`nox -s docs` writes the page anew."""
+    page = runpy.run_path(str(ROOT / "docs" / "list_errors.py"))["page"]()
+    assert set(re.findall(r"(?m)^\| `([^`]+)`", page)) == set(codes())
+    assert (ROOT / "docs" / "errors.md").read_text(encoding="utf-8") == page
 
 
 def test_the_cause_of_an_error_is_kept():
@@ -333,3 +331,39 @@ def test_only_the_command_line_speaks_of_options():
         and re.search(r"(?<![\w-])--[a-z]", node.value)
     ]
     assert not spoken
+
+
+# What is said about the source
+
+PAGES = [*FILES, ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def address_of(path):
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=address_of)
+def test_names_of_the_source_in_backticks_are_there(page):
+    """``thinslice.a.b`` in backticks, whatever follows the name, is something that can be imported."""
+    names = set(re.findall(r"`(thinslice(?:\.\w+)+)", page.read_text(encoding="utf-8")))
+    assert not {name for name in names - {"thinslice.json"} if not is_there(name)}
+
+
+def is_there(name):
+    try:
+        pkgutil.resolve_name(name)
+    except (ImportError, AttributeError):
+        # A field of a dataclass without a default is no attribute of the class.
+        owner, _, last = name.rpartition(".")
+        with suppress(ImportError, AttributeError):
+            return last in getattr(pkgutil.resolve_name(owner), "__annotations__", {})
+        return False
+    return True
+
+
+@pytest.mark.parametrize("page", PAGES, ids=address_of)
+def test_documents_that_are_cited_are_there(page):
+    """Those with a folder are looked for from the root, those without beside the page as well."""
+    cited = set(re.findall(r"(?<![\w/.*])(?:\w+/)?[\w-]+\.md\b", page.read_text(encoding="utf-8")))
+    cited = {name for name in cited if not name.endswith("table.md")}  # which `thinslice evaluate` writes
+    assert not {name for name in cited if not any((room / name).exists() for room in (ROOT, page.parent))}

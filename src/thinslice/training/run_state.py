@@ -11,7 +11,6 @@ folder, NAME.adapting/, has the lock and finished.json, and a folder as above fo
 
 import hashlib
 import json
-import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -21,8 +20,6 @@ from typing import Any
 
 from thinslice.errors import InputRefused, OutputRefused
 from thinslice.io.atomic import hold_lock, read_object, whole_or_not
-
-logger = logging.getLogger(__name__)
 
 REQUEST = "request.json"
 """What was asked of a run."""
