@@ -7,6 +7,7 @@ happens in an audit hook that Python starts with there (`HOOK`); the program kno
 import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -269,6 +270,24 @@ def test_a_worker_that_is_killed_costs_nothing(world):
     assert (code, err) == (0, "")
     assert states(world) == dict.fromkeys(scans, "done")
     check_whole(world, scans)
+
+
+@catches("datasets/engine.py", '"1" if logger.isEnabledFor(logging.DEBUG) else ""', '""')
+def test_what_workers_do_is_shown_on_request(world):
+    needs_engine()
+    make_scan(world / "in" / "scan.nii.gz")
+    code, _, err = finish(start(world, "--workers", "1", "--debug"))
+    assert code == 0
+    assert re.search(r"\[\d+\] thinslice\.compute\.upsample: \d+ slabs in chunks of", err), err
+
+
+def test_a_device_that_is_not_known_is_refused_once(world):
+    needs_engine()
+    for name in ("one.nii.gz", "two.nii.gz"):
+        make_scan(world / "in" / name)
+    code, _, err = finish(start(world, "--model", "default", "--device", "abacus"))
+    assert (code, err.count("abacus")) == (2, 1)
+    assert not (world / "out").exists(), "before any scan is looked for"
 
 
 @catches("cli/batch.py", "for name in rest]", "for name in rest[:0]]")

@@ -23,7 +23,8 @@ from thinslice.datasets import find, job
 from thinslice.datasets.job import run_job
 from thinslice.errors import InputRefused, ModelRefused
 from thinslice.io import atomic, nifti, nrrd
-from thinslice.models.registry import find_model, identify
+from thinslice.models.engine import EngineSettings
+from thinslice.models.registry import EMBEDDED, find_model, identify
 from thinslice.settings import Settings
 
 
@@ -96,7 +97,9 @@ def test_another_model_of_the_same_name_does_it_again(tmp_path, scan):
     old = identify(str(file))
     save_start(file, seed=2, loud=1.0)
     assert run_job(make_job(tmp_path, settings=settings)).state == "done"
-    stale = run_job(make_job(tmp_path, settings=replace(settings, factor=2.0), model_sha256=old, threads=3))
+    stale = run_job(
+        make_job(tmp_path, settings=replace(settings, factor=2.0), model_sha256=old, engine=EngineSettings(threads=3))
+    )
     assert stale.state == "refused", "a worker that finds another file than the run was started with"
     assert "sha256" in stale.reason
 
@@ -113,7 +116,7 @@ def test_a_model_is_loaded_once_for_all_scans_of_a_process(tmp_path, monkeypatch
 
 
 @catches("datasets/job.py", "    if target.parent == job.destination.parent:\n", "    if True:\n")
-@catches("datasets/find.py", "threads=orders.threads,", "threads=2,")
+@catches("datasets/find.py", "engine=orders.engine,", "engine=EngineSettings(threads=2),")
 @pytest.mark.parametrize(("threads", "each", "at_once"), [(1, 1, 1), (2, 1, 2), (8, 4, 2)])
 def test_the_threads_of_a_worker_are_shared_out(tmp_path, scan, monkeypatch, threads, each, at_once):
     asked = []
@@ -123,7 +126,7 @@ def test_the_threads_of_a_worker_are_shared_out(tmp_path, scan, monkeypatch, thr
         job, "enhance_volume", lambda *words, **more: asked.append(words[2].workers) or real(*words, **more)
     )
     job._models.cache_clear()
-    (one,) = find.find_in_folder(tmp_path / "in", tmp_path / "out", orders(threads=threads)).jobs
+    (one,) = find.find_in_folder(tmp_path / "in", tmp_path / "out", orders(engine=EngineSettings(threads=threads))).jobs
     assert run_job(one).state == "done"
     assert asked == [each, at_once]
 
@@ -443,7 +446,9 @@ def test_the_page_is_that_of_enhance(run, tmp_path, monkeypatch):
     draw_labels(scan, tmp_path / "drawn")
     settings = Settings(model=str(save_start(tmp_path / "model.onnx", loud=400.0)), profile="box")
     everything = with_everything(tmp_path)
-    outcome = run_job(make_job(tmp_path, settings=settings, threads=os.cpu_count(), **everything))
+    outcome = run_job(
+        make_job(tmp_path, settings=settings, engine=EngineSettings(threads=os.cpu_count()), **everything)
+    )
     assert (outcome.state, outcome.reason) == ("done", "")
     words = ["--model", settings.model, "--profile", "box", "--labels", tmp_path / "drawn" / "scan.nii.gz"]
     pages = ["--report", tmp_path / "alone.html", "--figure", tmp_path / "alone.png"]
@@ -539,6 +544,22 @@ def test_a_record_that_is_not_understood_is_done_again(tmp_path, scan, settings)
     assert run_job(make_job(tmp_path)).state == "done"
     change_record(tmp_path, lambda record: record.update(settings=settings))
     assert run_job(make_job(tmp_path)).state == "done"
+
+
+@catches("datasets/job.py", ' - {"settings"} | {"precision"}', ' - {"settings"}')
+def test_a_network_of_another_precision_gives_another_answer(tmp_path, scan, monkeypatch):
+    monkeypatch.setattr("thinslice.models.engine._OnnxRuntime.precisions", ("fp32", "fp16"))
+    settings = Settings(model=str(EMBEDDED / "default.onnx"))
+    sha256 = identify(settings.model)
+
+    def done_in(precision, settings=settings, sha256=sha256):
+        engine = EngineSettings(threads=1, precision=precision)
+        return run_job(make_job(tmp_path, settings=settings, model_sha256=sha256, engine=engine)).state
+
+    states = [done_in(precision) for precision in ("fp32", "fp16", "fp16", "fp32", "fp32")]
+    assert states == ["done", "done", "kept", "done", "kept"]
+    states = [done_in(precision, CUBIC, None) for precision in ("fp32", "fp16")]
+    assert states == ["done", "kept"], "an interpolation runs no network"
 
 
 # ---- where thick begins, and who moves at the same time

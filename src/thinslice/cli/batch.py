@@ -9,7 +9,17 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, TextIO
 
-from thinslice.cli.options import Parser, add_settings, add_verb, path_to_write, positive, settings_from, whole
+from thinslice.cli.options import (
+    Parser,
+    add_engine,
+    add_settings,
+    add_verb,
+    engine_from,
+    path_to_write,
+    positive,
+    settings_from,
+    whole,
+)
 from thinslice.cli.terminal import BAR_CELLS, REFUSED, complain, in_one_line, redraw, say
 from thinslice.cli.words import named, reason_of, to_options
 from thinslice.errors import InputRefused
@@ -46,13 +56,12 @@ def add_batch(verbs: "argparse._SubParsersAction[Parser]") -> None:
     where.add_argument(
         "--workers", type=positive(int), metavar="N", help="processes; default: as many as cores and memory allow"
     )
-    where.add_argument("--scheduler", metavar="tcp://HOST:PORT", help="use the workers of this Dask scheduler")
-    verb.add_argument(
-        "--threads",
-        type=positive(int),
-        metavar="N",
-        help="of a worker; default: all cores, shared out; 1 of --scheduler",
+    where.add_argument(
+        "--scheduler",
+        metavar="tcp://HOST:PORT",
+        help="use the workers of this Dask scheduler; --debug does not show what they do",
     )
+    add_engine(verb, "of a worker; default: all cores, shared out; 1 of --scheduler")
     verb.add_argument(
         "--shard",
         metavar="I/N",
@@ -218,17 +227,21 @@ def _find_data_set(arguments: argparse.Namespace, settings: "Settings", threads:
     """Finds the scans of this shard."""
     from thinslice.datasets.bids import SUFFIXES, Choice
     from thinslice.datasets.find import Orders, find_in_bids, find_in_folder, shard, split_by_series, without_any_scan
+    from thinslice.models.engine import make_engine
     from thinslice.models.registry import identify, to_absolute
 
     settings = replace(settings, model=to_absolute(settings.model))  # workers are elsewhere
     extras: dict[Extra, bool] = {"page": arguments.reports, "figure": arguments.figures}
+    engine, model_sha256 = replace(engine_from(arguments), threads=threads), identify(settings.model)
+    if model_sha256 is not None:
+        make_engine(engine)  # refuses once here what else every scan would be refused for
     orders = Orders(
         settings,
-        identify(settings.model),
+        model_sha256,
         frozenset(extra for extra, is_wanted in extras.items() if is_wanted),
         arguments.labels,
         arguments.overwrite,
-        threads,
+        engine,
     )
     if arguments.bids:
         choice = Choice(arguments.participant_label, arguments.session_label, arguments.suffix or SUFFIXES)

@@ -96,11 +96,11 @@ def settings_from(arguments: argparse.Namespace, **changes: Any) -> Settings:
     return Settings(**({name: getattr(arguments, name) for name in given} | changes))
 
 
-def add_engine(verb: argparse.ArgumentParser) -> None:
-    """Adds the options that say how a network is run."""
-    verb.add_argument(
-        "--threads", type=positive(int), metavar="N", help="of the processor; default: all cores that may be used"
-    )
+def add_engine(
+    verb: argparse.ArgumentParser, threads: str = "of the processor; default: all cores that may be used"
+) -> None:
+    """Adds the options that say how a network is run; ``threads`` is the help of ``--threads``."""
+    verb.add_argument("--threads", type=positive(int), metavar="N", help=threads)
     verb.add_argument("-d", "--device", default="cpu", metavar="DEVICE", help="what runs a network (default: cpu)")
     verb.add_argument("--precision", default="fp32", metavar="P", help="of a network's numbers (default: fp32)")
 

@@ -6,6 +6,7 @@ the model (`thinslice.models.protocol`), watched by the guard, projected onto th
 Interpolation and projection are linear in the acquired slices, so they are one matrix per chunk; see `_Lines.matrices`.
 """
 
+import logging
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import nullcontext
@@ -25,6 +26,8 @@ from thinslice.plan import Plan
 from thinslice.progress import no_progress, part_of
 from thinslice.settings import Profile
 from thinslice.volume import Volume, patient_axes
+
+logger = logging.getLogger(__name__)
 
 PROJECTION_HALO = 20
 """Slices beyond a chunk that take part in its projection: their influence has died away to 1e-4 by then.
@@ -105,6 +108,7 @@ def upsample(
     # Reshaping a strided view makes a copy: the caller's array would stay as it was.
     if not np.shares_memory(answers, out):
         raise ValueError("out must be a whole array, not a strided view")
+    logger.debug("%d slabs in chunks of %d; the model adds to interpolation: %s", plan.n_thick, CHUNK, model.adds)
     total, clipped = GuardCount(), 0
     lines = _Lines(plan, model.base)
     fell_back = np.zeros(series.shape[:3], bool) if model.adds else None
@@ -125,6 +129,7 @@ def upsample(
     finally:
         # Slabs are begun ahead: after a failure, or Ctrl-C, nobody needs them, and the program shall end.
         workers.shutdown(cancel_futures=True)
+    logger.debug("%d of %d cells fell back to interpolation, %d voxels clipped", total.suspect, total.cells, clipped)
     affine = np.array(plan.affine_thin)
     # The acquired slices' thickness is not that of the thin ones; whoever plans the answer again would believe it.
     answer = replace(volume, voxels=out, affine=affine, thickness_mm=None, notes=plan.notes)

@@ -29,6 +29,9 @@ WORKER_BYTES = 2 << 30
 _SILENT = 60
 """Above all levels of `logging`."""
 
+_DEBUG = "THINSLICE_DEBUG"
+"""The environment variable of our workers that lets them tell on standard error what they do."""
+
 _TOO_OFTEN = (
     "got {} deaths of the process that worked on it, the last ones with nothing beside it (more memory than there "
     "is, or a fault in a library); need a scan that can be computed; next: try it alone with 'thinslice enhance', or "
@@ -198,7 +201,15 @@ def dask_setup(_worker: Any) -> None:
     if hasattr(signal, "pthread_sigmask"):
         # Inherited from the thread that started it (see `_held_back`): the engine ends workers by this signal.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-    logging.disable(_SILENT)
+    if not os.environ.get(_DEBUG):
+        logging.disable(_SILENT)
+        return
+    handler = logging.StreamHandler()
+    # Lines of several workers come mixed; the number of the process tells them apart.
+    handler.setFormatter(logging.Formatter("%(relativeCreated)7.0f ms  [%(process)d] %(name)s: %(message)s"))
+    package = logging.getLogger("thinslice")
+    package.addHandler(handler)
+    package.setLevel(logging.DEBUG)
     # A worker that starts again just as the run ends dies of it; Python would print its traceback beside our lines.
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115 -- as long as the process
 
@@ -366,9 +377,11 @@ def _client(engine: Engine) -> Iterator[Any]:
             with suppress(Exception):  # it may be gone
                 client.close()
         return
-    settings = {
+    settings: dict[str, Any] = {
         "distributed.scheduler.allowed-failures": engine.allowed_failures,
         "distributed.nanny.pre-spawn-environ.DASK_LOGGING__DISTRIBUTED": _SILENT,
+        # Workers tell as much as the process that leads them.
+        f"distributed.nanny.pre-spawn-environ.{_DEBUG}": "1" if logger.isEnabledFor(logging.DEBUG) else "",
         "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": _KEPT_BYTES,
         "distributed.nanny.pre-spawn-environ.MALLOC_MMAP_THRESHOLD_": _KEPT_BYTES,
         "distributed.scheduler.http.routes": [],  # nothing is served

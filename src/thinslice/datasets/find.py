@@ -20,11 +20,12 @@ from thinslice.datasets.bids import (
     inherited_sidecars,
     segmentation_path,
 )
-from thinslice.datasets.job import Extra, Job, Outcome, key_of_series
+from thinslice.datasets.job import ONE_THREAD, Extra, Job, Outcome, key_of_series
 from thinslice.errors import InputRefused, OutputRefused
 from thinslice.io.atomic import is_inside, looks_like_dicom
 from thinslice.io.formats import ending, name_to_write, sidecar_path, stem_of, without_voxel_files
 from thinslice.io.outputs import check_writable, labels_beside, names_of_series
+from thinslice.models.engine import EngineSettings
 from thinslice.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -49,7 +50,7 @@ class Orders:
         extras: what is made beside the answers.
         labels: a folder with segmentations to bring along, at the scans' paths; their formats may be others.
         redo: compute even what was done already, and replace what something else has written.
-        threads: of the processor, for one scan.
+        engine: how a network is run for one scan.
         run: which run this is.
     """
 
@@ -58,7 +59,7 @@ class Orders:
     extras: frozenset[Extra] = frozenset()
     labels: Path | None = None
     redo: bool = False
-    threads: int = 1
+    engine: EngineSettings = ONE_THREAD
     run: str = field(default_factory=lambda: secrets.token_hex(8))
 
 
@@ -273,7 +274,7 @@ def _job(path: Path, name: str, target: Path, drawn: Path, places: dict[str, Any
         wanted=orders.extras | ({"labels"} if orders.labels is not None else set()),
         labels=None if orders.labels is None else orders.labels / drawn,
         redo=orders.redo,
-        threads=orders.threads,
+        engine=orders.engine,
         run=orders.run,
         **places,
     )

@@ -7,6 +7,7 @@ last and says that all is there. Its ``batch`` says what the answer was made of:
     model_sha256    of the model file, wherever it lies now; null for an interpolation
     settings        what was asked for, but for the model's name where its hash is known
     labels_sha256   the segmentation that was brought along, where one was
+    precision       of a network's numbers, where it is not fp32
 
 A scan whose JSON says the same is not computed again; anything else is. A setting that was not there yet when the
 record was written had its default. Version 0.1 called ``settings`` ``wish``, and is understood.
@@ -60,6 +61,10 @@ THICK_FROM = 1.4
 """Slices this many times farther apart than pixels are thick for a model that takes any scan; others say so by their
 envelope (`thinslice.models.envelope`). No unit. Between factors 1 and 2, 1.4 is as near to the one as to the other."""
 
+ONE_THREAD = EngineSettings(threads=1)
+"""How a network is run where nothing else is asked for: workers share the cores, so one thread each is never too many.
+"""
+
 THUMBNAIL_SIDE = 180
 """Pixels along the longest side of the small picture: a page of two thousand of them still opens at once."""
 
@@ -91,7 +96,7 @@ class Job:
         facts: what else the JSON shall say.
         resolution: whether the JSON shall also tell the ``Resolution`` as BIDS does.
         redo: compute even what was done already, and replace what something else has written.
-        threads: of the processor, for this job.
+        engine: how a network is run for this job.
         run: which run this is, so that a job that has to be repeated, since a worker died with its outcome, is known.
         series: which of several in the folder, see `key_of_series`.
         files: the names of its files.
@@ -110,7 +115,7 @@ class Job:
     facts: dict[str, Any] = field(default_factory=dict)
     resolution: bool = False
     redo: bool = False
-    threads: int = 1
+    engine: EngineSettings = ONE_THREAD
     run: str = ""
     series: tuple[str, int] | None = None
     files: tuple[str, ...] | None = None
@@ -220,13 +225,18 @@ def _made_of(job: Job, series: "Series | None") -> dict[str, Any]:
         drawn = {} if job.labels is None else {"labels_sha256": _hash_of_scan(_find_labels(job))}
     except OSError as error:
         raise _unreadable(job, error) from error
+    # An interpolation runs no network, so its answer has no such precision; records from before there was a choice
+    # have none either.
+    precision = job.engine.precision
+    drawn |= {} if precision == "fp32" or job.model_sha256 is None else {"precision": precision}
     return {"input_sha256": input_sha256, "model_sha256": job.model_sha256, "settings": settings} | drawn
 
 
 def _is_made_of(record: Mapping[str, Any], made_of: Mapping[str, Any]) -> bool:
     """Says whether an earlier answer, by the record in its JSON, is what would be computed now."""
-    others = made_of.keys() - {"settings"}
-    if {key: record.get(key) for key in others} != {key: made_of[key] for key in others}:
+    # `precision` is looked at even where it is fp32 now, and not named: the earlier one may have been another.
+    others = made_of.keys() - {"settings"} | {"precision"}
+    if {key: record.get(key) for key in others} != {key: made_of.get(key) for key in others}:
         return False
     earlier = record.get("settings", record.get("wish"))
     try:
@@ -324,7 +334,7 @@ def _slices(plan: Plan) -> str:
 
 
 @lru_cache(maxsize=2)
-def _models(name: str, sha256: str | None, threads: int) -> Callable[[Volume], Model]:
+def _models(name: str, sha256: str | None, engine: EngineSettings) -> Callable[[Volume], Model]:
     """Returns the model of a name, kept by a worker for all its scans; another hash is another model."""
     found = identify(name)
     if found != sha256:
@@ -334,7 +344,7 @@ def _models(name: str, sha256: str | None, threads: int) -> Callable[[Volume], M
             next="give all machines the same file, and restart workers that hold an older one",
             code="another-model-on-worker",
         )
-    return models_for(name, EngineSettings(threads=threads))
+    return models_for(name, engine)
 
 
 # ---- the work
@@ -363,7 +373,7 @@ def _do(job: Job, series: "Series | None", made_of: dict[str, Any]) -> Outcome:
 
 
 def _compute(job: Job, volume: Volume) -> Enhanced:
-    choose = _models(job.settings.model, job.model_sha256, job.threads)
+    choose = _models(job.settings.model, job.model_sha256, job.engine)
     try:
         model = choose(volume)
     except ModelRefused:  # in a folder of models none is this scan's own; a scan that is thin does not need one

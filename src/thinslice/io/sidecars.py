@@ -1,11 +1,14 @@
 """How thick a header, or the JSON beside a scan, says that the slices are (BIDS: SliceThickness)."""
 
 import json
+import logging
 import math
 from pathlib import Path
 
 from thinslice.io.formats import sidecar_path
 from thinslice.io.refusals import one_line
+
+logger = logging.getLogger(__name__)
 
 THICKEST_MM = 1e3
 """No slice is a metre thick: such numbers are mistakes, or have another unit."""
@@ -33,6 +36,7 @@ def thickness_in(sidecar: Path) -> tuple[float | None, list[str]]:
     if not is_number or not 0 < thickness_mm < THICKEST_MM:
         got = str(thickness_mm)[:40]
         return None, [one_line(f"SliceThickness in {sidecar.name} is {got}, not a length in mm, and is ignored")]
+    logger.debug("%s says %g mm thick", sidecar.name, thickness_mm)
     return float(thickness_mm), []
 
 

@@ -6,6 +6,7 @@ see, so that it never meets the zeros with which convolutions fill what is missi
 """
 
 import hashlib
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -21,6 +22,8 @@ from thinslice.models.protocol import WORKERS, Answer, Enlarger, Model, Stack
 from thinslice.models.tiling import tiles
 from thinslice.physics.interpolation import INTERPOLATIONS
 from thinslice.progress import Progress, no_progress, part_of
+
+logger = logging.getLogger(__name__)
 
 INPUTS = frozenset({"planes", "base"})
 """What a model file of this kind is fed with, see `Enlarger`."""
@@ -167,6 +170,7 @@ class _DepthAnswer(Answer):
         self.stack = stack
         slab_bytes = 4 * stack.factor * (stack.shape[0] * stack.shape[1])
         self.block = int(np.clip(BLOCK_BYTES // slab_bytes, LEAST_BLOCK, MOST_BLOCK))
+        logger.debug("planes in depth through blocks of %d slabs, fused: %s", self.block, stack.fuse)
 
     def residuals(self, slab: int) -> Mapping[int, np.ndarray]:
         stack, factor = self.stack, round(self.stack.factor)

@@ -4,6 +4,7 @@ Every thick slice is looked at once, with ``context`` slices on each side, and g
 both neighbours. What two neighbouring slices say of a thin slice between them is added, so no seam can show.
 """
 
+import logging
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -17,6 +18,8 @@ from thinslice.models.envelope import Envelope
 from thinslice.models.interpolations import interpolation
 from thinslice.models.protocol import Answer, Model, Stack
 from thinslice.models.tiling import padded, tiles
+
+logger = logging.getLogger(__name__)
 
 INPUTS = frozenset({"slices", "geometry", "position"})
 """What a model file of this kind is fed with, see `Residual`."""
@@ -94,6 +97,7 @@ class _SlabAnswer(Answer):
         self.model = model
         self.stack = stack
         self.geometry = geometry_of(stack.factor, stack.thickness_over_spacing, stack.profile)
+        logger.debug("slabs of %d slices, %d at once, fused: %s", 2 * model.context + 1, model.workers, stack.fuse)
         self.begun: dict[int, Future[tuple[int, np.ndarray]]] = {}
 
     def residuals(self, slab: int) -> Mapping[int, np.ndarray]:
