@@ -25,6 +25,8 @@ from thinslice.errors import InputRefused, ModelRefused
 from thinslice.io import atomic, nifti, nrrd
 from thinslice.models.engine import EngineSettings
 from thinslice.models.registry import EMBEDDED, find_model, identify
+from thinslice.pipeline import enhance_volume
+from thinslice.reports.report_page import write_report_page
 from thinslice.settings import Settings
 
 
@@ -456,7 +458,13 @@ def test_the_page_is_that_of_enhance(run, tmp_path, monkeypatch):
     facts = json.loads((tmp_path / "alone.json").read_text())
     assert facts["guard"]["fell_back"] > 0
     made = everything["extras"]
-    assert made["page"].read_bytes() == (tmp_path / "alone.html").read_bytes()
+    page = made["page"].read_bytes()
+    assert page == (tmp_path / "alone.html").read_bytes()
+    out = tmp_path / "alone.nii.gz"
+    done = enhance_volume(nifti.read(scan), settings, find_model(settings.model), target=out, name=scan.name)
+    for fell_back in (done.fell_back, None):
+        write_report_page(tmp_path / "again.html", replace(done, fell_back=fell_back))
+        assert ((tmp_path / "again.html").read_bytes() == page) == (fell_back is not None)
     assert made["figure"].read_bytes() == (tmp_path / "alone.png").read_bytes()
     assert made["labels"].read_bytes() == (tmp_path / "alone_labels.nii.gz").read_bytes()
     assert (tmp_path / "out" / "scan.nii.gz").read_bytes() == (tmp_path / "alone.nii.gz").read_bytes()
