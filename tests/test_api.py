@@ -212,8 +212,33 @@ def test_the_options_are_those_of_the_command_line():
     assert settings_from(verb) == Settings()
     without = {field.name for field in fields(Settings)} - vars(verb).keys()
     assert without == {"noise"}, "for experiments"
-    with pytest.raises(TypeError, match="spacing"):
+    with pytest.raises(TypeError, match="'spacing'; it takes model, spacing_mm, factor"):
         thinslice.enhance(np.zeros(SHAPE), affine=AFFINE, spacing=2)
+
+
+@catches("settings.py", " or isinstance(self.in_plane, bool)", "")
+@catches("settings.py", "            _check_flag(name, getattr(self, name))", "            pass")
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"fuse": "no"}, r"got `fuse='no'`; need True or False"),
+        ({"projection": 0}, r"got `projection=0`; need True or False"),
+        ({"in_plane": True}, r"got `in_plane=True`; need a whole number"),
+        ({"model": None}, r"got `model=None`; need the name of a model"),
+        ({"model": ""}, r"got `model=''`; need the name of a model"),
+    ],
+)
+def test_values_of_another_kind_are_refused(change, said):
+    with pytest.raises(PlanRefused, match=said):
+        Settings(**change)
+    assert Settings(fuse=np.True_).fuse
+
+
+def test_what_is_no_settings_and_no_count_is_refused():
+    with pytest.raises(PlanRefused, match=r"got ndarray as `settings`; need thinslice\.Settings"):
+        thinslice.enhance(np.zeros(SHAPE), AFFINE)
+    with pytest.raises(PlanRefused, match="threads=True"):
+        thinslice.enhance(np.zeros(SHAPE), affine=AFFINE, threads=True)
 
 
 def test_the_options_reach_the_plan(scan, tmp_path):
@@ -264,6 +289,28 @@ def test_a_series_gives_what_the_command_line_writes(tmp_path):
     stack(tmp_path / "in" / "other", series=2, description="another")
     with pytest.raises(InputRefused, match=r"2 series.*; need one; next: "):
         thinslice.enhance(tmp_path / "in")
+
+
+@catches("pipeline.py", "shown = self.without_identity() if anonymise else self", "shown = self")
+@catches("pipeline.py", "        check_can_hide(series)\n", "")
+def test_anonymised_nothing_beside_the_images_names_the_patient(tmp_path):
+    stack(tmp_path / "Muster", description="Muster knee")
+    thick = thinslice.enhance(tmp_path / "Muster", model="linear").acquired
+    drawn = nibabel.Nifti1Image((thick.voxels > 500).astype(np.uint8), thick.affine)
+    drawn.header["descrip"] = b"Muster"
+    done = thinslice.enhance(tmp_path / "Muster", model="linear", labels=drawn)
+    done.save(tmp_path / "out", report=tmp_path / "page.html", anonymise=True)
+    written = [*(tmp_path / "out").iterdir(), tmp_path / "page.html"]
+    assert len([file for file in written if file.suffix != ".dcm"]) == 3
+    for file in written:
+        content = file.read_bytes()
+        assert b"Muster" not in (gzip.decompress(content) if file.suffix == ".gz" else content), file
+    stack(tmp_path / "burned", BurnedInAnnotation="YES")
+    for folder, said in ((tmp_path / "burned", "text burned into them"), (None, "no DICOM")):
+        image, where = (folder, None) if folder else (np.zeros(SHAPE), AFFINE)
+        with pytest.raises(InputRefused, match=said):
+            thinslice.enhance(image, affine=where, model="linear").save(tmp_path / "other", anonymise=True)
+        assert not (tmp_path / "other").exists()
 
 
 # ---- images of other libraries

@@ -6,7 +6,7 @@ for nibabel.
 
 import os
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from numbers import Integral
 from pathlib import Path
 from typing import Any, Protocol
@@ -100,9 +100,9 @@ def enhance(
     """
     if model is not None and not isinstance(model, Model):
         changes["model"] = os.fspath(model)
-    # `replace` builds the object anew, so the fields that were given by name are checked like all others.
-    settings = replace(settings or Settings(), **changes)
-    if threads is not None and not (isinstance(threads, Integral) and threads >= 1):
+    settings = _changed(settings, changes)
+    is_count = isinstance(threads, Integral) and not isinstance(threads, bool) and threads >= 1
+    if threads is not None and not is_count:
         raise PlanRefused(
             got=f"`threads={threads!r}`", need="1, 2 ...", next="correct it or leave it out", code="not-a-whole-number"
         )
@@ -127,6 +127,23 @@ def enhance(
         name=None if series is None else series.label,
         progress=progress,
     )
+
+
+def _changed(settings: Settings | None, changes: Mapping[str, Any]) -> Settings:
+    """Returns the settings with the fields changed that were given by name."""
+    if settings is not None and not isinstance(settings, Settings):
+        raise PlanRefused(
+            got=f"{type(settings).__name__} as `settings`",
+            need="thinslice.Settings",
+            next="give fields by name: enhance(image, factor=4); an affine goes in as `affine`",
+            code="not-settings",
+        )
+    known = [field.name for field in fields(Settings)]
+    if unknown := sorted(set(changes) - set(known)):
+        # A `TypeError` is what Python raises for a wrong keyword, and programs count on that.
+        raise TypeError(f"enhance() got an unexpected keyword argument '{unknown[0]}'; it takes {', '.join(known)}")
+    # `replace` builds the object anew, so the fields that were given by name are checked like all others.
+    return replace(settings or Settings(), **changes)
 
 
 def _is_bare(image: Any) -> bool:

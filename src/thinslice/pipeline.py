@@ -166,12 +166,21 @@ class Enhanced:
             labels_out: where the segmentation goes that was given to ``enhance``; default: beside ``path``.
             report: an HTML file to write as well: a page on which acquired and thin slices are compared.
             figure: a PNG file to write as well: acquired, cubic and thin slices in the re-sliced planes.
-            anonymise: writes a new DICOM series without the patient's identity.
+            anonymise: leaves the patient's identity out of a new DICOM series and of all that is written beside it.
             overwrite: whether files that are there already may be replaced; what went in never is.
 
         Raises:
+            InputRefused: it cannot be made anonymous.
             OutputRefused: it may not be written there, or there is no room.
         """
+        if labels_out is not None and self.segmentation is None:
+            raise OutputRefused(
+                got="`labels_out` without `labels`",
+                need="both",
+                next="give `labels`, or leave both out",
+                code="labels-out",
+            )
+        shown = self.without_identity() if anonymise else self
         source = self.acquired.source or Path()
         # An array came from no file, for which `Path()` stands here.
         answer = find_output(source, series_of(self.acquired), os.fspath(path), overwrite)
@@ -183,7 +192,7 @@ class Enhanced:
         # Before the voxels are copied and rounded below, which takes time and room.
         check_outputs(places.outputs, [file for file in (source, segmentation) if file is not None], overwrite)
         try:
-            done = self.stored_in(answer.destination)
+            done = shown.stored_in(answer.destination)
             # Page and figure come last: whatever happens to them, the thin slices are there.
             done.write(places, anonymise)
             if places.page is not None:
@@ -198,6 +207,28 @@ class Enhanced:
                 next="free some room, or choose another place",
                 code="cannot-write",
             ) from error
+
+    def without_identity(self) -> "Enhanced":
+        """Returns the same without what beside the images may name the patient: names of files, the labels' header.
+
+        Raises:
+            InputRefused: it came from no DICOM series, or from one that no look at its headers can make anonymous.
+        """
+        series = series_of(self.acquired)
+        if series is None:
+            raise InputRefused(
+                got="`anonymise` for a scan that is no DICOM",
+                need="a DICOM series",
+                next="leave it out",
+                code="anonymise-without-dicom",
+            )
+        from thinslice.io.dicom.identity import check_can_hide
+
+        check_can_hide(series)
+        # A file, a folder or a series may be called after the patient, and the report and its page would say so.
+        report = replace(self.report, source="")
+        drawn = None if self.segmentation is None else replace(self.segmentation, header=None)
+        return replace(self, report=report, segmentation=drawn)
 
     def stored_in(self, target: Path) -> "Enhanced":
         """Returns the same as a file of that name, perhaps of another format than the scan's own, will hold it."""
@@ -216,7 +247,7 @@ class Enhanced:
 
         Args:
             places: where; the thin slices must be as that place holds them, see `stored_in`.
-            anonymise: without the identity of the patient of a new series.
+            anonymise: without the identity of the patient of a new series; see `without_identity` for what lies beside.
 
         Raises:
             OutputRefused, OSError: they cannot be written.

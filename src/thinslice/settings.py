@@ -130,9 +130,19 @@ class Settings:
         if self.profile is not None:
             _check_choice("profile", self.profile, PROFILES)
         _check_choice("grid", self.grid, GRIDS)
-        if not isinstance(self.in_plane, Integral) or self.in_plane < 1:
+        for name in ("fuse", "projection"):
+            _check_flag(name, getattr(self, name))
+        if not (isinstance(self.model, str) and self.model):
             raise PlanRefused(
-                got=f"`in_plane={self.in_plane}`",
+                got=f"`model={self.model!r}`",
+                need="the name of a model, or the path of its file",
+                next="correct it or leave it out",
+                code="not-a-model",
+            )
+        # `bool` is a whole number for Python, but for nobody else.
+        if not isinstance(self.in_plane, Integral) or isinstance(self.in_plane, bool) or self.in_plane < 1:
+            raise PlanRefused(
+                got=f"`in_plane={self.in_plane!r}`",
                 need="a whole number from 1 on",
                 next="correct it or leave it out",
                 code="not-a-whole-number",
@@ -161,6 +171,14 @@ def _check_number(name: str, value: object, zero_allowed: bool) -> None:
             need="a positive number",
             next="correct it or leave it out",
             code="not-a-positive-number",
+        )
+
+
+def _check_flag(name: str, value: object) -> None:
+    # By name, as numpy's are flags too, and numpy is too heavy for this module.
+    if type(value).__name__ not in ("bool", "bool_"):
+        raise PlanRefused(
+            got=f"`{name}={value!r}`", need="True or False", next="correct it or leave it out", code="not-a-flag"
         )
 
 

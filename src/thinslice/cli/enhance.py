@@ -258,21 +258,17 @@ def _enhance_one(
     task: _Task, settings: "Settings", choose: "Callable[[Volume], Model]", arguments: argparse.Namespace
 ) -> None:
     """Reads, plans, computes, checks, and puts all files in their places, or none of them."""
-    from dataclasses import replace
-
     from thinslice.pipeline import describe_slices, enhance_volume
 
     answer = task.answer
     volume = _read_source(answer, arguments.anonymise)
     labels = read_scan(task.labels) if task.labels is not None else None
-    if labels is not None and arguments.anonymise:
-        labels = replace(labels, header=None)  # a header may name the patient
-    # A file or folder may be called after the patient, and the report would say so.
-    name = "" if arguments.anonymise else answer.name
     with bar(answer.name, arguments.quiet) as show:
         done = enhance_volume(
-            volume, settings, choose(volume), target=answer.destination, labels=labels, name=name, progress=show
+            volume, settings, choose(volume), target=answer.destination, labels=labels, name=answer.name, progress=show
         )
+    if arguments.anonymise:
+        done = done.without_identity()
     done.write(task.places, arguments.anonymise)
     if not arguments.quiet:
         say(f"{answer.name}: {describe_slices(done.plan)}, {done.report.seconds:.1f} s")
