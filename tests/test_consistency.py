@@ -101,7 +101,10 @@ def test_the_file_is_readable_and_gives_the_plan_back(tmp_path):
     assert content["consistency"]["rms"] == check(volume, thin, plan).rms
     assert any("3 of 200 cells (1.5 %)" in note for note in content["notes"])
     assert read_plan_beside(tmp_path / "answer.nii.gz") == plan
-    assert read_plan_beside(tmp_path / "answer_labels.nii.gz") == plan
+    assert read_plan_beside(tmp_path / "answer_labels.nii.gz", thin) == plan
+    elsewhere = replace(thin, affine=thin.affine + np.outer([0, 0, 0.1, 0], [0, 0, 0, 1]))
+    for other in (volume, elsewhere):
+        assert read_plan_beside(tmp_path / "answer.nii.gz", other) is None, "the plan of another grid"
     assert [path.name for path in tmp_path.iterdir()] == ["answer.json"]
 
 

@@ -29,6 +29,7 @@ from thinslice.io.outputs import (
     ScanOutput,
     check_outputs,
     find_output,
+    find_reslice_output,
     find_scan_outputs,
     labels_beside,
     name_after_answer,
@@ -136,6 +137,25 @@ def test_existing_outputs_are_kept_unless_overwriting(scans, tmp_path, there):
         assert "exists already" in message
         assert "`overwrite=True`" in message
         assert find_scan_outputs(source, tmp_path / "out", True)
+
+
+@catches("io/outputs.py", "    _check_json_is_its_own(destination, sidecar)\n", "")
+@catches("io/outputs.py", "file.exists() and not destination.exists()", "file.exists() and destination.exists()")
+def test_the_json_of_an_answer_is_not_given_to_another(scans, tmp_path):
+    (tmp_path / "thin.json").write_text('{"plan": {}}')
+    (tmp_path / "thin.nii.gz").touch()
+    message = refusal(OutputRefused, scans / "a.nii", tmp_path / "thin.nrrd", True)
+    assert "thin.nrrd: got a name whose JSON, thin.json, is that of thin.nii.gz; need one JSON" in message
+    assert find_scan_outputs(scans / "a.nii", tmp_path / "thin.nii.gz", True)
+    (tmp_path / "thin.json").write_text('{"SliceThickness": 5}')
+    assert find_scan_outputs(scans / "a.nii", tmp_path / "thin.nrrd", True)
+
+
+@catches("io/outputs.py", 'if "plan" in read_object(found.sidecar):', "if False:")
+def test_what_is_resliced_gets_no_answers_json(scans, tmp_path):
+    (tmp_path / "thin.json").write_text('{"plan": {}}')
+    with pytest.raises(OutputRefused, match=r"thin\.json, is that of an answer of enhance; need one that has none"):
+        find_reslice_output(scans / "a.nii", scans / "a.nii", tmp_path / "thin.nii", True)
 
 
 def test_a_dangling_link_is_something_that_exists(scans, tmp_path):

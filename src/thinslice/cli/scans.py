@@ -188,7 +188,7 @@ def reslice(arguments: argparse.Namespace) -> int:
 
     case = find_reslice_output(arguments.input, arguments.like, arguments.output, arguments.overwrite)
     thin, like = read_scan(arguments.input), read_scan(arguments.like)
-    plan = read_plan_beside(arguments.input)
+    plan = read_plan_beside(arguments.input, thin)
     thickness_mm = arguments.thickness if arguments.thickness is not None or plan is None else plan.thickness_mm
     # A box where nothing is known, as `enhance` takes it: both ways must assume the same.
     profile = arguments.profile or (plan.profile if plan is not None else "box")

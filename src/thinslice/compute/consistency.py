@@ -26,6 +26,9 @@ logger = logging.getLogger(__name__)
 CHUNK = 8
 """Acquired slices that are compared together, so that only the thin slices they see are in use."""
 
+SAME_PLACE_MM = 1e-3
+"""Affines that differ by less are one grid: formats store them as 32-bit floats."""
+
 
 @dataclass(frozen=True)
 class Consistency:
@@ -158,14 +161,15 @@ def map_misfit(volume: Volume, thin: Volume, plan: Plan) -> Volume:
     return Volume(np.moveaxis(np.abs(apart, out=apart), 0, plan.axis), volume.affine)
 
 
-def read_plan_beside(path: Path) -> Plan | None:
+def read_plan_beside(path: Path, thin: Volume | None = None) -> Plan | None:
     """Returns the plan in the report beside an answer, or beside the answer that its labels belong to.
 
     Args:
         path: an answer, its labels, or the folder of a DICOM series, in which its report lies.
+        thin: what lies there, if its grid shall be compared with that of the plan.
 
     Returns:
-        None where there is no such report, or it is not one of this program.
+        None where there is no such report, or it is not one of this program, or it is about another grid.
     """
     sidecar = path / REPORT_NAME if path.is_dir() else sidecar_path(path)
     try:
@@ -173,10 +177,17 @@ def read_plan_beside(path: Path) -> Plan | None:
         if sidecar is not None and not sidecar.exists():
             sidecar = sidecar.with_name(sidecar.name.replace("_labels.json", ".json"))
         content: Any = json.loads(sidecar.read_text(encoding="utf-8")) if sidecar is not None else None
-        return Plan.from_json(json.dumps(content["plan"]))
+        plan = Plan.from_json(json.dumps(content["plan"]))
     # Any JSON may lie there under this name: one of another program is no error, only no plan.
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
+    # The file may have been replaced since by something else, with its report left beside it.
+    if thin is not None and not (
+        thin.shape == tuple(plan.shape_thin) and np.allclose(thin.affine, plan.affine_thin, atol=SAME_PLACE_MM)
+    ):
+        logger.debug("%s is about another grid than %s has", sidecar, path.name)
+        return None
+    return plan
 
 
 def _volumes(voxels: np.ndarray) -> list[np.ndarray]:

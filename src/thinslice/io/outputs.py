@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from thinslice.errors import InputRefused, OutputRefused
-from thinslice.io.atomic import HIDDEN, exists_already, folder_in_place, is_inside, looks_like_dicom
+from thinslice.io.atomic import HIDDEN, exists_already, folder_in_place, is_inside, looks_like_dicom, read_object
 from thinslice.io.formats import (
     READABLE,
     WRITABLE,
@@ -438,6 +438,14 @@ def find_reslice_output(source: Path, like: Path, destination: Path | str, overw
     found = _pair(source, target, overwrite)
     answer, sidecar = found.outputs
     _check_not_an_input([sidecar], [source, like])  # it would be taken for that of the new file
+    if "plan" in read_object(found.sidecar):
+        raise OutputRefused(
+            got=f"a name whose JSON, {found.sidecar.name}, is that of an answer of enhance",
+            need="one that has none",
+            next="choose another name",
+            place=target,
+            code="output-json-of-another",
+        )
     check_outputs([answer], [source, like], overwrite)
     return found
 
@@ -539,7 +547,23 @@ def _pair(source: Path, destination: Path, overwrite: bool, series: "Series | No
             place=destination,
             code="output-ending",
         )
+    _check_json_is_its_own(destination, sidecar)
     return ScanOutput(source, destination, sidecar, series, overwrite)
+
+
+def _check_json_is_its_own(destination: Path, sidecar: Path) -> None:
+    """Refuses a name whose JSON is there already as that of an answer in another format: thin.nrrd beside thin.nii."""
+    stem = stem_of(destination)
+    others = [destination.with_name(f"{stem}{end}") for end in WRITABLE if f"{stem}{end}" != destination.name]
+    there = [file.name for file in others if file.exists() and not destination.exists()]
+    if there and "plan" in read_object(sidecar):
+        raise OutputRefused(
+            got=f"a name whose JSON, {sidecar.name}, is that of {there[0]}",
+            need="one JSON for each answer",
+            next="choose another name, or move the earlier answer away",
+            place=destination,
+            code="output-json-of-another",
+        )
 
 
 def _check_folder(folder: Path, sources: Sequence[Path]) -> None:
