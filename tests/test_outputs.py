@@ -15,7 +15,7 @@ import thinslice
 from faults import catches
 from test_atomic import without_rights
 from test_cli import make_scan, raising
-from thinslice import pipeline
+from thinslice import cli, pipeline
 from thinslice.compute.consistency import read_plan_beside
 from thinslice.errors import InputRefused, OutputRefused, ThinsliceError
 from thinslice.io import nifti
@@ -456,6 +456,29 @@ def test_a_page_that_another_run_wrote_meanwhile_stays(run, tmp_path, monkeypatc
     assert "exists already" in err[0]
     assert (tmp_path / name).read_text() == "theirs"
     assert (tmp_path / "thin.nii.gz").exists(), "the scan itself is whole"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["enhance", "-o", "out/", "-i"],
+        ["enhance", "-i", "a.nii", "-o", "b.nii", "--labels"],
+        ["info", "-i"],
+        ["reslice", "-i", "a.nii", "-o", "b.nii", "--like"],
+        ["batch", "-o", "out", "-i"],
+        ["evaluate", "-o", "out", "-i"],
+        ["adapt", "-o", "out", "-i"],
+        ["train", "default", "-o", "out", "--data"],
+    ],
+    ids=" ".join,
+)
+def test_no_input_is_an_empty_name(capsys, tmp_path, monkeypatch, words):
+    """It would be the current folder, with everything in it."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="2"):
+        cli.main([*words, ""])
+    assert f"argument {'-i/--input' if words[-1] == '-i' else words[-1]}: got an empty name" in capsys.readouterr().err
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize("option", ["--labels-out", "--report", "--figure"])

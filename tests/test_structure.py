@@ -339,7 +339,8 @@ PAGES = [*FILES, ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "
 
 
 def address_of(path):
-    return str(path.relative_to(ROOT))
+    # The source may be an installed copy, elsewhere.
+    return str(path.relative_to(SOURCE.parent if path.is_relative_to(SOURCE) else ROOT))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=address_of)

@@ -15,7 +15,7 @@ from thinslice.cli.options import (
     add_settings,
     add_verb,
     engine_from,
-    path_to_write,
+    path_argument,
     positive,
     settings_from,
     whole,
@@ -43,9 +43,11 @@ def add_batch(verbs: "argparse._SubParsersAction[Parser]") -> None:
     """Adds ``thinslice batch`` and its options."""
     verb = add_verb(verbs, "batch", batch, "enhance a whole data set, on one machine or many; goes on where it stopped")
     verb.add_argument("bids", nargs="*", metavar="BIDS_DIR OUT_DIR participant", help="a BIDS data set; as a BIDS App")
-    verb.add_argument("-i", "--input", type=Path, metavar="DIR", help="or any folder of scans, with all folders in it")
     verb.add_argument(
-        "-o", "--output", type=path_to_write, metavar="DIR", help="folder for the answers, which keep their paths"
+        "-i", "--input", type=path_argument, metavar="DIR", help="or any folder of scans, with all folders in it"
+    )
+    verb.add_argument(
+        "-o", "--output", type=path_argument, metavar="DIR", help="folder for the answers, which keep their paths"
     )
     for option, example in (("--participant-label", "01"), ("--session-label", "1"), ("--suffix", "T2w")):
         # BIDS Apps spell it --participant_label.
@@ -76,7 +78,7 @@ def add_batch(verbs: "argparse._SubParsersAction[Parser]") -> None:
     )
     verb.add_argument(
         "--labels",
-        type=Path,
+        type=path_argument,
         metavar="DIR",
         help="folder with segmentations on the scans' grids to bring along, at the scans' paths",
     )

@@ -14,7 +14,7 @@ from thinslice.cli.options import (
     add_settings,
     add_verb,
     engine_from,
-    path_to_write,
+    path_argument,
     read_scan,
     settings_from,
 )
@@ -49,7 +49,7 @@ def add_demo(verbs: "argparse._SubParsersAction[Parser]") -> None:
     """Adds ``thinslice demo`` and its options."""
     verb = add_verb(verbs, "demo", demo, "enhance the bundled real thick scan and draw a picture of it")
     verb.add_argument(
-        "-o", "--output", type=path_to_write, default=Path("thinslice-demo"), metavar="DIR", help="%(default)s"
+        "-o", "--output", type=path_argument, default=Path("thinslice-demo"), metavar="DIR", help="%(default)s"
     )
     add_settings(verb, only=["model"])
 
@@ -87,7 +87,7 @@ def add_enhance(verbs: "argparse._SubParsersAction[Parser]") -> None:
     """Adds ``thinslice enhance`` and its options."""
     verb = add_verb(verbs, "enhance", enhance, "compute the thin slices of a scan, or of every scan in a folder")
     verb.add_argument(
-        "-i", "--input", required=True, type=Path, metavar="IN", help=f"{SCAN}, a folder of them, or {DICOM}"
+        "-i", "--input", required=True, type=path_argument, metavar="IN", help=f"{SCAN}, a folder of them, or {DICOM}"
     )
     verb.add_argument(
         "-o",
@@ -100,12 +100,12 @@ def add_enhance(verbs: "argparse._SubParsersAction[Parser]") -> None:
     add_engine(verb)
     verb.add_argument(
         "--labels",
-        type=Path,
+        type=path_argument,
         metavar="SEG",
         help="segmentation on the scan's grid to bring along, written as OUT with _labels in its name; for a folder: "
         "a folder with segmentations of the scans' names; their format may be another",
     )
-    verb.add_argument("--labels-out", type=Path, metavar="FILE", help="another name for it (one scan only)")
+    verb.add_argument("--labels-out", type=path_argument, metavar="FILE", help="another name for it (one scan only)")
     verb.add_argument(
         "--report",
         metavar="HTML",

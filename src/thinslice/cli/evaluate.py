@@ -1,18 +1,19 @@
 """The verb evaluate: scores models on scans that are made thick."""
 
 import argparse
-from pathlib import Path
 
-from thinslice.cli.options import Parser, add_settings, add_verb, names, numbers, path_to_write, profiles, sources
+from thinslice.cli.options import Parser, add_settings, add_verb, names, numbers, path_argument, profiles, sources
 from thinslice.cli.terminal import bar, say
 
 
 def add_evaluate(verbs: "argparse._SubParsersAction[Parser]") -> None:
     """Adds ``thinslice evaluate`` and its options."""
     verb = add_verb(verbs, "evaluate", evaluate, "make thin scans thick, compute them back, and score the models")
-    verb.add_argument("-i", "--input", required=True, type=Path, metavar="DIR", help="near-isotropic scans, the truth")
     verb.add_argument(
-        "-o", "--output", required=True, type=path_to_write, metavar="DIR", help="results, a table and pictures"
+        "-i", "--input", required=True, type=path_argument, metavar="DIR", help="near-isotropic scans, the truth"
+    )
+    verb.add_argument(
+        "-o", "--output", required=True, type=path_argument, metavar="DIR", help="results, a table and pictures"
     )
     verb.add_argument("--factors", type=numbers, default=[4.0], metavar="2,3,4", help="slice spacings in thin voxels")
     verb.add_argument("--models", type=names, default=["default", "cubic"], metavar="NAMES", help="default,cubic")

@@ -137,8 +137,8 @@ def whole(text: str) -> int:
     return int(text)
 
 
-def path_to_write(text: str) -> Path:
-    """Parses the path of an output: an empty one, of a variable that is not set, would mean the current folder."""
+def path_argument(text: str) -> Path:
+    """Parses a path: an empty one, of a variable that is not set, would mean the current folder."""
     if not text:
         raise argparse.ArgumentTypeError("got an empty name; need the name of a file or folder; next: name it")
     return Path(text)

@@ -12,7 +12,7 @@ from thinslice.cli.options import (
     Parser,
     add_settings,
     add_verb,
-    path_to_write,
+    path_argument,
     read_scan,
     settings_from,
     sources,
@@ -39,7 +39,9 @@ PATIENT_AXES = ("left-right", "front-back", "head-foot")
 def add_info(verbs: "argparse._SubParsersAction[Parser]") -> None:
     """Adds ``thinslice info`` and its options."""
     verb = add_verb(verbs, "info", info, "say what a scan is and what enhance would do, or why it would refuse")
-    verb.add_argument("-i", "--input", required=True, type=Path, metavar="IN", help=f"{SCAN}, or a folder of them")
+    verb.add_argument(
+        "-i", "--input", required=True, type=path_argument, metavar="IN", help=f"{SCAN}, or a folder of them"
+    )
     add_settings(verb)
     verb.add_argument("--json", action="store_true", help="as JSON: an object, or a list of them for a folder")
 
@@ -159,8 +161,10 @@ def _describe(fact: dict[str, object]) -> None:
 def add_reslice(verbs: "argparse._SubParsersAction[Parser]") -> None:
     """Adds ``thinslice reslice`` and its options."""
     verb = add_verb(verbs, "reslice", reslice, "bring a thin scan or segmentation back onto the acquired slices")
-    verb.add_argument("-i", "--input", required=True, type=Path, metavar="THIN", help="scan or segmentation")
-    verb.add_argument("--like", required=True, type=Path, metavar="THICK", help="the scan whose grid is wanted")
+    verb.add_argument("-i", "--input", required=True, type=path_argument, metavar="THIN", help="scan or segmentation")
+    verb.add_argument(
+        "--like", required=True, type=path_argument, metavar="THICK", help="the scan whose grid is wanted"
+    )
     verb.add_argument("-o", "--output", required=True, metavar="OUT", help="file or folder")
     kind = verb.add_mutually_exclusive_group()
     kind.add_argument("--labels", action="store_true", help="THIN is a segmentation: majority instead of mean")
@@ -211,9 +215,11 @@ def reslice(arguments: argparse.Namespace) -> int:
 def add_view(verbs: "argparse._SubParsersAction[Parser]") -> None:
     """Adds ``thinslice view`` and its options."""
     verb = add_verb(verbs, "view", view, "write a page on which two scans are compared in a browser, offline")
-    verb.add_argument("acquired", type=Path, metavar="A", help=f"{SCAN}, {DICOM}; shown as it was acquired")
-    verb.add_argument("other", type=Path, metavar="B", help="another scan of the same patient space, on any grid")
-    verb.add_argument("-o", "--output", type=path_to_write, metavar="OUT", help="the page; default: A-B.html, here")
+    verb.add_argument("acquired", type=path_argument, metavar="A", help=f"{SCAN}, {DICOM}; shown as it was acquired")
+    verb.add_argument(
+        "other", type=path_argument, metavar="B", help="another scan of the same patient space, on any grid"
+    )
+    verb.add_argument("-o", "--output", type=path_argument, metavar="OUT", help="the page; default: A-B.html, here")
     verb.add_argument("--overwrite", action="store_true", help="replace OUT if it exists already")
 
 

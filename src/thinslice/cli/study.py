@@ -12,7 +12,7 @@ from thinslice.cli.options import (
     add_settings,
     add_verb,
     names,
-    path_to_write,
+    path_argument,
     read_scan,
     settings_from,
     sources,
@@ -34,10 +34,10 @@ def add_study(verbs: "argparse._SubParsersAction[Parser]") -> None:
     """Adds ``thinslice study`` and its options."""
     verb = add_verb(verbs, "study", study, "make a blinded reader study of some methods, one offline page; or score it")
     verb.add_argument(
-        "-i", "--input", type=Path, metavar="CASES", help=f"thick scans: {SCAN}, a folder of them, or {DICOM}"
+        "-i", "--input", type=path_argument, metavar="CASES", help=f"thick scans: {SCAN}, a folder of them, or {DICOM}"
     )
     verb.add_argument(
-        "-o", "--output", type=path_to_write, metavar="PAGE", help="the page, .html; its key goes beside it"
+        "-o", "--output", type=path_argument, metavar="PAGE", help="the page, .html; its key goes beside it"
     )
     verb.add_argument(
         "--methods", type=names, metavar="NAMES", help="two or more, as --model of enhance: lanczos,default"
@@ -55,8 +55,12 @@ def add_study(verbs: "argparse._SubParsersAction[Parser]") -> None:
     )
     verb.add_argument("--overwrite", action="store_true", help="replace a page and its key")
     verb.add_argument("-q", "--quiet", action="store_true", help="say nothing unless something is refused")
-    verb.add_argument("--score", type=Path, nargs="+", metavar="RESULTS", help="instead: score what readers saved")
-    verb.add_argument("--key", type=Path, metavar="KEY", help="the study's key; default: beside the results, or here")
+    verb.add_argument(
+        "--score", type=path_argument, nargs="+", metavar="RESULTS", help="instead: score what readers saved"
+    )
+    verb.add_argument(
+        "--key", type=path_argument, metavar="KEY", help="the study's key; default: beside the results, or here"
+    )
     verb.add_argument("--json", action="store_true", help="the score as JSON")
 
 

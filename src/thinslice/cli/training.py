@@ -7,7 +7,7 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING
 
-from thinslice.cli.options import Parser, add_verb, path_to_write, positive, sources
+from thinslice.cli.options import Parser, add_verb, path_argument, positive, sources
 from thinslice.cli.terminal import complain, say, uninterrupted
 from thinslice.cli.words import to_options
 from thinslice.errors import InputRefused
@@ -27,12 +27,14 @@ EXTRAS = {"torch": "train", "onnx": "train", "scipy": "train", "av": "video"}
 def add_adapt(verbs: "argparse._SubParsersAction[Parser]") -> None:
     """Adds ``thinslice adapt`` and its options."""
     verb = add_verb(verbs, "adapt", adapt, "adapt the model to your own thick scans; no thin truth is needed")
-    verb.add_argument("-i", "--input", required=True, type=Path, nargs="+", metavar="SCANS", help="files, folders")
+    verb.add_argument(
+        "-i", "--input", required=True, type=path_argument, nargs="+", metavar="SCANS", help="files, folders"
+    )
     verb.add_argument(
         "-o",
         "--output",
         required=True,
-        type=path_to_write,
+        type=path_argument,
         metavar="NAME",
         help="the model, for --model NAME; in NAME.onnx",
     )
@@ -89,12 +91,16 @@ def add_train(verbs: "argparse._SubParsersAction[Parser]") -> None:
     """Adds ``thinslice train`` and its options."""
     verb = add_verb(verbs, "train", train, "run a training recipe; ends with a model file for --model")
     verb.add_argument("recipe", metavar="RECIPE", help=f"one of {', '.join(_recipes())}")
-    verb.add_argument("--data", type=Path, metavar="DIR", help="folder with the recipe's source folders")
+    verb.add_argument("--data", type=path_argument, metavar="DIR", help="folder with the recipe's source folders")
     verb.add_argument(
-        "--target", type=Path, nargs="+", metavar="SCANS", help="no-ground-truth: thick scans, files or folders"
+        "--target",
+        type=path_argument,
+        nargs="+",
+        metavar="SCANS",
+        help="no-ground-truth: thick scans, files or folders",
     )
     verb.add_argument(
-        "-o", "--output", required=True, type=path_to_write, metavar="DIR", help="checkpoints, logs, the model"
+        "-o", "--output", required=True, type=path_argument, metavar="DIR", help="checkpoints, logs, the model"
     )
     verb.add_argument(
         "--add-source",

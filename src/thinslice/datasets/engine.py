@@ -203,6 +203,8 @@ def dask_setup(_worker: Any) -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     if not os.environ.get(_DEBUG):
         logging.disable(_SILENT)
+        # A worker that starts again just as the run ends dies of it; Python would print its traceback beside our lines.
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 -- as long as the process
         return
     handler = logging.StreamHandler()
     # Lines of several workers come mixed; the number of the process tells them apart.
@@ -210,8 +212,6 @@ def dask_setup(_worker: Any) -> None:
     package = logging.getLogger("thinslice")
     package.addHandler(handler)
     package.setLevel(logging.DEBUG)
-    # A worker that starts again just as the run ends dies of it; Python would print its traceback beside our lines.
-    sys.stderr = open(os.devnull, "w")  # noqa: SIM115 -- as long as the process
 
 
 class _OutOfReach(Exception):
