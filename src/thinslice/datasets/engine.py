@@ -380,8 +380,6 @@ def _client(engine: Engine) -> Iterator[Any]:
     settings: dict[str, Any] = {
         "distributed.scheduler.allowed-failures": engine.allowed_failures,
         "distributed.nanny.pre-spawn-environ.DASK_LOGGING__DISTRIBUTED": _SILENT,
-        # Workers tell as much as the process that leads them.
-        f"distributed.nanny.pre-spawn-environ.{_DEBUG}": "1" if logger.isEnabledFor(logging.DEBUG) else "",
         "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": _KEPT_BYTES,
         "distributed.nanny.pre-spawn-environ.MALLOC_MMAP_THRESHOLD_": _KEPT_BYTES,
         "distributed.scheduler.http.routes": [],  # nothing is served
@@ -391,6 +389,7 @@ def _client(engine: Engine) -> Iterator[Any]:
     stack = ExitStack()
     try:
         stack.enter_context(dask.config.set(settings))
+        stack.enter_context(_workers_told())
         with _held_back():
             cluster = LocalCluster(
                 n_workers=0,
@@ -413,6 +412,22 @@ def _client(engine: Engine) -> Iterator[Any]:
     finally:
         with _held_back():  # the workers end in a moment; a second Ctrl-C would leave that half done
             stack.close()
+
+
+@contextmanager
+def _workers_told() -> Iterator[None]:
+    """Makes workers that start meanwhile tell as much as the process that leads them.
+
+    Not by Dask's settings for their environment: these stay in ours afterwards, and what is there comes first.
+    """
+    earlier = os.environ.pop(_DEBUG, None)
+    os.environ[_DEBUG] = "1" if logger.isEnabledFor(logging.DEBUG) else ""
+    try:
+        yield
+    finally:
+        del os.environ[_DEBUG]
+        if earlier is not None:
+            os.environ[_DEBUG] = earlier
 
 
 @contextmanager
