@@ -102,6 +102,25 @@ def test_what_the_package_does_not_know_is_refused(toy, monkeypatch):
     assert caught.value.code == "unknown-kind-of-model"
 
 
+@catches("models/files.py", "        interpolation(model.base)\n", "")
+@catches("models/envelope.py", "if not float(low) <= float(high):", "if False:")
+@pytest.mark.parametrize(
+    ("base", "factor", "said"),
+    [
+        ("cubics", [1.5, 8.0], "got interpolation 'cubics'"),
+        ("linear", "x", "not enough values"),
+        ("linear", ["a", "b"], "could not convert"),
+        ("linear", [8.0, 1.5], "factor is 8.0 to 1.5"),
+        ("linear", 4, "not iterable"),
+    ],
+)
+def test_a_card_with_anything_in_it_is_refused(toy, tmp_path, base, factor, said):
+    card = {"name": "toy", "base": base, "envelope": {"factor": factor}, "contract": files.CONTRACT}
+    with pytest.raises(ModelRefused, match=f"its card cannot be understood .*{said}") as caught:
+        find_model(save_network(tmp_path / "other.onnx", card, {"image"}))
+    assert caught.value.code == "foreign-card"
+
+
 class Asked(Interpolation):
     """An interpolation that is asked what it adds."""
 

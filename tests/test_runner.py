@@ -137,6 +137,17 @@ def test_names_of_recipes_need_no_torch():
     assert loaded == "False False"
 
 
+def test_a_recipe_that_would_leave_nothing_is_refused(run, data, tmp_path, monkeypatch):
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "in_vain.py").write_text(TOY_RECIPE.replace('model="mine",', ""))
+    monkeypatch.setattr(recipes, "__path__", [*recipes.__path__, str(tmp_path / "recipes")])
+    code, out, err = run("train", "in-vain", "--data", data, "-o", tmp_path / "out")
+    monkeypatch.delitem(sys.modules, "thinslice.training.recipes.in_vain")
+    assert (code, out) == (2, [])
+    assert "no stage of which ends with a model file; need one that does; next: " in err[0]
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_recipe_for_scans_is_not_run_on_a_folder_of_sources(data, tmp_path):
     for name, code in (("adapt", "recipe-learns-from-scans"), ("no-such", "unknown-recipe")):
         with pytest.raises(ModelRefused, match=r"got .*need .*next: ") as refusal:

@@ -389,7 +389,7 @@ def _client(engine: Engine) -> Iterator[Any]:
     stack = ExitStack()
     try:
         stack.enter_context(dask.config.set(settings))
-        stack.enter_context(_workers_told())
+        stack.enter_context(_debug_in_environment())
         with _held_back():
             cluster = LocalCluster(
                 n_workers=0,
@@ -415,7 +415,7 @@ def _client(engine: Engine) -> Iterator[Any]:
 
 
 @contextmanager
-def _workers_told() -> Iterator[None]:
+def _debug_in_environment() -> Iterator[None]:
     """Makes workers that start meanwhile tell as much as the process that leads them.
 
     Not by Dask's settings for their environment: these stay in ours afterwards, and what is there comes first.

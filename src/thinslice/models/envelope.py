@@ -20,6 +20,9 @@ class Envelope:
         in_plane: the factors by which it can enlarge the slices themselves.
         grids: where the thin slices may lie.
         hounsfield: it needs computed tomography, see `thinslice.models.hounsfield`.
+
+    Raises:
+        TypeError, ValueError: a range is not that of two numbers, or a profile or grid has another name than ours.
     """
 
     factor: tuple[float, float] = (1.0, float("inf"))
@@ -29,3 +32,13 @@ class Envelope:
     in_plane: tuple[int, ...] = (1,)
     grids: tuple[str, ...] = GRIDS
     hounsfield: bool = False
+
+    def __post_init__(self) -> None:
+        # What a model's file says of itself comes in here, and such a file may hold anything.
+        for name in ("factor", "thickness_over_spacing"):
+            low, high = getattr(self, name)
+            if not float(low) <= float(high):
+                raise ValueError(f"{name} is {low} to {high}")
+        for names, known in ((self.profiles, PROFILES), (self.grids, GRIDS)):
+            if foreign := set(names) - set(known):
+                raise ValueError(f"{', '.join(map(str, foreign))} is none of {', '.join(known)}")

@@ -13,6 +13,7 @@ import numpy as np
 from thinslice.errors import ModelRefused, ThinsliceError
 from thinslice.models import plane_networks, slab_network
 from thinslice.models.engine import EngineSettings, Session, make_engine
+from thinslice.models.interpolations import interpolation
 from thinslice.models.plane_networks import PlanesModel
 from thinslice.models.protocol import Model
 from thinslice.models.slab_network import SlabModel
@@ -128,7 +129,8 @@ def _to_model(content: bytes, path: Path, name: str | None, settings: EngineSett
     try:
         name = name or str(session.card["name"])
         model = KINDS[session.inputs](session, name, hashlib.sha256(content).hexdigest())
-    except (KeyError, TypeError, ValueError) as error:  # a foreign card may hold anything
+        interpolation(model.base)
+    except (KeyError, TypeError, ValueError, ModelRefused) as error:  # a foreign card may hold anything
         raise _foreign(path, f"its card cannot be understood ({error})", "foreign-card") from error
     logger.debug("%s is %s, a %s", path, name, type(model).__name__)
     return model if settings.threads is None else model.with_threads(settings.threads)

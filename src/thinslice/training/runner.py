@@ -56,7 +56,7 @@ def train(recipe: str, data: Path, out: Path, **options: Any) -> list[Path]:
     """Runs a recipe by its name; arguments and errors are those of `train_on_data`.
 
     Raises:
-        ModelRefused: there is no such recipe, or it learns from scans.
+        ModelRefused: there is no such recipe, or it learns from scans, or ends without a model.
     """
     found = load_recipe(recipe)
     if found.train_on_scans is not None:
@@ -66,7 +66,16 @@ def train(recipe: str, data: Path, out: Path, **options: Any) -> list[Path]:
             next="choose another recipe",
             code="recipe-learns-from-scans",
         )
-    return train_on_data(found.stages(), data, out, recipe=recipe, **options)
+    stages = found.stages()
+    # Hours would be spent on it, with nothing to show for them.
+    if not any(stage.model for stage in stages):
+        raise ModelRefused(
+            got=f"recipe {recipe}, no stage of which ends with a model file",
+            need="one that does",
+            next="say the name of the file as `model` of its last stage",
+            code="recipe-without-model",
+        )
+    return train_on_data(stages, data, out, recipe=recipe, **options)
 
 
 def train_on_data(
