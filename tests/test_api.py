@@ -255,6 +255,16 @@ def test_the_options_reach_the_plan(scan, tmp_path):
     )
 
 
+@catches("api.py", "        if not os.fspath(image):", "        if False:")
+@pytest.mark.parametrize("words", [{"image": ""}, {"image": np.zeros(SHAPE), "affine": AFFINE, "labels": ""}])
+def test_an_empty_name_is_not_the_scan_in_the_current_folder(tmp_path, monkeypatch, words):
+    stack(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputRefused, match="got an empty name for") as caught:
+        thinslice.enhance(**words, model="linear")
+    assert caught.value.code == "input-empty-name"
+
+
 # ---- DICOM
 
 

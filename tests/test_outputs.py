@@ -14,7 +14,7 @@ import pytest
 import thinslice
 from faults import catches
 from test_atomic import without_rights
-from test_cli import make_scan, raising
+from test_cli import make_labels, make_scan, raising
 from thinslice import cli, pipeline
 from thinslice.compute.consistency import read_plan_beside
 from thinslice.errors import InputRefused, OutputRefused, ThinsliceError
@@ -149,6 +149,18 @@ def test_the_json_of_an_answer_is_not_given_to_another(scans, tmp_path):
     assert find_scan_outputs(scans / "a.nii", tmp_path / "thin.nii.gz", True)
     (tmp_path / "thin.json").write_text('{"SliceThickness": 5}')
     assert find_scan_outputs(scans / "a.nii", tmp_path / "thin.nrrd", True)
+
+
+@catches("cli/scans.py", "read_plan_beside(arguments.input, thin)", "read_plan_beside(arguments.input)")
+def test_labels_of_an_answer_that_was_replaced_are_not_resliced_by_the_plan_of_the_new_one(run, tmp_path):
+    """They stay where they are, as somebody may have drawn them; but the report beside is about another grid."""
+    scan, drawn = make_scan(tmp_path / "scan.nii.gz"), make_labels(tmp_path / "drawn.nii.gz")
+    words = ["-i", scan, "-o", tmp_path / "thin.nii.gz", "--model", "cubic", "--profile", "gaussian", "--thickness", 3]
+    back = ["-i", tmp_path / "thin_labels.nii.gz", "--like", scan, "-o", tmp_path / "back.nii.gz", "--overwrite"]
+    assert run("enhance", *words, "--labels", drawn)[0] == 0
+    assert "under a gaussian profile of 3 mm" in run("reslice", *back)[1][0]
+    assert run("enhance", *words, "--factor", 2, "--overwrite")[0] == 0
+    assert "under a box profile of 4 mm" in run("reslice", *back)[1][0]
 
 
 @catches("io/outputs.py", 'if "plan" in read_object(found.sidecar):', "if False:")

@@ -174,6 +174,14 @@ def to_volume(image: Image, affine: ArrayLike | None = None, labels: bool = Fals
             code="two-affines",
         )
     if isinstance(image, str | os.PathLike):
+        # As a `Path` it would be the current folder, and the scan in there would be taken.
+        if not os.fspath(image):
+            raise InputRefused(
+                got=f"an empty name for {'`labels`' if labels else 'the scan'}",
+                need="the name of a file or folder",
+                next="name it; a variable may be empty",
+                code="input-empty-name",
+            )
         return read_scan(Path(image))
     if isinstance(image, Volume):
         return _checked(image)
