@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 
 from thinslice.errors import PlanRefused
 
-Profile = Literal["gaussian", "box"]
+Profile = Literal["gaussian", "box", "trapezoid", "triangle", "spin-echo"]
 """Shapes of the slice profile, see `thinslice.physics.profile.slice_profile`."""
 
 PROFILES: tuple[str, ...] = get_args(Profile)

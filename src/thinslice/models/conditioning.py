@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from thinslice.physics.profile import sd_over_fwhm
 from thinslice.settings import Profile
 
 
@@ -11,16 +12,16 @@ def geometry_of(factor: float, thickness_over_spacing: float, profile: Profile) 
     Args:
         factor: slice spacing over thin spacing; 4 gives 0.
         thickness_over_spacing: 1 for touching slices gives 0.
-        profile: 1 for a box, 0 for a Gaussian.
+        profile: 0 for a Gaussian, 1 for a box, and in between for what is in between by its standard deviation.
 
     Example:
         >>> geometry_of(4.0, 1.0, "box")
         array([0., 0., 1.], dtype=float32)
     """
-    # By ratio, and the thickness stretched by four: both numbers then vary about equally much.
-    return np.array(
-        [np.log2(factor) - 2.0, 4.0 * (thickness_over_spacing - 1.0), float(profile == "box")], dtype=np.float32
-    )
+    bell, box = sd_over_fwhm("gaussian"), sd_over_fwhm("box")
+    shape = (bell - sd_over_fwhm(profile)) / (bell - box)
+    # By ratio, and the thickness stretched by four: the numbers then vary about equally much.
+    return np.array([np.log2(factor) - 2.0, 4.0 * (thickness_over_spacing - 1.0), shape], dtype=np.float32)
 
 
 def position_code(offset: np.ndarray) -> np.ndarray:

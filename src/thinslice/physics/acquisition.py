@@ -16,7 +16,7 @@ from functools import cached_property, reduce
 import numpy as np
 
 from thinslice.errors import PlanRefused
-from thinslice.physics.profile import GAUSSIAN_REACH_FWHM, slice_profile
+from thinslice.physics.profile import reach_vox, slice_profile
 from thinslice.settings import Profile
 
 
@@ -89,8 +89,7 @@ class Acquisition:
 
     def seen_by(self, start: int, stop: int) -> slice:
         """Returns the thin slices that thick slices start .. stop - 1 see."""
-        # The Gaussian is taken at voxel centres; the box has a share in voxels whose centres lie outside it.
-        reach = GAUSSIAN_REACH_FWHM * self.fwhm_vox if self.profile == "gaussian" else (self.fwhm_vox + 1) / 2
+        reach = reach_vox(self.fwhm_vox, self.profile)
         # Smallest and largest, not first and last: stacks run in either direction, and need not be even.
         centres_vox = self.centres_vox[start:stop]
         first = int(np.floor(centres_vox.min() - reach))
