@@ -25,6 +25,24 @@ BAND = 16
 """Lines of a slice that are computed together: what then is in use fits into a processor's cache."""
 
 
+ANSWER_ERROR = 0.02
+"""How far a good answer, made thick again, is from slices without noise, in intensity ranges: 99 % of the cells of good
+answers are nearer (`thinslice.compute.guard.DISAGREEMENT`, LOG.md)."""
+
+
+def noise_to_signal(noise: float) -> float:
+    """Returns the regularisation of the projection for noisy slices: the more noise, the less they are followed.
+
+    Args:
+        noise: standard deviation of the noise of the slices, in intensity ranges.
+
+    Example:
+        >>> noise_to_signal(0.0) == NOISE_LEVEL, round(noise_to_signal(0.02), 3)
+        (True, 1.003)
+    """
+    return NOISE_LEVEL + (noise / ANSWER_ERROR) ** 2
+
+
 def smooth_adjoint_matrix(matrix: np.ndarray, factor: float) -> np.ndarray:
     """Returns W At, the adjoint smoothed along the slice axis, so that a correction shows no slice edges.
 

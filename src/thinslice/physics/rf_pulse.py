@@ -1,4 +1,4 @@
-"""The slice profile of a spin echo, simulated: what its two selective pulses make of spins beside the slice's middle."""
+"""The slice profile of a spin echo, simulated: what its two selective pulses make of spins beside the middle."""
 
 import numpy as np
 
