@@ -223,7 +223,11 @@ def upper_bound(start: str, thick: dict[str, Path], arguments: argparse.Namespac
     _one_thread_each(arguments)
     objective = SlabObjective(  # an acquisition near that of the scans, as an adaptation has it
         ranges=AcquisitionRanges(
-            factor=(3.6, 4.4), thickness_over_spacing=(0.95, 1.05), typical=0.0, box=0.0, noisy=0.1
+            factor=(3.6, 4.4),
+            thickness_over_spacing=(0.95, 1.05),
+            typical=0.0,
+            profiles=(("gaussian", 1.0),),
+            noisy=0.1,
         )
     )
     truths = [normalise(truth.voxels) for truth, *_ in _scored(arguments)]

@@ -356,8 +356,12 @@ def _plan(
     return plan
 
 
-def check_truth(volume: Volume) -> None:
+def check_truth(volume: Volume, anisotropy: float = MAX_ANISOTROPY) -> None:
     """Refuses what is no truth: it must be acquired, 3-D, near-isotropic, not tiny and not flat.
+
+    Args:
+        volume: the truth.
+        anisotropy: largest spacing over the smallest.
 
     Raises:
         InputRefused: it is not.
@@ -377,10 +381,10 @@ def check_truth(volume: Volume) -> None:
             next="use a larger scan",
             code="truth-too-small",
         )
-    if max(volume.spacing_mm) > MAX_ANISOTROPY * min(volume.spacing_mm):
+    if max(volume.spacing_mm) > anisotropy * min(volume.spacing_mm):
         raise InputRefused(
             got=f"spacings of {' x '.join(f'{mm:.3g}' for mm in volume.spacing_mm)} mm",
-            need=f"a near-isotropic truth (at most {MAX_ANISOTROPY:g} to 1)",
+            need=f"a near-isotropic truth (at most {anisotropy:g} to 1)",
             next="use a 3-D acquisition",
             code="truth-not-isotropic",
         )

@@ -11,8 +11,10 @@ import numpy as np
 
 from thinslice.physics.acquisition import Acquisition, apply_along_first_axis
 from thinslice.physics.interpolation import cubic_matrix
-from thinslice.physics.projection import correction_matrix, scale_damping
+from thinslice.physics.profile import sd_over_fwhm
+from thinslice.physics.projection import correction_matrix, noise_to_signal, scale_damping
 from thinslice.settings import Profile
+from thinslice.training.faults import NO_FAULTS, FaultRanges, Faults, add_noise, alter_slices, bias_field, draw_faults
 from thinslice.training.volumes import TrainingVolume
 
 BLANK = 0.08
@@ -30,6 +32,16 @@ class Geometry:
     """One acquisition, shared by all patches of a batch.
 
     Positions are in thin voxels from the middle of the block; ``thick`` runs over ``slabs + 2 * context`` slices.
+
+    Attributes:
+        factor: slice spacing, in thin voxels.
+        thickness_over_spacing, profile: by which the slices are made.
+        thick_centres, thin_positions: where slices lie.
+        ends: see `Ends`.
+        told: thickness over spacing and profile that are said instead, where an estimate would have been wrong.
+        noise: standard deviation of the noise of the slices, in intensity ranges of the scan.
+        told_noise: what an estimate would have said of it.
+        faulty: whether patches may have the faults of `AcquisitionRanges.faults`.
     """
 
     factor: float
@@ -38,6 +50,15 @@ class Geometry:
     thick_centres: np.ndarray
     thin_positions: tuple[np.ndarray, ...]
     ends: Ends = "voxels"
+    told: tuple[float, Profile] | None = None
+    noise: float = 0.0
+    told_noise: float = 0.0
+    faulty: bool = False
+
+    @property
+    def assumed(self) -> tuple[float, Profile]:
+        """Returns the thickness over the spacing, and the profile, that the network and the projection go by."""
+        return self.told or (self.thickness_over_spacing, self.profile)
 
 
 @dataclass(frozen=True)
@@ -53,6 +74,7 @@ class Draw:
     offset: float
     noise: float = 0.0
     seed: int = 0
+    faults: Faults = NO_FAULTS
 
 
 @dataclass(frozen=True)
@@ -61,7 +83,7 @@ class AcquisitionRanges:
 
     Attributes:
         factor, thickness_over_spacing: lowest and highest of acquisitions that are not typical.
-        box: share of box profiles among them.
+        profiles: their profiles, each with its share.
         typical: share of typical acquisitions, see `draw_geometry`.
         whole: factors of the typical ones, and of those that keep every n-th thin slice.
         noise, noisy: lowest and highest standard deviation, of the intensity range, and the share of patches with it.
@@ -69,11 +91,12 @@ class AcquisitionRanges:
         fractional: False for whole factors everywhere.
         ends: a volume as short as a clip needs "slices": the frame at its end, which may have to be predicted, would
             otherwise be shown beside it.
+        faults: what else a scanner does to slices; None: nothing. Typical acquisitions stay without.
     """
 
     factor: tuple[float, float] = (1.4, 10.5)
     thickness_over_spacing: tuple[float, float] = (0.55, 1.35)
-    box: float = 0.25
+    profiles: tuple[tuple[Profile, float], ...] = (("box", 0.25), ("gaussian", 0.75))
     typical: float = 0.5
     noise: tuple[float, float] = (0.0, 0.02)
     noisy: float = 0.3
@@ -81,6 +104,7 @@ class AcquisitionRanges:
     kept: float = 0.0
     fractional: bool = True
     ends: Ends = "voxels"
+    faults: FaultRanges | None = None
 
 
 THICK_SCAN_RANGES = AcquisitionRanges(noisy=0.1)
@@ -98,7 +122,9 @@ class Batch:
     """Arrays for one step: B patches, S slabs, P thin slices in all.
 
     thick [B, S + 2 context, h, w], cubic [B, P, h, w], truth [B, P, h, w], matrix A [S, P] of the block and the matrix
-    [P, S] that projects onto its slices (`thinslice.physics.projection.correction_matrix`).
+    [P, S] that projects onto its slices (`thinslice.physics.projection.correction_matrix`), both of the acquisition
+    that is told, and what it does not explain of the slices [B, S, h, w]: how they differ from the truth made thick by
+    it. None for nothing.
     """
 
     geometry: Geometry
@@ -107,6 +133,7 @@ class Batch:
     truth: np.ndarray
     matrix: np.ndarray
     correction: np.ndarray
+    unexplained: np.ndarray | None = None
 
 
 def draw_geometry(rng: np.random.Generator, ranges: AcquisitionRanges, slabs: int, context: int) -> Geometry:
@@ -125,14 +152,52 @@ def draw_geometry(rng: np.random.Generator, ranges: AcquisitionRanges, slabs: in
     elif rng.random() < ranges.typical:
         factor = float(rng.choice(ranges.whole))
         thickness, phase = 1.0, (factor - 1) / 2
+    elif ranges.faults is not None:
+        return _draw_faulty(rng, ranges, ranges.faults, slabs, context)
     else:
         any_factor = ranges.fractional
         # Even in the logarithm: evenly drawn, most factors would be large ones.
         factor = float(np.exp(rng.uniform(np.log(low), np.log(high))) if any_factor else rng.choice(ranges.whole))
         thickness = float(rng.uniform(*ranges.thickness_over_spacing))
-        profile = "box" if rng.random() < ranges.box else "gaussian"
+        profile = _draw_profile(rng, ranges)
         phase = float(rng.uniform(0, factor))
     return geometry_of_block(factor, thickness, profile, phase, slabs, context, ranges.ends)
+
+
+def _draw_profile(rng: np.random.Generator, ranges: AcquisitionRanges) -> Profile:
+    """Returns a profile by the shares."""
+    drawn, (*others, last) = rng.random(), ranges.profiles
+    for profile, share in others:
+        if drawn < share:
+            return profile
+        drawn -= share
+    return last[0]
+
+
+def _draw_faulty(
+    rng: np.random.Generator, ranges: AcquisitionRanges, faults: FaultRanges, slabs: int, context: int
+) -> Geometry:
+    """Draws an acquisition with noise, of which something else may be told than what is true."""
+    low, high = np.log(ranges.factor)
+    thin, thick = ranges.thickness_over_spacing
+    factor = float(rng.choice(ranges.whole))
+    profile: Profile = "gaussian"
+    thickness, phase = 1.0, (factor - 1) / 2
+    if rng.random() > faults.usual:
+        factor = float(np.exp(rng.uniform(low, high)))
+        phase = float(rng.uniform(0, factor))
+        # By ratio, and those near the spacing most often: gaps and overlaps are the rarer the larger they are.
+        thickness = float(np.exp(rng.triangular(np.log(thin), 0.0, np.log(thick))))
+        profile = _draw_profile(rng, ranges)
+    told: tuple[float, Profile] | None = None
+    if rng.random() < faults.mistold:
+        bell = sd_over_fwhm("gaussian")
+        width = (sd_over_fwhm(profile) * thickness + faults.told_error * rng.standard_normal()) / bell
+        told = (float(np.clip(width, thin, thick)), "gaussian")
+    noise = float(rng.uniform(*faults.noise)) if rng.random() < faults.noisy else 0.0
+    told_noise = noise * float(np.exp(faults.noise_error * rng.standard_normal()))
+    geometry = geometry_of_block(factor, thickness, profile, phase, slabs, context, ranges.ends)
+    return replace(geometry, told=told, noise=noise, told_noise=told_noise, faulty=True)
 
 
 def geometry_of_block(
@@ -176,7 +241,8 @@ def draw_patch(
     noise = float(rng.uniform(*ranges.noise)) if rng.random() < ranges.noisy else 0.0
     # Positions of a geometry are relative to its block, which need not begin at 0.
     corner = (draw.corner[0] - int(geometry.thin_positions[0][0]), *draw.corner[1:])
-    return replace(draw, corner=corner, noise=noise, seed=int(rng.integers(2**31)))
+    draw = replace(draw, corner=corner, noise=noise, seed=int(rng.integers(2**31)))
+    return replace(draw, faults=draw_faults(rng, ranges.faults)) if ranges.faults and geometry.faulty else draw
 
 
 def draw_block(
@@ -258,8 +324,13 @@ def render(
     acquisition = Acquisition(geometry.thick_centres - low, len(wide), fwhm, geometry.profile)
     side = np.arange(size)
     thin = np.stack([cut(corpus, draw, wide, side, side) for draw in draws], axis=1)
-    thick = acquisition.forward(thin)
+    unexplained = None
+    if geometry.faulty:
+        thick, unexplained = _acquire_with_faults(thin, acquisition, geometry, draws, context)
+    else:
+        thick = acquisition.forward(thin)
     # Noise is the scanner's, so it is added to the thick slices; in the thin ones thickening would average it away.
+    # This one nobody knows of: the loss goes on as if there were none.
     for column, draw in enumerate(draws):
         if draw.noise:
             shape = thick[:, column].shape
@@ -273,8 +344,9 @@ def render(
     cubic = apply_along_first_axis(cubic_matrix(position, len(thick)), thick)
     # Only onto the slabs in the middle: the thin slices of the context are not predicted.
     own = geometry.thick_centres[context : len(thick) - context]
-    matrix = Acquisition(own - inner[0], len(inner), fwhm, geometry.profile).matrix()
-    damping = scale_damping(matrix, geometry.factor)
+    thickness, profile = geometry.assumed
+    matrix = Acquisition(own - inner[0], len(inner), thickness * geometry.factor, profile).matrix()
+    damping = scale_damping(matrix, geometry.factor, noise_to_signal(geometry.told_noise))
     correction = correction_matrix(matrix, geometry.factor, damping)
     swap = (1, 0, 2, 3)
     return Batch(
@@ -284,7 +356,38 @@ def render(
         np.ascontiguousarray(thin[inner - low].transpose(swap)),
         matrix.astype(np.float32),
         correction.astype(np.float32),
+        None if unexplained is None else np.ascontiguousarray(unexplained.transpose(swap)),
     )
+
+
+def _acquire_with_faults(
+    thin: np.ndarray, acquisition: Acquisition, geometry: Geometry, draws: Sequence[Draw], context: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns slices as a scanner gives them, and how those of the block differ from what is told of them.
+
+    Args:
+        thin: the truth [wide, patch, h, w]; multiplied in place by the bias of its coil, which the answer keeps.
+        acquisition: the true one.
+        geometry: of the batch.
+        draws: of its patches.
+        context: slices around the block.
+    """
+    for column, draw in enumerate(draws):
+        field = bias_field(draw.faults, *thin.shape[2:])
+        # Of what the scanner sees, whose dark is 0: a patch was recoloured since.
+        thin[:, column] = (thin[:, column] - draw.offset) * field + draw.offset
+    thick = acquisition.forward(thin)
+    for column, draw in enumerate(draws):
+        rng = np.random.default_rng([draw.seed, 1])
+        signal = alter_slices((thick[:, column] - draw.offset) / draw.gain, draw.faults, rng)
+        signal = add_noise(signal, geometry.noise, draw.faults.rician, rng)
+        thick[:, column] = signal * draw.gain + draw.offset
+    width, profile = geometry.assumed
+    own = slice(context, len(thick) - context)
+    told = replace(
+        acquisition, centres_vox=acquisition.centres_vox[own], fwhm_vox=width * geometry.factor, profile=profile
+    )
+    return thick, thick[own] - told.forward(thin)
 
 
 def _acquired(corpus: Sequence[TrainingVolume], draw: Draw, thick_centres: np.ndarray) -> np.ndarray:

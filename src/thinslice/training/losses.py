@@ -35,8 +35,11 @@ def projected_loss(
     arrays = (batch.thick, batch.cubic, batch.truth, batch.matrix, batch.correction)
     thick, cubic, truth, matrix, correction = (torch.as_tensor(a).to(device, non_blocking=True) for a in arrays)
     error = cubic + residual_of(network, batch.geometry, thick) - truth
-    # The projection is linear and leaves the truth where it is, but for noise: so the error can be projected itself.
+    # The projection is linear, and leaves the truth where it is but for what the slices have that is not explained by
+    # it: so the error can be projected itself.
     seen = torch.einsum("sp,bphw->bshw", matrix, error)
+    if batch.unexplained is not None:
+        seen = seen - torch.as_tensor(batch.unexplained).to(device, non_blocking=True)
     projected = error - torch.einsum("ps,bshw->bphw", correction, seen)
     return _patch_rms(projected) + unprojected * _patch_rms(error)
 
@@ -103,7 +106,7 @@ def residual_of(network: SlabNetwork, geometry: Geometry, thick: Tensor) -> Tens
     slabs = thick.shape[1] - 2 * context
     around = thick.unfold(1, 2 * context + 1, 1).permute(0, 1, 4, 2, 3)
     stack = around.reshape(-1, *around.shape[2:]).contiguous(memory_format=torch.channels_last)
-    about = torch.from_numpy(geometry_of(geometry.factor, geometry.thickness_over_spacing, geometry.profile))
+    about = torch.from_numpy(geometry_of(geometry.factor, *geometry.assumed))
     about = about.to(thick.device)
     positions = np.concatenate(geometry.thin_positions)
     answer = thick.new_zeros(thick.shape[0], len(positions), *thick.shape[2:])

@@ -14,6 +14,7 @@ from thinslice.models.plane_networks import Part
 from thinslice.networks.contract import SlabNetwork
 from thinslice.networks.planes import PlaneNet
 from thinslice.networks.vae import SliceVae
+from thinslice.settings import PROFILES
 from thinslice.training.batches import NEAR_FACTOR, NEAR_THICKNESS, AcquisitionRanges, Batch, batch_at
 from thinslice.training.losses import intermediate_loss, projected_loss, vae_loss
 from thinslice.training.plane_batches import PlaneBatch, Shrinking, plane_batch_at
@@ -25,7 +26,7 @@ from thinslice.training.volumes import TrainingVolume
 VALID_FACTOR = (1.5, 10.0)
 """Factors that a model of `SlabObjective` is valid for: a little inside those that it learns from, where it is sure."""
 
-VALID_THICKNESS = (0.6, 1.3)
+VALID_THICKNESS = (0.4, 2.2)
 """Slice thickness, relative to the slice spacing, that it is valid for; likewise."""
 
 Envelope = dict[str, Any]
@@ -87,7 +88,10 @@ class SlabObjective:
 
     def envelope(self, volumes: Sequence[TrainingVolume], start: Envelope | None) -> Envelope:
         """Returns what the ranges cover."""
-        return {"factor": VALID_FACTOR, "thickness_over_spacing": VALID_THICKNESS, "profiles": ["gaussian", "box"]}
+        low, high = self.ranges.thickness_over_spacing
+        thickness = (max(low, VALID_THICKNESS[0]), min(high, VALID_THICKNESS[1]))
+        profiles = [name for name in PROFILES if name in {"gaussian", *(name for name, _ in self.ranges.profiles)}]
+        return {"factor": VALID_FACTOR, "thickness_over_spacing": thickness, "profiles": profiles}
 
 
 @dataclass(frozen=True)

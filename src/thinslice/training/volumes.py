@@ -16,6 +16,10 @@ from thinslice.plan import make_plan
 from thinslice.settings import Settings
 from thinslice.volume import Volume, through_plane_axis
 
+MAX_ANISOTROPY = 1.4
+"""Largest spacing over the smallest of a volume that is learnt from: more than a truth that is scored may have, as it is
+seen along every axis, and the shapes of heads differ by as much. Sagittal MPRAGE is often 1 x 1.33 x 1.33 mm."""
+
 
 @dataclass(frozen=True)
 class TrainingVolume:
@@ -45,7 +49,7 @@ def load_isotropic(folder: Path) -> list[TrainingVolume]:
     for path in _find_scans(folder, "near-isotropic volumes there (.nii, .nii.gz)", "a NIfTI file"):
         volume = read(path)
         try:
-            check_truth(volume)
+            check_truth(volume, MAX_ANISOTROPY)
         except InputRefused as refusal:
             raise refusal.at(path) from refusal
         voxels = normalise(volume.voxels)

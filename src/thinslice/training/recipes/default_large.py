@@ -12,7 +12,8 @@ def stages() -> list[Stage]:
     """Returns the stage of `default` with more of everything."""
     schedule = Schedule(steps=10_000, batches=4, save_every=500)
     return [
-        replace(stage, objective=SlabObjective(patches=12, size=96), schedule=schedule) for stage in default.stages()
+        replace(stage, objective=SlabObjective(default.SCANNERS, patches=12, size=96), schedule=schedule)
+        for stage in default.stages()
     ]
 
 
