@@ -38,9 +38,9 @@ class Geometry:
         thickness_over_spacing, profile: by which the slices are made.
         thick_centres, thin_positions: where slices lie.
         ends: see `Ends`.
-        told: thickness over spacing and profile that are said instead, where an estimate would have been wrong.
+        stated: thickness over spacing and profile that are stated instead, where an estimate would have been wrong.
         noise: standard deviation of the noise of the slices, in intensity ranges of the scan.
-        told_noise: what an estimate would have said of it.
+        stated_noise: what an estimate would have said of it.
         faulty: whether patches may have the faults of `AcquisitionRanges.faults`.
     """
 
@@ -50,15 +50,15 @@ class Geometry:
     thick_centres: np.ndarray
     thin_positions: tuple[np.ndarray, ...]
     ends: Ends = "voxels"
-    told: tuple[float, Profile] | None = None
+    stated: tuple[float, Profile] | None = None
     noise: float = 0.0
-    told_noise: float = 0.0
+    stated_noise: float = 0.0
     faulty: bool = False
 
     @property
     def assumed(self) -> tuple[float, Profile]:
         """Returns the thickness over the spacing, and the profile, that the network and the projection go by."""
-        return self.told or (self.thickness_over_spacing, self.profile)
+        return self.stated or (self.thickness_over_spacing, self.profile)
 
 
 @dataclass(frozen=True)
@@ -123,8 +123,8 @@ class Batch:
 
     thick [B, S + 2 context, h, w], cubic [B, P, h, w], truth [B, P, h, w], matrix A [S, P] of the block and the matrix
     [P, S] that projects onto its slices (`thinslice.physics.projection.correction_matrix`), both of the acquisition
-    that is told, and what it does not explain of the slices [B, S, h, w]: how they differ from the truth made thick by
-    it. None for nothing.
+    that is stated, and what it does not explain of the slices [B, S, h, w]: how they differ from the truth made thick
+    by it. None for nothing.
     """
 
     geometry: Geometry
@@ -177,7 +177,7 @@ def _draw_profile(rng: np.random.Generator, ranges: AcquisitionRanges) -> Profil
 def _draw_faulty(
     rng: np.random.Generator, ranges: AcquisitionRanges, faults: FaultRanges, slabs: int, context: int
 ) -> Geometry:
-    """Draws an acquisition with noise, of which something else may be told than what is true."""
+    """Draws an acquisition with noise, of which something else may be stated than what is true."""
     low, high = np.log(ranges.factor)
     thin, thick = ranges.thickness_over_spacing
     factor = float(rng.choice(ranges.whole))
@@ -189,15 +189,15 @@ def _draw_faulty(
         # By ratio, and those near the spacing most often: gaps and overlaps are the rarer the larger they are.
         thickness = float(np.exp(rng.triangular(np.log(thin), 0.0, np.log(thick))))
         profile = _draw_profile(rng, ranges)
-    told: tuple[float, Profile] | None = None
-    if rng.random() < faults.mistold:
+    stated: tuple[float, Profile] | None = None
+    if rng.random() < faults.misstated:
         bell = sd_over_fwhm("gaussian")
-        width = (sd_over_fwhm(profile) * thickness + faults.told_error * rng.standard_normal()) / bell
-        told = (float(np.clip(width, thin, thick)), "gaussian")
+        width = (sd_over_fwhm(profile) * thickness + faults.width_error * rng.standard_normal()) / bell
+        stated = (float(np.clip(width, thin, thick)), "gaussian")
     noise = float(rng.uniform(*faults.noise)) if rng.random() < faults.noisy else 0.0
-    told_noise = noise * float(np.exp(faults.noise_error * rng.standard_normal()))
+    stated_noise = noise * float(np.exp(faults.noise_error * rng.standard_normal()))
     geometry = geometry_of_block(factor, thickness, profile, phase, slabs, context, ranges.ends)
-    return replace(geometry, told=told, noise=noise, told_noise=told_noise, faulty=True)
+    return replace(geometry, stated=stated, noise=noise, stated_noise=stated_noise, faulty=True)
 
 
 def geometry_of_block(
@@ -346,7 +346,7 @@ def render(
     own = geometry.thick_centres[context : len(thick) - context]
     thickness, profile = geometry.assumed
     matrix = Acquisition(own - inner[0], len(inner), thickness * geometry.factor, profile).matrix()
-    damping = scale_damping(matrix, geometry.factor, noise_to_signal(geometry.told_noise))
+    damping = scale_damping(matrix, geometry.factor, noise_to_signal(geometry.stated_noise))
     correction = correction_matrix(matrix, geometry.factor, damping)
     swap = (1, 0, 2, 3)
     return Batch(
@@ -363,7 +363,7 @@ def render(
 def _acquire_with_faults(
     thin: np.ndarray, acquisition: Acquisition, geometry: Geometry, draws: Sequence[Draw], context: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns slices as a scanner gives them, and how those of the block differ from what is told of them.
+    """Returns slices as a scanner gives them, and how those of the block differ from the truth in the stated one.
 
     Args:
         thin: the truth [wide, patch, h, w]; multiplied in place by the bias of its coil, which the answer keeps.
@@ -384,10 +384,10 @@ def _acquire_with_faults(
         thick[:, column] = signal * draw.gain + draw.offset
     width, profile = geometry.assumed
     own = slice(context, len(thick) - context)
-    told = replace(
+    stated = replace(
         acquisition, centres_vox=acquisition.centres_vox[own], fwhm_vox=width * geometry.factor, profile=profile
     )
-    return thick, thick[own] - told.forward(thin)
+    return thick, thick[own] - stated.forward(thin)
 
 
 def _acquired(corpus: Sequence[TrainingVolume], draw: Draw, thick_centres: np.ndarray) -> np.ndarray:

@@ -51,18 +51,18 @@ class FaultRanges:
 
     Attributes:
         usual: share of acquisitions with faults that are typical but for these.
-        mistold: share of them of which a Gaussian is told whose standard deviation is the true profile's with an error.
-        told_error: standard deviation of that error, in slice spacings: what a blind estimate is off by.
+        misstated: share of them of which a Gaussian is stated, of the true standard deviation with an error.
+        width_error: standard deviation of that error, in slice spacings: what a blind estimate is off by.
         noise, noisy: lowest and highest standard deviation, in intensity ranges, and the share of batches with it.
-        noise_error: standard deviation of the logarithm of what is told of the noise over what it is.
+        noise_error: standard deviation of the logarithm of what is stated of the noise over what it is.
         rician: share of patches whose noise is that of a magnitude image.
         alternating, random, bias, shift: the largest of each, see `Faults`.
         share: share of patches that have each of these four.
     """
 
     usual: float = 0.35
-    mistold: float = 0.65
-    told_error: float = 0.03
+    misstated: float = 0.65
+    width_error: float = 0.03
     noise: tuple[float, float] = (0.005, 0.06)
     noisy: float = 0.65
     noise_error: float = 0.2

@@ -17,8 +17,8 @@ from thinslice.settings import Settings
 from thinslice.volume import Volume, through_plane_axis
 
 MAX_ANISOTROPY = 1.4
-"""Largest spacing over the smallest of a volume that is learnt from: more than a truth that is scored may have, as it is
-seen along every axis, and the shapes of heads differ by as much. Sagittal MPRAGE is often 1 x 1.33 x 1.33 mm."""
+"""Largest spacing over the smallest of a volume that is learnt from: more than a truth that is scored may have, as
+sagittal MPRAGE is often 1 x 1.33 x 1.33 mm, and heads differ by as much in shape."""
 
 
 @dataclass(frozen=True)
