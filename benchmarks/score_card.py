@@ -17,12 +17,19 @@ def main() -> int:
     scores = defaultdict(dict)
     for line in results.read_text().splitlines():
         record = json.loads(line)
-        if record["kind"] == "score" and record["projection"]:
+        if record["kind"] == "score" and record["projection"] and is_protocol(record["condition"]):
             condition = "x{factor:g} {profile}, thickness {thickness_over_spacing:g}".format(**record["condition"])
             scores[condition].setdefault(record["model"], {})[record["case"], record["axis"]] = record
     card["scores"] = {condition: summary(by_model, card["name"]) for condition, by_model in scores.items()}
     card_path.write_text(json.dumps(card, indent=2) + "\n")
     return 0
+
+
+def is_protocol(condition: dict) -> bool:
+    """Slices that nothing disturbs and of which the truth is stated; older files have no others."""
+    return condition.get("stated", "true") == "true" and not any(
+        condition.get(name) for name in ("noise_percent", "brightness_percent", "shift_px")
+    )
 
 
 def summary(by_model: dict, name: str) -> dict[str, float]:

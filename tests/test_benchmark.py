@@ -10,8 +10,9 @@ from planning import plan_for
 from thinslice.compute.upsample import upsample
 from thinslice.errors import InputRefused, ModelRefused, OutputRefused, PlanRefused
 from thinslice.evaluation import benchmark
-from thinslice.evaluation.benchmark import evaluate, make_conditions, simulate
-from thinslice.evaluation.results import Condition, Score, Skip, make_table, write_line
+from thinslice.evaluation.benchmark import evaluate, simulate, take_middle
+from thinslice.evaluation.conditions import Condition, make_conditions, make_mismatch_conditions
+from thinslice.evaluation.results import Score, Skip, make_mismatch_table, make_table, write_line
 from thinslice.models.envelope import Envelope
 from thinslice.models.interpolations import interpolation
 from thinslice.models.registry import identify
@@ -80,13 +81,6 @@ def test_the_truth_is_the_middle_of_the_scan_and_stays_in_place():
 def test_a_factor_that_leaves_too_few_slices_or_none_to_compute_is_refused(factor):
     with pytest.raises(PlanRefused, match="next: ask for a factor"):
         simulate(thin_volume(), 2, factor)
-
-
-def test_conditions_are_every_combination():
-    made = make_conditions((2, 4), (1.0, 0.75), ("gaussian", "box"))
-    assert len(set(made)) == 8
-    assert made[0] == Condition(2, 1.0, "gaussian")
-    assert [str(c) for c in made[1:4]] == ["x4 gaussian, touching", "x2 gaussian, gap 25 %", "x4 gaussian, gap 25 %"]
 
 
 def test_results_table_and_picture(scans, tmp_path):
@@ -199,7 +193,8 @@ def test_gain_is_over_cubic_with_projection_of_the_same_case_and_shows_the_small
         ]
     )
     row = next(line for line in table.splitlines() if "net" in line)
-    assert [cell.strip() for cell in row.split("|")][4:9] == ["2", "26.25", "0.8000", "+1.25 (-0.50)", "12.0 (5.0)"]
+    cells = ["2", "26.25", "0.8000", "+1.25 (-0.50)", "+13.00 (+13.00)", "12.0 (5.0)"]
+    assert [cell.strip() for cell in row.split("|")][4:10] == cells
 
 
 def test_the_table_names_every_skipped_case_once():
@@ -250,3 +245,129 @@ def test_networks_are_asked_in_several_orientations_where_that_is_wished(scans, 
         assert [line["fuse"] for line in lines(tmp_path / str(fuse))] == [score.fuse for score in evaluation.scores]
     one, two = (found[fuse].scores[0].psnr_db for fuse in (False, True))
     assert one != two
+
+
+# ---- what is stated of the slices, what disturbs them, what users measure
+
+
+@catches(
+    "evaluation/benchmark.py", "None if stated is None else stated[1] * thick.spacing_mm[axis]", "thick.thickness_mm"
+)
+def test_the_slices_are_the_same_whatever_is_stated_of_them(scans, tmp_path):
+    volume = scans["a.nii"] = thin_volume()
+    conditions = make_conditions(profiles=("box",), thickness_ratios=(0.75,), stated=("true", "none", "wrong"))
+    found = evaluate([tmp_path / "a.nii"], ["cubic"], conditions, tmp_path / "out")
+    _, thick = simulate(volume, 2, 4.0, 0.75, "box")
+    by_stated = {(s.condition.stated, s.projection): s for s in found.scores}
+    # What is not projected does not depend on the profile; what is, does.
+    plain = [by_stated[one, False].psnr_db for one in ("true", "none", "wrong")]
+    assert len(set(plain)) == 1
+    assert len({by_stated[one, True].psnr_db for one in ("true", "none", "wrong")}) == 3
+    assert by_stated["true", True].assumed == ("box", pytest.approx(0.75))
+    assert by_stated["wrong", True].assumed == ("gaussian", pytest.approx(1.0))
+    # As for a scan whose file is silent.
+    silent = plan_for(replace(thick, thickness_mm=None), factor=4.0, profile=None)
+    assert by_stated["none", True].assumed == (silent.profile, pytest.approx(silent.thickness_over_spacing))
+    assert [line["assumed"][0] for line in lines(tmp_path / "out")][:2] == ["box", "box"]
+
+
+def test_disturbed_slices_are_what_the_program_gets_and_the_truth_stays(scans, tmp_path):
+    scans["a.nii"] = thin_volume()
+    conditions = make_conditions(noise_percent=(0, 10), brightness_percent=(0, 20), shift_px=(0, 1))
+    found = evaluate([tmp_path / "a.nii"], ["cubic"], conditions, tmp_path / "out")
+    plain = {s.condition: s.psnr_db for s in found.scores if not s.projection}
+    assert len(set(plain.values())) == 8
+    assert all(plain[one] < plain[Condition()] for one in conditions[1:])
+    assert len({s.stripes_truth for s in found.scores}) == 1
+
+
+def test_rician_noise_below_zero_costs_that_condition_alone(scans, tmp_path):
+    volume = thin_volume()
+    scans["a.nii"] = replace(volume, voxels=volume.voxels - 1000)
+    conditions = make_conditions(noise_percent=(0, 3), noise_kind="rician")
+    found = evaluate([tmp_path / "a.nii"], ["cubic"], conditions, tmp_path / "out")
+    assert [skip.condition.noise_percent for skip in found.skips] == [3]
+    assert "below zero" in found.skips[0].reason
+
+
+def test_the_middle_of_a_scan_stays_in_its_place():
+    volume = thin_volume()
+    part = take_middle(volume, 27)
+    assert part.shape == (26, 27, 27)
+    np.testing.assert_array_equal(part.voxels, volume.voxels[:, 2:29, 1:28])
+    np.testing.assert_allclose(part.affine @ [3, 4, 5, 1], volume.affine @ [3, 6, 6, 1])
+
+
+def test_a_crop_is_evaluated_as_a_scan_of_that_size(scans, tmp_path):
+    scans["a.nii"], scans["b.nii"] = thin_volume(), take_middle(thin_volume(), 27)
+    found = evaluate([tmp_path / "a.nii", tmp_path / "b.nii"], ["cubic"], out=tmp_path / "out", crop=27)
+    one, two = (next(s for s in found.scores if s.case == case) for case in "ab")
+    assert one.psnr_db == two.psnr_db
+    with pytest.raises(InputRefused, match="at least 16"):
+        evaluate([tmp_path / "a.nii"], ["cubic"], out=tmp_path / "out", crop=15)
+
+
+@catches("evaluation/benchmark.py", 'out / "results.jsonl.part"', 'out / "results.jsonl"')
+def test_what_an_earlier_evaluation_found_stays_until_the_new_one_is_done(scans, tmp_path):
+    scans["a.nii"], scans["b.nii"] = thin_volume(), thin_volume(seed=1)
+    out = tmp_path / "out"
+    evaluate([tmp_path / "a.nii"], ["cubic"], make_conditions((2,)), out)
+    before = {name: (out / name).read_text() for name in ("results.jsonl", "table.md")}
+
+    def stop(share, text):
+        if text.startswith("b"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate([tmp_path / "a.nii", tmp_path / "b.nii"], ["cubic"], make_conditions((3,)), out, progress=stop)
+    assert {name: (out / name).read_text() for name in before} == before
+    kept = [json.loads(line) for line in (out / "results.jsonl.part").read_text().splitlines()]
+    assert [(line["case"], line["factor"]) for line in kept] == [("a", 3), ("a", 3)]
+    evaluate([tmp_path / "a.nii"], ["cubic"], make_conditions((3,)), out)
+    assert not (out / "results.jsonl.part").exists()
+    assert {line["factor"] for line in lines(out)} == {3}
+
+
+def test_what_users_measure_is_measured_where_it_is_asked_for(scans, tmp_path):
+    scans["a.nii"] = thin_volume(shape=(26, 32, 48), affine=np.eye(4))
+    found = evaluate([tmp_path / "a.nii"], ["cubic"], make_conditions((2,)), tmp_path / "out", downstream=True)
+    assert {score.model for score in found.scores} == {"cubic", "linear", "nearest"}
+    assert all(score.downstream is not None for score in found.scores)
+    record = lines(tmp_path / "out")[0]["downstream"]
+    assert len(record["volume_errors_percent"]) == len(record["dice"]) == 3
+    assert record["edge_mm"] > record["edge_mm_truth"] > 0
+    assert "Dice of smallest" in found.table
+    plain = evaluate([tmp_path / "a.nii"], ["cubic"], make_conditions((2,)), tmp_path / "plain")
+    assert {score.model for score in plain.scores} == {"cubic"}
+    assert lines(tmp_path / "plain")[0]["downstream"] is None
+    assert "Dice" not in plain.table
+    # A scan that is the same in all slices has no edge across them: no number, and strict JSON all the same.
+    scans["a.nii"] = Volume(thin_volume().voxels[:, :, :1].repeat(30, axis=2), np.eye(4))
+    found = evaluate([tmp_path / "a.nii"], ["cubic"], make_conditions((2,)), tmp_path / "same", downstream=True)
+    assert lines(tmp_path / "same")[0]["downstream"]["edge_mm"] is None
+    assert "nan (nan) |" in found.table
+
+
+@catches("evaluation/results.py", "if score.projection:\n            # The", "if True:\n            # The")
+def test_the_matrix_has_the_gain_over_plain_cubic_of_every_pair():
+    scores = []
+    for number, condition in enumerate(make_mismatch_conditions()):
+        for case, more in (("a", 0.5), ("b", 1.5)):
+            plain = replace(score(case, projection=False, psnr_db=20.0), condition=condition)
+            ours = replace(score(case, "net", psnr_db=20.0 + number + more), condition=condition)
+            scores += [plain, ours, replace(ours, projection=False, psnr_db=1.0)]
+    table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in make_mismatch_table(scores).splitlines()]
+    rows = {row[0]: row[1:] for row in table if row}
+    assert rows["net, x4"][:2] == ["told gaussian:0.75", "told gaussian:1"]
+    assert rows["net, x4"][-1] == "told nothing"
+    assert rows["gaussian:0.75"] == [f"+{n + 1}.00 (+{n + 0.5:.2f})" for n in range(6)]
+    assert rows["box:1"][-1] == "+30.00 (+29.50)"
+    assert rows["all"][0] == "+13.00 (+0.50)"
+
+
+def test_a_matrix_is_part_of_the_table_where_profiles_are_stated_by_name(scans, tmp_path):
+    scans["a.nii"] = thin_volume()
+    found = evaluate([tmp_path / "a.nii"], ["cubic"], make_mismatch_conditions((3,)), tmp_path / "out")
+    assert "told box:0.75 |" in found.table
+    assert (tmp_path / "out" / "table.md").read_text() == found.table
+    assert "told box" not in evaluate([tmp_path / "a.nii"], ["cubic"], out=tmp_path / "out").table

@@ -571,6 +571,33 @@ def test_evaluate(run, tmp_path):
     assert any("linear" in line and line.startswith("|") for line in out)
     assert {"table.md", "results.jsonl"} <= set(names(tmp_path / "out"))
     assert run("evaluate", "-i", tmp_path / "none", "-o", tmp_path / "out", *words)[0] == 2
+    more = ["--models", "cubic", "--factors", "2", "--crop", "30", "-q"]
+    more += ["--noise", "0,3", "--noise-kind", "rician", "--brightness", "10", "--shift", "0,0.5"]
+    assert run("evaluate", "-i", truth, "-o", tmp_path / "o", *more, "--told", "none,box:0.75", "--downstream")[0] == 0
+    records = [json.loads(line) for line in (tmp_path / "o" / "results.jsonl").read_text().splitlines()]
+    asked = {tuple(list(record["condition"].values())[3:]) for record in records}
+    assert asked == {(s, n, "rician", 10, x) for s in ("none", "box:0.75") for n in (0, 3) for x in (0, 0.5)}
+    assert run("evaluate", "-i", truth, "-o", tmp_path / "m", *more, "--mismatch")[0] == 0
+    assert "told gaussian:1.25" in (tmp_path / "m" / "table.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["--told", "maybe"], "need true, none, wrong"),
+        (["--noise", "-1"], "not a list of numbers from zero on"),
+        (["--shift", "nan"], "not a list of numbers from zero on"),
+        (["--brightness", "some"], "not a list of numbers from zero on"),
+        (["--crop", "0"], "not a positive number"),
+        (["--mismatch", "--told", "none", "--profiles", "box"], "got --mismatch and --profiles and --told"),
+    ],
+)
+def test_conditions_that_make_no_sense_are_refused_in_one_line(run, tmp_path, words, reason):
+    make_scan(tmp_path / "iso.nii.gz", spacing_mm=(1, 1, 1), shape=(32, 30, 34))
+    code, _, err = run("evaluate", "-i", tmp_path / "iso.nii.gz", "-o", tmp_path / "out", *words)
+    assert (code, len(err)) == (2, 1)
+    assert reason in err[0]
+    assert not (tmp_path / "out").exists()
 
 
 @catches("pipeline.py", "thin = _to_stored(done.volume, target)", "thin = done.volume")

@@ -152,6 +152,16 @@ def numbers(text: str) -> list[float]:
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers like 2,3,4") from error
 
 
+def amounts(text: str) -> list[float]:
+    """Parses numbers from zero on, as in 0,3,5."""
+    with suppress(ValueError):
+        found = [float(word) for word in text.split(",")]
+        # No comparison holds of NaN, so it is refused with the rest.
+        if all(0 <= number < float("inf") for number in found):
+            return found
+    raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers from zero on, like 0,3,5")
+
+
 def names(text: str) -> list[str]:
     """Parses names, at least one."""
     if not _words(text):

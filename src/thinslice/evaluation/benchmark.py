@@ -1,16 +1,17 @@
 """Evaluates models on scans that are made thick: models x cases x conditions -> results and one table.
 
 Protocol: *thick-slice*. A near-isotropic thin scan is the truth. It is made thick along one axis by the slice profile
-of the condition, without added noise, and every model computes the thin slices again from that, with and without the
-projection onto the acquired slices. The truth is cropped so that whole thick slices cover it. Measures are those of
-`thinslice.evaluation.metrics`. The reference of every gain is cubic interpolation with projection, which is always
-evaluated.
+of the condition, disturbed where the condition says so, and every model computes the thin slices again from that, with
+and without the projection onto the acquired slices. The truth is cropped so that whole thick slices cover it. Measures
+are those of `thinslice.evaluation.metrics` and, where they are asked for, `thinslice.evaluation.downstream`. The
+reference of every gain is cubic interpolation, with projection and without, which is always evaluated.
 """
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from time import perf_counter
@@ -20,8 +21,20 @@ import numpy as np
 
 from thinslice.compute.upsample import upsample
 from thinslice.errors import InputRefused, PlanRefused, ThinsliceError
+from thinslice.evaluation.conditions import Condition
+from thinslice.evaluation.disturbances import disturb
+from thinslice.evaluation.downstream import Downstream, find_structures, measure
 from thinslice.evaluation.metrics import banding, data_range, foreground, psnr, reslice_rms, ssim, stripes
-from thinslice.evaluation.results import REFERENCE, Condition, Score, Skip, make_table, write_line
+from thinslice.evaluation.results import (
+    REFERENCE,
+    Score,
+    Skip,
+    make_downstream_table,
+    make_mismatch_table,
+    make_table,
+    write_line,
+)
+from thinslice.io.atomic import whole_or_not
 from thinslice.io.formats import read, stem_of
 from thinslice.io.outputs import check_writable
 from thinslice.io.synthetic import check_acquired
@@ -57,6 +70,9 @@ MIN_SIDE = 16
 MIN_THICK = 6
 """Smallest number of slices of a simulated scan: with fewer most of the volume lies at its ends."""
 
+DOWNSTREAM_REFERENCES = ("linear", "nearest")
+"""Interpolations that what users measure is compared with besides cubic: what viewers and resampling programs do."""
+
 ERROR_GAIN = 3
 """How many times brighter than the scan the pictures of errors are drawn, without a unit: else they are black."""
 
@@ -77,6 +93,23 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class _Simulated:
+    """One scan that was made thick: what every model is asked about.
+
+    Attributes:
+        case, axis, condition: see `thinslice.evaluation.results.Score`.
+        truth: the thin scan.
+        thick: what the program gets, disturbed, with the thickness that is stated.
+    """
+
+    case: str
+    axis: int
+    condition: Condition
+    truth: Volume
+    thick: Volume
+
+
+@dataclass(frozen=True)
 class _Answer:
     """What the pictures keep of an answer.
 
@@ -87,20 +120,6 @@ class _Answer:
 
     planes: tuple[Plane, Plane]
     score: Score
-
-
-def make_conditions(
-    factors: Sequence[float] = (4.0,),
-    thickness_ratios: Sequence[float] = (1.0,),
-    profiles: Sequence[Profile] = ("gaussian",),
-) -> list[Condition]:
-    """Returns every combination, the first of each first.
-
-    Example:
-        >>> [str(one) for one in make_conditions(factors=[2, 4])]
-        ['x2 gaussian, touching', 'x4 gaussian, touching']
-    """
-    return [Condition(f, t, p) for p, t, f in product(profiles, thickness_ratios, factors)]
 
 
 def simulate(
@@ -166,23 +185,29 @@ def evaluate(
     progress: Callable[[float, str], None] | None = None,
     threads: int | None = None,
     fuse: bool = False,
+    downstream: bool = False,
+    crop: int | None = None,
 ) -> Evaluation:
     """Scores models on simulated thick scans.
 
     Every model is run as a user would get it, with the default regularisation of the projection, and once more
     without projection. Writes into ``out``, replacing what an earlier evaluation left there: ``results.jsonl`` (one
-    line per answer or skip, written as it is found), ``table.md`` and one picture CASE.png per case, of the first
-    condition and axis.
+    line per answer or skip), ``table.md`` and one picture CASE.png per case, of the first condition and axis. Lines are
+    written as they are found, into ``results.jsonl.part``, which gets its name at the end: an evaluation that is
+    stopped leaves there what it has found, and the results of an earlier one as they are.
 
     Args:
         paths: files of near-isotropic 3-D scans, the truths.
         models: names or files for `thinslice.models.registry.find_model`; cubic is added where it is missing.
-        conditions: how the scans are made thick, see `make_conditions`.
+        conditions: how the scans are made thick, see `thinslice.evaluation.conditions.make_conditions`.
         out: a folder, made if need be.
         axes: ``last``: the scans are made thick along their last array axis; ``all``: along each in turn.
         progress: called with the share done, 0 .. 1, and what comes next.
         threads: CPU threads of the networks, see `thinslice.models.engine.EngineSettings`.
         fuse: whether networks run in several orientations, see `thinslice.plan.make_plan`.
+        downstream: whether what users measure is measured too, see `thinslice.evaluation.downstream`; nearest and
+            linear are evaluated then as well.
+        crop: side of the middle cube of every scan that is used, in voxels; None: all of it.
 
     Raises:
         InputRefused: there is no path, or nothing could be scored; then no file is left.
@@ -198,29 +223,33 @@ def evaluate(
             code="nothing-to-evaluate",
         )
     # Models and the place of the results first: either refusal comes before anything is computed.
-    found = _find_models(models, threads)
+    found = _find_models([*models, *(DOWNSTREAM_REFERENCES if downstream else ())], threads)
     out = Path(out)
     check_writable(out)
     results: list[Score | Skip] = []
+    unfinished = out / "results.jsonl.part"
     with ExitStack() as stack:
         lines: TextIO | None = None
         for number, (case, path) in enumerate(cases.items()):
             tell = _part_of(progress, number, len(cases), case)
-            for result in _evaluate_case(case, path, found, conditions, axes, tell, out, fuse):
+            answers = partial(_answers, models=found, fuse=fuse, downstream=downstream)
+            for result in _evaluate_case(case, path, crop, conditions, axes, answers, tell, out):
                 results.append(result)
                 # The file begins with the first score, so that nothing is left behind where nothing could be scored.
                 if lines is None and isinstance(result, Score):
                     out.mkdir(parents=True, exist_ok=True)
-                    lines = stack.enter_context((out / "results.jsonl").open("w", encoding="utf-8"))
+                    lines = stack.enter_context(unfinished.open("w", encoding="utf-8"))
                     for earlier in results[:-1]:
                         write_line(lines, earlier)
                 if lines is not None:
                     write_line(lines, result)
     scores = [result for result in results if isinstance(result, Score)]
     skips = [result for result in results if isinstance(result, Skip)]
-    table = make_table(scores, skips)
+    table = _make_tables(scores, skips)
     if scores:
-        (out / "table.md").write_text(table, encoding="utf-8")
+        with whole_or_not(out / "table.md") as part:
+            part.write_text(table, encoding="utf-8")
+            unfinished.replace(out / "results.jsonl")
     else:
         reasons = "; ".join(dict.fromkeys(f"{skip.case}: {skip.reason}" for skip in skips))
         raise InputRefused(
@@ -234,19 +263,31 @@ def evaluate(
     return Evaluation(tuple(scores), tuple(skips), table)
 
 
+def _make_tables(scores: Sequence[Score], skips: Sequence[Skip]) -> str:
+    """Returns the table of all scores, and those that sum up what else was asked for."""
+    tables = [make_table(scores, skips)]
+    # One word says what is stated in every other evaluation; a matrix has profiles by name.
+    if any(":" in score.condition.stated for score in scores):
+        tables.append(make_mismatch_table(scores))
+    if any(score.downstream is not None for score in scores):
+        tables.append(make_downstream_table(scores))
+    return "\n".join(tables)
+
+
 def _evaluate_case(
     case: str,
     path: Path,
-    models: dict[str, Model],
+    crop: int | None,
     conditions: Sequence[Condition],
     axes: Axes,
+    answers_to: Callable[[_Simulated], Iterable[_Answer | Skip]],
     tell: Callable[[float, str], None],
     out: Path,
-    fuse: bool,
 ) -> Iterable[Score | Skip]:
     """Yields all answers for one scan, as they are found, and leaves its picture."""
     try:
         volume = read(path)
+        volume = volume if crop is None else take_middle(volume, crop)
         check_truth(volume)
     except ThinsliceError as refusal:
         # An unfit scan costs its own scores; the others of the folder are evaluated.
@@ -259,50 +300,54 @@ def _evaluate_case(
         tell(number / len(places), str(condition))
         try:
             truth, thick = simulate(volume, axis, condition.factor, condition.thickness_over_spacing, condition.profile)
+            acquired = _state(disturb(truth, thick, axis, condition), axis, condition)
         except PlanRefused as refusal:
             yield Skip(case, str(refusal), axis, condition)
             continue
         answers: list[_Answer] = []
-        for result in _answers(case, axis, condition, truth, thick, models, fuse):
+        for result in answers_to(_Simulated(case, axis, condition, truth, acquired)):
             yield result if isinstance(result, Skip) else result.score
             if isinstance(result, _Answer):
                 answers.append(result)
         if answers and not drawn:
-            write_picture(_draw_case(truth, thick, answers), out / f"{case}.png")
+            write_picture(_draw_case(truth, acquired, answers), out / f"{case}.png")
             drawn = True
 
 
-def _answers(
-    case: str,
-    axis: int,
-    condition: Condition,
-    truth: Volume,
-    thick: Volume,
-    models: dict[str, Model],
-    fuse: bool,
-) -> Iterable[_Answer | Skip]:
+def _state(thick: Volume, axis: int, condition: Condition) -> Volume:
+    """Returns the thick scan with the thickness that the program is told, which need not be the true one."""
+    stated = condition.stated_profile()
+    return replace(thick, thickness_mm=None if stated is None else stated[1] * thick.spacing_mm[axis])
+
+
+def _answers(one: _Simulated, models: dict[str, Model], fuse: bool, downstream: bool) -> Iterable[_Answer | Skip]:
     """Yields every model's answers, with and without projection, to one simulated scan."""
-    # Mask, range and place come from the truth, so that they are the same for every method.
+    # Mask, range, structures and place come from the truth, so that they are the same for every method.
+    truth, axis = one.truth, one.axis
     mask = foreground(truth.voxels)
     centre = find_picture_centre(truth)
+    factor = truth.shape[axis] / one.thick.shape[axis]
+    structures = find_structures(truth.voxels, axis, factor, truth.spacing_mm) if downstream else None
+    voxel_mm3 = abs(float(np.linalg.det(truth.affine[:3, :3])))
     for (name, model), projection in product(models.items(), (True, False)):
         try:
             # An interpolation has nothing to fuse, and would be refused with the option.
-            plan = _plan(truth, thick, axis, condition, name, model, projection, fuse and model.sha256 is not None)
+            plan = _plan(one, name, model, projection, fuse and model.sha256 is not None)
         except PlanRefused as refusal:
             if projection:  # the reason is the same without, and is given once
-                yield Skip(case, str(refusal), axis, condition, name)
+                yield Skip(one.case, str(refusal), axis, one.condition, name)
             continue
-        logger.debug("%s, axis %d, %s: %s, projection %s", case, axis, condition, name, projection)
+        logger.debug("%s, axis %d, %s: %s, projection %s", one.case, axis, one.condition, name, projection)
         start = perf_counter()
-        answer = upsample(thick, plan, model)
+        answer = upsample(one.thick, plan, model)
         seconds = perf_counter() - start
         voxels = answer.volume.voxels
+        used: Downstream | None = measure(voxels, structures, voxel_mm3) if structures is not None else None
         span = data_range(truth.voxels)
         score = Score(
-            case=case,
+            case=one.case,
             axis=axis,
-            condition=condition,
+            condition=one.condition,
             factor=plan.factor,
             model=name,
             model_sha256=model.sha256,
@@ -314,46 +359,56 @@ def _answers(
             banding=banding(voxels, truth.voxels, plan.factor, mask, axis),
             seconds=seconds,
             guard_share=answer.guard.share,
-            reslice_rms=reslice_rms(voxels, thick.voxels, plan.acquisition()) / span,
+            reslice_rms=reslice_rms(voxels, one.thick.voxels, plan.acquisition()) / span,
             fuse=plan.fuse,
+            assumed=(plan.profile, plan.thickness_over_spacing),
+            downstream=used,
         )
         yield _Answer(reslice_planes(answer.volume, axis, centre), score)
 
 
-def _plan(
-    truth: Volume,
-    thick: Volume,
-    axis: int,
-    condition: Condition,
-    name: str,
-    model: Model,
-    projection: bool,
-    fuse: bool,
-) -> Plan:
-    """Returns the plan that a user would get for the simulated scan.
+def _plan(one: _Simulated, name: str, model: Model, projection: bool, fuse: bool) -> Plan:
+    """Returns the plan that a user would get for the simulated scan, who knows of the slices what is stated.
 
     Raises:
         PlanRefused: the model is not valid for it, or another axis looks like that across the slices.
     """
+    stated = one.condition.stated_profile()
     settings = Settings(
-        factor=truth.shape[axis] / thick.shape[axis],
-        thickness_mm=thick.thickness_mm,
-        profile=condition.profile,
+        factor=one.truth.shape[one.axis] / one.thick.shape[one.axis],
+        thickness_mm=one.thick.thickness_mm,
+        profile=None if stated is None else stated[0],
         projection=projection,
         fuse=fuse,
     )
     # By the name that tells it from the others of this evaluation: two files may call themselves alike.
-    plan = make_plan(thick, settings, replace(model, name=name))
-    if plan.axis != axis:
-        spacings = " x ".join(f"{mm:.3g}" for mm in thick.spacing_mm)
+    plan = make_plan(one.thick, settings, replace(model, name=name))
+    if plan.axis != one.axis:
+        spacings = " x ".join(f"{mm:.3g}" for mm in one.thick.spacing_mm)
         raise PlanRefused(
-            got=f"spacings of {spacings} mm after making axis {axis} thick, so axis {plan.axis} looks like the slice "
-            "axis",
+            got=f"spacings of {spacings} mm after making axis {one.axis} thick, so axis {plan.axis} looks like the "
+            "slice axis",
             need="the thick axis to be the coarsest",
             next="ask for a larger factor",
             code="another-axis-is-coarser",
         )
     return plan
+
+
+def take_middle(volume: Volume, side: int) -> Volume:
+    """Returns the middle of a scan, at most so many voxels along each axis, in its place.
+
+    Example:
+        >>> part = take_middle(Volume(np.zeros((9, 4, 6)), np.eye(4)), side=5)
+        >>> part.shape, part.affine[:3, 3]
+        ((5, 4, 5), array([2., 0., 0.]))
+    """
+    size = [min(n, side) for n in volume.shape]
+    start = [(n - kept) // 2 for n, kept in zip(volume.shape, size, strict=True)]
+    voxels = volume.voxels[tuple(slice(low, low + kept) for low, kept in zip(start, size, strict=True))]
+    affine = np.array(volume.affine, dtype=np.float64)
+    affine[:3, 3] += affine[:3, :3] @ start
+    return replace(volume, voxels=voxels, affine=affine)
 
 
 def check_truth(volume: Volume, anisotropy: float = MAX_ANISOTROPY) -> None:
