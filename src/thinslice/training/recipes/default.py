@@ -10,11 +10,11 @@ from thinslice.training.stages import Recipe, Stage
 SCANNERS = AcquisitionRanges(
     thickness_over_spacing=(0.36, 2.4),
     profiles=(("gaussian", 0.3), ("box", 0.25), ("trapezoid", 0.15), ("triangle", 0.1), ("spin-echo", 0.2)),
-    typical=0.5,
+    typical=0.6,
     noisy=0.0,
     faults=FaultRanges(),
 )
-"""How thin volumes become thick: half of the time as the field's papers do it, else as scanners might."""
+"""How thin volumes become thick: most often as the field's papers do it, else as scanners might."""
 
 
 def stages() -> list[Stage]:
