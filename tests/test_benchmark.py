@@ -369,5 +369,7 @@ def test_a_matrix_is_part_of_the_table_where_profiles_are_stated_by_name(scans, 
     scans["a.nii"] = thin_volume()
     found = evaluate([tmp_path / "a.nii"], ["cubic"], make_mismatch_conditions((3,)), tmp_path / "out")
     assert "told box:0.75 |" in found.table
+    # What is not stated is taken for a box of one spacing: 0.289 spacings, 0.242 from the widest of the five.
+    assert "0.242 at most" in found.table
     assert (tmp_path / "out" / "table.md").read_text() == found.table
     assert "told box" not in evaluate([tmp_path / "a.nii"], ["cubic"], out=tmp_path / "out").table

@@ -9,6 +9,8 @@ import numpy as np
 
 from thinslice.evaluation.conditions import Condition
 from thinslice.evaluation.downstream import CLASSES, Downstream
+from thinslice.physics.profile import sd_over_fwhm
+from thinslice.settings import Profile
 
 REFERENCE = "cubic"
 """The interpolation that gains are counted from, with projection and without."""
@@ -49,7 +51,7 @@ class Score:
     guard_share: float
     reslice_rms: float
     fuse: bool = False
-    assumed: tuple[str, float] | None = None
+    assumed: tuple[Profile, float] | None = None
     downstream: Downstream | None = None
 
 
@@ -148,6 +150,14 @@ def make_mismatch_table(scores: Sequence[Score]) -> str:
         over_all = {one: [gain for row in table.values() for gain in row.get(one, [])] for one in columns}
         rows.append(("all", *(_mean_and_smallest(over_all[one]) for one in columns)))
         parts += ["", *_aligned(rows, words=1)]
+    found = [s for s in scores if s.condition.stated == "none" and s.assumed is not None]
+    if found:
+        off = [abs(_deviation(*s.assumed) - _deviation(*_true(s.condition))) for s in found if s.assumed is not None]
+        parts += [
+            "",
+            "Told nothing, the program's slice profile has a standard deviation that is off by "
+            f"{_mean(off):.3f} slice spacings on average, {max(off):.3f} at most.",
+        ]
     return "\n".join([*parts, ""])
 
 
@@ -180,6 +190,16 @@ def make_downstream_table(scores: Sequence[Score]) -> str:
         "mean gradient at the truth's strong edges (the truth's in brackets).",
     ]
     return "\n".join([*notes, "", *_aligned(rows), ""])
+
+
+def _true(condition: Condition) -> tuple[Profile, float]:
+    """Returns the profile that slices have and its width in slice spacings."""
+    return condition.profile, condition.thickness_over_spacing
+
+
+def _deviation(profile: Profile, width: float) -> float:
+    """Returns the standard deviation of a profile, in units of its width: what counts for the answer."""
+    return sd_over_fwhm(profile) * width
 
 
 def _groups(scores: Sequence[Score]) -> Iterator[tuple[tuple[str, str, str], list[Score]]]:
