@@ -1,5 +1,7 @@
 """Laws of the guard: a bad answer falls back to interpolation where it is bad, and a good one is left alone."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -68,6 +70,27 @@ def test_a_zero_residual_is_never_suspect(seed, height, width):
     np.testing.assert_array_equal(make_keep_map(cells, (height, width)), 1)
 
 
+@catches("compute/guard.py", "np.hypot(DISAGREEMENT, NOISE_SHARE * noise)", "DISAGREEMENT")
+@given(seed=seeds, noise=st.floats(0.02, 0.1))
+def test_an_answer_without_noise_is_not_taken_back_where_the_slices_are_noisy(seed, noise):
+    rng = np.random.default_rng(seed)
+    shape = (2 * CELL, 2 * CELL)
+    in_tissue = rng.normal(scale=noise, size=shape)
+    in_air = np.hypot(*rng.normal(scale=noise, size=(2, *shape)))
+    answer, base = np.zeros((3, *shape)), np.zeros(shape)
+    for apart in (in_tissue, in_air):
+        assert not find_suspect_cells(answer, apart, base, (0.0, 1.0), noise).any()
+        assert find_suspect_cells(answer, 2 * apart, base, (0.0, 1.0), noise).all()
+
+
+@catches("compute/upsample.py", "self.bounds, self.plan.slice_noise or 0.0)", "self.bounds)")
+def test_the_guard_is_told_of_the_noise_of_the_plan(scan):
+    volume, plan, _ = scan
+    bad = spoiling(lambda slices, offset: 0.08 * wave(slices, offset))
+    assert upsample(volume, replace(plan, slice_noise=None), bad).guard.suspect > 0
+    assert upsample(volume, replace(plan, slice_noise=0.1), bad).guard.suspect == 0
+
+
 @catches(
     "compute/upsample.py",
     "max(slab - self.plan_reach, 0), min(slab + self.plan_reach + 1, self.plan.n_thick)",
@@ -95,7 +118,7 @@ SPOILERS = {
 
 @catches("compute/upsample.py", "if cells.any():", "if False:")
 @catches("compute/guard.py", ".astype(np.float64)) > 0", ".astype(np.float64)) > 2")
-@catches("compute/guard.py", "np.maximum(MARGIN * accepted, DISAGREEMENT)", "np.inf")
+@catches("compute/guard.py", "np.maximum(MARGIN * accepted, always)", "np.inf")
 @catches("compute/upsample.py", "own, 0.0) * keep", "own, 0.0) * 0.0")
 @pytest.mark.parametrize("kind", SPOILERS)
 def test_a_bad_region_falls_back_to_projected_cubic_there_and_only_there(scan, kind):

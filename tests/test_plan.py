@@ -12,7 +12,7 @@ from planning import plan_for
 from strategies import affines, axes, grids, millimetres, profiles, scans, scans_and_wishes
 from thinslice.errors import PlanRefused, ThinsliceError
 from thinslice.models.envelope import Envelope
-from thinslice.physics.projection import NOISE_LEVEL
+from thinslice.physics.projection import NOISE_LEVEL, noise_to_signal
 from thinslice.plan import ISOTROPIC_BELOW, MAX_SLICES, Plan
 from thinslice.settings import PROFILES
 from thinslice.volume import Volume, through_plane_axis
@@ -323,5 +323,32 @@ def test_the_thickness_that_a_refusal_advises_is_accepted(factor, grid):
     plan_for(stack(), factor=factor, thickness_mm=0.001, grid=grid, profile="box")  # the other way out
 
 
-def test_the_default_noise_is_that_of_the_projection():
-    assert plan_for(Volume(np.zeros((4, 4, 4)), np.diag([1.0, 1.0, 4.0, 1.0]))).noise == NOISE_LEVEL
+def noisy(percent):
+    """A bright ball in the dark, the noise in percent of its brightness; slices along the first axis."""
+    x, y, z = np.ogrid[-1:1:12j, -1:1:96j, -1:1:96j]
+    ball = 100.0 * (x**2 + y**2 + z**2 < 0.7)
+    ball += np.random.default_rng(0).normal(scale=percent, size=ball.shape)
+    return Volume(ball, np.diag([4.0, 1.0, 1.0, 1.0]))
+
+
+@catches("plan.py", "noise_to_signal(slice_noise or 0.0)", "NOISE_LEVEL")
+def test_the_projection_follows_the_noise_of_the_slices():
+    small = plan_for(Volume(np.zeros((4, 4, 4)), np.diag([1.0, 1.0, 4.0, 1.0])), noise=None)
+    assert (small.slice_noise, small.noise) == (None, NOISE_LEVEL)
+    clean, one, three = (plan_for(noisy(percent), noise=None) for percent in (0, 1, 3))
+    assert clean.noise == pytest.approx(NOISE_LEVEL, rel=0.01)
+    # The noise widens the range by five standard deviations, half of them at each end.
+    for plan, true in ((one, 0.01 / 1.05), (three, 0.03 / 1.15)):
+        assert plan.slice_noise == pytest.approx(true, rel=0.15)
+        assert plan.noise == noise_to_signal(plan.slice_noise)
+    assert not any("noisy" in note for note in clean.notes)
+    assert any("the slices are noisy (standard deviation 2." in note for note in three.notes)
+    told = plan_for(noisy(3), noise=0.5)
+    assert (told.slice_noise, told.noise) == (None, 0.5)
+    assert not any("noisy" in note for note in told.notes)
+
+
+def test_the_noise_of_a_series_is_that_of_its_first_volume():
+    series = np.stack([noisy(3).voxels, noisy(0).voxels], axis=-1)
+    plan = plan_for(Volume(series, np.diag([4.0, 1.0, 1.0, 1.0])), noise=None)
+    assert plan.slice_noise == plan_for(noisy(3), noise=None).slice_noise

@@ -15,8 +15,9 @@ from thinslice.errors import PlanRefused
 from thinslice.models.envelope import TOLERANCE, Envelope
 from thinslice.models.hounsfield import check_hounsfield, padding_of
 from thinslice.physics.acquisition import Acquisition
+from thinslice.physics.noise import estimate_noise
 from thinslice.physics.profile import GAUSSIAN_REACH_FWHM
-from thinslice.physics.projection import NOISE_LEVEL
+from thinslice.physics.projection import noise_to_signal
 from thinslice.settings import Grid, Profile, Settings
 from thinslice.volume import Volume, refine_affine, through_plane_axis
 
@@ -27,6 +28,10 @@ ISOTROPIC_BELOW = 1.05
 
 MAX_SLICES = 32_767
 """The largest size of one axis that NIfTI-1 can store."""
+
+
+NOISE_WORTH_TELLING = 0.01
+"""From this standard deviation on, in intensity ranges, a note says that the slices are noisy: that is seen by eye."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,9 @@ class Plan:
         padding: the value with which the scan is filled where the scanner saw nothing, None if it is not. Computed as
             air, and put back where it was.
         projection: whether the answer is projected onto the acquired slices.
-        noise: regularisation of that projection, see `thinslice.physics.projection.NOISE_LEVEL`.
+        noise: regularisation of that projection, see `thinslice.physics.projection.noise_to_signal`.
+        slice_noise: standard deviation of the noise of the acquired slices in intensity ranges, as found in them by
+            `thinslice.physics.noise.estimate_noise`; None where it cannot be told, or ``noise`` was given.
         notes: what the reader and the planner had to decide, in plain words.
         versions: of this package, Python and what it computes with.
     """
@@ -77,6 +84,7 @@ class Plan:
     in_plane: int = 1
     fuse: bool = False
     padding: float | None = None
+    slice_noise: float | None = None
     notes: tuple[str, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
 
@@ -140,7 +148,7 @@ def make_plan(volume: Volume, settings: Settings, model: PlannedModel) -> Plan:
     a Gaussian that is wrong, which can fall below plain cubic interpolation (LOG.md, 2026-11-30).
 
     Args:
-        volume: the scan. Only its geometry is looked at; its voxels too for a model that needs Hounsfield units.
+        volume: the scan; of its voxels the noise is estimated, and whether they are Hounsfield units.
         settings: what is asked for.
         model: the model that will compute the slices.
 
@@ -166,6 +174,7 @@ def make_plan(volume: Volume, settings: Settings, model: PlannedModel) -> Plan:
     if model.envelope is not None:
         _check_envelope(model, model.envelope, volume.shape[axis], thick_mm, factor, thickness_mm, profile, settings)
     padding, padding_notes = _find_padding(volume, model)
+    noise, slice_noise, noise_notes = _find_noise(volume, axis, padding, settings)
     _check_fuse(model, settings)
     # On the field-of-view grid the outer edges coincide, so the first thick centre lies half a factor inside, less half
     # a thin slice; on the centre grid it is the first thin slice.
@@ -173,7 +182,7 @@ def make_plan(volume: Volume, settings: Settings, model: PlannedModel) -> Plan:
     finer = [factor if i == axis else float(settings.in_plane) for i in range(3)]
     first = [first_centre if i == axis else (settings.in_plane - 1) / 2 for i in range(3)]
     shape_thin = [n_thin if i == axis else n * settings.in_plane for i, n in enumerate(volume.shape)]
-    notes = [*volume.notes, *target_notes, *profile_notes, *padding_notes]
+    notes = [*volume.notes, *target_notes, *profile_notes, *padding_notes, *noise_notes]
     notes += _note_rounding(volume.shape[axis], thick_mm, target_mm, n_thin, factor, settings.grid)
     plan = Plan(
         axis=axis,
@@ -191,7 +200,8 @@ def make_plan(volume: Volume, settings: Settings, model: PlannedModel) -> Plan:
         model=model.name,
         model_sha256=model.sha256,
         projection=settings.projection,
-        noise=NOISE_LEVEL if settings.noise is None else settings.noise,
+        noise=noise,
+        slice_noise=slice_noise,
         in_plane=settings.in_plane,
         fuse=settings.fuse,
         padding=padding,
@@ -272,6 +282,24 @@ def _find_padding(volume: Volume, model: PlannedModel) -> tuple[float | None, li
     if padding is not None:
         notes.append(f"voxels of {padding:g} are padding: computed as air, and put back where they were")
     return padding, notes
+
+
+def _find_noise(
+    volume: Volume, axis: int, padding: float | None, settings: Settings
+) -> tuple[float, float | None, list[str]]:
+    """Returns the projection's regularisation, the noise of the slices that it follows, and a note if it matters."""
+    if settings.noise is not None:
+        return settings.noise, None, []
+    # Of a series the first volume: the others have the same scanner, and one plan serves all of them.
+    voxels = volume.voxels if volume.voxels.ndim == 3 else volume.voxels[..., 0]
+    slice_noise = estimate_noise(np.moveaxis(voxels, axis, 0), padding)
+    notes = []
+    if slice_noise is not None and slice_noise >= NOISE_WORTH_TELLING and settings.projection:
+        notes.append(
+            f"the slices are noisy (standard deviation {100 * slice_noise:.2g} % of the intensity range): the answer "
+            "is not forced to follow their noise"
+        )
+    return noise_to_signal(slice_noise or 0.0), slice_noise, notes
 
 
 def _fit_grid(n_thick: int, thick_mm: float, target_mm: float, grid: Grid, model: PlannedModel) -> tuple[int, float]:

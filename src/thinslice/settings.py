@@ -51,7 +51,8 @@ class Settings:
         in_plane: enlarges the slices themselves first, so many times along both of their axes.
         fuse: runs a network in several orientations and joins its answers: slower, a little better.
         projection: makes the answer agree with the acquired slices.
-        noise: regularisation of that projection, see `thinslice.physics.projection.NOISE_LEVEL`; None: that.
+        noise: regularisation of that projection, see `thinslice.physics.projection.NOISE_LEVEL`; None: by the noise of
+            the slices.
 
     Raises:
         PlanRefused: a value that is right for no scan.

@@ -147,6 +147,8 @@ def _describe(fact: dict[str, object]) -> None:
         slab = f"{plan.profile} profile of {plan.thickness_mm:.4g} mm"
         kept = "field of view" if plan.grid == "fov" else "outer slice centres"
         say(f"would  {describe_slices(plan)}")
+        if plan.slice_noise is not None:
+            say(f"       noise of the slices: {100 * plan.slice_noise:.2g} % of the intensity range")
         say(f"       factor {plan.factor:.4g}, {slab}, same {kept}, {'' if plan.projection else 'not '}projected")
     notes = fact["plan"]["notes"] if isinstance(fact["plan"], dict) else seen["notes"] if isinstance(seen, dict) else ()
     for note in notes:

@@ -24,10 +24,13 @@ CORRELATION_LENGTH = 0.5
 BAND = 16
 """Lines of a slice that are computed together: what then is in use fits into a processor's cache."""
 
-
 ANSWER_ERROR = 0.02
-"""How far a good answer, made thick again, is from slices without noise, in intensity ranges: 99 % of the cells of good
-answers are nearer (`thinslice.compute.guard.DISAGREEMENT`, LOG.md)."""
+"""How far a good answer, made thick again, is from slices without noise, in intensity ranges.
+
+99 % of the cells of good answers are nearer (`thinslice.compute.guard.DISAGREEMENT`). Of 0.005 to 0.04 it was the best
+compromise on five volumes of `iso_train` with noise of 0 to 5 %: less loses up to 0.16 dB of clean scans, more up to
+0.11 dB of noisy ones (LOG.md).
+"""
 
 
 def noise_to_signal(noise: float) -> float:
