@@ -348,6 +348,12 @@ def test_what_users_measure_is_measured_where_it_is_asked_for(scans, tmp_path):
     assert "nan (nan) |" in found.table
 
 
+def test_networks_may_be_left_out_without_projection_and_interpolations_stay(scans, tmp_path):
+    scans["a.nii"] = thin_volume(affine=np.eye(4))
+    found = evaluate([tmp_path / "a.nii"], ["default"], make_conditions((2,)), tmp_path / "out", projected_only=True)
+    assert [(s.model, s.projection) for s in found.scores] == [("default", True), ("cubic", True), ("cubic", False)]
+
+
 @catches("evaluation/results.py", "if score.projection:\n            # The", "if True:\n            # The")
 def test_the_matrix_has_the_gain_over_plain_cubic_of_every_pair():
     scores = []

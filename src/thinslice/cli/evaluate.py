@@ -69,6 +69,9 @@ def add_evaluate(verbs: "argparse._SubParsersAction[Parser]") -> None:
     verb.add_argument(
         "--crop", type=positive(int), metavar="N", help="the middle N voxels along each axis; default: all"
     )
+    verb.add_argument(
+        "--projected-only", action="store_true", help="no answers of networks without the projection: half the time"
+    )
     verb.add_argument("--axes", choices=("last", "all"), default="last", help="made thick along these (default: last)")
     # Factor, thickness and profile come from the conditions, and both ways of the projection are scored.
     add_settings(verb, only=["fuse"])
@@ -97,6 +100,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
             fuse=arguments.fuse,
             downstream=arguments.downstream,
             crop=arguments.crop,
+            projected_only=arguments.projected_only,
             progress=lambda share, text: show(share),
         )
     if not arguments.quiet:

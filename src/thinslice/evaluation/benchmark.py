@@ -247,22 +247,30 @@ def evaluate(
                     write_line(lines, result)
     scores = [result for result in results if isinstance(result, Score)]
     skips = [result for result in results if isinstance(result, Skip)]
+    _check_scored(scores, skips, len(cases))
     table = _make_tables(scores, skips)
-    if scores:
-        with whole_or_not(out / "table.md") as part:
-            part.write_text(table, encoding="utf-8")
-            unfinished.replace(out / "results.jsonl")
-    else:
+    with whole_or_not(out / "table.md") as part:
+        part.write_text(table, encoding="utf-8")
+        unfinished.replace(out / "results.jsonl")
+    if progress is not None:
+        progress(1.0, "done")
+    return Evaluation(tuple(scores), tuple(skips), table)
+
+
+def _check_scored(scores: Sequence[Score], skips: Sequence[Skip], n_cases: int) -> None:
+    """Refuses an evaluation in which nothing could be scored.
+
+    Raises:
+        InputRefused: there is no score.
+    """
+    if not scores:
         reasons = "; ".join(dict.fromkeys(f"{skip.case}: {skip.reason}" for skip in skips))
         raise InputRefused(
-            got=f"{len(cases)} scan(s), none of which could be scored ({reasons})",
+            got=f"{n_cases} scan(s), none of which could be scored ({reasons})",
             need="one that can",
             next="give near-isotropic 3-D scans",
             code="nothing-scored",
         )
-    if progress is not None:
-        progress(1.0, "done")
-    return Evaluation(tuple(scores), tuple(skips), table)
 
 
 def _make_tables(scores: Sequence[Score], skips: Sequence[Skip]) -> str:
