@@ -159,6 +159,15 @@ def measure(answer: np.ndarray, structures: Structures, voxel_mm3: float) -> Dow
         answer: [x, y, z], on the truth's grid.
         structures: of the truth.
         voxel_mm3: volume of a voxel.
+
+    Example:
+        >>> truth = np.zeros((12, 12, 16), np.float32)
+        >>> truth[2:10, 2:10, 4:12] = [100, 100, 100, 100, 200, 200, 300, 300]
+        >>> answer = truth.copy()
+        >>> answer[2:10, 2:10, 10] = 200  # one of two bright slices comes out as the middle class
+        >>> found = measure(answer, find_structures(truth, 2, 2.0, (1.0, 1.0, 1.0)), voxel_mm3=1.0)
+        >>> found.volume_errors_percent, found.dice[:2]
+        ((0.0, 50.0, -50.0), (1.0, 0.8))
     """
     classes, true = _classify(answer, structures.thresholds), structures.classes
     one_to_three = range(1, len(CLASSES) + 1)
