@@ -125,7 +125,8 @@ def make_mismatch_table(scores: Sequence[Score]) -> str:
     """Returns a Markdown table for every model with projection: true profiles down, what is stated of them across.
 
     Every cell has the mean gain over plain cubic interpolation and the smallest of a case, in dB; the last row those
-    over all true profiles. The scores are of `thinslice.evaluation.conditions.make_mismatch_conditions`.
+    over all true profiles. What each row has where its own profile is stated is repeated in the last column, so that the
+    mean stands below it. The scores are of `thinslice.evaluation.conditions.make_mismatch_conditions`.
     """
     plain = _references(scores, projection=False)
     columns = list(dict.fromkeys(score.condition.stated for score in scores))
@@ -144,7 +145,10 @@ def make_mismatch_table(scores: Sequence[Score]) -> str:
         "Gain over plain cubic in dB: mean and, in brackets, the smallest of a case, with projection. Down: the true"
     ]
     parts += ["slice profile and its width in slice spacings; across: what the program is told of it."]
+    columns.append("the truth")
     for (model, around), table in cells.items():
+        for true, row in table.items():
+            row["the truth"] = row.get(true, [])
         rows = [(f"{model}, {around}", *("told " + ("nothing" if one == "none" else one) for one in columns))]
         rows += [(true, *(_mean_and_smallest(row.get(one, [])) for one in columns)) for true, row in table.items()]
         over_all = {one: [gain for row in table.values() for gain in row.get(one, [])] for one in columns}
