@@ -125,8 +125,8 @@ def make_mismatch_table(scores: Sequence[Score]) -> str:
     """Returns a Markdown table for every model with projection: true profiles down, what is stated of them across.
 
     Every cell has the mean gain over plain cubic interpolation and the smallest of a case, in dB; the last row those
-    over all true profiles. What each row has where its own profile is stated is repeated in the last column, so that the
-    mean stands below it. The scores are of `thinslice.evaluation.conditions.make_mismatch_conditions`.
+    over all true profiles. What each row has where its own profile is stated is repeated in the last column, so that
+    the mean stands below it. The scores are of `thinslice.evaluation.conditions.make_mismatch_conditions`.
     """
     plain = _references(scores, projection=False)
     columns = list(dict.fromkeys(score.condition.stated for score in scores))
