@@ -483,3 +483,23 @@ def test_two_processes_train_one_model(data, tmp_path):
     card = json.loads((tmp_path / "out" / "default.json").read_text())
     assert card["processes"] == "2 x cpu"
     assert find_model(str(tmp_path / "out" / "default.onnx")).sha256 == card["sha256"]
+
+
+@catches("training/sources.py", "v.weight / sums[kind] ** 0.5", "v.weight / sums[kind]")
+def test_contrasts_are_drawn_by_the_root_of_how_much_there_is_of_each(data, tmp_path):
+    """Four T1 and one FLAIR: drawn two to one, and without a manifest, or unbalanced, four to one."""
+    (tmp_path / "iso_train").mkdir()
+    names = [f"{letter}.nii.gz" for letter in "abcde"]
+    for name in names:
+        (tmp_path / "iso_train" / name).symlink_to(data / "iso_train" / "small.nii.gz")
+
+    def shares(balanced):
+        volumes = Folders({"iso_train": 1.0}, balanced).volumes(Inputs(tmp_path), {})
+        return np.array([v.weight for v in volumes]) / sum(v.weight for v in volumes)
+
+    np.testing.assert_allclose(shares(True), 0.2)
+    kinds = ["T1 MPRAGE", "T1", "T1 3D", "T1", "FLAIR"]
+    rows = [f"iso_train/{name},CC0,{kind}" for name, kind in zip(names, kinds, strict=True)]
+    (tmp_path / "manifest.csv").write_text("\n".join(["file,licence,contrast", *rows]))
+    np.testing.assert_allclose(shares(True), [1 / 6] * 4 + [1 / 3])
+    np.testing.assert_allclose(shares(False), 0.2)

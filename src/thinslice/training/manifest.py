@@ -49,6 +49,15 @@ def person_of(path: Path) -> str:
     return _known(path.parent).get(path.name, {}).get("subject") or (labels[0] if labels else str(path))
 
 
+def contrasts(folder: Path) -> dict[str, str]:
+    """Returns, by the name of a file, the first word of a manifest's ``contrast``: T1 for "T1 MPRAGE", or nothing.
+
+    Raises:
+        InputRefused: see `provenance`.
+    """
+    return {name: row["contrast"].partition(" ")[0] for name, row in _known(folder).items()}
+
+
 def _rows(manifest: Path) -> dict[str, dict[str, str]]:
     if not manifest.exists():
         return {}
@@ -67,6 +76,7 @@ def _rows(manifest: Path) -> dict[str, dict[str, str]]:
                 "licence": row["licence"] or UNKNOWN["licence"],
                 "source": row.get("origin") or row.get("source") or UNKNOWN["source"],
                 "subject": row.get("subject") or "",
+                "contrast": row.get("contrast") or "",
             }
             for row in table
         }

@@ -10,7 +10,7 @@ from thinslice.errors import InputRefused
 from thinslice.networks.contract import Network
 from thinslice.networks.vae import SliceVae
 from thinslice.training.clips import find_clips, holds_clips, load_clips
-from thinslice.training.manifest import UNKNOWN, provenance
+from thinslice.training.manifest import UNKNOWN, contrasts, provenance
 from thinslice.training.self_supervision import TargetScan
 from thinslice.training.slices import Stack
 from thinslice.training.stages import Inputs, Stage
@@ -39,9 +39,12 @@ class Folders:
 
     Attributes:
         weights: name of a folder -> how often its volumes are drawn, relative to the others.
+        balanced: whether contrasts (T1, FLAIR, ... by the manifest) are drawn by the root of how much there is of each:
+            where most volumes are of one kind, a network forgets the others (LOG.md).
     """
 
     weights: dict[str, float]
+    balanced: bool = False
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -65,6 +68,7 @@ class Folders:
             else:
                 volumes = load_thick(folder, CT_SHARE if name == "ct" else 1.0)
             logger.debug("%s is read as %s: %d volumes", folder, KINDS[kind], len(volumes))
+            volumes = _balance(volumes, contrasts(folder)) if self.balanced else volumes
             corpus += [replace(volume, weight=volume.weight * weight) for volume in volumes]
         return corpus
 
@@ -84,6 +88,13 @@ class Folders:
         folders = [folder_of(inputs.data, name) for name in self.weights]
         clips = [folder for folder in folders if kind_of(folder) == "clips"]
         return [f"{folder.name}/{path.name}" for folder in clips for path in find_clips(folder)[1]]
+
+
+def _balance(volumes: Sequence[TrainingVolume], contrast: Mapping[str, str]) -> list[TrainingVolume]:
+    """Returns the volumes with weights by which a contrast is drawn by the root of the sum of its volumes' weights."""
+    kinds = [contrast.get(volume.name, "") for volume in volumes]
+    sums = {kind: sum(v.weight for v, own in zip(volumes, kinds, strict=True) if own == kind) for kind in kinds}
+    return [replace(v, weight=v.weight / sums[kind] ** 0.5) for v, kind in zip(volumes, kinds, strict=True)]
 
 
 def folder_of(data: Path | None, name: str) -> Path:
@@ -127,8 +138,10 @@ def with_source(name: str, stages: Sequence[Stage], data: Path) -> list[Stage]:
             code="source-of-another-kind",
         )
     return [
-        replace(stage, source=Folders(weights | {name: 1.0})) if fit else stage
-        for stage, weights, fit in zip(stages, learnt, fits, strict=True)
+        replace(stage, source=replace(stage.source, weights=stage.source.weights | {name: 1.0}))
+        if fit and isinstance(stage.source, Folders)
+        else stage
+        for stage, fit in zip(stages, fits, strict=True)
     ]
 
 

@@ -22,7 +22,7 @@ def stages() -> list[Stage]:
     return [
         Stage(
             "iso",
-            Folders({"iso_train": 1.0}),
+            Folders({"iso_train": 1.0}, balanced=True),
             objective=SlabObjective(ranges=SCANNERS),
             schedule=Schedule(save_every=200),
             model="default",
