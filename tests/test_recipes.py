@@ -333,7 +333,7 @@ def test_the_average_of_the_frames_is_a_recipe_too():
     assert [stages[-1].model for stages in (picks, averages)] == ["video-mr", "video-mr-average"]
 
 
-@catches("training/sources.py", "{name: 1.0})) if fit else stage", "{name: 1.0}))")
+@catches("training/sources.py", "if fit and isinstance(stage.source, Folders)", "if isinstance(stage.source, Folders)")
 def test_a_new_source_is_a_folder_name(data_with_video, short_video_mr, tmp_path):
     """Volumes and clips that are put beside the others are learnt from by the stages that learn from such."""
     folder = shutil.copytree(data_with_video, tmp_path / "data")
