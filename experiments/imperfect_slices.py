@@ -23,6 +23,7 @@ from thinslice.io.formats import read
 from thinslice.models.registry import find_model
 from thinslice.physics.acquisition import Acquisition
 from thinslice.physics.intensity import intensity_range
+from thinslice.physics.interleaving import find_alternation
 from thinslice.physics.noise import estimate_noise
 from thinslice.plan import make_plan
 from thinslice.settings import Settings
@@ -98,21 +99,30 @@ def find(paths: list[Path], factor: int, side: int) -> None:
     stacks = [thicken(path, factor, side)[1] for path in paths]
     print(f"noise found, % of the range after it was added, {len(paths)} scans, x{factor}")
     for kind, spoil in KINDS.items():
-        found = [100 * (estimate_noise(np.moveaxis(spoil(one), 2, 0)) or 0.0) for one in stacks]
-        print(f"{kind:36s} median {np.median(found):.2f}, {min(found):.2f} to {max(found):.2f}")
+        spoilt = [np.moveaxis(spoil(one), 2, 0) for one in stacks]
+        noise = [100 * (estimate_noise(one) or 0.0) for one in spoilt]
+        alternating = [find_alternation(one) for one in spoilt]
+        gains = [100 * (one.gain - 1) for one in alternating if one.gain != 1] or [0.0]
+        shifts = [float(np.hypot(*one.shift_px)) for one in alternating if any(one.shift_px)] or [0.0]
+        clear = sum(one.is_clear for one in alternating)
+        print(
+            f"{kind:36s} noise median {np.median(noise):.2f}, {min(noise):.2f} to {max(noise):.2f}; clear in {clear}: "
+            f"gain {np.mean(gains):+.1f} ({np.std(gains):.1f}) %, shift {np.mean(shifts):.2f} ({np.std(shifts):.2f}) px"
+        )
 
 
 def score(paths: list[Path], factor: int, side: int) -> None:
     """Prints the gain over plain cubic interpolation."""
     cubic, network = find_model("cubic"), find_model("default")
     settings = Settings(factor=factor, profile="gaussian")
+    plain = replace(settings, projection=False, interleaving=False)
     for path in paths:
         truth, clean = thicken(path, factor, side)
         inside, peak = foreground(truth), data_range(truth)
         for kind, spoil in KINDS.items():
             thick = Volume(np.ascontiguousarray(spoil(clean)), np.diag([1.0, 1.0, factor, 1.0]))
             decibel = []
-            for model, asked in ((cubic, replace(settings, projection=False)), (network, settings)):
+            for model, asked in ((cubic, plain), (network, settings)):
                 plan = make_plan(thick, asked, model)
                 answer = upsample(thick, plan, model)
                 decibel.append(psnr(answer.volume.voxels, truth, peak, inside))

@@ -15,6 +15,7 @@ from thinslice.errors import PlanRefused
 from thinslice.models.envelope import TOLERANCE, Envelope
 from thinslice.models.hounsfield import check_hounsfield, padding_of
 from thinslice.physics.acquisition import Acquisition
+from thinslice.physics.interleaving import Alternation, find_alternation
 from thinslice.physics.noise import estimate_noise
 from thinslice.physics.profile import GAUSSIAN_REACH_FWHM
 from thinslice.physics.projection import noise_to_signal
@@ -61,6 +62,10 @@ class Plan:
         noise: regularisation of that projection, see `thinslice.physics.projection.noise_to_signal`.
         slice_noise: standard deviation of the noise of the acquired slices in intensity ranges, as found in them by
             `thinslice.physics.noise.estimate_noise`; None where it cannot be told, or ``noise`` was given.
+        alternating_gain: brightness of the second, fourth, ... slices over that of the others, as the file counts them;
+            1 where none is clear. It is taken out for the computation, and so are the shifts.
+        alternating_shift_px: how far they lie behind the others along the two in-plane axes, in pixels; 0 where no
+            shift is clear.
         notes: what the reader and the planner had to decide, in plain words.
         versions: of this package, Python and what it computes with.
     """
@@ -85,6 +90,8 @@ class Plan:
     fuse: bool = False
     padding: float | None = None
     slice_noise: float | None = None
+    alternating_gain: float = 1.0
+    alternating_shift_px: tuple[float, float] = (0.0, 0.0)
     notes: tuple[str, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
 
@@ -102,6 +109,11 @@ class Plan:
     def thickness_over_spacing(self) -> float:
         """1 for touching slices, below 1 with a gap, above 1 with an overlap."""
         return self.thickness_mm / self.spacing_thick_mm[self.axis]
+
+    @property
+    def alternation(self) -> Alternation:
+        """What alternates from slice to slice, as the computation takes it out."""
+        return Alternation(self.alternating_gain, self.alternating_shift_px)
 
     def positions(self) -> np.ndarray:
         """Returns [thin], the centres of the thin slices in thick-slice index units."""
@@ -148,7 +160,8 @@ def make_plan(volume: Volume, settings: Settings, model: PlannedModel) -> Plan:
     a Gaussian that is wrong, which can fall below plain cubic interpolation (LOG.md, 2026-11-30).
 
     Args:
-        volume: the scan; of its voxels the noise is estimated, and whether they are Hounsfield units.
+        volume: the scan; in its voxels noise is estimated, what alternates from slice to slice is looked for, and
+            whether they are Hounsfield units.
         settings: what is asked for.
         model: the model that will compute the slices.
 
@@ -175,6 +188,7 @@ def make_plan(volume: Volume, settings: Settings, model: PlannedModel) -> Plan:
         _check_envelope(model, model.envelope, volume.shape[axis], thick_mm, factor, thickness_mm, profile, settings)
     padding, padding_notes = _find_padding(volume, model)
     noise, slice_noise, noise_notes = _find_noise(volume, axis, padding, settings)
+    alternation, alternation_notes = _find_alternation(volume, axis, padding, settings)
     _check_fuse(model, settings)
     # On the field-of-view grid the outer edges coincide, so the first thick centre lies half a factor inside, less half
     # a thin slice; on the centre grid it is the first thin slice.
@@ -182,7 +196,7 @@ def make_plan(volume: Volume, settings: Settings, model: PlannedModel) -> Plan:
     finer = [factor if i == axis else float(settings.in_plane) for i in range(3)]
     first = [first_centre if i == axis else (settings.in_plane - 1) / 2 for i in range(3)]
     shape_thin = [n_thin if i == axis else n * settings.in_plane for i, n in enumerate(volume.shape)]
-    notes = [*volume.notes, *target_notes, *profile_notes, *padding_notes, *noise_notes]
+    notes = [*volume.notes, *target_notes, *profile_notes, *padding_notes, *noise_notes, *alternation_notes]
     notes += _note_rounding(volume.shape[axis], thick_mm, target_mm, n_thin, factor, settings.grid)
     plan = Plan(
         axis=axis,
@@ -202,6 +216,8 @@ def make_plan(volume: Volume, settings: Settings, model: PlannedModel) -> Plan:
         projection=settings.projection,
         noise=noise,
         slice_noise=slice_noise,
+        alternating_gain=alternation.gain,
+        alternating_shift_px=alternation.shift_px,
         in_plane=settings.in_plane,
         fuse=settings.fuse,
         padding=padding,
@@ -300,6 +316,40 @@ def _find_noise(
             "is not forced to follow their noise"
         )
     return noise_to_signal(slice_noise or 0.0), slice_noise, notes
+
+
+def _find_alternation(
+    volume: Volume, axis: int, padding: float | None, settings: Settings
+) -> tuple[Alternation, list[str]]:
+    """Returns what alternates from slice to slice, and a note on it; nothing where it shall be left as it is."""
+    if not settings.interleaving:
+        return Alternation(), []
+    found = _find_common_alternation(np.moveaxis(volume.voxels, axis, 0), padding)
+    parts = []
+    if found.gain != 1:
+        parts.append(f"{abs(found.gain - 1):.1%} {'brighter' if found.gain > 1 else 'darker'}".replace("%", " %"))
+    if any(found.shift_px):
+        lengths = [mm for i, mm in enumerate(volume.spacing_mm) if i != axis]
+        apart = np.linalg.norm(np.multiply(found.shift_px, lengths))
+        parts.append(f"shifted by {apart:.2g} mm")
+    if not parts:
+        return found, []
+    return found, [
+        f"every other slice is {' and '.join(parts)} against its neighbours: corrected, half of it in either kind of "
+        "slices; `interleaving=False` leaves them as they are"
+    ]
+
+
+def _find_common_alternation(stack: np.ndarray, padding: float | None) -> Alternation:
+    """Returns what alternates in a stack [n, h, w], or in the first, middle and last volumes of a series of them."""
+    if stack.ndim == 3:
+        return find_alternation(stack, padding)
+    count = stack.shape[3]
+    found = [find_alternation(stack[..., t], padding) for t in sorted({0, count // 2, count - 1})]
+    # What a series has in common, the scanner did. What the patient did differs, and one plan serves all volumes.
+    gains = [one.gain for one in found]
+    same = min(gains) > 1 or max(gains) < 1
+    return Alternation(float(np.median(gains)) if same else 1.0)
 
 
 def _fit_grid(n_thick: int, thick_mm: float, target_mm: float, grid: Grid, model: PlannedModel) -> tuple[int, float]:

@@ -17,6 +17,7 @@ from thinslice.io.outputs import REPORT_NAME
 from thinslice.physics.acquisition import apply_along_first_axis
 from thinslice.physics.downscaling import downscaling_matrix
 from thinslice.physics.intensity import intensity_range
+from thinslice.physics.interleaving import make_even
 from thinslice.physics.projection import cut_into_bands
 from thinslice.plan import Plan
 from thinslice.volume import Volume
@@ -112,6 +113,7 @@ def make_report(
 def check(volume: Volume, thin: Volume, plan: Plan) -> Consistency:
     """Makes the answer thick again by the plan's acquisition, and compares it with the acquired slices.
 
+    What clearly alternates from slice to slice, and was taken out for the computation, is taken out of these too.
     Slices that were enlarged in-plane are made small again by anti-aliased bicubic downscaling.
 
     Args:
@@ -148,7 +150,7 @@ def map_misfit(volume: Volume, thin: Volume, plan: Plan) -> Volume:
     Of a 4-D series the first volume is looked at.
     """
     before, after = (np.moveaxis(_volumes(one.voxels)[0], plan.axis, 0) for one in (volume, thin))
-    before, after = _without_padding(before, after, plan)
+    before, after = _as_computed(before, after, plan)
     apart = np.empty(before.shape, np.float32)
     for start in range(0, len(before), CHUNK):
         chunk = apart[start : start + CHUNK]
@@ -200,7 +202,7 @@ def _measure_differences(thick: np.ndarray, thin: np.ndarray, plan: Plan) -> tup
 
     Padding counts as what it was computed as.
     """
-    thick, thin = _without_padding(thick, thin, plan)
+    thick, thin = _as_computed(thick, thin, plan)
     total, worst = 0.0, 0.0
     compare = _compare if plan.in_plane == 1 else _compare_enlarged
     for start in range(0, len(thick), CHUNK):
@@ -211,13 +213,13 @@ def _measure_differences(thick: np.ndarray, thin: np.ndarray, plan: Plan) -> tup
     return total / thick.size, worst, high - low
 
 
-def _without_padding(thick: np.ndarray, thin: np.ndarray, plan: Plan) -> tuple[np.ndarray, np.ndarray]:
-    """Returns both with air where the scanner saw nothing, which is what it was computed as."""
-    if plan.padding is None or (thick == plan.padding).all():
-        return thick, thin
-    # The value that `upsample` computed with: another one would look like disagreement all along the rim.
-    air = thick[thick != plan.padding].min()
-    return np.where(thick == plan.padding, air, thick), np.where(thin == plan.padding, air, thin)
+def _as_computed(thick: np.ndarray, thin: np.ndarray, plan: Plan) -> tuple[np.ndarray, np.ndarray]:
+    """Returns both with air where the scanner saw nothing, and the acquired slices even: so they were computed with."""
+    if plan.padding is not None and not (thick == plan.padding).all():
+        # The value that `upsample` computed with: another one would look like disagreement all along the rim.
+        air = thick[thick != plan.padding].min()
+        thick, thin = np.where(thick == plan.padding, air, thick), np.where(thin == plan.padding, air, thin)
+    return make_even(thick, plan.alternation), thin
 
 
 def _compare(thick: np.ndarray, thin: np.ndarray, plan: Plan, start: int, stop: int) -> Iterator[np.ndarray]:

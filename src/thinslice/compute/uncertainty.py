@@ -126,6 +126,8 @@ def _run_mirrored(volume: Volume, plan: Plan, model: Model, progress: Callable[[
     """Returns the answer to the mirror image, mirrored back."""
     # The affine stays: with a mirrored one `upsample` would turn the stack back before the network sees it.
     mirrored = replace(volume, voxels=volume.voxels[::-1, ::-1, ::-1])
+    uneven = plan.alternation.mirrored(plan.n_thick)
+    plan = replace(plan, alternating_gain=uneven.gain, alternating_shift_px=uneven.shift_px)
     return _run(mirrored, plan, model, progress)[::-1, ::-1, ::-1]
 
 

@@ -1,9 +1,10 @@
 """Makes the thin slices: a volume, its plan and a model go in, the volume on the thin grid comes out.
 
 The answer is made slab by slab and written chunk by chunk, so that what is held in memory besides the scan (enlarged,
-if it is to be) and its answer does not grow with the number of slices: a chunk of slabs is interpolated, corrected by
-the model (`thinslice.models.protocol`), watched by the guard, projected onto the acquired slices, and stored.
-Interpolation and projection are linear in the acquired slices, so they are one matrix per chunk; see `_Lines.matrices`.
+if it is to be, and once more where its slices are uneven) and its answer does not grow with the number of slices: a
+chunk of slabs is interpolated, corrected by the model (`thinslice.models.protocol`), watched by the guard, projected
+onto the acquired slices, and stored. Interpolation and projection are linear in the acquired slices, so they are one
+matrix per chunk; see `_Lines.matrices`.
 """
 
 import logging
@@ -20,6 +21,7 @@ from thinslice.models.blas import one_blas_thread
 from thinslice.models.protocol import Model
 from thinslice.physics.acquisition import apply_along_first_axis
 from thinslice.physics.intensity import intensity_range
+from thinslice.physics.interleaving import make_even
 from thinslice.physics.interpolation import INTERPOLATIONS
 from thinslice.physics.projection import correction_matrix, cut_into_bands, scale_damping
 from thinslice.plan import Plan
@@ -120,11 +122,15 @@ def upsample(
                 this = part_of(progress, t / series.shape[3], (t + 1) / series.shape[3])
                 thick = np.moveaxis(series[..., t], plan.axis, 0)
                 thin = np.moveaxis(answers[..., t], plan.axis, 0)
-                thick, thin = (_as_in_the_patient(array, volume.affine, plan.axis) for array in (thick, thin))
+                # Before the stack is turned, as the plan counts the slices and lines of the file.
+                even = make_even(_Padding(thick, plan).filled(thick), plan.alternation)
+                thick, even, thin = (
+                    _as_in_the_patient(array, volume.affine, plan.axis) for array in (thick, even, thin)
+                )
                 # Turned as the stack is, so that the map comes out as the file stores the scan.
                 where = np.moveaxis(fell_back, plan.axis, 0) if fell_back is not None and t == 0 else None
                 where = None if where is None else _as_in_the_patient(where, volume.affine, plan.axis)
-                count, beyond = _upsample_one(thick, thin, lines, model, workers, this, where)
+                count, beyond = _upsample_one(thick, even, thin, lines, model, workers, this, where)
                 total, clipped = total + count, clipped + beyond
     finally:
         # Slabs are begun ahead: after a failure, or Ctrl-C, nobody needs them, and the program shall end.
@@ -138,6 +144,7 @@ def upsample(
 
 def _upsample_one(
     thick: np.ndarray,
+    even: np.ndarray,
     thin: np.ndarray,
     lines: "_Lines",
     model: Model,
@@ -147,12 +154,11 @@ def _upsample_one(
 ) -> tuple[GuardCount, int]:
     """Computes one stack [n, h, w] into ``thin``; returns what the guard saw, and how many numbers were clipped.
 
+    It is computed from ``even``, the slices without padding and without what alternates between them.
     Where the guard took the network back becomes True in ``fell_back`` [n, h, w].
     """
     plan, count, begin = lines.plan, GuardCount(), 0.0
-    padding = _Padding(thick, plan)
-    # Before the range is taken: values far below air would stretch it.
-    thick = padding.filled(thick)
+    padding, thick = _Padding(thick, plan), even
     shown = intensity_range(thick)
     if plan.in_plane > 1:
         begin = IN_PLANE_SHARE
@@ -416,7 +422,7 @@ class _Padding:
         self.where = thick == plan.padding if plan.padding is not None else None
 
     def filled(self, thick: np.ndarray) -> np.ndarray:
-        """Returns the scan with its smallest other value instead."""
+        """Returns the scan with its smallest other value instead: far below air, it would stretch the range."""
         if self.where is None or self.where.all():
             return thick
         return np.where(self.where, thick[~self.where].min(), thick)
