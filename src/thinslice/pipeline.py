@@ -22,6 +22,7 @@ import numpy as np
 
 from thinslice.compute.consistency import Report, make_report
 from thinslice.compute.labels import check_labels, interpolate_labels
+from thinslice.compute.ringing import settle_profile
 from thinslice.compute.upsample import upsample
 from thinslice.errors import InputRefused, OutputRefused
 from thinslice.io import formats, nifti
@@ -334,6 +335,8 @@ def enhance_volume(
     # Room is taken before anything is computed, so that a full disk is told of at once.
     out = allocate((*plan.shape_thin, *acquired.voxels.shape[3:]), _type_of_thin(acquired), target.parent)
     started = perf_counter()
+    is_given = settings.profile is not None or settings.thickness_mm is not None
+    plan = settle_profile(acquired, plan, model, is_given)
     done = upsample(acquired, plan, model, out, progress)
     seconds = perf_counter() - started
     # The report is made of what the file will hold, on its steps, not of the numbers before they were rounded.

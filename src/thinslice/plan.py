@@ -66,6 +66,8 @@ class Plan:
             1 where none is clear. It is taken out for the computation, and so are the shifts.
         alternating_shift_px: how far they lie behind the others along the two in-plane axes, in pixels; 0 where no
             shift is clear.
+        ringing: how much a sample of the answer rings, see `thinslice.compute.ringing.measure_ringing`; None where that
+            was not measured.
         notes: what the reader and the planner had to decide, in plain words.
         versions: of this package, Python and what it computes with.
     """
@@ -92,6 +94,7 @@ class Plan:
     slice_noise: float | None = None
     alternating_gain: float = 1.0
     alternating_shift_px: tuple[float, float] = (0.0, 0.0)
+    ringing: float | None = None
     notes: tuple[str, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
 

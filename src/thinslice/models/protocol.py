@@ -138,6 +138,7 @@ class Model(ABC):
         card: where it came from.
         workers: slabs that are computed at the same time.
         adds: whether it adds anything to its interpolation.
+        follows_profile: whether what it adds depends on the slice profile that is assumed.
         fused_is_mirrored: whether the joined answer is the mean of those to the scan and to its mirror image.
     """
 
@@ -149,6 +150,7 @@ class Model(ABC):
     workers: int = WORKERS
 
     adds: ClassVar[bool] = True
+    follows_profile: ClassVar[bool] = False
     fused_is_mirrored: ClassVar[bool] = False
 
     @abstractmethod

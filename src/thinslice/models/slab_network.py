@@ -43,6 +43,7 @@ class SlabModel(Model):
     residual: Residual = field(kw_only=True)
     context: int = field(kw_only=True)
 
+    follows_profile: ClassVar[bool] = True
     fused_is_mirrored: ClassVar[bool] = True
 
     def begin(self, stack: Stack) -> Answer:
