@@ -45,6 +45,16 @@ def test_it_is_the_difference_to_the_acquired_slices(axis):
     assert found.worst_percent == pytest.approx(100 * found.worst / (high - low), rel=1e-5)
 
 
+def test_it_is_told_in_units_of_the_noise_where_there_is_any():
+    volume = scan()
+    thin, plan = answered(volume, projection=False)
+    assert check(volume, thin, plan).rms_in_noise is None
+    assert check(volume, thin, replace(plan, slice_noise=0.004)).rms_in_noise is None
+    found = check(volume, thin, replace(plan, slice_noise=0.02))
+    assert found.rms_in_noise == pytest.approx(found.rms_percent / 2)
+    assert found.in_noise == f", {found.rms_percent / 2:.2g} times the noise of the slices"
+
+
 def test_projection_makes_it_agree_and_faults_show():
     volume = scan()
     thin, plan = answered(volume, noise=0.0)

@@ -62,7 +62,9 @@ def test_a_page_and_a_figure_beside_the_answer(tmp_path, run):
         "8 of 4 mm -&gt; 32 of 1 mm",
         "box, 4 mm",
         f"default, sha256 {report['model']['sha256'][:16]}",
-        f"{report['consistency']['rms']:.3g} RMS ({report['consistency']['rms_percent']:.2g} % of the range)",
+        f"{report['consistency']['rms']:.3g} RMS ({report['consistency']['rms_percent']:.2g} % of the range, "
+        f"{report['consistency']['rms_in_noise']:.2g} times the noise of the slices)",
+        f"noise of the slices {100 * report['plan']['slice_noise']:.2g} % of the intensity range",
         f"{report['consistency']['worst']:.3g} at worst ({report['consistency']['worst_percent']:.2g} %)",
         f"{report['seconds']:.1f} s",
         "expected error a map; checked against known truth for this model on MR",

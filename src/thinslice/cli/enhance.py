@@ -321,7 +321,7 @@ def _agreement(report: "Report") -> str:
     found = report.consistency
     text = (
         f"re-sliced thick, it differs from the acquired slices by {found.rms_percent:.2g} % RMS, "
-        f"{found.worst_percent:.2g} % at worst, of the intensity range"
+        f"{found.worst_percent:.2g} % at worst, of the intensity range{found.in_noise}"
     )
     return text + _fallback(report.guard)
 

@@ -132,6 +132,7 @@ def _seen(volume: "Volume") -> dict[str, object]:
 
 def _describe(fact: dict[str, object]) -> None:
     """Prints the facts about one file as a few aligned lines."""
+    from thinslice.physics.noise import describe_noise
     from thinslice.pipeline import describe_slices
     from thinslice.plan import Plan
 
@@ -148,7 +149,7 @@ def _describe(fact: dict[str, object]) -> None:
         kept = "field of view" if plan.grid == "fov" else "outer slice centres"
         say(f"would  {describe_slices(plan)}")
         if plan.slice_noise is not None:
-            say(f"       noise of the slices: {100 * plan.slice_noise:.2g} % of the intensity range")
+            say(f"       noise of the slices: {describe_noise(plan.slice_noise)}")
         say(f"       factor {plan.factor:.4g}, {slab}, same {kept}, {'' if plan.projection else 'not '}projected")
     notes = fact["plan"]["notes"] if isinstance(fact["plan"], dict) else seen["notes"] if isinstance(seen, dict) else ()
     for note in notes:

@@ -18,6 +18,7 @@ from thinslice.physics.acquisition import apply_along_first_axis
 from thinslice.physics.downscaling import downscaling_matrix
 from thinslice.physics.intensity import intensity_range
 from thinslice.physics.interleaving import make_even
+from thinslice.physics.noise import LEAST_NOISE
 from thinslice.physics.projection import cut_into_bands
 from thinslice.plan import Plan
 from thinslice.volume import Volume
@@ -39,12 +40,20 @@ class Consistency:
         rms, worst: root mean square and largest absolute difference, in the scan's own units.
         rms_percent, worst_percent: the same in percent of the intensity range (0.5 to 99.5 percentile); in a 4-D series
             every volume is measured against its own range.
+        rms_in_noise: the root mean square over the standard deviation of the slices' noise. About 1 is what an answer
+            without noise has; None where there is less noise than `thinslice.physics.noise.LEAST_NOISE`.
     """
 
     rms: float
     worst: float
     rms_percent: float
     worst_percent: float
+    rms_in_noise: float | None = None
+
+    @property
+    def in_noise(self) -> str:
+        """The last as text that goes on with a comma, empty if it is not known."""
+        return "" if self.rms_in_noise is None else f", {self.rms_in_noise:.2g} times the noise of the slices"
 
 
 @dataclass(frozen=True)
@@ -129,11 +138,14 @@ def check(volume: Volume, thin: Volume, plan: Plan) -> Consistency:
         for before, after in zip(_volumes(volume.voxels), _volumes(thin.voxels), strict=True)
     ]
     mean_square, worst, scale = (np.array(column) for column in zip(*measured, strict=True))
+    in_ranges = float(np.sqrt((mean_square / scale**2).mean()))
+    noise = plan.slice_noise
     found = Consistency(
         rms=float(np.sqrt(mean_square.mean())),
         worst=float(worst.max()),
-        rms_percent=float(100 * np.sqrt((mean_square / scale**2).mean())),
+        rms_percent=100 * in_ranges,
         worst_percent=float(100 * (worst / scale).max()),
+        rms_in_noise=in_ranges / noise if noise is not None and noise >= LEAST_NOISE else None,
     )
     logger.debug(
         "compared %d acquired slices: %.3g %% apart (RMS), %.3g %% at worst",

@@ -9,6 +9,9 @@ import numpy as np
 
 from thinslice.physics.intensity import intensity_range
 
+LEAST_NOISE = 0.005
+"""Less noise than this, in intensity ranges, is found in half of the scans without any (LOG.md)."""
+
 SLICES = 12
 """Evenly chosen slices that are looked at: 320x320x36 takes 0.05 s so, and 12 slices hold thousands of cells."""
 
@@ -95,6 +98,17 @@ def estimate_noise(thick: np.ndarray, padding: float | None = None) -> float | N
     slices -= np.float32(low)
     slices /= np.float32(high - low)
     return _Cells(slices, zero=-low / (high - low)).noise()
+
+
+def describe_noise(noise: float) -> str:
+    """Returns the noise of slices in words.
+
+    Example:
+        >>> describe_noise(0.0123), describe_noise(0.002)
+        ('1.2 % of the intensity range', 'below 0.5 % of the intensity range')
+    """
+    share = f"{100 * noise:.2g} %" if noise >= LEAST_NOISE else f"below {100 * LEAST_NOISE:.2g} %"
+    return f"{share} of the intensity range"
 
 
 class _Cells:

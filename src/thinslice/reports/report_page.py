@@ -15,6 +15,7 @@ from thinslice.io.scratch import allocate
 from thinslice.models.interpolations import interpolation
 from thinslice.models.protocol import Model
 from thinslice.physics.intensity import intensity_range
+from thinslice.physics.noise import describe_noise
 from thinslice.plan import Plan
 from thinslice.progress import no_progress, part_of
 from thinslice.reports.picture import write_comparison_picture
@@ -162,14 +163,15 @@ def _describe(scan: EnhancedScan) -> list[tuple[str, str]]:
         ("scan", report.source),
         ("slices", f"{plan.n_thick} of {before:.4g} mm -> {plan.n_thin} of {after:.4g} mm"),
         ("slice profile", f"{plan.profile}, {plan.thickness_mm:.4g} mm"),
+        *_describe_slices(plan),
         ("same", "field of view" if plan.grid == "fov" else "outer slice centres"),
         ("model", plan.model + (f", sha256 {plan.model_sha256[:16]}..." if plan.model_sha256 else "")),
         *_describe_card(scan.model.card),
         ("time", f"{report.seconds:.1f} s"),
         (
             "made thick again",
-            f"differs from the acquired slices by {_number(found.rms)} RMS ({found.rms_percent:.2g} % of the range) "
-            f"and {_number(found.worst)} at worst ({found.worst_percent:.2g} %)",
+            f"differs from the acquired slices by {_number(found.rms)} RMS ({found.rms_percent:.2g} % of the range"
+            f"{found.in_noise}) and {_number(found.worst)} at worst ({found.worst_percent:.2g} %)",
         ),
         ("guard", f"{report.guard.percent} of {report.guard.cells} cells taken back to interpolation"),
         ("projected onto the acquired slices", "yes" if plan.projection else "no"),
@@ -177,6 +179,18 @@ def _describe(scan: EnhancedScan) -> list[tuple[str, str]]:
     ]
     if plan.in_plane > 1:
         facts.insert(2, ("in-plane", f"{plan.in_plane} times finer along both sides"))
+    return facts
+
+
+def _describe_slices(plan: Plan) -> list[tuple[str, str]]:
+    """Returns what was found in the slices: their noise, and what alternates from one to the next."""
+    facts = []
+    if plan.slice_noise is not None:
+        facts.append(("noise of the slices", describe_noise(plan.slice_noise)))
+    if plan.alternation.is_clear:
+        first, second = plan.alternating_shift_px
+        text = f"brightness by {100 * (plan.alternating_gain - 1):+.1f} %, place by {first:.2f} and {second:.2f} pixels"
+        facts.append(("alternates from slice to slice, taken out", text))
     return facts
 
 
