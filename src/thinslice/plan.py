@@ -14,6 +14,7 @@ import numpy as np
 from thinslice.errors import PlanRefused
 from thinslice.models.envelope import TOLERANCE, Envelope
 from thinslice.models.hounsfield import check_hounsfield, padding_of
+from thinslice.models.slice_profile import FoundProfile, Source, find_profile
 from thinslice.physics.acquisition import Acquisition
 from thinslice.physics.interleaving import Alternation, find_alternation
 from thinslice.physics.noise import estimate_noise
@@ -48,6 +49,9 @@ class Plan:
         spacing_thick_mm, spacing_thin_mm: voxel spacings along the three array axes.
         thickness_mm: slice thickness assumed for the acquired slices (FWHM of the profile).
         profile: shape of the slice profile.
+        profile_source: where these two are from, see `thinslice.models.slice_profile.FoundProfile`.
+        profile_uncertainty: how far off the profile's standard deviation may be, in slice spacings: the standard
+            deviation of its error; None where it was told, or nothing is known of it.
         grid: ``fov`` keeps the outer edges of the field of view, ``centres`` the outermost slice centres.
         factor: acquired spacing over new spacing, exactly as realised.
         first_centre: centre of the first thick slice in thin-voxel units.
@@ -91,6 +95,8 @@ class Plan:
     in_plane: int = 1
     fuse: bool = False
     padding: float | None = None
+    profile_source: Source = "told"
+    profile_uncertainty: float | None = None
     slice_noise: float | None = None
     alternating_gain: float = 1.0
     alternating_shift_px: tuple[float, float] = (0.0, 0.0)
@@ -158,13 +164,12 @@ class PlannedModel(Protocol):
 def make_plan(volume: Volume, settings: Settings, model: PlannedModel) -> Plan:
     """Decides everything about one scan, or refuses it and says what would help.
 
-    Where the settings do not tell the slice profile it is taken for a box, of the stated slice thickness, else of the
-    slice spacing, and a note says so. On real scans and on five simulated profiles a box that is wrong costs less than
-    a Gaussian that is wrong, which can fall below plain cubic interpolation (LOG.md, 2026-11-30).
+    Where the settings do not tell the slice profile it is found, from what the scan states and from its slices, and a
+    note says so (`thinslice.models.slice_profile.find_profile`).
 
     Args:
-        volume: the scan; in its voxels noise is estimated, what alternates from slice to slice is looked for, and
-            whether they are Hounsfield units.
+        volume: the scan; in its voxels the slice profile and the noise are estimated, what alternates from slice to slice
+            is looked for, and whether they are Hounsfield units.
         settings: what is asked for.
         model: the model that will compute the slices.
 
@@ -185,10 +190,10 @@ def make_plan(volume: Volume, settings: Settings, model: PlannedModel) -> Plan:
     _check_several_slices(volume, axis)
     # The envelope is checked against what the grid makes of the wanted spacing: a factor of 4.98 that becomes 5 is a 5.
     target_mm, target_notes = _find_target_mm(volume, axis, settings, model)
-    thickness_mm, profile, profile_notes = _find_profile(volume, thick_mm, settings, model)
+    found = find_profile(volume, axis, settings, model.envelope)
     n_thin, factor = _fit_grid(volume.shape[axis], thick_mm, target_mm, settings.grid, model)
     if model.envelope is not None:
-        _check_envelope(model, model.envelope, volume.shape[axis], thick_mm, factor, thickness_mm, profile, settings)
+        _check_envelope(model, model.envelope, volume.shape[axis], thick_mm, factor, found, settings)
     padding, padding_notes = _find_padding(volume, model)
     noise, slice_noise, noise_notes = _find_noise(volume, axis, padding, settings)
     alternation, alternation_notes = _find_alternation(volume, axis, padding, settings)
@@ -199,7 +204,7 @@ def make_plan(volume: Volume, settings: Settings, model: PlannedModel) -> Plan:
     finer = [factor if i == axis else float(settings.in_plane) for i in range(3)]
     first = [first_centre if i == axis else (settings.in_plane - 1) / 2 for i in range(3)]
     shape_thin = [n_thin if i == axis else n * settings.in_plane for i, n in enumerate(volume.shape)]
-    notes = [*volume.notes, *target_notes, *profile_notes, *padding_notes, *noise_notes, *alternation_notes]
+    notes = [*volume.notes, *target_notes, *found.notes, *padding_notes, *noise_notes, *alternation_notes]
     notes += _note_rounding(volume.shape[axis], thick_mm, target_mm, n_thin, factor, settings.grid)
     plan = Plan(
         axis=axis,
@@ -207,8 +212,10 @@ def make_plan(volume: Volume, settings: Settings, model: PlannedModel) -> Plan:
         shape_thin=_to_tuples(shape_thin),
         spacing_thick_mm=volume.spacing_mm,
         spacing_thin_mm=_to_tuples([mm / times for mm, times in zip(volume.spacing_mm, finer, strict=True)]),
-        thickness_mm=thickness_mm,
-        profile=profile,
+        thickness_mm=found.thickness_mm,
+        profile=found.profile,
+        profile_source=found.source,
+        profile_uncertainty=found.uncertainty,
         grid=settings.grid,
         factor=factor,
         first_centre=first_centre,
@@ -228,7 +235,8 @@ def make_plan(volume: Volume, settings: Settings, model: PlannedModel) -> Plan:
         versions=_find_versions(),
     )
     _check_matrix(plan)
-    logger.debug("plan: axis %d, factor %g, %s of %g mm, model %s", axis, factor, profile, thickness_mm, model.name)
+    profile = f"{found.profile} of {found.thickness_mm:g} mm"
+    logger.debug("plan: axis %d, factor %g, %s, model %s", axis, factor, profile, model.name)
     return plan
 
 
@@ -263,32 +271,6 @@ def _find_target_mm(volume: Volume, axis: int, settings: Settings, model: Planne
     same = abs(wanted - nearest) <= TOLERANCE
     notes = [] if same else [f"factor {nearest}, of those that {model.name} has the nearest to {wanted:.3g}"]
     return thick_mm / nearest, notes
-
-
-def _find_profile(
-    volume: Volume, thick_mm: float, settings: Settings, model: PlannedModel
-) -> tuple[float, Profile, list[str]]:
-    """Returns slice thickness and slice profile, and notes on what was stated and what was assumed."""
-    notes = []
-    stated = settings.thickness_mm is not None or volume.thickness_mm is not None
-    if settings.thickness_mm is None and volume.thickness_mm is not None:
-        notes.append(f"slice thickness {volume.thickness_mm:g} mm as stated with the scan")
-    thickness_mm = float(next(mm for mm in (settings.thickness_mm, volume.thickness_mm, thick_mm) if mm is not None))
-    if not (np.isfinite(thickness_mm) and thickness_mm > 0):
-        raise PlanRefused(
-            got=f"a slice thickness of {thickness_mm:g} mm",
-            need="a positive number",
-            next="give `thickness_mm` in millimetres",
-            code="not-a-positive-number",
-        )
-    if settings.profile is not None:
-        return thickness_mm, settings.profile, notes
-    of = "the slice thickness" if stated else "the slice spacing, as no thickness is stated"
-    notes.append(
-        f"the slice profile is not known: taken for a box of {thickness_mm:g} mm ({of}); give `profile` and "
-        "`thickness_mm` if you know them"
-    )
-    return thickness_mm, "box", notes
 
 
 def _find_padding(volume: Volume, model: PlannedModel) -> tuple[float | None, list[str]]:
@@ -452,8 +434,7 @@ def _check_envelope(
     n_thick: int,
     thick_mm: float,
     factor: float,
-    thickness_mm: float,
-    profile: str,
+    found: FoundProfile,
     settings: Settings,
 ) -> None:
     """Refuses what the model is not valid for."""
@@ -479,7 +460,7 @@ def _check_envelope(
             next=give,
             code="factor-above-envelope" if factor > high else "factor-below-envelope",
         )
-    ratio = thickness_mm / thick_mm
+    ratio = found.thickness_mm / thick_mm
     low, high = envelope.thickness_over_spacing
     if not low - TOLERANCE <= ratio <= high + TOLERANCE:
         raise PlanRefused(
@@ -488,9 +469,9 @@ def _check_envelope(
             next=f"check `thickness_mm` (default: SliceThickness in the JSON beside the scan), {or_cubic}",
             code="thickness-outside-envelope",
         )
-    if profile not in envelope.profiles:
+    if found.profile not in envelope.profiles:
         raise PlanRefused(
-            got=f"profile {profile} for model {model.name}",
+            got=f"profile {found.profile} for model {model.name}",
             need=" or ".join(envelope.profiles),
             next=f"change `profile`, {or_cubic}",
             code="profile-outside-envelope",
