@@ -63,7 +63,7 @@ def test_on_every_surface_a_profile_that_is_not_told_is_a_box(run, tmp_path, sur
     else:
         plan = json.loads(thinslice.enhance(scan, model="cubic").plan.to_json())
     assert plan["profile"] == "box"
-    assert any("not known: taken for a box" in note for note in plan["notes"])
+    assert any("slice profile is not known" in note for note in plan["notes"])
 
 
 def test_a_note_names_options_on_the_command_line_and_settings_in_python(run, tmp_path):
