@@ -168,8 +168,8 @@ def make_plan(volume: Volume, settings: Settings, model: PlannedModel) -> Plan:
     note says so (`thinslice.models.slice_profile.find_profile`).
 
     Args:
-        volume: the scan; in its voxels the slice profile and the noise are estimated, what alternates from slice to slice
-            is looked for, and whether they are Hounsfield units.
+        volume: the scan; in its voxels slice profile and noise are estimated, what alternates from slice to slice is
+            looked for, and whether they are Hounsfield units.
         settings: what is asked for.
         model: the model that will compute the slices.
 
@@ -190,13 +190,13 @@ def make_plan(volume: Volume, settings: Settings, model: PlannedModel) -> Plan:
     _check_several_slices(volume, axis)
     # The envelope is checked against what the grid makes of the wanted spacing: a factor of 4.98 that becomes 5 is a 5.
     target_mm, target_notes = _find_target_mm(volume, axis, settings, model)
-    found = find_profile(volume, axis, settings, model.envelope)
     n_thin, factor = _fit_grid(volume.shape[axis], thick_mm, target_mm, settings.grid, model)
+    padding, padding_notes = _find_padding(volume, model)
+    alternation, alternation_notes = _find_alternation(volume, axis, padding, settings)
+    found = find_profile(volume, axis, settings, model.envelope, alternation)
     if model.envelope is not None:
         _check_envelope(model, model.envelope, volume.shape[axis], thick_mm, factor, found, settings)
-    padding, padding_notes = _find_padding(volume, model)
     noise, slice_noise, noise_notes = _find_noise(volume, axis, padding, settings)
-    alternation, alternation_notes = _find_alternation(volume, axis, padding, settings)
     _check_fuse(model, settings)
     # On the field-of-view grid the outer edges coincide, so the first thick centre lies half a factor inside, less half
     # a thin slice; on the centre grid it is the first thin slice.

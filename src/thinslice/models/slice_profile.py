@@ -17,6 +17,7 @@ import numpy as np
 from thinslice.errors import PlanRefused
 from thinslice.models.envelope import Envelope
 from thinslice.physics.intensity import intensity_range
+from thinslice.physics.interleaving import Alternation, make_even
 from thinslice.physics.profile import sd_over_fwhm
 from thinslice.physics.slice_statistics import measure, swap_axes, take_middle
 from thinslice.settings import Profile, Settings
@@ -53,6 +54,9 @@ ADVICE = "give `profile` and `thickness_mm` if you know them"
 
 BY_SOFTNESS: tuple[Profile, ...] = ("gaussian", "triangle", "spin-echo", "trapezoid", "box")
 """The shapes from that which is widest for its full width at half maximum to that which is narrowest."""
+
+EVEN = Alternation()
+"""Nothing alternates from slice to slice."""
 
 Source = Literal["told", "stated", "estimated", "assumed"]
 """Where a profile is from: the user, the scan's header and its slices, its slices alone, or nothing but the spacing."""
@@ -149,7 +153,9 @@ class Estimator:
             return Estimator(file["mean"], file["scale"], networks, float(file["calibration"]))
 
 
-def find_profile(volume: Volume, axis: int, settings: Settings, envelope: Envelope | None) -> FoundProfile:
+def find_profile(
+    volume: Volume, axis: int, settings: Settings, envelope: Envelope | None, alternation: Alternation = EVEN
+) -> FoundProfile:
     """Returns the slice profile of a scan: what is told is obeyed, the rest is found.
 
     Where the shape is told and no thickness is, the slices are taken to be as thick as they are far apart. Where
@@ -161,6 +167,7 @@ def find_profile(volume: Volume, axis: int, settings: Settings, envelope: Envelo
         axis: across the slices.
         settings: what is told, ``thickness_mm`` and ``profile``.
         envelope: what the model is valid for; None: anything.
+        alternation: what alternates from slice to slice, which is taken out before the slices are looked at.
 
     Raises:
         PlanRefused: the thickness is not a positive number.
@@ -179,7 +186,7 @@ def find_profile(volume: Volume, axis: int, settings: Settings, envelope: Envelo
         )
     if settings.profile is not None:
         return FoundProfile(float(stated_mm or spacing_mm), settings.profile, "told", None, tuple(notes))
-    seen = estimate(volume, axis)
+    seen = estimate(volume, axis, alternation)
     if seen is None:
         of = "the slice thickness" if stated_mm is not None else "the slice spacing, as no thickness is stated"
         notes.append(
@@ -210,7 +217,7 @@ def find_profile(volume: Volume, axis: int, settings: Settings, envelope: Envelo
     return FoundProfile(thickness_mm, profile, source, found.uncertainty, tuple(notes))
 
 
-def estimate(volume: Volume, axis: int) -> Estimate | None:
+def estimate(volume: Volume, axis: int, alternation: Alternation = EVEN) -> Estimate | None:
     """Estimates the standard deviation of the slice profile from the slices alone.
 
     Of a 4-D series the first volume is looked at, of a large scan the middle.
@@ -218,12 +225,13 @@ def estimate(volume: Volume, axis: int) -> Estimate | None:
     Args:
         volume: the scan.
         axis: across the slices.
+        alternation: as in `find_profile`.
 
     Returns:
         None where the scan tells nothing: few slices, slices hardly farther apart than pixels, or all the same.
     """
     voxels = volume.voxels if volume.voxels.ndim == 3 else volume.voxels[..., 0]
-    thick = np.moveaxis(voxels, axis, 0)
+    thick = make_even(np.moveaxis(voxels, axis, 0), alternation)
     steps = [volume.spacing_mm[axis] / mm for other, mm in enumerate(volume.spacing_mm) if other != axis]
     for side in (0, 1):
         # Pixels much finer than the slices are joined: what they add is finer than any slice profile.
