@@ -21,8 +21,8 @@ from thinslice.volume import Volume
 logger = logging.getLogger(__name__)
 
 RINGING = 1.35
-"""From here on an answer rings: 1 % of those with the right profile, half of those with one whose standard deviation is
-more than 0.1 spacings too wide (experiments/ringing.py, LOG.md)."""
+"""From here on an answer rings: 1 % of those with the right profile, and four in ten of those with one whose standard
+deviation is more than 0.1 spacings too wide (experiments/ringing.py, LOG.md)."""
 
 LIMIT = (0.4, 0.5, 0.6)
 """The frequencies, in turns to a slice spacing, around the highest that slices resolve, 1 / 2."""
