@@ -26,14 +26,13 @@ from pathlib import Path
 import numpy as np
 from scipy.ndimage import gaussian_filter1d, map_coordinates
 
-from thinslice.compute.upsample import upsample
 from thinslice.evaluation.metrics import data_range, foreground, psnr
 from thinslice.models.registry import find_model
 from thinslice.physics.acquisition import Acquisition
 from thinslice.physics.intensity import intensity_range
 from thinslice.physics.profile import reach_vox, slice_profile
-from thinslice.pipeline import read_scan
-from thinslice.plan import Plan, make_plan
+from thinslice.pipeline import enhance_volume, read_scan
+from thinslice.plan import Plan
 from thinslice.reports.picture import Picture, draw_side_by_side, find_picture_centre, reslice_planes, write_picture
 from thinslice.settings import Profile, Settings
 from thinslice.volume import Volume, patient_axes, through_plane_axis
@@ -146,9 +145,8 @@ def answers(
 
 
 def _answer(scan: Volume, name: str, settings: Settings) -> tuple[Plan, Volume]:
-    model = find_model(name)
-    plan = make_plan(scan, settings, model)
-    return plan, upsample(scan, plan, model).volume
+    done = enhance_volume(scan, settings, find_model(name))
+    return done.plan, done.volume
 
 
 # ---- pairs
