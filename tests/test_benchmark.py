@@ -7,6 +7,7 @@ import pytest
 from faults import catches
 from model_files import with_card
 from planning import plan_for
+from test_metrics import anatomy
 from thinslice.compute.upsample import upsample
 from thinslice.errors import InputRefused, ModelRefused, OutputRefused, PlanRefused
 from thinslice.evaluation import benchmark
@@ -380,3 +381,16 @@ def test_a_matrix_is_part_of_the_table_where_profiles_are_stated_by_name(scans, 
     assert "0.242 at most" in found.table
     assert (tmp_path / "out" / "table.md").read_text() == found.table
     assert "told box" not in evaluate([tmp_path / "a.nii"], ["cubic"], out=tmp_path / "out").table
+
+
+@catches(
+    "evaluation/benchmark.py",
+    "make_even(np.moveaxis(one.thick.voxels, axis, 0), plan.alternation)",
+    "(np.moveaxis(one.thick.voxels, axis, 0))",
+)
+def test_the_re_slice_error_is_that_of_the_slices_as_they_were_computed_with(scans, tmp_path):
+    """A difference from slice to slice that the program takes out is no disagreement, as in the report of a scan."""
+    scans["a.nii"] = Volume(anatomy((64, 64, 96)), np.eye(4))
+    found = evaluate([tmp_path / "a.nii"], ["cubic"], make_conditions(brightness_percent=(0, 10)), tmp_path / "out")
+    errors = [score.reslice_rms for score in found.scores if score.projection]
+    assert errors[1] < 2 * errors[0]

@@ -43,6 +43,7 @@ from thinslice.models.protocol import Model
 from thinslice.models.registry import find_model
 from thinslice.physics.acquisition import Acquisition
 from thinslice.physics.intensity import intensity_range
+from thinslice.physics.interleaving import make_even
 from thinslice.physics.interpolation import INTERPOLATIONS
 from thinslice.plan import Plan, make_plan
 from thinslice.reports.picture import (
@@ -359,6 +360,8 @@ def _answers(
         voxels = answer.volume.voxels
         used: Downstream | None = measure(voxels, structures, voxel_mm3) if structures is not None else None
         span = data_range(truth.voxels)
+        # As the report says it: what alternated from slice to slice was taken out of the slices first.
+        acquired = np.moveaxis(make_even(np.moveaxis(one.thick.voxels, axis, 0), plan.alternation), 0, axis)
         score = Score(
             case=one.case,
             axis=axis,
@@ -374,7 +377,7 @@ def _answers(
             banding=banding(voxels, truth.voxels, plan.factor, mask, axis),
             seconds=seconds,
             guard_share=answer.guard.share,
-            reslice_rms=reslice_rms(voxels, one.thick.voxels, plan.acquisition()) / span,
+            reslice_rms=reslice_rms(voxels, acquired, plan.acquisition()) / span,
             fuse=plan.fuse,
             assumed=(plan.profile, plan.thickness_over_spacing),
             downstream=used,
