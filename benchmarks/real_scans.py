@@ -1,6 +1,6 @@
 """How models do on real scans, where the slice profile is not told: pictures and figures without simulated slices.
 
-    python benchmarks/real_scans.py --data DATA [--models cubic default] [--only knees] [--out OUT]
+    python benchmarks/real_scans.py --data DATA [--models cubic default] [--only knees] [--nothing-told] [--out OUT]
 
 *Pairs.* One stack is made thin, sampled where the voxels of another stack of the same person lie (by both affines),
 averaged by that stack's own thickness, and compared with what was acquired there. The spine's two stacks are
@@ -112,12 +112,14 @@ GROUPS = {
 
 def main() -> int:
     arguments = _arguments()
+    is_telling = not arguments.nothing_told
     for group in arguments.only:
         if group == "thicker":
             paths = sorted((arguments.data / "thick").glob("*.nii*"))
-            lines = thicker_table(paths, arguments.models, arguments.out)
+            lines = thicker_table(paths, arguments.models, arguments.out, is_telling)
         else:
-            lines = pair_table(GROUPS[group], arguments.data, arguments.models, arguments.out)
+            cases = [case if is_telling else replace(case, told=()) for case in GROUPS[group]]
+            lines = pair_table(cases, arguments.data, arguments.models, arguments.out)
         for line in lines:
             print(line, flush=True)
         print()
@@ -251,14 +253,16 @@ def correlate_detail(seen: np.ndarray, other: Volume, along: int, scan: Volume) 
 # ---- thick to thicker
 
 
-def thicker_table(paths: Sequence[Path], models: Sequence[str], out: Path | None) -> Iterator[str]:
+def thicker_table(
+    paths: Sequence[Path], models: Sequence[str], out: Path | None, is_telling: bool = True
+) -> Iterator[str]:
     """Yields lines of Markdown: stacks made thicker, made thin again and compared with the acquired slices."""
     yield "| scan | model | told | assumed | PSNR dB | over cubic |"
     yield "|---|---|---|---|--:|--:|"
     for path in paths:
         truth, thicker = make_thicker(read_scan(path))
         axis = through_plane_axis(thicker)
-        told: list[Told] = [("box", thicker.spacing_mm[axis])]
+        told: list[Told] = [("box", thicker.spacing_mm[axis])] if is_telling else []
         mask, first, shown = foreground(truth.voxels), None, []
         for model, what, assumed, thin in answers(thicker, models, told, factor=float(THICKER)):
             found = _psnr(thin.voxels, truth.voxels, mask)
@@ -328,6 +332,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, required=True, help="the folder with ct, dicom, stacks and thick")
     parser.add_argument("--models", nargs="+", default=["cubic", "default"])
     parser.add_argument("--only", nargs="+", choices=[*GROUPS, "thicker"], default=[*GROUPS, "thicker"])
+    parser.add_argument("--nothing-told", action="store_true", help="leave out the answers that are told a profile")
     parser.add_argument("--out", type=Path, help="where pictures go; default: none are drawn")
     return parser.parse_args()
 
