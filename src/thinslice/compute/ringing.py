@@ -21,7 +21,7 @@ from thinslice.volume import Volume
 logger = logging.getLogger(__name__)
 
 RINGING = 1.35
-"""From here on an answer rings: 1 % of those with the right profile, and four in ten of those with one whose standard
+"""From here on an answer rings: 2 % of those with the right profile, and a third of those with one whose standard
 deviation is more than 0.1 spacings too wide (experiments/ringing.py, LOG.md)."""
 
 LIMIT = (0.4, 0.5, 0.6)
