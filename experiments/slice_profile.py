@@ -13,6 +13,7 @@ far off it is.
 
 import argparse
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -85,14 +86,15 @@ def draw_stack(rng: np.random.Generator, volume: np.ndarray) -> tuple[np.ndarray
     factor = float(np.exp(rng.uniform(np.log(2), np.log(10))))
     factor = float(round(factor)) if rng.random() < 0.5 else factor
     thin = _cut(rng, block)
-    # The native resolution of a scan is finer in one direction than in another, and slices are often interpolated.
+    # Many scans are softer than their voxels, and resolve more along one of their axes than along another.
     if rng.random() < 0.3:
-        keep = rng.uniform(0.55, 1)
-        thin = _blur(thin, (0, 1, 2), keep)
-    elif rng.random() < 0.4:
+        soft = float(rng.uniform(0.2, 1.0))
+        thin = _filtered(thin, (0, 1, 2), lambda f: np.exp(-2 * (np.pi * soft * f) ** 2))
+    if rng.random() < 0.35:
         for axis in range(3):
             if rng.random() < (0.2 if axis == 0 else 0.7):
-                thin = _blur(thin, (axis,), rng.uniform(0.5, 1))
+                edge = float(rng.uniform(0.25, 0.5))
+                thin = _filtered(thin, (axis,), lambda f, edge=edge: np.clip((edge + 0.03 - f) / 0.06, 0, 1))
     profile = str(rng.choice(list(PROFILES), p=list(PROFILES.values())))
     usual = rng.random() < 0.75
     width = float(rng.uniform(0.5, 1.3) if usual else np.exp(rng.uniform(np.log(0.4), np.log(2.2))))
@@ -118,15 +120,13 @@ def _cut(rng: np.random.Generator, block: np.ndarray) -> np.ndarray:
     return thin
 
 
-def _blur(thin: np.ndarray, axes: tuple[int, ...], keep: float) -> np.ndarray:
-    """Returns the volume with only the lower frequencies along some axes, cut softly."""
+def _filtered(thin: np.ndarray, axes: tuple[int, ...], passed: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """Returns the volume with a share of each frequency along some axes, in cycles a voxel."""
     for axis in axes:
-        frequency = np.fft.rfftfreq(thin.shape[axis])
-        passed = np.clip((0.5 * keep + 0.03 - frequency) / 0.06, 0, 1) if keep < 1 else np.ones_like(frequency)
         shape = [1, 1, 1]
         shape[axis] = -1
-        spectrum = np.fft.rfft(thin, axis=axis) * passed.reshape(shape)
-        thin = np.fft.irfft(spectrum, thin.shape[axis], axis=axis).astype(np.float32)
+        share = passed(np.fft.rfftfreq(thin.shape[axis])).reshape(shape)
+        thin = np.fft.irfft(np.fft.rfft(thin, axis=axis) * share, thin.shape[axis], axis=axis).astype(np.float32)
     return thin
 
 

@@ -7,7 +7,7 @@ simulated stacks (`experiments/slice_profile.py`), and both count as much as the
 """
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -19,7 +19,7 @@ from thinslice.models.envelope import Envelope
 from thinslice.physics.intensity import intensity_range
 from thinslice.physics.interleaving import Alternation, make_even
 from thinslice.physics.profile import sd_over_fwhm
-from thinslice.physics.slice_statistics import measure, swap_axes, take_middle
+from thinslice.physics.slice_statistics import is_interpolated, measure, swap_axes, take_middle
 from thinslice.settings import Profile, Settings
 from thinslice.volume import Volume
 
@@ -34,12 +34,18 @@ STEPS = (1.5, 12.0)
 FEWEST_SLICES = 5
 """Stacks with fewer slices tell nothing of their profile."""
 
-USUAL = (0.31, 0.08)
+USUAL = (0.31, 0.15)
 """Mean and standard deviation, in slice spacings, of what is expected where no thickness is stated: from slices with a
-gap of a third and sharp edges (0.2) to touching ones that are as soft as a Gaussian (0.42)."""
+gap of half (0.15) to Gaussian ones that overlap (0.5). Wide, as the slices themselves are surer."""
+
+USUAL_INTERPOLATED = (0.85, 0.15)
+"""Likewise of slices that were interpolated to half of their spacing: what stacks of all kinds were found to have."""
 
 STATED = (0.345, 0.045)
 """Likewise, over the stated thickness: from a box (0.289) to a Gaussian (0.425), and headers are a little off."""
+
+RESOLVED = 2.355
+"""Full width at half maximum of a Gaussian over its standard deviation."""
 
 NARROWEST = 0.115
 """Narrower profiles than a box of 0.4 spacings are not computed with: no scanner leaves so wide gaps."""
@@ -64,10 +70,17 @@ Source = Literal["told", "stated", "estimated", "assumed"]
 
 @dataclass(frozen=True)
 class Estimate:
-    """The standard deviation of a slice profile, in slice spacings, and that of its error."""
+    """What is known of a slice profile.
+
+    Attributes:
+        sd: its standard deviation, in slice spacings.
+        uncertainty: the standard deviation of the error of that.
+        interpolated: whether the slices were interpolated before they were stored.
+    """
 
     sd: float
     uncertainty: float
+    interpolated: bool = False
 
     def combined(self, other: "Estimate") -> "Estimate":
         """Returns the mean of two independent estimates, each weighted by how sure it is.
@@ -194,9 +207,10 @@ def find_profile(
             f"{stated_mm or spacing_mm:g} mm ({of}); {ADVICE}"
         )
         return FoundProfile(float(stated_mm or spacing_mm), "box", "assumed", None, tuple(notes))
-    expected = Estimate(*USUAL)
+    mean, spread = USUAL_INTERPOLATED if seen.interpolated else USUAL
     if stated_mm is not None:
-        expected = Estimate(*(share * stated_mm / spacing_mm for share in STATED))
+        mean, spread = (share * stated_mm / spacing_mm for share in STATED)
+    expected = Estimate(mean, spread)
     found = seen.combined(expected)
     logger.debug("slice profile: %s from the slices, %s expected, %s from both", seen, expected, found)
     profile, thickness_mm = _profile_with(max(found.sd, NARROWEST), spacing_mm, stated_mm, envelope)
@@ -208,7 +222,12 @@ def find_profile(
         f"({found.sd:.2f} +- {found.uncertainty:.2f} slice spacings), taken for a {profile} of {thickness_mm:.3g} mm; "
         f"{ADVICE}"
     )
-    if abs(seen.sd - expected.sd) > DOUBT * np.hypot(seen.uncertainty, expected.uncertainty):
+    if seen.interpolated:
+        notes.append(
+            f"the slices were interpolated before they were stored: they are {spacing_mm:.3g} mm apart, and resolve "
+            f"about {RESOLVED * found.sd * spacing_mm:.2g} mm, from which the answer is computed"
+        )
+    elif abs(seen.sd - expected.sd) > DOUBT * np.hypot(seen.uncertainty, expected.uncertainty):
         notes.append(
             f"the slices look {'thicker' if seen.sd > expected.sd else 'thinner'} than expected (standard deviation "
             f"{seen.sd * spacing_mm:.3g} instead of {expected.sd * spacing_mm:.3g} mm)"
@@ -244,7 +263,8 @@ def estimate(volume: Volume, axis: int, alternation: Alternation = EVEN) -> Esti
     if len(thick) < FEWEST_SLICES or min(thick.shape) < FEWEST_PIXELS or min(steps) < STEPS[0] or flat:
         return None
     normalised = ((thick.astype(np.float64) - low) / (high - low)).astype(np.float32)
-    return _embedded()(measure(normalised, (steps[0], steps[1])))
+    found = _embedded()(measure(normalised, (steps[0], steps[1])))
+    return replace(found, interpolated=is_interpolated(normalised))
 
 
 def _profile_with(
