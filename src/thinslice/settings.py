@@ -45,8 +45,8 @@ class Settings:
         model: name of an embedded model or of an interpolation, or the path of a model file.
         spacing_mm: wanted distance between slices in millimetres; None: the coarser of the two in-plane spacings.
         factor: alternatively, how many times closer the slices shall be.
-        thickness_mm: slice thickness in millimetres; None: what the scan states, else its slice spacing.
-        profile: shape of the slice profile; None: not known, see `thinslice.plan.make_plan`.
+        thickness_mm: slice thickness in millimetres; None: what the scan states, and what its slices show.
+        profile: shape of the slice profile; None: found, see `thinslice.models.slice_profile.find_profile`.
         grid: ``fov`` keeps the outer edges of the field of view, ``centres`` the outermost slice centres.
         in_plane: enlarges the slices themselves first, so many times along both of their axes.
         fuse: runs a network in several orientations and joins its answers: slower, a little better.
@@ -83,12 +83,11 @@ class Settings:
     thickness_mm: float | None = field(
         default=None,
         metadata=_option(
-            "slice thickness; default: what the scan or the JSON beside it says, else the spacing", "MM", float
+            "slice thickness; default: what the scan or the JSON beside it says, and its slices show", "MM", float
         ),
     )
-    # None is not "box", though it is computed as one: only what nobody has stated gets a note (LOG.md, 2026-11-30).
     profile: Profile | None = field(
-        default=None, metadata=_option("slice profile; default: not known, taken for a box", None, PROFILES)
+        default=None, metadata=_option("slice profile; default: found from the scan", None, PROFILES)
     )
     grid: Grid = field(
         default="fov",

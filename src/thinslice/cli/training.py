@@ -222,7 +222,7 @@ def _add_acquisition(verb: argparse.ArgumentParser, recipe: str = "") -> None:
     verb.add_argument(
         "--thickness", type=number, metavar="MM", help=f"{recipe}slice thickness of all scans; default: as in enhance"
     )
-    verb.add_argument("--profile", choices=PROFILES, help=f"{recipe}slice profile; default: not known, taken for a box")
+    verb.add_argument("--profile", choices=PROFILES, help=f"{recipe}slice profile; default: found in each scan")
 
 
 def _settings(arguments: argparse.Namespace, model: str = "default") -> Settings:

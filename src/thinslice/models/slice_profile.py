@@ -260,7 +260,7 @@ def estimate(volume: Volume, axis: int, alternation: Alternation = EVEN) -> Esti
     thick = take_middle(thick)
     low, high = intensity_range(thick)
     flat = not np.any(thick != thick[:1])
-    if len(thick) < FEWEST_SLICES or min(thick.shape) < FEWEST_PIXELS or min(steps) < STEPS[0] or flat:
+    if len(thick) < FEWEST_SLICES or min(thick.shape[1:]) < FEWEST_PIXELS or min(steps) < STEPS[0] or flat:
         return None
     normalised = ((thick.astype(np.float64) - low) / (high - low)).astype(np.float32)
     found = _embedded()(measure(normalised, (steps[0], steps[1])))
