@@ -46,7 +46,7 @@ def test_every_surface_gives_the_same_answer_and_the_same_page(run, tmp_path):
 
 
 @pytest.mark.parametrize("surface", ["enhance", "info", "api", "demo", "study"])
-def test_on_every_surface_a_profile_that_is_not_told_is_a_box(run, tmp_path, surface):
+def test_on_every_surface_a_profile_that_is_not_told_is_found(run, tmp_path, surface):
     scan = make_scan(tmp_path / "scan.nii.gz")
     if surface == "enhance":
         assert run("enhance", "-i", scan, "-o", tmp_path / "thin.nii.gz", "--model", "cubic")[0] == 0
@@ -62,8 +62,9 @@ def test_on_every_surface_a_profile_that_is_not_told_is_a_box(run, tmp_path, sur
         plan = json.loads((tmp_path / "study.key.json").read_text())["plans"][0]["cubic"]
     else:
         plan = json.loads(thinslice.enhance(scan, model="cubic").plan.to_json())
-    assert plan["profile"] == "box"
-    assert any("slice profile is not known" in note for note in plan["notes"])
+    assert plan["profile_source"] in ("estimated", "stated")
+    assert plan["profile_uncertainty"] > 0
+    assert any("the slice profile is estimated from" in note for note in plan["notes"])
 
 
 def test_a_note_names_options_on_the_command_line_and_settings_in_python(run, tmp_path):
