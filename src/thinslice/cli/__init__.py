@@ -28,7 +28,7 @@ _WHAT_STAYS = {
     "batch": "what is done stays; next: the same command goes on from there",
     "adapt": "next: the same command goes on from the last checkpoint in NAME.adapting, if there was one",
     "train": "next: --resume goes on from the last checkpoint, if there was one",
-    "evaluate": "results.jsonl holds what was scored until then",
+    "evaluate": "results.jsonl.part holds what was scored until then",
 }
 """After an interruption, where it is not nothing."""
 
