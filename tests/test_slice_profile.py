@@ -56,7 +56,7 @@ WIDTHS = [(0.5, "box"), (1.0, "box"), (0.75, "gaussian"), (1.0, "gaussian"), (1.
 @pytest.mark.parametrize("factor", [3, 4, 6.5])
 def test_the_width_of_the_profile_is_found_blind(width, profile, factor):
     found = estimate(made_thick(width, profile, factor), 0)
-    # Balls are no anatomy, of which the estimator has learnt: on that it is 0.034 off on average (LOG.md).
+    # Balls are no anatomy, of which the estimator has learnt: on that it is 0.033 off on average (LOG.md).
     assert found.sd == pytest.approx(width * sd_over_fwhm(profile), abs=0.1)
 
 
