@@ -115,7 +115,7 @@ def score(paths: list[Path], factor: int, side: int) -> None:
     """Prints the gain over plain cubic interpolation."""
     cubic, network = find_model("cubic"), find_model("default")
     settings = Settings(factor=factor, profile="gaussian")
-    plain = replace(settings, projection=False, interleaving=False)
+    plain = replace(settings, projection=False)
     for path in paths:
         truth, clean = thicken(path, factor, side)
         inside, peak = foreground(truth), data_range(truth)

@@ -8,7 +8,7 @@ from scipy.ndimage import gaussian_filter
 
 from faults import catches
 from thinslice.physics.intensity import intensity_range
-from thinslice.physics.noise import estimate_noise
+from thinslice.physics.noise import estimate_noise, find_noise, smooth_noise
 
 
 def anatomy(shape=(14, 120, 132), seed=0):
@@ -99,11 +99,39 @@ def test_what_is_too_small_or_empty_tells_nothing():
     assert estimate_noise(np.zeros((8, 64, 64))) is None
 
 
+@pytest.mark.parametrize(("kind", "share"), [(gaussian, 1.0), (rician, 1.0), (zero_filled, 0.0)])
+def test_only_noise_that_pixels_do_not_share_is_called_independent(kind, share):
+    found = find_noise(kind(anatomy(), 3.0, np.random.default_rng(1)))
+    assert found.independent == pytest.approx(share * found.sd, rel=0.15)
+
+
+@catches("physics/noise.py", "np.clip(1 - noise**2 / variance, 0, 1)", "0.0")
+@catches("physics/noise.py", "one += mean + level", "one += mean")
+@pytest.mark.parametrize("level", [0.0, 1e5])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_smoothing_takes_noise_and_leaves_edges(level, dtype):
+    clean = anatomy()
+    noisy = (gaussian(clean, 4.0, np.random.default_rng(0)) + level).astype(dtype)
+    smooth = smooth_noise(noisy, 4.0)
+    assert smooth.dtype == dtype
+    before, after = (float(np.sqrt(np.mean((one - level - clean) ** 2))) for one in (noisy, smooth))
+    assert after < 0.6 * before
+    edges = np.abs(np.diff(clean, axis=2)) > 20
+    steps = [np.abs(np.diff(one, axis=2))[edges].mean() for one in (clean, smooth)]
+    assert steps[1] > 0.9 * steps[0]
+    np.testing.assert_allclose(smooth_noise(noisy, 0.0), noisy, atol=1e-6 * (level + 100))
+
+
+def test_smoothing_of_flat_and_of_whole_numbers():
+    np.testing.assert_array_equal(smooth_noise(np.full((2, 5, 6), 7, np.int16), 3.0), 7)
+    assert smooth_noise(np.full((1, 1, 1), 2**30 + 1, np.int32), 3.0)[0, 0, 0] == 2**30 + 1
+
+
 def test_a_usual_scan_takes_a_tenth_of_a_second():
     scan = np.random.default_rng(0).normal(100, 10, (36, 320, 320)).astype(np.int16)
     spent = []
     for _ in range(3):
         started = time.process_time()
-        estimate_noise(scan)
+        find_noise(scan)
         spent.append(time.process_time() - started)
     assert min(spent) < 0.1

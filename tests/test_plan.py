@@ -1,6 +1,7 @@
 """Laws of the plan: every decision, once, in millimetres that can be checked."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -329,7 +330,7 @@ def noisy(percent):
     return Volume(ball, np.diag([4.0, 1.0, 1.0, 1.0]))
 
 
-@catches("plan.py", "noise_to_signal(slice_noise or 0.0)", "NOISE_LEVEL")
+@catches("plan.py", "return noise_to_signal(found.sd), found", "return 0.003, found")
 def test_the_projection_follows_the_noise_of_the_slices():
     small = plan_for(Volume(np.zeros((4, 4, 4)), np.diag([1.0, 1.0, 4.0, 1.0])), noise=None)
     assert (small.slice_noise, small.noise) == (None, NOISE_LEVEL)
@@ -339,11 +340,38 @@ def test_the_projection_follows_the_noise_of_the_slices():
     for plan, true in ((one, 0.01 / 1.05), (three, 0.03 / 1.15)):
         assert plan.slice_noise == pytest.approx(true, rel=0.15)
         assert plan.noise == noise_to_signal(plan.slice_noise)
-    assert not any("noisy" in note for note in clean.notes)
-    assert any("the slices are noisy (standard deviation 2." in note for note in three.notes)
+    assert not any("have noise" in note for note in clean.notes)
+    assert any("the slices have noise of 2." in note for note in three.notes)
     told = plan_for(noisy(3), noise=0.5)
     assert (told.slice_noise, told.noise) == (None, 0.5)
-    assert not any("noisy" in note for note in told.notes)
+    assert not any("have noise" in note for note in told.notes)
+
+
+@catches("plan.py", "found.independent < NOISE_WORTH_SMOOTHING", "False")
+def test_clear_noise_is_smoothed_unless_it_shall_not_be():
+    clean, one, three = (plan_for(noisy(percent), noise=None) for percent in (0, 1, 3))
+    assert clean.smoothed_noise == one.smoothed_noise == 0
+    assert three.smoothed_noise == pytest.approx(three.slice_noise, rel=0.1)
+    assert any("smoothed where there is nothing else (`denoise=False`" in note for note in three.notes)
+    left = plan_for(noisy(3), noise=None, denoise=False)
+    assert left == replace(three, smoothed_noise=0.0, notes=left.notes)
+    assert any("have noise" in note and "smoothed" not in note for note in left.notes)
+
+
+@catches("plan.py", "return model.envelope is None and not settings.projection", "return False")
+def test_plain_interpolation_is_left_plain():
+    x, y = np.mgrid[-1:1:96j, -1:1:96j]
+    uneven = Volume(
+        np.stack([100 * np.exp(-(x**2) - y**2 - z**2) for z in np.linspace(-1, 1, 16)]), np.diag([4, 1, 1, 1.0])
+    )
+    uneven.voxels[1::2] *= 1.1
+    uneven.voxels[...] += np.random.default_rng(0).normal(scale=4, size=uneven.voxels.shape)
+    projected = plan_for(uneven, noise=None)
+    assert projected.smoothed_noise > 0
+    assert projected.alternating_gain > 1.05
+    plain = plan_for(uneven, noise=None, projection=False)
+    assert (plain.smoothed_noise, plain.alternating_gain) == (0, 1)
+    assert not any("noise" in note or "every other" in note for note in plain.notes)
 
 
 def test_the_noise_of_a_series_is_that_of_its_first_volume():

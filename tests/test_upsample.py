@@ -591,3 +591,16 @@ def test_the_position_code_is_odd_and_even_in_turn(offset):
     code, mirrored = position_code(np.array([offset]))[0], position_code(np.array([-offset]))[0]
     np.testing.assert_allclose(code * [-1, -1, 1, -1, 1, -1, 1], mirrored, atol=1e-6)
     assert code[0] == pytest.approx(2 * offset, abs=1e-6)
+
+
+@catches("compute/upsample.py", "thick = smooth_noise(thick,", "_ = smooth_noise(thick,")
+@pytest.mark.parametrize("scale", [1.0, 50.0])
+def test_noise_of_the_plan_is_smoothed_before_anything_is_computed(scale):
+    voxels = np.random.default_rng(0).normal(scale, 0.05 * scale, (30, 28, 6)).astype(np.float32)
+    volume = Volume(voxels, np.diag([1.0, 1.0, 4.0, 1.0]))
+    low, high = np.percentile(voxels, [0.5, 99.5])
+    plan = replace(plan_for(volume), smoothed_noise=0.05 * scale / (high - low))
+    answer = upsample(volume, plan, curved()).volume.voxels
+    left = upsample(volume, replace(plan, smoothed_noise=0.0), curved()).volume.voxels
+    assert answer.std() < 0.6 * left.std()
+    assert answer.mean() == pytest.approx(voxels.mean(), rel=0.01)

@@ -17,7 +17,7 @@ from thinslice.models.hounsfield import check_hounsfield, padding_of
 from thinslice.models.slice_profile import FoundProfile, Source, find_profile
 from thinslice.physics.acquisition import Acquisition
 from thinslice.physics.interleaving import Alternation, find_alternation
-from thinslice.physics.noise import estimate_noise
+from thinslice.physics.noise import Noise, find_noise
 from thinslice.physics.profile import GAUSSIAN_REACH_FWHM
 from thinslice.physics.projection import noise_to_signal
 from thinslice.settings import Grid, Profile, Settings
@@ -34,6 +34,9 @@ MAX_SLICES = 32_767
 
 NOISE_WORTH_TELLING = 0.01
 """From this standard deviation on, in intensity ranges, a note says that the slices are noisy: that is seen by eye."""
+
+NOISE_WORTH_SMOOTHING = 0.015
+"""From this standard deviation on noise is smoothed: leaving 1 % costs nothing, and clean scans may seem to have it."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,9 @@ class Plan:
         projection: whether the answer is projected onto the acquired slices.
         noise: regularisation of that projection, see `thinslice.physics.projection.noise_to_signal`.
         slice_noise: standard deviation of the noise of the acquired slices in intensity ranges, as found in them by
-            `thinslice.physics.noise.estimate_noise`; None where it cannot be told, or ``noise`` was given.
+            `thinslice.physics.noise.find_noise`; None where it cannot be told, or ``noise`` was given.
+        smoothed_noise: standard deviation of that part of it which is smoothed within the slices for the computation, 0
+            where none is.
         alternating_gain: brightness of the second, fourth, ... slices over that of the others, as the file counts them;
             1 where none is clear. It is taken out for the computation, and so are the shifts.
         alternating_shift_px: how far they lie behind the others along the two in-plane axes, in pixels; 0 where no
@@ -98,6 +103,7 @@ class Plan:
     profile_source: Source = "told"
     profile_uncertainty: float | None = None
     slice_noise: float | None = None
+    smoothed_noise: float = 0.0
     alternating_gain: float = 1.0
     alternating_shift_px: tuple[float, float] = (0.0, 0.0)
     ringing: float | None = None
@@ -192,11 +198,11 @@ def make_plan(volume: Volume, settings: Settings, model: PlannedModel) -> Plan:
     target_mm, target_notes = _find_target_mm(volume, axis, settings, model)
     n_thin, factor = _fit_grid(volume.shape[axis], thick_mm, target_mm, settings.grid, model)
     padding, padding_notes = _find_padding(volume, model)
-    alternation, alternation_notes = _find_alternation(volume, axis, padding, settings)
+    alternation, alternation_notes = _find_alternation(volume, axis, padding, settings, model)
     found = find_profile(volume, axis, settings, model.envelope, alternation)
     if model.envelope is not None:
         _check_envelope(model, model.envelope, volume.shape[axis], thick_mm, factor, found, settings)
-    noise, slice_noise, noise_notes = _find_noise(volume, axis, padding, settings)
+    noise, slice_noise, noise_notes = _find_noise(volume, axis, padding, settings, model)
     _check_fuse(model, settings)
     # On the field-of-view grid the outer edges coincide, so the first thick centre lies half a factor inside, less half
     # a thin slice; on the centre grid it is the first thin slice.
@@ -225,7 +231,8 @@ def make_plan(volume: Volume, settings: Settings, model: PlannedModel) -> Plan:
         model_sha256=model.sha256,
         projection=settings.projection,
         noise=noise,
-        slice_noise=slice_noise,
+        slice_noise=None if slice_noise is None else slice_noise.sd,
+        smoothed_noise=0.0 if slice_noise is None else slice_noise.independent,
         alternating_gain=alternation.gain,
         alternating_shift_px=alternation.shift_px,
         in_plane=settings.in_plane,
@@ -285,29 +292,42 @@ def _find_padding(volume: Volume, model: PlannedModel) -> tuple[float | None, li
     return padding, notes
 
 
+def _is_plain(model: PlannedModel, settings: Settings) -> bool:
+    """Returns whether interpolation and nothing else is asked for: what papers compare with, through the slices."""
+    return model.envelope is None and not settings.projection
+
+
 def _find_noise(
-    volume: Volume, axis: int, padding: float | None, settings: Settings
-) -> tuple[float, float | None, list[str]]:
-    """Returns the projection's regularisation, the noise of the slices that it follows, and a note if it matters."""
+    volume: Volume, axis: int, padding: float | None, settings: Settings, model: PlannedModel
+) -> tuple[float, Noise | None, list[str]]:
+    """Returns the projection's regularisation, the noise of the slices that it follows, and a note if it matters.
+
+    Of the noise, ``independent`` is what shall be smoothed: 0 where it shall not, or where there is hardly any.
+    """
     if settings.noise is not None:
         return settings.noise, None, []
     # Of a series the first volume: the others have the same scanner, and one plan serves all of them.
     voxels = volume.voxels if volume.voxels.ndim == 3 else volume.voxels[..., 0]
-    slice_noise = estimate_noise(np.moveaxis(voxels, axis, 0), padding)
-    notes = []
-    if slice_noise is not None and slice_noise >= NOISE_WORTH_TELLING and settings.projection:
-        notes.append(
-            f"the slices are noisy (standard deviation {100 * slice_noise:.2g} % of the intensity range): the answer "
-            "is not forced to follow their noise"
-        )
-    return noise_to_signal(slice_noise or 0.0), slice_noise, notes
+    found = find_noise(np.moveaxis(voxels, axis, 0), padding)
+    if found is None:
+        return noise_to_signal(0.0), None, []
+    if not settings.denoise or found.independent < NOISE_WORTH_SMOOTHING or _is_plain(model, settings):
+        found = Noise(found.sd, 0.0)
+    effects = []
+    if found.independent:
+        effects.append("it is smoothed where there is nothing else (`denoise=False` leaves it)")
+    if settings.projection:
+        effects.append("the answer is not forced to follow it")
+    noisy = f"the slices have noise of {100 * found.sd:.2g} % of the intensity range (standard deviation)"
+    tells = found.sd >= NOISE_WORTH_TELLING and effects
+    return noise_to_signal(found.sd), found, [f"{noisy}: {', and '.join(effects)}"] if tells else []
 
 
 def _find_alternation(
-    volume: Volume, axis: int, padding: float | None, settings: Settings
+    volume: Volume, axis: int, padding: float | None, settings: Settings, model: PlannedModel
 ) -> tuple[Alternation, list[str]]:
     """Returns what alternates from slice to slice, and a note on it; nothing where it shall be left as it is."""
-    if not settings.interleaving:
+    if not settings.interleaving or _is_plain(model, settings):
         return Alternation(), []
     found = _find_common_alternation(np.moveaxis(volume.voxels, axis, 0), padding)
     parts = []

@@ -51,6 +51,7 @@ class Settings:
         in_plane: enlarges the slices themselves first, so many times along both of their axes.
         fuse: runs a network in several orientations and joins its answers: slower, a little better.
         projection: makes the answer agree with the acquired slices.
+        denoise: smooths clear noise that neighbouring pixels do not share, where there is nothing else.
         interleaving: corrects brightness and shifts that clearly alternate from slice to slice.
         noise: regularisation of that projection, see `thinslice.physics.projection.NOISE_LEVEL`; None: by the noise of
             the slices.
@@ -105,6 +106,7 @@ class Settings:
     projection: bool = field(
         default=True, metadata=_option("leave the model's answer as it is, not made to agree with the scan")
     )
+    denoise: bool = field(default=True, metadata=_option("leave the noise of the slices as it is, unsmoothed"))
     interleaving: bool = field(
         default=True,
         metadata=_option("leave brightness and shifts that alternate from slice to slice as they are, uncorrected"),
@@ -135,7 +137,7 @@ class Settings:
         if self.profile is not None:
             _check_choice("profile", self.profile, PROFILES)
         _check_choice("grid", self.grid, GRIDS)
-        for name in ("fuse", "projection", "interleaving"):
+        for name in ("fuse", "projection", "denoise", "interleaving"):
             _check_flag(name, getattr(self, name))
         if not (isinstance(self.model, str) and self.model):
             raise PlanRefused(

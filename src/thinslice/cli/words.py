@@ -13,6 +13,7 @@ _OTHER_NAMES = {
     ("spacing_mm", None): "--spacing",
     ("thickness_mm", None): "--thickness",
     ("projection", "False"): "--no-projection",
+    ("denoise", "False"): "--no-denoise",
     ("interleaving", "False"): "--no-interleaving",
 }
 """Options that are not called as the setting of a Python program is."""

@@ -1,10 +1,10 @@
 """Makes the thin slices: a volume, its plan and a model go in, the volume on the thin grid comes out.
 
 The answer is made slab by slab and written chunk by chunk, so that what is held in memory besides the scan (enlarged,
-if it is to be, and once more where its slices are uneven) and its answer does not grow with the number of slices: a
-chunk of slabs is interpolated, corrected by the model (`thinslice.models.protocol`), watched by the guard, projected
-onto the acquired slices, and stored. Interpolation and projection are linear in the acquired slices, so they are one
-matrix per chunk; see `_Lines.matrices`.
+if it is to be, and once more where its slices are uneven or noisy) and its answer does not grow with the number of
+slices: a chunk of slabs is interpolated, corrected by the model (`thinslice.models.protocol`), watched by the guard,
+projected onto the acquired slices, and stored. Interpolation and projection are linear in the acquired slices, so they
+are one matrix per chunk; see `_Lines.matrices`.
 """
 
 import logging
@@ -23,6 +23,7 @@ from thinslice.physics.acquisition import apply_along_first_axis
 from thinslice.physics.intensity import intensity_range
 from thinslice.physics.interleaving import make_even
 from thinslice.physics.interpolation import INTERPOLATIONS
+from thinslice.physics.noise import smooth_noise
 from thinslice.physics.projection import correction_matrix, cut_into_bands, scale_damping
 from thinslice.plan import Plan
 from thinslice.progress import no_progress, part_of
@@ -154,12 +155,15 @@ def _upsample_one(
 ) -> tuple[GuardCount, int]:
     """Computes one stack [n, h, w] into ``thin``; returns what the guard saw, and how many numbers were clipped.
 
-    It is computed from ``even``, the slices without padding and without what alternates between them.
+    It is computed from ``even``, the slices without padding and without what alternates between them; their noise
+    is smoothed.
     Where the guard took the network back becomes True in ``fell_back`` [n, h, w].
     """
     plan, count, begin = lines.plan, GuardCount(), 0.0
     padding, thick = _Padding(thick, plan), even
     shown = intensity_range(thick)
+    if plan.smoothed_noise > 0:
+        thick = smooth_noise(thick, plan.smoothed_noise * (shown[1] - shown[0]))
     if plan.in_plane > 1:
         begin = IN_PLANE_SHARE
         # By the range of the acquired slices, as both networks have to work on one scale.
