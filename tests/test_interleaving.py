@@ -81,6 +81,14 @@ def test_nothing_is_found_in_anatomy(seed):
     assert find_alternation(stack) == Alternation()
 
 
+@catches("physics/interleaving.py", "kept = signed\n", "pass\n")
+@pytest.mark.parametrize("n", range(8, 14))
+def test_brightness_that_comes_and_goes_slowly_does_not_alternate(n):
+    x, y, z = np.indices((40, 36, n))
+    waves = 500 + 300 * np.sin(x / 5) * np.cos(y / 6) + 200 * np.sin(1.1 * z)
+    assert find_alternation(np.moveaxis(waves, 2, 0)) == Alternation()
+
+
 def test_in_few_small_or_empty_slices_nothing_is_looked_for():
     assert find_alternation(uneven(anatomy(7), 1.2)) == Alternation()
     assert find_alternation(uneven(anatomy(20, 14), 1.2)) == Alternation()

@@ -27,6 +27,9 @@ FEWEST_PIXELS = 200
 STANDARD_ERRORS = 4.0
 """What alternates is clear if it is so many times its standard error."""
 
+FEWEST_TO_CHOOSE = 8
+"""Of fewer slices all count, and of more three quarters at least: what agrees with nothing is rare."""
+
 FEW = 4.0
 """A standard error from n slices is made (1 + this / n) times larger, about half as much as Student would."""
 
@@ -235,6 +238,9 @@ def _alternating(values: np.ndarray) -> tuple[float, float]:
         return 0.0, np.inf
     middle = np.median(signed)
     kept = signed[np.abs(signed - middle) <= 6 * 1.4826 * np.median(np.abs(signed - middle)) + 1e-9]
+    # Among few there are no outliers to speak of, but two or three that agree by chance.
+    if len(kept) < max(FEWEST_TO_CHOOSE, 0.75 * len(signed)):
+        kept = signed
     # Neighbours share slices. If every slice differs by chance with variance v, these numbers have variance 1.09 v, and
     # their mean 4 v / n.
     error = np.sqrt(4 / 1.094) * kept.std() / np.sqrt(len(kept) - 1) if len(kept) > 1 else np.inf
