@@ -5,7 +5,7 @@ import json
 import logging
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from typing import Any, Protocol
 
@@ -52,6 +52,7 @@ class Plan:
         spacing_thick_mm, spacing_thin_mm: voxel spacings along the three array axes.
         thickness_mm: slice thickness assumed for the acquired slices (FWHM of the profile).
         profile: shape of the slice profile.
+        every: every so many-th acquired slice is computed from, as the others were interpolated from those.
         profile_source: where these two are from, see `thinslice.models.slice_profile.FoundProfile`.
         profile_uncertainty: how far off the profile's standard deviation may be, in slice spacings: the standard
             deviation of its error; None where it was told, or nothing is known of it.
@@ -100,6 +101,7 @@ class Plan:
     in_plane: int = 1
     fuse: bool = False
     padding: float | None = None
+    every: int = 1
     profile_source: Source = "told"
     profile_uncertainty: float | None = None
     slice_noise: float | None = None
@@ -139,6 +141,22 @@ class Plan:
         centres_vox = self.first_centre + self.factor * np.arange(self.n_thick)
         fwhm_vox = self.thickness_over_spacing * self.factor
         return Acquisition(centres_vox, self.n_thin, fwhm_vox, self.profile, self.axis)
+
+    def of_kept_slices(self) -> "Plan":
+        """Returns the plan of the slices that are computed from, the first one and every so many-th after it."""
+        if self.every == 1:
+            return self
+        kept = -(-self.n_thick // self.every)
+        shape, spacing = list(self.shape_thick), list(self.spacing_thick_mm)
+        shape[self.axis] = kept
+        spacing[self.axis] *= self.every
+        return replace(
+            self,
+            every=1,
+            shape_thick=_to_tuples(shape),
+            spacing_thick_mm=_to_tuples(spacing),
+            factor=self.factor * self.every,
+        )
 
     def to_json(self) -> str:
         """Returns readable JSON; `from_json` gives back an equal plan."""
@@ -200,8 +218,12 @@ def make_plan(volume: Volume, settings: Settings, model: PlannedModel) -> Plan:
     padding, padding_notes = _find_padding(volume, model)
     alternation, alternation_notes = _find_alternation(volume, axis, padding, settings, model)
     found = find_profile(volume, axis, settings, model.envelope, alternation)
+    if found.every > 1:
+        # What alternates in slices that were interpolated was none of the scanner's.
+        alternation, alternation_notes = Alternation(), []
     if model.envelope is not None:
-        _check_envelope(model, model.envelope, volume.shape[axis], thick_mm, factor, found, settings)
+        apart_mm, times = thick_mm * found.every, factor * found.every
+        _check_envelope(model, model.envelope, volume.shape[axis], apart_mm, times, found, settings)
     noise, slice_noise, noise_notes = _find_noise(volume, axis, padding, settings, model)
     _check_fuse(model, settings)
     # On the field-of-view grid the outer edges coincide, so the first thick centre lies half a factor inside, less half
@@ -220,6 +242,7 @@ def make_plan(volume: Volume, settings: Settings, model: PlannedModel) -> Plan:
         spacing_thin_mm=_to_tuples([mm / times for mm, times in zip(volume.spacing_mm, finer, strict=True)]),
         thickness_mm=found.thickness_mm,
         profile=found.profile,
+        every=found.every,
         profile_source=found.source,
         profile_uncertainty=found.uncertainty,
         grid=settings.grid,

@@ -93,6 +93,16 @@ def patient_axes(affine: np.ndarray) -> tuple[int, int, int]:
     return nearest[0], nearest[1], nearest[2]
 
 
+def runs_backwards(affine: np.ndarray, axis: int) -> bool:
+    """Says whether an array axis runs towards the patient's left, back or feet, whichever it is nearest to.
+
+    Example:
+        >>> runs_backwards(np.diag([1.0, 1.0, -4.0, 1.0]), 2)
+        True
+    """
+    return bool(affine[patient_axes(affine)[axis], axis] < 0)
+
+
 def refine_affine(affine: np.ndarray, finer: Sequence[float], first: Sequence[float]) -> np.ndarray:
     """Returns the affine of a finer grid in the same place.
 

@@ -4,13 +4,14 @@ import dataclasses
 import json
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from thinslice.compute.guard import GuardCount
+from thinslice.compute.kept_slices import give_to_all, take_kept
 from thinslice.io.atomic import whole_or_not
 from thinslice.io.formats import sidecar_path
 from thinslice.io.outputs import REPORT_NAME
@@ -21,7 +22,7 @@ from thinslice.physics.interleaving import make_even
 from thinslice.physics.noise import LEAST_NOISE
 from thinslice.physics.projection import cut_into_bands
 from thinslice.plan import Plan
-from thinslice.volume import Volume
+from thinslice.volume import Volume, runs_backwards
 
 logger = logging.getLogger(__name__)
 
@@ -123,7 +124,8 @@ def check(volume: Volume, thin: Volume, plan: Plan) -> Consistency:
     """Makes the answer thick again by the plan's acquisition, and compares it with the acquired slices.
 
     What clearly alternates from slice to slice, and was taken out for the computation, is taken out of these too.
-    Slices that were enlarged in-plane are made small again by anti-aliased bicubic downscaling.
+    Slices that were enlarged in-plane are made small again by anti-aliased bicubic downscaling. Those that are not
+    computed from, as they were interpolated, are not compared.
 
     Args:
         volume: the scan that went in, [x, y, z] or [x, y, z, t].
@@ -133,9 +135,10 @@ def check(volume: Volume, thin: Volume, plan: Plan) -> Consistency:
     Returns:
         The differences; of a 4-D series over all its volumes.
     """
+    volume, plan, again = take_kept(volume, plan, thin.voxels)
     measured = [
         _measure_differences(np.moveaxis(before, plan.axis, 0), np.moveaxis(after, plan.axis, 0), plan)
-        for before, after in zip(_volumes(volume.voxels), _volumes(thin.voxels), strict=True)
+        for before, after in zip(_volumes(volume.voxels), _volumes(again), strict=True)
     ]
     mean_square, worst, scale = (np.array(column) for column in zip(*measured, strict=True))
     in_ranges = float(np.sqrt((mean_square / scale**2).mean()))
@@ -161,6 +164,10 @@ def map_misfit(volume: Volume, thin: Volume, plan: Plan) -> Volume:
 
     Of a 4-D series the first volume is looked at.
     """
+    if plan.every > 1:
+        kept, of_kept, again = take_kept(volume, plan, thin.voxels)
+        misfit = map_misfit(kept, replace(thin, voxels=again), of_kept)
+        return Volume(give_to_all(misfit.voxels, plan, runs_backwards(volume.affine, plan.axis)), volume.affine)
     before, after = (np.moveaxis(_volumes(one.voxels)[0], plan.axis, 0) for one in (volume, thin))
     before, after = _as_computed(before, after, plan)
     apart = np.empty(before.shape, np.float32)

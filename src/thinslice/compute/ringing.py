@@ -70,7 +70,8 @@ def settle_profile(volume: Volume, plan: Plan, model: Model, is_given: bool) -> 
     Returns:
         A plan whose ``ringing`` says what was measured, None where it could not be.
     """
-    if not model.follows_profile or plan.in_plane > 1:
+    # Slices that were interpolated have nothing at these frequencies, and are not all computed from.
+    if not model.follows_profile or plan.in_plane > 1 or plan.every > 1:
         return plan
     sample, part = take_sample(volume, plan)
     found = _measure(sample, part, model)

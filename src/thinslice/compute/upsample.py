@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from thinslice.compute.guard import GuardCount, find_suspect_cells, make_keep_map
+from thinslice.compute.kept_slices import give_to_all, take_kept
 from thinslice.compute.planes import enlarge_slices
 from thinslice.models.blas import one_blas_thread
 from thinslice.models.protocol import Model
@@ -28,7 +29,7 @@ from thinslice.physics.projection import correction_matrix, cut_into_bands, scal
 from thinslice.plan import Plan
 from thinslice.progress import no_progress, part_of
 from thinslice.settings import Profile
-from thinslice.volume import Volume, patient_axes
+from thinslice.volume import Volume, patient_axes, runs_backwards
 
 logger = logging.getLogger(__name__)
 
@@ -103,6 +104,8 @@ def upsample(
         >>> upsample(volume, make_plan(volume, Settings(), model), model).volume.shape
         (8, 8, 20)
     """
+    if plan.every > 1:
+        return _upsample_kept(volume, plan, model, out, progress)
     series = volume.voxels if volume.voxels.ndim == 4 else volume.voxels[..., None]
     shape = (*plan.shape_thin, series.shape[3])
     if out is None:
@@ -141,6 +144,19 @@ def upsample(
     # The acquired slices' thickness is not that of the thin ones; whoever plans the answer again would believe it.
     answer = replace(volume, voxels=out, affine=affine, thickness_mm=None, notes=plan.notes)
     return Upsampled(answer, total, clipped, fell_back if fell_back is not None and fell_back.any() else None)
+
+
+def _upsample_kept(
+    volume: Volume, plan: Plan, model: Model, out: np.ndarray | None, progress: Callable[[float], None]
+) -> Upsampled:
+    """Does what `upsample` does, from those slices alone that tell something."""
+    if out is None:
+        out = np.empty((*plan.shape_thin, *volume.voxels.shape[3:]), np.float32)
+    kept, plan_of_kept, thin = take_kept(volume, plan, out)
+    done = upsample(kept, plan_of_kept, model, thin, progress)
+    fell_back = None if done.fell_back is None else give_to_all(done.fell_back, plan, runs_backwards(volume.affine, plan.axis))
+    answer = replace(volume, voxels=out, affine=np.array(plan.affine_thin), thickness_mm=None, notes=plan.notes)
+    return replace(done, volume=answer, fell_back=fell_back)
 
 
 def _upsample_one(

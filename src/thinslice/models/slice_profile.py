@@ -19,9 +19,9 @@ from thinslice.models.envelope import Envelope
 from thinslice.physics.intensity import intensity_range
 from thinslice.physics.interleaving import Alternation, make_even
 from thinslice.physics.profile import sd_over_fwhm
-from thinslice.physics.slice_statistics import is_interpolated, measure, swap_axes, take_middle
+from thinslice.physics.slice_statistics import Interpolation, find_interpolation, measure, swap_axes, take_middle
 from thinslice.settings import Profile, Settings
-from thinslice.volume import Volume
+from thinslice.volume import Volume, runs_backwards
 
 logger = logging.getLogger(__name__)
 
@@ -37,9 +37,6 @@ FEWEST_SLICES = 5
 USUAL = (0.31, 0.15)
 """Mean and standard deviation, in slice spacings, of what is expected where no thickness is stated: from slices with a
 gap of half (0.15) to Gaussian ones that overlap (0.5). Wide, as the slices themselves are surer."""
-
-USUAL_INTERPOLATED = (0.85, 0.15)
-"""Likewise of slices that were interpolated to half of their spacing: what stacks of all kinds were found to have."""
 
 STATED = (0.345, 0.045)
 """Likewise, over the stated thickness: from a box (0.289) to a Gaussian (0.425), and headers are a little off."""
@@ -77,14 +74,16 @@ class Estimate:
     """What is known of a slice profile.
 
     Attributes:
-        sd: its standard deviation, in slice spacings.
+        sd: its standard deviation, in spacings of the slices that tell something (``every``).
         uncertainty: the standard deviation of the error of that.
         interpolated: whether the slices were interpolated before they were stored.
+        every: every so many-th slice tells as much as all of them; 1 unless they were interpolated.
     """
 
     sd: float
     uncertainty: float
     interpolated: bool = False
+    every: int = 1
 
     def combined(self, other: "Estimate") -> "Estimate":
         """Returns the mean of two independent estimates, each weighted by how sure it is.
@@ -108,6 +107,7 @@ class FoundProfile:
         source: where it is from.
         uncertainty: standard deviation of the error of the profile's standard deviation, in slice spacings; None where
             it was told, or nothing is known of it.
+        every: every so many-th slice shall be computed from, see `Estimate`.
         notes: the same in plain words.
     """
 
@@ -115,6 +115,7 @@ class FoundProfile:
     profile: Profile
     source: Source
     uncertainty: float | None = None
+    every: int = 1
     notes: tuple[str, ...] = ()
 
 
@@ -202,7 +203,7 @@ def find_profile(
             code="not-a-positive-number",
         )
     if settings.profile is not None:
-        return FoundProfile(float(stated_mm or spacing_mm), settings.profile, "told", None, tuple(notes))
+        return FoundProfile(float(stated_mm or spacing_mm), settings.profile, "told", None, 1, tuple(notes))
     seen = estimate(volume, axis, alternation)
     if seen is None:
         of = "the slice thickness" if stated_mm is not None else "the slice spacing, as no thickness is stated"
@@ -210,8 +211,9 @@ def find_profile(
             f"the slice profile is not known, and cannot be estimated from these slices: taken for a box of "
             f"{stated_mm or spacing_mm:g} mm ({of}); {ADVICE}"
         )
-        return FoundProfile(float(stated_mm or spacing_mm), "box", "assumed", None, tuple(notes))
-    mean, spread = USUAL_INTERPOLATED if seen.interpolated else USUAL
+        return FoundProfile(float(stated_mm or spacing_mm), "box", "assumed", None, 1, tuple(notes))
+    spacing_mm *= seen.every
+    mean, spread = USUAL
     if stated_mm is not None:
         mean, spread = (share * stated_mm / spacing_mm for share in STATED)
     expected = Estimate(mean, spread)
@@ -228,8 +230,9 @@ def find_profile(
     )
     if seen.interpolated:
         notes.append(
-            f"the slices were interpolated before they were stored: they are {spacing_mm:.3g} mm apart, and resolve "
-            f"about {RESOLVED * found.sd * spacing_mm:.2g} mm, from which the answer is computed"
+            f"the slices were interpolated before they were stored, and resolve no more than slices "
+            f"{RESOLVED * found.sd * spacing_mm:.2g} mm thick"
+            + (f": the answer is computed from every {_ordinal(seen.every)} one" if seen.every > 1 else "")
         )
     elif abs(seen.sd - expected.sd) > DOUBT * np.hypot(seen.uncertainty, expected.uncertainty):
         notes.append(
@@ -237,7 +240,7 @@ def find_profile(
             f"{seen.sd * spacing_mm:.3g} instead of {expected.sd * spacing_mm:.3g} mm)"
         )
     source: Source = "estimated" if stated_mm is None else "stated"
-    return FoundProfile(thickness_mm, profile, source, found.uncertainty, tuple(notes))
+    return FoundProfile(thickness_mm, profile, source, found.uncertainty, seen.every, tuple(notes))
 
 
 def estimate(volume: Volume, axis: int, alternation: Alternation = EVEN) -> Estimate | None:
@@ -255,7 +258,11 @@ def estimate(volume: Volume, axis: int, alternation: Alternation = EVEN) -> Esti
     """
     voxels = volume.voxels if volume.voxels.ndim == 3 else volume.voxels[..., 0]
     thick = make_even(np.moveaxis(voxels, axis, 0), alternation)
-    steps = [volume.spacing_mm[axis] / mm for other, mm in enumerate(volume.spacing_mm) if other != axis]
+    # As in the patient: of a file that runs the other way, other slices would be left out.
+    thick = thick[::-1] if runs_backwards(volume.affine, axis) else thick
+    interpolation, every = _find_interpolation(thick)
+    thick = thick[::every]
+    steps = [every * volume.spacing_mm[axis] / mm for other, mm in enumerate(volume.spacing_mm) if other != axis]
     for side in (0, 1):
         # Pixels much finer than the slices are joined: what they add is finer than any slice profile.
         while steps[side] > STEPS[1]:
@@ -269,7 +276,18 @@ def estimate(volume: Volume, axis: int, alternation: Alternation = EVEN) -> Esti
     normalised = ((thick.astype(np.float64) - low) / (high - low)).astype(np.float32)
     found = _embedded()(measure(normalised, (steps[0], steps[1])))
     # Rounded, so that a scan stored in another order of axes, which is summed in another order, gets the same plan.
-    return Estimate(round(found.sd, 3), round(found.uncertainty, 3), is_interpolated(normalised))
+    return Estimate(round(found.sd, 3), round(found.uncertainty, 3), interpolation != "none", every)
+
+
+def _find_interpolation(thick: np.ndarray) -> tuple[Interpolation, int]:
+    """Returns whether slices were interpolated, and every how many-th of them tells as much as all."""
+    middle, every = take_middle(thick).astype(np.float32), 1
+    first = found = find_interpolation(middle)
+    while found == "halved" and len(thick) // (2 * every) >= FEWEST_SLICES:
+        every *= 2
+        middle = middle[::2]
+        found = find_interpolation(middle)
+    return first, every
 
 
 def _profile_with(
@@ -309,6 +327,10 @@ def _run(network: tuple[np.ndarray, ...], x: np.ndarray) -> np.ndarray:
         if number + 2 < len(network):
             x = x / (1 + np.exp(-x))
     return x
+
+
+def _ordinal(number: int) -> str:
+    return {2: "second", 4: "fourth"}.get(number, f"{number}th")
 
 
 @cache

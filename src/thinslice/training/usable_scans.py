@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from thinslice.compute.kept_slices import take_kept
 from thinslice.errors import InputRefused, ThinsliceError
 from thinslice.io.formats import read
 from thinslice.io.outputs import unique_names
@@ -105,7 +106,10 @@ def _read_and_plan(
         logger.debug("%s cannot be used", path, exc_info=refusal)
         complain(f"{label}: left out: {one_line_reason(path, refusal)}")
         return None
-    return UsableScan(label, path, volume, plan, fingerprint(volume))
+    known_by = fingerprint(volume)
+    # What was interpolated between acquired slices must not teach either.
+    volume, plan, _ = take_kept(volume, plan, np.broadcast_to(np.float32(0), plan.shape_thin))
+    return UsableScan(label, path, volume, plan, known_by)
 
 
 def check_large_enough(volume: Volume, plan: Plan) -> None:
