@@ -154,7 +154,9 @@ def _upsample_kept(
         out = np.empty((*plan.shape_thin, *volume.voxels.shape[3:]), np.float32)
     kept, plan_of_kept, thin = take_kept(volume, plan, out)
     done = upsample(kept, plan_of_kept, model, thin, progress)
-    fell_back = None if done.fell_back is None else give_to_all(done.fell_back, plan, runs_backwards(volume.affine, plan.axis))
+    fell_back = (
+        None if done.fell_back is None else give_to_all(done.fell_back, plan, runs_backwards(volume.affine, plan.axis))
+    )
     answer = replace(volume, voxels=out, affine=np.array(plan.affine_thin), thickness_mm=None, notes=plan.notes)
     return replace(done, volume=answer, fell_back=fell_back)
 
