@@ -157,8 +157,7 @@ def _upsample_kept(
     fell_back = (
         None if done.fell_back is None else give_to_all(done.fell_back, plan, runs_backwards(volume.affine, plan.axis))
     )
-    answer = replace(volume, voxels=out, affine=np.array(plan.affine_thin), thickness_mm=None, notes=plan.notes)
-    return replace(done, volume=answer, fell_back=fell_back)
+    return replace(done, volume=replace(done.volume, voxels=out), fell_back=fell_back)
 
 
 def _upsample_one(
