@@ -65,7 +65,7 @@ def test_the_tables_have_a_row_for_every_answer_and_pictures_are_drawn(bench, an
     case = bench.Case(names[0], {names[1]: 4.0}, (("gaussian", 4.0),))
     lines = list(bench.pair_table([case], tmp_path, ["cubic", "default"], tmp_path / "pictures"))
     assert lines[2].startswith("| sagittal | coronal | plain cubic |  |  | 0.")
-    assert lines[3].startswith("| sagittal | coronal | default | nothing | box 4 mm | ")
+    assert lines[3].startswith("| sagittal | coronal | default | nothing | ")
     assert lines[4].startswith("| sagittal | coronal | default | gaussian 4 mm | gaussian 4 mm | ")
     assert (tmp_path / "pictures" / "sagittal-against-coronal.png").is_file()
     lines = list(bench.thicker_table([tmp_path / names[0]], ["cubic"], tmp_path / "pictures"))

@@ -99,7 +99,7 @@ def test_a_scan_that_states_nothing_and_whose_profile_is_found_is_left_alone(thi
     assert not any("rings" in note for note in done.report.notes)
 
 
-@pytest.mark.parametrize("case", ["few slices", "coarse pixels", "interpolation"])
+@pytest.mark.parametrize("case", ["few slices", "coarse pixels", "interpolation", "kept slices"])
 def test_what_cannot_be_measured_is_left_alone(thick, network, case):
     scan, model = thick, network
     if case == "few slices":
@@ -109,6 +109,8 @@ def test_what_cannot_be_measured_is_left_alone(thick, network, case):
     if case == "interpolation":
         model = find_model("cubic")
     plan = plan_of(scan, model, "gaussian", 1.0)
+    if case == "kept slices":
+        plan = replace(plan, every=2)
     settled = settle_profile(scan, plan, model, is_given=False)
     assert settled == plan
 

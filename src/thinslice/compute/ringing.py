@@ -68,7 +68,8 @@ def settle_profile(volume: Volume, plan: Plan, model: Model, is_given: bool) -> 
         is_given: whether the user has given the profile: it is obeyed, and a note says that the answer rings.
 
     Returns:
-        A plan whose ``ringing`` says what was measured, None where it could not be.
+        A plan whose ``ringing`` says what was measured, None where it could not be, slices are enlarged in-plane, or
+        some of them were interpolated.
     """
     # Slices that were interpolated have nothing at these frequencies, and are not all computed from.
     if not model.follows_profile or plan.in_plane > 1 or plan.every > 1:
