@@ -22,7 +22,7 @@ from thinslice.reports.picture import write_comparison_picture
 from thinslice.reports.viewer_page import Layer, Overlay, write_viewer_page
 from thinslice.volume import Volume
 
-CHECKED_IN_WORDS = "on MR of other people it ranked the true error, and its size was right to a quarter or so."
+CHECKED_IN_WORDS = "on MR of other people it ranked the true error, and its size was right to within a third."
 """What docs/report.md found for the weights of `thinslice.compute.uncertainty.CHECKED_SHA256`."""
 
 SHOWN_MISFIT = 0.02
