@@ -17,6 +17,7 @@ from thinslice.evaluation.results import Score, Skip, make_mismatch_table, make_
 from thinslice.models.envelope import Envelope
 from thinslice.models.interpolations import interpolation
 from thinslice.models.registry import identify
+from thinslice.physics.profile import sd_over_fwhm
 from thinslice.volume import Volume
 
 AFFINE = np.array([[0, 0, -1.1, 30], [0.9, 0, 0, -40], [0, 1.0, 0, 12], [0, 0, 0, 1.0]])
@@ -377,8 +378,15 @@ def test_a_matrix_is_part_of_the_table_where_profiles_are_stated_by_name(scans, 
     scans["a.nii"] = thin_volume()
     found = evaluate([tmp_path / "a.nii"], ["cubic"], make_mismatch_conditions((3,)), tmp_path / "out")
     assert "told box:0.75 |" in found.table
-    # What is not stated is taken for a box of one spacing: 0.289 spacings, 0.242 from the widest of the five.
-    assert "0.242 at most" in found.table
+    off = [
+        abs(
+            sd_over_fwhm(s.assumed[0]) * s.assumed[1]
+            - sd_over_fwhm(s.condition.profile) * s.condition.thickness_over_spacing
+        )
+        for s in found.scores
+        if s.condition.stated == "none"
+    ]
+    assert f"off by {np.mean(off):.3f} slice spacings on average, {max(off):.3f} at most" in found.table
     assert (tmp_path / "out" / "table.md").read_text() == found.table
     assert "told box" not in evaluate([tmp_path / "a.nii"], ["cubic"], out=tmp_path / "out").table
 
