@@ -60,7 +60,7 @@ def test_a_page_and_a_figure_beside_the_answer(tmp_path, run):
     for words in (
         "scan.nii.gz",
         "8 of 4 mm -&gt; 32 of 1 mm",
-        "box, 4 mm",
+        f"{report['plan']['profile']}, {report['plan']['thickness_mm']:.4g} mm",
         f"default, sha256 {report['model']['sha256'][:16]}",
         f"{report['consistency']['rms']:.3g} RMS ({report['consistency']['rms_percent']:.2g} % of the range, "
         f"{report['consistency']['rms_in_noise']:.2g} times the noise of the slices)",
