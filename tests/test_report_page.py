@@ -68,7 +68,7 @@ def test_a_page_and_a_figure_beside_the_answer(tmp_path, run):
         f"{report['consistency']['worst']:.3g} at worst ({report['consistency']['worst_percent']:.2g} %)",
         f"{report['seconds']:.1f} s",
         "expected error a map; checked against known truth for this model on MR",
-        "learnt from 12 scans",
+        "learnt from 31 scans",
         "onnxruntime",
     ):
         assert words in said, words
