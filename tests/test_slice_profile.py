@@ -204,6 +204,17 @@ def test_interpolated_slices_are_enhanced_from_every_other_one(model):
     assert done.report.consistency.rms_percent == pytest.approx(direct.report.consistency.rms_percent, abs=0.3)
 
 
+@catches("models/slice_profile.py", "if factor is None or _has_factor(", "if factor is None or not _has_factor(")
+def test_interpolated_slices_are_all_computed_from_where_the_model_has_no_such_factor():
+    filled = Volume(filled_up(made_thick(1.0, "box").voxels), np.diag([2.0, 1.0, 1.0, 1.0]))
+    envelope = Envelope(factor=(1.5, 10.0), thickness_over_spacing=(0.4, 2.2))
+    assert find_profile(filled, 0, Settings(), envelope, factor=5.0).every == 2
+    for refused in (envelope, Envelope(only_factors=(2, 6), thickness_over_spacing=(0.4, 2.2))):
+        found = find_profile(filled, 0, Settings(), refused, factor=6.0)
+        assert found.every == 1
+        assert 0.4 <= found.thickness_mm / 2.0 <= 2.2
+
+
 def test_interpolated_slices_have_one_answer_however_the_file_runs():
     filled = filled_up(made_thick(1.0, "box").voxels)
     affine = np.diag([2.0, 1.0, 1.0, 1.0])

@@ -217,7 +217,7 @@ def make_plan(volume: Volume, settings: Settings, model: PlannedModel) -> Plan:
     n_thin, factor = _fit_grid(volume.shape[axis], thick_mm, target_mm, settings.grid, model)
     padding, padding_notes = _find_padding(volume, model)
     alternation, alternation_notes = _find_alternation(volume, axis, padding, settings, model)
-    found = find_profile(volume, axis, settings, model.envelope, alternation)
+    found = find_profile(volume, axis, settings, model.envelope, alternation, factor)
     if found.every > 1:
         # What alternates in slices that were interpolated was none of the scanner's.
         alternation, alternation_notes = Alternation(), []

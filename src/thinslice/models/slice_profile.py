@@ -15,7 +15,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from thinslice.errors import PlanRefused
-from thinslice.models.envelope import Envelope
+from thinslice.models.envelope import TOLERANCE, Envelope
 from thinslice.physics.intensity import intensity_range
 from thinslice.physics.interleaving import Alternation, make_even
 from thinslice.physics.profile import sd_over_fwhm
@@ -172,7 +172,12 @@ class Estimator:
 
 
 def find_profile(
-    volume: Volume, axis: int, settings: Settings, envelope: Envelope | None, alternation: Alternation = EVEN
+    volume: Volume,
+    axis: int,
+    settings: Settings,
+    envelope: Envelope | None,
+    alternation: Alternation = EVEN,
+    factor: float | None = None,
 ) -> FoundProfile:
     """Returns the slice profile of a scan: what is told is obeyed, the rest is found.
 
@@ -186,6 +191,8 @@ def find_profile(
         settings: what is told, ``thickness_mm`` and ``profile``.
         envelope: what the model is valid for; None: anything.
         alternation: what alternates from slice to slice, which is taken out before the slices are looked at.
+        factor: of the stored slices. Where the model is not valid for that of the slices that tell something, all of
+            them are computed from; None: it is.
 
     Raises:
         PlanRefused: the thickness is not a positive number.
@@ -219,7 +226,9 @@ def find_profile(
     expected = Estimate(mean, spread)
     found = seen.combined(expected)
     logger.debug("slice profile: %s from the slices, %s expected, %s from both", seen, expected, found)
-    profile, thickness_mm = _profile_with(max(found.sd, NARROWEST), spacing_mm, stated_mm, envelope)
+    every = seen.every if factor is None or _has_factor(envelope, factor * seen.every) else 1
+    sd, apart_mm = max(found.sd, NARROWEST) * seen.every / every, spacing_mm * every / seen.every
+    profile, thickness_mm = _profile_with(sd, apart_mm, stated_mm, envelope)
     if settings.thickness_mm is not None:
         thickness_mm = float(settings.thickness_mm)
     both = "the slices and the stated thickness" if stated_mm is not None else "the slices"
@@ -232,7 +241,7 @@ def find_profile(
         notes.append(
             f"the slices were interpolated before they were stored, and resolve no more than slices "
             f"{RESOLVED * found.sd * spacing_mm:.2g} mm thick"
-            + (f": the answer is computed from every {_ordinal(seen.every)} one" if seen.every > 1 else "")
+            + (f": the answer is computed from every {_ordinal(every)} one" if every > 1 else "")
         )
     elif abs(seen.sd - expected.sd) > DOUBT * np.hypot(seen.uncertainty, expected.uncertainty):
         notes.append(
@@ -240,7 +249,7 @@ def find_profile(
             f"{seen.sd * spacing_mm:.3g} instead of {expected.sd * spacing_mm:.3g} mm)"
         )
     source: Source = "estimated" if stated_mm is None else "stated"
-    return FoundProfile(thickness_mm, profile, source, found.uncertainty, seen.every, tuple(notes))
+    return FoundProfile(thickness_mm, profile, source, found.uncertainty, every, tuple(notes))
 
 
 def estimate(volume: Volume, axis: int, alternation: Alternation = EVEN) -> Estimate | None:
@@ -327,6 +336,15 @@ def _run(network: tuple[np.ndarray, ...], x: np.ndarray) -> np.ndarray:
         if number + 2 < len(network):
             x = x / (1 + np.exp(-x))
     return x
+
+
+def _has_factor(envelope: Envelope | None, factor: float) -> bool:
+    """Says whether a model is valid for a factor."""
+    if envelope is None:
+        return True
+    low, high = envelope.factor
+    known = envelope.only_factors is None or any(abs(factor - one) <= TOLERANCE for one in envelope.only_factors)
+    return known and low - TOLERANCE <= factor <= high + TOLERANCE
 
 
 def _ordinal(number: int) -> str:
