@@ -9,7 +9,8 @@ from thinslice.evaluation.conditions import (
     make_conditions,
     make_mismatch_conditions,
 )
-from thinslice.evaluation.disturbances import add_noise, brighten_every_other, disturb, move_every_other
+from thinslice.evaluation.disturbances import SEED, brighten_every_other, disturb, move_every_other
+from thinslice.physics.noise import add_noise
 from thinslice.volume import Volume
 
 
@@ -72,16 +73,16 @@ def test_the_matrix_of_mismatches_states_every_profile_of_every_one_and_nothing(
 
 def test_noise_has_the_deviation_that_is_asked_for():
     flat = np.full((40, 50, 60), 100.0)
-    noisy = add_noise(flat, 4.0)
+    noisy = add_noise(flat, 4.0, False, np.random.default_rng(SEED))
     assert noisy.mean() == pytest.approx(100, abs=0.1)
     assert noisy.std() == pytest.approx(4, rel=0.01)
-    np.testing.assert_array_equal(noisy, add_noise(flat, 4.0))
+    np.testing.assert_array_equal(noisy, add_noise(flat, 4.0, False, np.random.default_rng(SEED)))
 
 
 @pytest.mark.parametrize("signal", [0.0, 2.0, 40.0])
 def test_rician_noise_has_the_second_moment_of_its_distribution(signal):
     """Gudbjartsson and Patz 1995: the mean square is that of the signal and twice the variance of a channel."""
-    noisy = add_noise(np.full((50, 50, 50), signal), 2.0, is_rician=True)
+    noisy = add_noise(np.full((50, 50, 50), signal), 2.0, True, np.random.default_rng(SEED))
     assert (noisy >= 0).all()
     assert np.mean(noisy**2) == pytest.approx(signal**2 + 2 * 2.0**2, rel=0.01)
 

@@ -17,6 +17,7 @@ from faults import catches
 from thinslice.models.conditioning import geometry_of
 from thinslice.networks.slab import SlabNet
 from thinslice.physics.acquisition import Acquisition
+from thinslice.physics.noise import add_noise
 from thinslice.physics.profile import sd_over_fwhm
 from thinslice.physics.projection import correction_matrix, noise_to_signal, scale_damping
 from thinslice.training.batches import Draw, batch_at, draw_geometry, draw_patch, geometry_of_block, render
@@ -24,7 +25,6 @@ from thinslice.training.faults import (
     NO_FAULTS,
     FaultRanges,
     Faults,
-    add_noise,
     alter_slices,
     bias_field,
     draw_faults,
@@ -169,7 +169,11 @@ def test_every_other_slice_lies_farther(axis):
     np.testing.assert_allclose(inner[1::2], -0.3, atol=2e-3)
 
 
-@catches("training/faults.py", "np.hypot(real, other)", "np.abs(real)")
+@catches(
+    "physics/noise.py",
+    "np.hypot(real, deviation * rng.standard_normal(slices.shape, dtype=slices.dtype))",
+    "np.abs(real)",
+)
 def test_rician_noise_has_a_floor_and_gaussian_noise_has_none():
     dark = np.zeros((20, 50, 50), np.float32)
     rician, normal = (add_noise(dark, 0.05, kind, np.random.default_rng(0)) for kind in (True, False))

@@ -7,6 +7,7 @@ import numpy as np
 from thinslice.errors import PlanRefused
 from thinslice.evaluation.conditions import Condition
 from thinslice.physics.intensity import intensity_range
+from thinslice.physics.noise import add_noise
 from thinslice.volume import Volume
 
 SEED = 20
@@ -42,29 +43,11 @@ def disturb(truth: Volume, thick: Volume, axis: int, condition: Condition) -> Vo
                 next="ask for Gaussian noise",
                 code="rician-below-zero",
             )
-        slices = add_noise(slices, condition.noise_percent / 100 * (high - low), condition.noise_kind == "rician")
+        deviation = condition.noise_percent / 100 * (high - low)
+        is_rician = condition.noise_kind == "rician"
+        slices = add_noise(slices.astype(np.float64), deviation, is_rician, np.random.default_rng(SEED))
     voxels = np.ascontiguousarray(np.moveaxis(slices, 0, axis), dtype=np.float32)
     return replace(thick, voxels=voxels)
-
-
-def add_noise(slices: np.ndarray, deviation: float, is_rician: bool = False) -> np.ndarray:
-    """Returns slices with independent noise.
-
-    Args:
-        slices: any shape; for Rician noise nothing below zero.
-        deviation: its standard deviation in the slices' own units; for Rician noise that of either of the two channels.
-        is_rician: the magnitude of a complex image with Gaussian noise in both channels (Gudbjartsson and Patz
-            1995), instead of Gaussian noise added.
-
-    Example:
-        >>> noisy = add_noise(np.zeros(100_000), 2.0, is_rician=True)
-        >>> round(float(noisy.mean() / 2.0), 2)  # Rayleigh, where there is no signal: the root of pi / 2
-        1.25
-    """
-    rng = np.random.default_rng(SEED)
-    real = slices + deviation * rng.standard_normal(slices.shape)
-    noisy = np.hypot(real, deviation * rng.standard_normal(slices.shape)) if is_rician else real
-    return np.asarray(noisy)
 
 
 def brighten_every_other(slices: np.ndarray, percent: float, low: float = 0.0) -> np.ndarray:

@@ -248,3 +248,27 @@ def _cell_means(slices: np.ndarray) -> np.ndarray:
     cells = slices[:, : rows * CELL, : columns * CELL].reshape(n, rows, CELL, columns, CELL)
     means: np.ndarray = cells.sum(axis=4).sum(axis=2).ravel() / CELL**2
     return means
+
+
+def add_noise(slices: np.ndarray, deviation: float, is_rician: bool, rng: np.random.Generator) -> np.ndarray:
+    """Returns slices with independent noise: Gaussian, or Rician.
+
+    Args:
+        slices: any shape, float32 or float64, in which it is computed; for Rician noise nothing below zero.
+        deviation: its standard deviation in the slices' own units; for Rician noise that of either of the two channels.
+            0 leaves the slices as they are.
+        is_rician: the magnitude of a complex image with Gaussian noise in both channels (Gudbjartsson and Patz
+            1995), instead of Gaussian noise added.
+        rng: for the noise.
+
+    Example:
+        >>> noisy = add_noise(np.zeros(100_000), 2.0, True, np.random.default_rng(20))
+        >>> round(float(noisy.mean() / 2.0), 2)  # Rayleigh, where there is no signal: the root of pi / 2
+        1.25
+    """
+    if not deviation:
+        return slices
+    real = slices + deviation * rng.standard_normal(slices.shape, dtype=slices.dtype)
+    if not is_rician:
+        return np.asarray(real)
+    return np.asarray(np.hypot(real, deviation * rng.standard_normal(slices.shape, dtype=slices.dtype)))

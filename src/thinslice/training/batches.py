@@ -11,10 +11,11 @@ import numpy as np
 
 from thinslice.physics.acquisition import Acquisition, apply_along_first_axis
 from thinslice.physics.interpolation import cubic_matrix
+from thinslice.physics.noise import add_noise
 from thinslice.physics.profile import sd_over_fwhm
 from thinslice.physics.projection import correction_matrix, noise_to_signal, scale_damping
 from thinslice.settings import Profile
-from thinslice.training.faults import NO_FAULTS, FaultRanges, Faults, add_noise, alter_slices, bias_field, draw_faults
+from thinslice.training.faults import NO_FAULTS, FaultRanges, Faults, alter_slices, bias_field, draw_faults
 from thinslice.training.volumes import TrainingVolume
 
 BLANK = 0.08

@@ -138,22 +138,3 @@ def _move(plane: np.ndarray, axis: int, pixels: float) -> np.ndarray:
     position = np.clip(np.arange(length) - pixels, 0, length - 1)
     moved = apply_along_first_axis(cubic_matrix(position, length), np.moveaxis(plane, axis, 0))
     return np.moveaxis(moved, 0, axis)
-
-
-def add_noise(slices: np.ndarray, noise: float, rician: bool, rng: np.random.Generator) -> np.ndarray:
-    """Returns slices with noise: Gaussian, or Rician, as in the magnitude of a complex signal with Gaussian noise.
-
-    Args:
-        slices: the signal, any shape, float32.
-        noise: standard deviation, of either part of the complex signal; 0 leaves the slices as they are.
-        rician: whether it is a magnitude.
-        rng: for the noise.
-    """
-    if not noise:
-        return slices
-    real = slices + np.float32(noise) * rng.standard_normal(slices.shape, dtype=np.float32)
-    if not rician:
-        return real
-    other = np.float32(noise) * rng.standard_normal(slices.shape, dtype=np.float32)
-    magnitude: np.ndarray = np.hypot(real, other)
-    return magnitude
