@@ -40,6 +40,9 @@ BRIGHT_HOUNSFIELD = 2000.0
 MOST_HOUNSFIELD = 32_768.0
 """Metal is brighter than bone, but its Hounsfield units fit in 16 bits."""
 
+MOST_LOOKED_AT = 2**20
+"""Voxels that say whether a scan is in Hounsfield units, about: shares of them are looked at, see above."""
+
 
 def padding_of(voxels: np.ndarray) -> float | None:
     """Returns the value of what lies beyond the scanner's field of view, None if there is no such value.
@@ -112,3 +115,24 @@ def check_hounsfield(model: str, voxels: np.ndarray, padding: float | None) -> l
     if highest < BRIGHT_HOUNSFIELD and np.mean(voxels == highest) > WINDOW_SHARE:
         return [f"many voxels have the highest value, {highest:g}: if that is a window, what was brighter is lost"]
     return []
+
+
+def is_hounsfield(voxels: np.ndarray) -> bool:
+    """Says whether the numbers of a scan are Hounsfield units, as far as can be told from them.
+
+    Args:
+        voxels: of the scan, of any shape; of a large one every few voxels along each axis are looked at.
+
+    Example:
+        >>> body = np.zeros((10, 32, 32), np.int16)
+        >>> body[:, :8] = -1000
+        >>> is_hounsfield(body), is_hounsfield(body + 1000)
+        (True, False)
+    """
+    stride = max(int((voxels.size / MOST_LOOKED_AT) ** (1 / voxels.ndim)), 1)
+    some = voxels[(slice(None, None, stride),) * voxels.ndim]
+    try:
+        check_hounsfield("any", some, padding_of(some))
+    except PlanRefused:
+        return False
+    return True

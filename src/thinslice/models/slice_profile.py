@@ -16,6 +16,7 @@ import numpy as np
 
 from thinslice.errors import PlanRefused
 from thinslice.models.envelope import TOLERANCE, Envelope
+from thinslice.models.hounsfield import is_hounsfield
 from thinslice.physics.intensity import intensity_range
 from thinslice.physics.interleaving import Alternation, make_even
 from thinslice.physics.profile import sd_over_fwhm
@@ -37,6 +38,10 @@ FEWEST_SLICES = 5
 USUAL = (0.31, 0.15)
 """Mean and standard deviation, in slice spacings, of what is expected where no thickness is stated: from slices with a
 gap of half (0.15) to Gaussian ones that overlap (0.5). Wide, as the slices themselves are surer."""
+
+RECONSTRUCTED = (0.33, 0.05)
+"""Likewise, of computed tomography: its slices are reconstructed, or averaged, without gaps between them. A box as wide
+as the spacing has 0.289; the bells of helical scans are wider (0.364 where one was fitted; LOG.md, 2026-11-30)."""
 
 STATED = (0.345, 0.045)
 """Likewise, over the stated thickness: from a box (0.289) to a Gaussian (0.425), and headers are a little off."""
@@ -95,6 +100,10 @@ class Estimate:
         weights = [one.uncertainty**-2 for one in (self, other)]
         mean = (weights[0] * self.sd + weights[1] * other.sd) / sum(weights)
         return Estimate(float(mean), float(sum(weights) ** -0.5))
+
+    def contradicts(self, other: "Estimate") -> bool:
+        """Says whether two independent estimates are farther apart than their uncertainties explain."""
+        return bool(abs(self.sd - other.sd) > DOUBT * np.hypot(self.uncertainty, other.uncertainty))
 
 
 @dataclass(frozen=True)
@@ -220,11 +229,10 @@ def find_profile(
         )
         return FoundProfile(float(stated_mm or spacing_mm), "box", "assumed", None, 1, tuple(notes))
     spacing_mm *= seen.every
-    mean, spread = USUAL
-    if stated_mm is not None:
-        mean, spread = (share * stated_mm / spacing_mm for share in STATED)
-    expected = Estimate(mean, spread)
-    found = seen.combined(expected)
+    expected = _expected(volume, spacing_mm, stated_mm)
+    contradicts = seen.contradicts(expected)
+    # Without a header's word nothing is expected so surely that clear evidence would not count.
+    found = seen.combined(Estimate(*USUAL) if contradicts and stated_mm is None else expected)
     logger.debug("slice profile: %s from the slices, %s expected, %s from both", seen, expected, found)
     every = seen.every if factor is None or _has_factor(envelope, factor * seen.every) else 1
     sd, apart_mm = max(found.sd, NARROWEST) * seen.every / every, spacing_mm * every / seen.every
@@ -243,13 +251,21 @@ def find_profile(
             f"{RESOLVED * found.sd * spacing_mm:.2g} mm thick"
             + (f": the answer is computed from every {_ordinal(every)} one" if every > 1 else "")
         )
-    elif abs(seen.sd - expected.sd) > DOUBT * np.hypot(seen.uncertainty, expected.uncertainty):
+    elif contradicts:
         notes.append(
             f"the slices look {'thicker' if seen.sd > expected.sd else 'thinner'} than expected (standard deviation "
             f"{seen.sd * spacing_mm:.3g} instead of {expected.sd * spacing_mm:.3g} mm)"
         )
     source: Source = "estimated" if stated_mm is None else "stated"
     return FoundProfile(thickness_mm, profile, source, found.uncertainty, every, tuple(notes))
+
+
+def _expected(volume: Volume, spacing_mm: float, stated_mm: float | None) -> Estimate:
+    """Returns what is expected of a profile before the slices are looked at."""
+    if stated_mm is not None:
+        mean, spread = (share * stated_mm / spacing_mm for share in STATED)
+        return Estimate(mean, spread)
+    return Estimate(*(RECONSTRUCTED if is_hounsfield(volume.voxels) else USUAL))
 
 
 def estimate(volume: Volume, axis: int, alternation: Alternation = EVEN) -> Estimate | None:
