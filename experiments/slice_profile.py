@@ -5,10 +5,10 @@
     python experiments/slice_profile.py simulate DATA/iso_dev unseen.npz --count 400 --seed 2
     python experiments/slice_profile.py score slice-profile.npz unseen.npz
 
-Thin volumes are made thick along every axis, by every profile, at factors from 2 to 10, softer than their voxels, with
-noise and interleaved slices that differ, as scanners and their reconstructions make them; what is learnt is the
-standard deviation of the profile in slice spacings, from `thinslice.physics.slice_statistics.measure`. People are held
-out by their files when `train` tells how far off it is.
+Thin volumes are made thick along every axis, by every profile, at factors from 2 to 10, with noise, sharper or blurred
+as scanners and their reconstructions make them; what is learnt is the standard deviation of the profile in slice
+spacings, from `thinslice.physics.slice_statistics.measure`. People are held out by their files when `train` tells how
+far off it is.
 """
 
 import argparse
@@ -19,15 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.ndimage import gaussian_filter1d
 
-from thinslice.evaluation.disturbances import brighten_every_other, move_every_other
 from thinslice.io.nifti import read
 from thinslice.models.slice_profile import Estimator
 from thinslice.physics.acquisition import Acquisition
 from thinslice.physics.intensity import intensity_range
-from thinslice.physics.interleaving import find_alternation, make_even
-from thinslice.physics.noise import add_noise
 from thinslice.physics.profile import sd_over_fwhm
 from thinslice.physics.slice_statistics import measure, swap_axes, take_middle
 from thinslice.training.volumes import normalise
@@ -88,22 +84,27 @@ def draw_stack(rng: np.random.Generator, volume: np.ndarray) -> tuple[np.ndarray
     block = block.transpose(0, 2, 1) if rng.random() < 0.5 else block
     factor = float(np.exp(rng.uniform(np.log(2), np.log(10))))
     factor = float(round(factor)) if rng.random() < 0.5 else factor
-    thin = _soften(rng, _cut(rng, block))
+    thin = _cut(rng, block)
+    # The native resolution of a scan is finer in one direction than in another, and slices are often interpolated.
+    if rng.random() < 0.3:
+        keep = rng.uniform(0.55, 1)
+        thin = _blur(thin, (0, 1, 2), keep)
+    elif rng.random() < 0.4:
+        for axis in range(3):
+            if rng.random() < (0.2 if axis == 0 else 0.7):
+                thin = _blur(thin, (axis,), rng.uniform(0.5, 1))
     profile = str(rng.choice(list(PROFILES), p=list(PROFILES.values())))
     usual = rng.random() < 0.75
     width = float(rng.uniform(0.5, 1.3) if usual else np.exp(rng.uniform(np.log(0.4), np.log(2.2))))
     n = int(len(thin) / factor)
     centres = (len(thin) - factor * (n - 1) - 1) / 2 + factor * np.arange(n)
     thick = Acquisition(centres, len(thin), width * factor, profile).forward(thin)
-    if rng.random() < 0.2:
-        thick = move_every_other(thick, float(rng.uniform(-0.7, 0.7)))
-    if rng.random() < 0.1:
-        thick = brighten_every_other(thick, float(rng.uniform(-12, 12)))
     if rng.random() < 0.6:
         noise = float(rng.uniform(0, 0.03 if rng.random() < 0.8 else 0.06))
-        thick = add_noise(thick.astype(np.float32), noise, rng.random() < 0.5, rng)
-    # As `thinslice.pipeline` does before the width is estimated.
-    return make_even(thick, find_alternation(thick)), factor, width, width * sd_over_fwhm(profile)
+        thick = thick + noise * rng.standard_normal(thick.shape, dtype=np.float32)
+        if rng.random() < 0.5:
+            thick = np.hypot(thick, noise * rng.standard_normal(thick.shape, dtype=np.float32))
+    return thick, factor, width, width * sd_over_fwhm(profile)
 
 
 def _cut(rng: np.random.Generator, block: np.ndarray) -> np.ndarray:
@@ -117,34 +118,16 @@ def _cut(rng: np.random.Generator, block: np.ndarray) -> np.ndarray:
     return thin
 
 
-def _soften(rng: np.random.Generator, thin: np.ndarray) -> np.ndarray:
-    """Returns a volume that is softer than its voxels, as scans are: cut or filtered in k-space, or resampled.
-
-    In all directions alike or in one more than in another, as readout, phase encoding and partitions differ.
-    """
-    kind = rng.choice(["none", "cut", "cut unevenly", "blurred", "blurred unevenly"], p=[0.35, 0.15, 0.2, 0.2, 0.1])
-    keep, sigma = rng.uniform(0.55, 1), rng.uniform(0.2, 1)
-    for axis in range(3):
-        if kind.endswith("unevenly"):
-            keep, sigma = rng.uniform(0.5, 1), rng.uniform(0.2, 0.8)
-            # The truth across the slices is less often softer than that within them.
-            if rng.random() > (0.2 if axis == 0 else 0.7):
-                continue
-        if kind.startswith("cut"):
-            thin = _cut_frequencies(thin, axis, keep)
-        elif kind.startswith("blurred"):
-            thin = gaussian_filter1d(thin, sigma, axis, mode="nearest")
+def _blur(thin: np.ndarray, axes: tuple[int, ...], keep: float) -> np.ndarray:
+    """Returns the volume with only the lower frequencies along some axes, cut softly."""
+    for axis in axes:
+        frequency = np.fft.rfftfreq(thin.shape[axis])
+        passed = np.clip((0.5 * keep + 0.03 - frequency) / 0.06, 0, 1)
+        shape = [1, 1, 1]
+        shape[axis] = -1
+        spectrum = np.fft.rfft(thin, axis=axis) * passed.reshape(shape)
+        thin = np.fft.irfft(spectrum, thin.shape[axis], axis=axis).astype(np.float32)
     return thin
-
-
-def _cut_frequencies(thin: np.ndarray, axis: int, keep: float) -> np.ndarray:
-    """Returns the volume with only a share of the frequencies along an axis, cut softly."""
-    frequency = np.fft.rfftfreq(thin.shape[axis])
-    passed = np.clip((0.5 * keep + 0.03 - frequency) / 0.06, 0, 1)
-    shape = [1, 1, 1]
-    shape[axis] = -1
-    softer: np.ndarray = np.fft.irfft(np.fft.rfft(thin, axis=axis) * passed.reshape(shape), thin.shape[axis], axis=axis)
-    return softer.astype(np.float32)
 
 
 # ---- training

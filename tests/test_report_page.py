@@ -254,12 +254,18 @@ def test_a_figure_names_the_model_and_is_large_enough_to_print(tmp_path, run, mo
     assert Image.open(tmp_path / "f.png").size[0] > 2400
 
 
-@catches("reports/report_page.py", "projection=False, fuse=False)", "projection=True, fuse=False)")
+@catches("reports/report_page.py", "projection=False,", "projection=True,")
+@catches("reports/report_page.py", "every=1,", "every=scan.plan.every,")
+@catches("reports/report_page.py", "alternating_gain=1.0,", "alternating_gain=scan.plan.alternating_gain,")
+@catches("reports/report_page.py", "smoothed_noise=0.0,", "smoothed_noise=scan.plan.smoothed_noise,")
 def test_the_cubic_layer_is_cubic_as_people_use_it(tmp_path):
-    """Not projected: it differs from what --model cubic gives."""
+    """Not projected, of all slices, with their noise: it differs from what --model cubic gives."""
     volume = read(save_scan(tmp_path / "scan.nii.gz"))
     plan = plan_for(volume, model="linear", factor=3)
     model = interpolation("linear")
     enhanced = Enhanced(upsample(volume, plan, model).volume, plan, None, volume, model)
     bare = upsample(volume, plan_for(volume, model="cubic", factor=3, projection=False), interpolation("cubic")).volume
     assert np.allclose(report_page.interpolate_cubic(enhanced).voxels, bare.voxels, atol=0.51)
+    for found in ({"every": 2}, {"alternating_gain": 1.2}, {"smoothed_noise": 0.05}):
+        other = replace(enhanced, plan=replace(plan, **found))
+        assert np.allclose(report_page.interpolate_cubic(other).voxels, bare.voxels, atol=0.51)

@@ -53,6 +53,7 @@ class Plan:
         thickness_mm: slice thickness assumed for the acquired slices (FWHM of the profile).
         profile: shape of the slice profile.
         every: every so many-th acquired slice is computed from, as the others were interpolated from those.
+        first_kept: the first of them; half-way between two slices where those that were acquired lay there.
         profile_source: where these two are from, see `thinslice.models.slice_profile.FoundProfile`.
         profile_uncertainty: how far off the profile's standard deviation may be, in slice spacings: the standard
             deviation of its error; None where it was told, or nothing is known of it.
@@ -102,6 +103,7 @@ class Plan:
     fuse: bool = False
     padding: float | None = None
     every: int = 1
+    first_kept: float = 0
     profile_source: Source = "told"
     profile_uncertainty: float | None = None
     slice_noise: float | None = None
@@ -143,20 +145,35 @@ class Plan:
         return Acquisition(centres_vox, self.n_thin, fwhm_vox, self.profile, self.axis)
 
     def of_kept_slices(self) -> "Plan":
-        """Returns the plan of the slices that are computed from, the first one and every so many-th after it."""
+        """Returns the plan of the slices that are computed from: ``first_kept`` and every so many-th after it."""
         if self.every == 1:
             return self
-        kept = -(-self.n_thick // self.every)
+        kept = int((self.n_thick - 1 - self.first_kept) // self.every) + 1
         shape, spacing = list(self.shape_thick), list(self.spacing_thick_mm)
         shape[self.axis] = kept
         spacing[self.axis] *= self.every
+        affine = np.array(self.affine_thick)
+        affine[:3, 3] += self.first_kept * affine[:3, self.axis]
+        affine[:3, self.axis] *= self.every
         return replace(
             self,
             every=1,
+            first_kept=0,
             shape_thick=_to_tuples(shape),
             spacing_thick_mm=_to_tuples(spacing),
+            affine_thick=_to_tuples(affine.tolist()),
             factor=self.factor * self.every,
+            first_centre=self.first_centre + self.first_kept * self.factor,
         )
+
+    def turned(self) -> "Plan":
+        """Returns the plan of the same slices counted from the other end; only the place of the first one differs.
+
+        The same plan where both ends are alike, as they are where all slices are computed from.
+        """
+        first = self.n_thin - 1 - (self.first_centre + (self.n_thick - 1) * self.factor)
+        # Not for rounding: a scan that is stored the other way round has the same answer to the last bit.
+        return replace(self, first_centre=first) if abs(first - self.first_centre) > TOLERANCE else self
 
     def to_json(self) -> str:
         """Returns readable JSON; `from_json` gives back an equal plan."""
@@ -217,7 +234,7 @@ def make_plan(volume: Volume, settings: Settings, model: PlannedModel) -> Plan:
     n_thin, factor = _fit_grid(volume.shape[axis], thick_mm, target_mm, settings.grid, model)
     padding, padding_notes = _find_padding(volume, model)
     alternation, alternation_notes = _find_alternation(volume, axis, padding, settings, model)
-    found = find_profile(volume, axis, settings, model.envelope, alternation, factor)
+    found = find_profile(volume, axis, settings, model.envelope, alternation, _may_leave_out(model, settings, factor))
     if found.every > 1:
         # What alternates in slices that were interpolated was none of the scanner's.
         alternation, alternation_notes = Alternation(), []
@@ -243,6 +260,7 @@ def make_plan(volume: Volume, settings: Settings, model: PlannedModel) -> Plan:
         thickness_mm=found.thickness_mm,
         profile=found.profile,
         every=found.every,
+        first_kept=found.first,
         profile_source=found.source,
         profile_uncertainty=found.uncertainty,
         grid=settings.grid,
@@ -318,6 +336,12 @@ def _find_padding(volume: Volume, model: PlannedModel) -> tuple[float | None, li
 def _is_plain(model: PlannedModel, settings: Settings) -> bool:
     """Returns whether interpolation and nothing else is asked for: what papers compare with, through the slices."""
     return model.envelope is None and not settings.projection
+
+
+def _may_leave_out(model: PlannedModel, settings: Settings, factor: float) -> bool:
+    """Returns whether slices that were interpolated may be left out: half of them, so the factor is twice as large."""
+    # Plain interpolation is what papers compare with: of all slices, whatever they are.
+    return not _is_plain(model, settings) and (model.envelope is None or model.envelope.has_factor(2 * factor))
 
 
 def _find_noise(
@@ -482,7 +506,7 @@ def _check_envelope(
 ) -> None:
     """Refuses what the model is not valid for."""
     or_cubic = "or use `model=cubic`, which is valid for any geometry"
-    if envelope.only_factors is not None and not any(abs(factor - one) <= TOLERANCE for one in envelope.only_factors):
+    if not envelope.has_factor(factor) and envelope.only_factors is not None:
         known = " or ".join(str(one) for one in envelope.only_factors) or "none: it enlarges slices only"
         give = "give " + " or ".join(f"`factor={one}`" for one in envelope.only_factors)
         family = "give `model` the common name of its files, without .in-plane-x..."

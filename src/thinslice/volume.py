@@ -26,6 +26,8 @@ class Volume:
         notes: what the reader had to decide, in plain words, for the plan and the terminal.
         source: the file it came from.
         header: whatever the writer of the same format needs to keep dtype, units, codes and scale.
+        slice_axis: the array axis across the acquired slices, that of ``thickness_mm``; None where the file does not
+            say. Slices that are closer together than their pixels make another axis the coarsest one.
 
     Example:
         >>> scan = Volume(np.zeros((256, 256, 20), np.int16), np.diag([0.9, 0.9, 5.0, 1.0]))
@@ -39,6 +41,7 @@ class Volume:
     notes: tuple[str, ...] = ()
     source: Path | None = None
     header: Any = field(default=None, repr=False)
+    slice_axis: int | None = None
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:

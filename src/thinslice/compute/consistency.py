@@ -4,7 +4,7 @@ import dataclasses
 import json
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from thinslice.physics.interleaving import make_even
 from thinslice.physics.noise import LEAST_NOISE
 from thinslice.physics.projection import cut_into_bands
 from thinslice.plan import Plan
-from thinslice.volume import Volume, runs_backwards
+from thinslice.volume import Volume
 
 logger = logging.getLogger(__name__)
 
@@ -135,10 +135,10 @@ def check(volume: Volume, thin: Volume, plan: Plan) -> Consistency:
     Returns:
         The differences; of a 4-D series over all its volumes.
     """
-    volume, plan, again = take_kept(volume, plan, thin.voxels)
+    volume, plan = take_kept(volume, plan)
     measured = [
         _measure_differences(np.moveaxis(before, plan.axis, 0), np.moveaxis(after, plan.axis, 0), plan)
-        for before, after in zip(_volumes(volume.voxels), _volumes(again), strict=True)
+        for before, after in zip(_volumes(volume.voxels), _volumes(thin.voxels), strict=True)
     ]
     mean_square, worst, scale = (np.array(column) for column in zip(*measured, strict=True))
     in_ranges = float(np.sqrt((mean_square / scale**2).mean()))
@@ -165,9 +165,9 @@ def map_misfit(volume: Volume, thin: Volume, plan: Plan) -> Volume:
     Of a 4-D series the first volume is looked at.
     """
     if plan.every > 1:
-        kept, of_kept, again = take_kept(volume, plan, thin.voxels)
-        misfit = map_misfit(kept, replace(thin, voxels=again), of_kept)
-        return Volume(give_to_all(misfit.voxels, plan, runs_backwards(volume.affine, plan.axis)), volume.affine)
+        kept, of_kept = take_kept(volume, plan)
+        misfit = map_misfit(kept, thin, of_kept)
+        return Volume(give_to_all(misfit.voxels, plan), volume.affine)
     before, after = (np.moveaxis(_volumes(one.voxels)[0], plan.axis, 0) for one in (volume, thin))
     before, after = _as_computed(before, after, plan)
     apart = np.empty(before.shape, np.float32)

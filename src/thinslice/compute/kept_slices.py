@@ -4,43 +4,38 @@ from dataclasses import replace
 
 import numpy as np
 
+from thinslice.physics.slice_statistics import take_acquired
 from thinslice.plan import Plan
-from thinslice.volume import Volume, runs_backwards
+from thinslice.volume import Volume
 
 
-def take_kept(volume: Volume, plan: Plan, thin: np.ndarray) -> tuple[Volume, Plan, np.ndarray]:
-    """Returns the slices of a scan that are computed from, their plan, and the answer as it lies to them.
-
-    They are counted in the patient, however the file stores the scan, so that the answer is the same; where the file
-    runs the other way, slices and answer are turned.
+def take_kept(volume: Volume, plan: Plan) -> tuple[Volume, Plan]:
+    """Returns the slices of a scan that are computed from, and their plan; the answer's place is the same.
 
     Args:
         volume: the scan, ``plan.shape_thick``.
         plan: of all its slices.
-        thin: the answer, ``plan.shape_thin``; a view of it is returned.
     """
     if plan.every == 1:
-        return volume, plan, thin
-    turned = runs_backwards(volume.affine, plan.axis)
+        return volume, plan
+    of_kept = plan.of_kept_slices()
+    voxels = take_acquired(np.moveaxis(volume.voxels, plan.axis, 0), plan.first_kept, plan.every)
     affine = np.array(volume.affine, dtype=np.float64)
-    if turned:
-        affine[:3, 3] += (plan.n_thick - 1) * affine[:3, plan.axis]
-    affine[:3, plan.axis] *= -plan.every if turned else plan.every
-    voxels = turn(volume.voxels, plan, turned)[along(plan, slice(None, None, plan.every))]
-    return replace(volume, voxels=voxels, affine=affine), plan.of_kept_slices(), turn(thin, plan, turned)
+    affine[:3, 3] += plan.first_kept * affine[:3, plan.axis]
+    affine[:3, plan.axis] *= plan.every
+    return replace(volume, voxels=np.moveaxis(voxels, 0, plan.axis), affine=affine), of_kept
 
 
-def give_to_all(of_kept: np.ndarray, plan: Plan, turned: bool) -> np.ndarray:
-    """Returns for every acquired slice what is known of the kept one before it."""
-    repeated = of_kept.repeat(plan.every, axis=plan.axis)[along(plan, slice(0, plan.n_thick))]
-    return turn(repeated, plan, turned)
+def give_to_all(of_kept: np.ndarray, plan: Plan) -> np.ndarray:
+    """Returns for every acquired slice what is known of the kept ones beside it, the larger of two.
 
-
-def turn(array: np.ndarray, plan: Plan, turned: bool) -> np.ndarray:
-    """Returns a view with its slices the other way round, if they are turned."""
-    return array[along(plan, slice(None, None, -1))] if turned else array
-
-
-def along(plan: Plan, chosen: slice) -> tuple[slice, ...]:
-    """Returns an index that chooses slices across the slice axis, and all of the other axes."""
-    return (*(slice(None),) * plan.axis, chosen)
+    Args:
+        of_kept: of the kept slices along ``plan.axis``, numbers or truth values.
+        plan: of all slices.
+    """
+    place = (np.arange(plan.n_thick) - plan.first_kept) / plan.every
+    last = of_kept.shape[plan.axis] - 1
+    before, behind = (np.clip(at(place).astype(int), 0, last) for at in (np.floor, np.ceil))
+    # Of both alike, so that a file that runs the other way has the same.
+    larger: np.ndarray = np.maximum(of_kept.take(before, axis=plan.axis), of_kept.take(behind, axis=plan.axis))
+    return larger

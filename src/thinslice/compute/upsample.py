@@ -105,7 +105,8 @@ def upsample(
         (8, 8, 20)
     """
     if plan.every > 1:
-        return _upsample_kept(volume, plan, model, out, progress)
+        done = upsample(*take_kept(volume, plan), model, out, progress)
+        return replace(done, fell_back=None if done.fell_back is None else give_to_all(done.fell_back, plan))
     series = volume.voxels if volume.voxels.ndim == 4 else volume.voxels[..., None]
     shape = (*plan.shape_thin, series.shape[3])
     if out is None:
@@ -116,7 +117,7 @@ def upsample(
         raise ValueError("out must be a whole array, not a strided view")
     logger.debug("%d slabs in chunks of %d; the model adds to interpolation: %s", plan.n_thick, CHUNK, model.adds)
     total, clipped = GuardCount(), 0
-    lines = _Lines(plan, model.base)
+    lines = _Lines(plan.turned() if runs_backwards(volume.affine, plan.axis) else plan, model.base)
     fell_back = np.zeros(series.shape[:3], bool) if model.adds else None
     workers = ThreadPoolExecutor(model.workers)
     try:
@@ -144,20 +145,6 @@ def upsample(
     # The acquired slices' thickness is not that of the thin ones; whoever plans the answer again would believe it.
     answer = replace(volume, voxels=out, affine=affine, thickness_mm=None, notes=plan.notes)
     return Upsampled(answer, total, clipped, fell_back if fell_back is not None and fell_back.any() else None)
-
-
-def _upsample_kept(
-    volume: Volume, plan: Plan, model: Model, out: np.ndarray | None, progress: Callable[[float], None]
-) -> Upsampled:
-    """Does what `upsample` does, from those slices alone that tell something."""
-    if out is None:
-        out = np.empty((*plan.shape_thin, *volume.voxels.shape[3:]), np.float32)
-    kept, plan_of_kept, thin = take_kept(volume, plan, out)
-    done = upsample(kept, plan_of_kept, model, thin, progress)
-    fell_back = (
-        None if done.fell_back is None else give_to_all(done.fell_back, plan, runs_backwards(volume.affine, plan.axis))
-    )
-    return replace(done, volume=replace(done.volume, voxels=out), fell_back=fell_back)
 
 
 def _upsample_one(
@@ -199,8 +186,8 @@ def _as_in_the_patient(stack: np.ndarray, affine: np.ndarray, axis: int) -> np.n
     """Returns a view of a stack [n, h, w] whose axes run as in the patient, however the file stores them.
 
     Slices go towards the patient's right, front or head, and so do lines and columns, the first of left-right,
-    back-front and foot-head first: a network that is not symmetric answers the same to the same scan. Both grids are
-    symmetric, so the plan holds for the turned stack too.
+    back-front and foot-head first: a network that is not symmetric answers the same to the same scan. The plan that
+    holds for a stack that is turned is that of `Plan.turned`.
     """
     # Views all the way: what is written into the turned stack lands in the caller's array, in the order of the file.
     nearest = patient_axes(affine)

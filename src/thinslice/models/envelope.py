@@ -42,3 +42,14 @@ class Envelope:
         for names, known in ((self.profiles, PROFILES), (self.grids, GRIDS)):
             if foreign := set(names) - set(known):
                 raise ValueError(f"{', '.join(map(str, foreign))} is none of {', '.join(known)}")
+
+    def has_factor(self, factor: float) -> bool:
+        """Says whether the model is valid for a factor.
+
+        Example:
+            >>> Envelope(factor=(1.5, 8.0)).has_factor(8.0), Envelope(only_factors=(2, 4)).has_factor(3.0)
+            (True, False)
+        """
+        low, high = self.factor
+        known = self.only_factors is None or any(abs(factor - one) <= TOLERANCE for one in self.only_factors)
+        return known and low - TOLERANCE <= factor <= high + TOLERANCE

@@ -7,6 +7,7 @@ simulated stacks (`experiments/slice_profile.py`), and both count as much as the
 """
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -15,14 +16,23 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from thinslice.errors import PlanRefused
-from thinslice.models.envelope import TOLERANCE, Envelope
+from thinslice.models.envelope import Envelope
 from thinslice.models.hounsfield import is_hounsfield
 from thinslice.physics.intensity import intensity_range
 from thinslice.physics.interleaving import Alternation, make_even
 from thinslice.physics.profile import sd_over_fwhm
-from thinslice.physics.slice_statistics import Interpolation, find_interpolation, measure, swap_axes, take_middle
+from thinslice.physics.slice_statistics import (
+    MOST_SLICES,
+    Interpolation,
+    find_first_acquired,
+    find_interpolation,
+    measure,
+    swap_axes,
+    take_acquired,
+    take_middle,
+)
 from thinslice.settings import Profile, Settings
-from thinslice.volume import Volume, runs_backwards
+from thinslice.volume import Volume
 
 logger = logging.getLogger(__name__)
 
@@ -46,9 +56,6 @@ as the spacing has 0.289; the bells of helical scans are wider (0.364 where one 
 STATED = (0.345, 0.045)
 """Likewise, over the stated thickness: from a box (0.289) to a Gaussian (0.425), and headers are a little off."""
 
-RESOLVED = 2.355
-"""Full width at half maximum of a Gaussian over its standard deviation."""
-
 NARROWEST = 0.115
 """Narrower profiles than a box of 0.4 spacings are not computed with: no scanner leaves so wide gaps."""
 
@@ -67,6 +74,9 @@ BELIEVED = (0.25, 0.47)
 """Standard deviations over a stated thickness that it is believed with: from a box (0.289) to a Gaussian (0.425), and
 an error of the estimate more."""
 
+INTERPOLATED = "the slices were interpolated before they were stored"
+"""How a note begins that says so."""
+
 EVEN = Alternation()
 """Nothing alternates from slice to slice."""
 
@@ -82,13 +92,15 @@ class Estimate:
         sd: its standard deviation, in spacings of the slices that tell something (``every``).
         uncertainty: the standard deviation of the error of that.
         interpolated: whether the slices were interpolated before they were stored.
-        every: every so many-th slice tells as much as all of them; 1 unless they were interpolated.
+        every: 2 where every other slice tells as much as all of them, as those between were interpolated, else 1.
+        first: where the first of those was acquired, half-way between two slices perhaps; None where it is not clear.
     """
 
     sd: float
     uncertainty: float
     interpolated: bool = False
     every: int = 1
+    first: float | None = 0
 
     def combined(self, other: "Estimate") -> "Estimate":
         """Returns the mean of two independent estimates, each weighted by how sure it is.
@@ -117,6 +129,7 @@ class FoundProfile:
         uncertainty: standard deviation of the error of the profile's standard deviation, in slice spacings; None where
             it was told, or nothing is known of it.
         every: every so many-th slice shall be computed from, see `Estimate`.
+        first: the first of them.
         notes: the same in plain words.
     """
 
@@ -125,6 +138,7 @@ class FoundProfile:
     source: Source
     uncertainty: float | None = None
     every: int = 1
+    first: float = 0
     notes: tuple[str, ...] = ()
 
 
@@ -186,7 +200,7 @@ def find_profile(
     settings: Settings,
     envelope: Envelope | None,
     alternation: Alternation = EVEN,
-    factor: float | None = None,
+    may_leave_out: bool = True,
 ) -> FoundProfile:
     """Returns the slice profile of a scan: what is told is obeyed, the rest is found.
 
@@ -200,26 +214,17 @@ def find_profile(
         settings: what is told, ``thickness_mm`` and ``profile``.
         envelope: what the model is valid for; None: anything.
         alternation: what alternates from slice to slice, which is taken out before the slices are looked at.
-        factor: of the stored slices. Where the model is not valid for that of the slices that tell something, all of
-            them are computed from; None: it is.
+        may_leave_out: whether slices that were interpolated may be left out of the computation.
 
     Raises:
         PlanRefused: the thickness is not a positive number.
     """
     spacing_mm = volume.spacing_mm[axis]
-    stated_mm = volume.thickness_mm if settings.thickness_mm is None else settings.thickness_mm
-    notes = []
-    if settings.thickness_mm is None and stated_mm is not None:
-        notes.append(f"slice thickness {stated_mm:g} mm as stated with the scan")
-    if stated_mm is not None and not (np.isfinite(stated_mm) and stated_mm > 0):
-        raise PlanRefused(
-            got=f"a slice thickness of {stated_mm:g} mm",
-            need="a positive number",
-            next="give `thickness_mm` in millimetres",
-            code="not-a-positive-number",
-        )
+    stated_mm, notes = _stated_thickness_mm(volume, axis, settings)
     if settings.profile is not None:
-        return FoundProfile(float(stated_mm or spacing_mm), settings.profile, "told", None, 1, tuple(notes))
+        if find_interpolation(_middle_of(volume, axis, alternation)) != "none":
+            notes.append(f"{INTERPOLATED}: all are computed from, as their profile is told")
+        return FoundProfile(float(stated_mm or spacing_mm), settings.profile, "told", notes=tuple(notes))
     seen = estimate(volume, axis, alternation)
     if seen is None:
         of = "the slice thickness" if stated_mm is not None else "the slice spacing, as no thickness is stated"
@@ -227,45 +232,94 @@ def find_profile(
             f"the slice profile is not known, and cannot be estimated from these slices: taken for a box of "
             f"{stated_mm or spacing_mm:g} mm ({of}); {ADVICE}"
         )
-        return FoundProfile(float(stated_mm or spacing_mm), "box", "assumed", None, 1, tuple(notes))
+        source: Source = "assumed" if settings.thickness_mm is None else "told"
+        return FoundProfile(float(stated_mm or spacing_mm), "box", source, notes=tuple(notes))
     spacing_mm *= seen.every
-    expected = _expected(volume, spacing_mm, stated_mm)
+    of_ct = is_hounsfield(volume.voxels)
+    expected = _expected(of_ct, spacing_mm, stated_mm)
     contradicts = seen.contradicts(expected)
-    # Without a header's word nothing is expected so surely that clear evidence would not count.
-    found = seen.combined(Estimate(*USUAL) if contradicts and stated_mm is None else expected)
+    # Nothing is expected so surely, nor is a header so sure to be right, that clear evidence would not count.
+    found = seen.combined(Estimate(*USUAL) if contradicts else expected)
     logger.debug("slice profile: %s from the slices, %s expected, %s from both", seen, expected, found)
-    every = seen.every if factor is None or _has_factor(envelope, factor * seen.every) else 1
-    sd, apart_mm = max(found.sd, NARROWEST) * seen.every / every, spacing_mm * every / seen.every
-    profile, thickness_mm = _profile_with(sd, apart_mm, stated_mm, envelope)
+    every = seen.every if may_leave_out and seen.first is not None else 1
+    apart_mm = volume.spacing_mm[axis] * every
+    sd = max(found.sd, NARROWEST) * spacing_mm / apart_mm
+    shapes = [
+        shape
+        for shape in BY_SOFTNESS
+        if (envelope is None or shape in envelope.profiles) and not (of_ct and shape == "spin-echo")
+    ]
     if settings.thickness_mm is not None:
-        thickness_mm = float(settings.thickness_mm)
-    both = "the slices and the stated thickness" if stated_mm is not None else "the slices"
-    notes.append(
-        f"the slice profile is estimated from {both}: standard deviation {found.sd * spacing_mm:.3g} mm "
-        f"({found.sd:.2f} +- {found.uncertainty:.2f} slice spacings), taken for a {profile} of {thickness_mm:.3g} mm; "
-        f"{ADVICE}"
-    )
-    if seen.interpolated:
+        profile, thickness_mm = _shape_nearest(sd * apart_mm / settings.thickness_mm, shapes), settings.thickness_mm
+        notes.append(f"the slices look most like a {profile} of that thickness; give `profile` if you know it")
+    else:
+        profile, thickness_mm = _profile_with(sd, apart_mm, None if contradicts else stated_mm, shapes, envelope)
+        both = "the slices and the stated thickness" if stated_mm is not None and not contradicts else "the slices"
+        width = f"{found.sd * spacing_mm:.3g} mm ({found.sd:.2f} +- {found.uncertainty:.2f} slice spacings)"
         notes.append(
-            f"the slices were interpolated before they were stored, and resolve no more than slices "
-            f"{RESOLVED * found.sd * spacing_mm:.2g} mm thick"
-            + (f": the answer is computed from every {_ordinal(every)} one" if every > 1 else "")
+            f"the slice profile is estimated from {both}: standard deviation {width}, taken for a {profile} of "
+            f"{thickness_mm:.3g} mm; {ADVICE}"
         )
-    elif contradicts:
+    if seen.interpolated:
+        notes.append(_describe_interpolation(seen, every))
+    if contradicts:
         notes.append(
             f"the slices look {'thicker' if seen.sd > expected.sd else 'thinner'} than expected (standard deviation "
-            f"{seen.sd * spacing_mm:.3g} instead of {expected.sd * spacing_mm:.3g} mm)"
+            f"{seen.sd * spacing_mm:.3g} instead of {expected.sd * spacing_mm:.3g} mm), and are believed"
         )
-    source: Source = "estimated" if stated_mm is None else "stated"
-    return FoundProfile(thickness_mm, profile, source, found.uncertainty, every, tuple(notes))
+    source = "estimated" if stated_mm is None or contradicts else "stated"
+    source = source if settings.thickness_mm is None else "told"
+    return FoundProfile(
+        float(thickness_mm),
+        profile,
+        source,
+        found.uncertainty,
+        every,
+        (seen.first or 0) if every > 1 else 0,
+        tuple(notes),
+    )
 
 
-def _expected(volume: Volume, spacing_mm: float, stated_mm: float | None) -> Estimate:
+def _stated_thickness_mm(volume: Volume, axis: int, settings: Settings) -> tuple[float | None, list[str]]:
+    """Returns the thickness that is told, or that is stated with the scan across these slices; None if neither is."""
+    if settings.thickness_mm is not None:
+        stated_mm, notes = settings.thickness_mm, []
+    elif volume.thickness_mm is None:
+        return None, []
+    elif volume.slice_axis not in (None, axis):
+        names = "first", "second", "third"
+        return None, [
+            f"the slice thickness of {volume.thickness_mm:g} mm that is stated with the scan is that across the "
+            f"{names[volume.slice_axis or 0]} axis of the array; made thin is the {names[axis]}, the coarsest"
+        ]
+    else:
+        stated_mm, notes = volume.thickness_mm, [f"slice thickness {volume.thickness_mm:g} mm as stated with the scan"]
+    if not (np.isfinite(stated_mm) and stated_mm > 0):
+        raise PlanRefused(
+            got=f"a slice thickness of {stated_mm:g} mm",
+            need="a positive number",
+            next="give `thickness_mm` in millimetres",
+            code="not-a-positive-number",
+        )
+    return stated_mm, notes
+
+
+def _describe_interpolation(seen: Estimate, every: int) -> str:
+    """Returns what a note says of slices that were interpolated."""
+    if every > 1:
+        which = "every second one" if seen.first in (0, 1) else "those that lie half-way between each two"
+        return f"{INTERPOLATED}: the answer is computed from {which}, which tell as much as all"
+    if seen.first is None:
+        return f"{INTERPOLATED}, and it is not clear which of them were acquired: all are computed from"
+    return f"{INTERPOLATED}: all are computed from"
+
+
+def _expected(of_ct: bool, spacing_mm: float, stated_mm: float | None) -> Estimate:
     """Returns what is expected of a profile before the slices are looked at."""
     if stated_mm is not None:
         mean, spread = (share * stated_mm / spacing_mm for share in STATED)
         return Estimate(mean, spread)
-    return Estimate(*(RECONSTRUCTED if is_hounsfield(volume.voxels) else USUAL))
+    return Estimate(*(RECONSTRUCTED if of_ct else USUAL))
 
 
 def estimate(volume: Volume, axis: int, alternation: Alternation = EVEN) -> Estimate | None:
@@ -281,12 +335,10 @@ def estimate(volume: Volume, axis: int, alternation: Alternation = EVEN) -> Esti
     Returns:
         None where the scan tells nothing: few slices, slices hardly farther apart than pixels, or all the same.
     """
-    voxels = volume.voxels if volume.voxels.ndim == 3 else volume.voxels[..., 0]
-    thick = make_even(np.moveaxis(voxels, axis, 0), alternation)
-    # As in the patient: of a file that runs the other way, other slices would be left out.
-    thick = thick[::-1] if runs_backwards(volume.affine, axis) else thick
-    interpolation, every = _find_interpolation(thick)
-    thick = thick[::every]
+    interpolation, first = _find_interpolation(_middle_of(volume, axis, alternation))
+    every = 2 if interpolation == "halved" else 1
+    # Where it is not clear which slices were acquired, half of them still look more like acquired ones than all.
+    thick = take_acquired(_even_slices(volume, axis, alternation), first or 0, every)
     steps = [every * volume.spacing_mm[axis] / mm for other, mm in enumerate(volume.spacing_mm) if other != axis]
     for side in (0, 1):
         # Pixels much finer than the slices are joined: what they add is finer than any slice profile.
@@ -301,22 +353,35 @@ def estimate(volume: Volume, axis: int, alternation: Alternation = EVEN) -> Esti
     normalised = ((thick.astype(np.float64) - low) / (high - low)).astype(np.float32)
     found = _embedded()(measure(normalised, (steps[0], steps[1])))
     # Rounded, so that a scan stored in another order of axes, which is summed in another order, gets the same plan.
-    return Estimate(round(found.sd, 3), round(found.uncertainty, 3), interpolation != "none", every)
+    return Estimate(round(found.sd, 3), round(found.uncertainty, 3), interpolation != "none", every, first)
 
 
-def _find_interpolation(thick: np.ndarray) -> tuple[Interpolation, int]:
-    """Returns whether slices were interpolated, and every how many-th of them tells as much as all."""
-    middle, every = take_middle(thick).astype(np.float32), 1
-    first = found = find_interpolation(middle)
-    while found == "halved" and len(thick) // (2 * every) >= FEWEST_SLICES:
-        every *= 2
-        middle = middle[::2]
-        found = find_interpolation(middle)
-    return first, every
+def _even_slices(volume: Volume, axis: int, alternation: Alternation) -> np.ndarray:
+    """Returns the slices [n, h, w], of a 4-D series those of its first volume, without what alternates."""
+    voxels = volume.voxels if volume.voxels.ndim == 3 else volume.voxels[..., 0]
+    return make_even(np.moveaxis(voxels, axis, 0), alternation)
+
+
+def _middle_of(volume: Volume, axis: int, alternation: Alternation) -> np.ndarray:
+    """Returns the middle of the slices, float32; its first one is the first, third, ... of all."""
+    thick = _even_slices(volume, axis, alternation)
+    start = max(len(thick) - MOST_SLICES, 0) // 4 * 2
+    return take_middle(thick[start : start + MOST_SLICES]).astype(np.float32)
+
+
+def _find_interpolation(middle: np.ndarray) -> tuple[Interpolation, float | None]:
+    """Returns whether slices were interpolated, and the first of those that were acquired; None: it is not clear."""
+    found = find_interpolation(middle)
+    return found, find_first_acquired(middle) if found == "halved" else 0
+
+
+def _shape_nearest(ratio: float, shapes: Sequence[Profile]) -> Profile:
+    """Returns the shape whose standard deviation over its full width is nearest to a ratio."""
+    return min(shapes, key=lambda shape: abs(sd_over_fwhm(shape) - ratio))
 
 
 def _profile_with(
-    sd: float, spacing_mm: float, stated_mm: float | None, envelope: Envelope | None
+    sd: float, spacing_mm: float, stated_mm: float | None, shapes: Sequence[Profile], envelope: Envelope | None
 ) -> tuple[Profile, float]:
     """Returns shape and full width of a profile with a standard deviation, in slice spacings, that a model may have.
 
@@ -324,12 +389,8 @@ def _profile_with(
     which is what networks are told in training where the shape is not known, or the next shape whose width is within
     the envelope.
     """
-    shapes = [shape for shape in BY_SOFTNESS if envelope is None or shape in envelope.profiles]
-    if stated_mm is not None:
-        ratio = sd * spacing_mm / stated_mm
-        shapes.sort(key=lambda shape: abs(sd_over_fwhm(shape) - ratio))
-        if BELIEVED[0] <= ratio <= BELIEVED[1]:
-            return shapes[0], stated_mm
+    if stated_mm is not None and BELIEVED[0] <= sd * spacing_mm / stated_mm <= BELIEVED[1]:
+        return _shape_nearest(sd * spacing_mm / stated_mm, shapes), stated_mm
     low, high = envelope.thickness_over_spacing if envelope is not None else (0.0, np.inf)
     widths = {shape: sd / sd_over_fwhm(shape) for shape in shapes}
     # Where no shape has a width that the model is valid for, the one that misses it by least, cut to that width.
@@ -352,19 +413,6 @@ def _run(network: tuple[np.ndarray, ...], x: np.ndarray) -> np.ndarray:
         if number + 2 < len(network):
             x = x / (1 + np.exp(-x))
     return x
-
-
-def _has_factor(envelope: Envelope | None, factor: float) -> bool:
-    """Says whether a model is valid for a factor."""
-    if envelope is None:
-        return True
-    low, high = envelope.factor
-    known = envelope.only_factors is None or any(abs(factor - one) <= TOLERANCE for one in envelope.only_factors)
-    return known and low - TOLERANCE <= factor <= high + TOLERANCE
-
-
-def _ordinal(number: int) -> str:
-    return {2: "second", 4: "fourth"}.get(number, f"{number}th")
 
 
 @cache

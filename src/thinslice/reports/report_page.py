@@ -139,8 +139,19 @@ def write_figure(path: Path, scan: EnhancedScan) -> None:
 
 
 def interpolate_cubic(scan: EnhancedScan, progress: Callable[[float], None] = no_progress) -> Volume:
-    """Returns bare cubic interpolation onto the grid of an answer, as people do it today: not projected."""
-    plan = replace(scan.plan, model="cubic", model_sha256=None, projection=False, fuse=False)
+    """Returns bare cubic interpolation onto the grid of an answer, as people do it today: of all slices as they are."""
+    plan = replace(
+        scan.plan,
+        model="cubic",
+        model_sha256=None,
+        projection=False,
+        fuse=False,
+        every=1,
+        first_kept=0,
+        smoothed_noise=0.0,
+        alternating_gain=1.0,
+        alternating_shift_px=(0.0, 0.0),
+    )
     # In the answer's own type, so that both layers are rounded alike and differ only in how they were computed.
     out = allocate(plan.shape_thin, scan.volume.voxels.dtype, Path(tempfile.gettempdir()))
     return upsample(scan.acquired, plan, interpolation("cubic"), out, progress).volume

@@ -108,7 +108,7 @@ def _read_and_plan(
         return None
     known_by = fingerprint(volume)
     # What was interpolated between acquired slices must not teach either.
-    volume, plan, _ = take_kept(volume, plan, np.broadcast_to(np.float32(0), plan.shape_thin))
+    volume, plan = take_kept(volume, plan)
     return UsableScan(label, path, volume, plan, known_by)
 
 

@@ -57,7 +57,7 @@ def read_series(series: Series) -> Volume:
         # Rows from the last to the first, so that the array is laid out as by dcm2niix.
         stored[:, :, index] = values[::-1].T
     voxels = _rescaled(stored, [image.rescale for image in series.images])
-    return Volume(voxels, series.affine, series.thickness_mm, series.notes, series.folder, series)
+    return Volume(voxels, series.affine, series.thickness_mm, series.notes, series.folder, series, slice_axis=2)
 
 
 def _slices(images: Sequence[Image]) -> Iterator[np.ndarray]:
