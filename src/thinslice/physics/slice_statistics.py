@@ -65,8 +65,8 @@ most."""
 
 SPARSER: dict[float, float] = {0.0: 0.04, 1.0: 0.04, 0.5: 0.02, 1.5: 0.1}
 """Where that does not tell, the differences of `_sparseness` that do, for each place of the first acquired slice. It
-lies at 0.5 where programs keep the outer edges of a scan, which is common, and at 1.5 if a slice is then cut off. Chosen
-on stacks of `iso_train`: 75 of 100 are recognised, 3 are mistaken (`experiments/interpolated_slices.py`, LOG.md)."""
+lies at 0.5 where programs keep the outer edges of a scan, which is common, and at 1.5 if a slice is then cut off. On
+stacks of `iso_train` 75 of 100 are recognised and 3 are mistaken (`experiments/interpolated_slices.py`, LOG.md)."""
 
 ENDS = 8
 """One slice of so many at either end has no say in that: k-space makes one end ripple with the edge of the other."""
