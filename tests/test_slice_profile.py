@@ -217,6 +217,7 @@ def test_what_alternates_is_taken_out_before_the_slices_are_looked_at():
 
 @catches("physics/slice_statistics.py", "HALF_RANKS) >= EMPTY", "HALF_RANKS) >= 1e9 * EMPTY")
 @catches("physics/slice_statistics.py", "HALF_RANKS) >= EMPTY", "HALF_RANKS) >= 1")
+@catches("physics/slice_statistics.py", "HIGHER_RANKS) >= EMPTY", "HIGHER_RANKS) >= 1e9 * EMPTY")
 def test_interpolated_slices_are_recognised_and_others_are_not():
     rng = np.random.default_rng(0)
     for width, profile in [*WIDTHS, (2.0, "box"), (2.2, "box"), (2.0, "gaussian"), (2.2, "gaussian")]:
@@ -229,9 +230,11 @@ def test_interpolated_slices_are_recognised_and_others_are_not():
     for one in (stack, noisy):
         for matrix in (linear_matrix, cubic_matrix):
             between = np.tensordot(matrix(positions, n), one, axes=1)
-            assert recognised(between)
-            assert recognised(np.round(200 * between))
-    assert recognised(filled_up(noisy))
+            assert find_interpolation(between) == "halved"
+            assert find_interpolation(np.round(200 * between)) == "halved"
+    assert find_interpolation(filled_up(noisy)) == "halved"
+    third = np.tensordot(cubic_matrix(np.arange(n * 3 // 2) / 1.5, n), noisy, axes=1)
+    assert find_interpolation(third) == "less"
 
 
 def recognised(stack: np.ndarray) -> bool:
