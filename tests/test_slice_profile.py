@@ -138,10 +138,15 @@ def test_a_stated_thickness_has_its_say():
     assert (alone.source, stated.source) == ("estimated", "stated")
     # A header that is far from what the slices show is contradicted in a note, and not believed.
     bare = find_profile(made_thick(0.5, "box"), 0, Settings(), None)
-    for nonsense_mm, word in ((8.0, "thinner"), (0.01, "thicker")):
+    for nonsense_mm, word in ((12.0, "thinner"), (0.01, "thicker")):
         wrong = find_profile(made_thick(0.5, "box", thickness_mm=nonsense_mm), 0, Settings(), None)
         assert any(f"{word} than expected" in note for note in wrong.notes)
         assert (wrong.thickness_mm, wrong.source) == (bare.thickness_mm, "estimated")
+    # One that a scanner may have had has its say all the same.
+    thick = find_profile(made_thick(0.5, "box", thickness_mm=8.0), 0, Settings(), None)
+    assert any("thinner than expected" in note for note in thick.notes)
+    assert thick.source == "stated"
+    assert bare.thickness_mm < thick.thickness_mm
 
 
 @catches("models/slice_profile.py", "volume.slice_axis not in (None, axis)", "False")
@@ -188,7 +193,7 @@ def test_computed_tomography_has_no_gaps_between_its_slices():
     assert as_ct.uncertainty < as_mr.uncertainty
 
 
-@catches("models/slice_profile.py", "Estimate(*USUAL) if contradicts", "Estimate(*USUAL) if False")
+@catches("models/slice_profile.py", "expected if is_believed else Estimate(*USUAL)", "expected")
 def test_clear_evidence_of_gaps_is_believed_of_computed_tomography_too(monkeypatch):
     """Single slices far apart, as of lungs in high resolution."""
     monkeypatch.setattr("thinslice.models.slice_profile.estimate", lambda *_: Estimate(0.12, 0.03))

@@ -65,6 +65,10 @@ FEWEST_PIXELS = 16
 DOUBT = 2.5
 """Estimates that are so many standard deviations apart contradict each other, which is told."""
 
+PLAUSIBLE = (0.25, 2.5)
+"""Thickness over spacing of real scans: from wide gaps to slices that overlap by more than half. A header that states
+another one, against what the slices show, is wrong."""
+
 ADVICE = "give `profile` and `thickness_mm` if you know them"
 
 BY_SOFTNESS: tuple[Profile, ...] = ("gaussian", "triangle", "spin-echo", "trapezoid", "box")
@@ -238,8 +242,10 @@ def find_profile(
     of_ct = is_hounsfield(volume.voxels)
     expected = _expected(of_ct, spacing_mm, stated_mm)
     contradicts = seen.contradicts(expected)
-    # Nothing is expected so surely, nor is a header so sure to be right, that clear evidence would not count.
-    found = seen.combined(Estimate(*USUAL) if contradicts else expected)
+    # Nothing is expected so surely that clear evidence would not count. A thickness that scanners have is stated by
+    # one, though, and has its say even then: what looks unlike it may be no anatomy.
+    is_believed = not contradicts or (stated_mm is not None and PLAUSIBLE[0] <= stated_mm / spacing_mm <= PLAUSIBLE[1])
+    found = seen.combined(expected if is_believed else Estimate(*USUAL))
     logger.debug("slice profile: %s from the slices, %s expected, %s from both", seen, expected, found)
     every = seen.every if may_leave_out and seen.first is not None else 1
     apart_mm = volume.spacing_mm[axis] * every
@@ -253,8 +259,8 @@ def find_profile(
         profile, thickness_mm = _shape_nearest(sd * apart_mm / settings.thickness_mm, shapes), settings.thickness_mm
         notes.append(f"the slices look most like a {profile} of that thickness; give `profile` if you know it")
     else:
-        profile, thickness_mm = _profile_with(sd, apart_mm, None if contradicts else stated_mm, shapes, envelope)
-        both = "the slices and the stated thickness" if stated_mm is not None and not contradicts else "the slices"
+        profile, thickness_mm = _profile_with(sd, apart_mm, stated_mm if is_believed else None, shapes, envelope)
+        both = "the slices and the stated thickness" if stated_mm is not None and is_believed else "the slices"
         width = f"{found.sd * spacing_mm:.3g} mm ({found.sd:.2f} +- {found.uncertainty:.2f} slice spacings)"
         notes.append(
             f"the slice profile is estimated from {both}: standard deviation {width}, taken for a {profile} of "
@@ -265,9 +271,10 @@ def find_profile(
     if contradicts:
         notes.append(
             f"the slices look {'thicker' if seen.sd > expected.sd else 'thinner'} than expected (standard deviation "
-            f"{seen.sd * spacing_mm:.3g} instead of {expected.sd * spacing_mm:.3g} mm), and are believed"
+            f"{seen.sd * spacing_mm:.3g} instead of {expected.sd * spacing_mm:.3g} mm)"
+            + ("" if is_believed else ", and are believed")
         )
-    source = "estimated" if stated_mm is None or contradicts else "stated"
+    source = "stated" if stated_mm is not None and is_believed else "estimated"
     source = source if settings.thickness_mm is None else "told"
     return FoundProfile(
         float(thickness_mm),
