@@ -126,7 +126,7 @@ def test_what_is_told_is_obeyed():
     assert find_profile(scan, 0, Settings(thickness_mm=2.0), None).thickness_mm == 2.0
 
 
-@catches("models/slice_profile.py", "found = seen.combined(", "found = (lambda _: seen)(")
+@catches("models/slice_profile.py", "return expected, seen.combined(", "return expected, (lambda _: seen)(")
 def test_a_stated_thickness_has_its_say():
     scan = made_thick(0.75, "box")
     alone = find_profile(scan, 0, Settings(), None)

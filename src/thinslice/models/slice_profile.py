@@ -240,21 +240,12 @@ def find_profile(
         return FoundProfile(float(stated_mm or spacing_mm), "box", source, notes=tuple(notes))
     spacing_mm *= seen.every
     of_ct = is_hounsfield(volume.voxels)
-    expected = _expected(of_ct, spacing_mm, stated_mm)
-    contradicts = seen.contradicts(expected)
-    # Nothing is expected so surely that clear evidence would not count. A thickness that scanners have is stated by
-    # one, though, and has its say even then: what looks unlike it may be no anatomy.
-    is_believed = not contradicts or (stated_mm is not None and PLAUSIBLE[0] <= stated_mm / spacing_mm <= PLAUSIBLE[1])
-    found = seen.combined(expected if is_believed else Estimate(*USUAL))
+    expected, found, is_believed = _weigh(seen, of_ct, spacing_mm, stated_mm)
     logger.debug("slice profile: %s from the slices, %s expected, %s from both", seen, expected, found)
     every = seen.every if may_leave_out and seen.first is not None else 1
     apart_mm = volume.spacing_mm[axis] * every
     sd = max(found.sd, NARROWEST) * spacing_mm / apart_mm
-    shapes = [
-        shape
-        for shape in BY_SOFTNESS
-        if (envelope is None or shape in envelope.profiles) and not (of_ct and shape == "spin-echo")
-    ]
+    shapes = _shapes_for(of_ct, envelope)
     if settings.thickness_mm is not None:
         profile, thickness_mm = _shape_nearest(sd * apart_mm / settings.thickness_mm, shapes), settings.thickness_mm
         notes.append(f"the slices look most like a {profile} of that thickness; give `profile` if you know it")
@@ -268,7 +259,7 @@ def find_profile(
         )
     if seen.interpolated:
         notes.append(_describe_interpolation(seen, every))
-    if contradicts:
+    if seen.contradicts(expected):
         notes.append(
             f"the slices look {'thicker' if seen.sd > expected.sd else 'thinner'} than expected (standard deviation "
             f"{seen.sd * spacing_mm:.3g} instead of {expected.sd * spacing_mm:.3g} mm)"
@@ -321,12 +312,27 @@ def _describe_interpolation(seen: Estimate, every: int) -> str:
     return f"{INTERPOLATED}: all are computed from"
 
 
-def _expected(of_ct: bool, spacing_mm: float, stated_mm: float | None) -> Estimate:
-    """Returns what is expected of a profile before the slices are looked at."""
+def _weigh(seen: Estimate, of_ct: bool, spacing_mm: float, stated_mm: float | None) -> tuple[Estimate, Estimate, bool]:
+    """Returns what is expected of a profile, what follows from that and the slices, and whether the former counts.
+
+    Nothing is expected so surely that clear evidence would not count. A thickness that scanners have is stated by one,
+    though, and has its say even then: what looks unlike it may be no anatomy.
+    """
+    is_plausible = False
     if stated_mm is not None:
         mean, spread = (share * stated_mm / spacing_mm for share in STATED)
-        return Estimate(mean, spread)
-    return Estimate(*(RECONSTRUCTED if of_ct else USUAL))
+        expected = Estimate(mean, spread)
+        is_plausible = PLAUSIBLE[0] <= stated_mm / spacing_mm <= PLAUSIBLE[1]
+    else:
+        expected = Estimate(*(RECONSTRUCTED if of_ct else USUAL))
+    is_believed = is_plausible or not seen.contradicts(expected)
+    return expected, seen.combined(expected if is_believed else Estimate(*USUAL)), is_believed
+
+
+def _shapes_for(of_ct: bool, envelope: Envelope | None) -> list[Profile]:
+    """Returns the shapes that a model may be told, the widest for its full width first."""
+    known = BY_SOFTNESS if envelope is None else [shape for shape in BY_SOFTNESS if shape in envelope.profiles]
+    return [shape for shape in known if not (of_ct and shape == "spin-echo")]
 
 
 def estimate(volume: Volume, axis: int, alternation: Alternation = EVEN) -> Estimate | None:
