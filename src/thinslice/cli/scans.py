@@ -99,6 +99,7 @@ def _facts(
     """Returns what is seen in a scan (None where it cannot be read), the plan (None where refused), and the refusal."""
     import dataclasses
 
+    from thinslice.compute.ringing import settle_profile
     from thinslice.plan import make_plan
 
     seen: dict[str, object] | None = None
@@ -106,7 +107,10 @@ def _facts(
         volume = read()
         # Kept where the plan is refused below: one sees what the refusal is about.
         seen = _seen(volume)
-        plan = dataclasses.asdict(make_plan(volume, settings, choose(volume)))
+        model = choose(volume)
+        is_given = settings.profile is not None or settings.thickness_mm is not None
+        # As enhance does: where a sample of the answer rings the profile is narrowed.
+        plan = dataclasses.asdict(settle_profile(volume, make_plan(volume, settings, model), model, is_given))
     except (ThinsliceError, OSError, MemoryError) as error:
         return {"source": name, "sees": seen, "plan": None, "refused": reason_of(error)}
     return {"source": name, "sees": seen, "plan": plan, "refused": None}
