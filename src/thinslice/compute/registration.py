@@ -12,6 +12,7 @@ one. Here millimetres are RAS, and a motion carries the moving volume to where i
 
 import logging
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,7 +34,7 @@ from thinslice.volume import Volume
 
 logger = logging.getLogger(__name__)
 
-LEVELS: tuple[tuple[float, float, float], ...] = ((6.0, 4.0, 20.0), (3.0, 2.0, 12.0), (1.5, 1.0, 8.0))
+LEVELS: tuple[tuple[float, float, float], ...] = ((6.0, 4.0, 20.0), (3.0, 2.0, 12.0), (1.5, 1.0, 6.0))
 """Spacing, blur and neighbourhood (both standard deviations) in mm of each grid. Twice as fine each time; on the last
 the place of a stack 4 mm thick is found to 0.1 mm."""
 
@@ -65,8 +66,11 @@ FARTHEST_DEGREES = 30.0
 """Turns beyond this likewise."""
 
 CLEARLY_BETTER = 0.95
-"""A motion is taken if the likeness lacks at most this share of what it lacked before. Chance improves it by less than
-1 %, where nothing moved; half a millimetre by more than 10 %."""
+"""A motion is taken if the likeness lacks at most this share of what it lacked before. Where nothing
+moved it has never become less; half a millimetre and half a degree make it 60 to 95 %."""
+
+LEAST_GAIN = 0.003
+"""Of the likeness, for a motion to be taken: where it is almost 1, a share of what it lacks is nothing."""
 
 LEAST_OVERLAP_KEPT = 0.5
 """A motion that leaves less than this share of the common field of view has lost the body, however alike the rest."""
@@ -161,7 +165,8 @@ def register(moving: Volume, fixed: Volume, progress: Progress = no_progress) ->
 def _is_clearly_better(found: Registration) -> bool:
     is_usual = found.shift_mm <= FARTHEST_MM and found.degrees <= FARTHEST_DEGREES
     sees_enough = found.likeness.overlap >= LEAST_OVERLAP_KEPT * found.stated.overlap
-    is_better = 1 - found.likeness.value <= CLEARLY_BETTER * (1 - found.stated.value)
+    lacking, lacked = 1 - found.likeness.value, 1 - found.stated.value
+    is_better = lacking <= min(CLEARLY_BETTER * lacked, lacked - LEAST_GAIN)
     # Of two bodies, or two contrasts, some other place is always a little better, and none is right.
     return is_usual and sees_enough and found.likeness.is_same_body and is_better
 
@@ -170,9 +175,8 @@ def _search(moving: Volume, fixed: Volume, progress: Progress) -> np.ndarray:
     """Returns the best motion, from coarse to fine."""
     turned_about = (_middle(moving) + _middle(fixed)) / 2
     places = [np.eye(4)]
-    for number, (spacing_mm, sigma_mm, window_mm) in enumerate(LEVELS):
-        with one_blas_thread:
-            pair = _Pair(*(_normalised(each, spacing_mm, sigma_mm, window_mm) for each in (moving, fixed)))
+    for number, (spacing_mm, _, _) in enumerate(LEVELS):
+        pair = _make_pair(moving, fixed, LEVELS[number], places[0] if number > 0 else None)
         if number == 0:
             tried = sorted(_places_around(turned_about), key=pair.correlation, reverse=True)
             # The stated place has its descent even if others begin better: small motions are the usual ones.
@@ -187,24 +191,52 @@ def _search(moving: Volume, fixed: Volume, progress: Progress) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class _Pair:
-    """Two volumes on grids of one spacing, normalised within their neighbourhood."""
+    """Two volumes on grids of one spacing, normalised within their neighbourhood, and which voxels of each count."""
 
     moving: Volume
     fixed: Volume
+    moving_counted: np.ndarray
+    fixed_counted: np.ndarray
 
     def correlation(self, motion: np.ndarray) -> float:
         """Returns the correlation over what both see after a motion."""
         to_index = index_map(self.moving, self.fixed, motion)
         seen, inside = resample(self.moving.voxels, to_index, self.fixed.shape)
-        first, second = seen[inside], self.fixed.voxels[inside]
+        counted = inside & self.fixed_counted
+        first, second = seen[counted], self.fixed.voxels[counted]
         if first.size == 0:
             return 0.0
         return correlate(first - first.mean(), second - second.mean())
 
 
-def _normalised(volume: Volume, spacing_mm: float, sigma_mm: float, window_mm: float) -> Volume:
-    coarse = blur_to_spacing(volume, spacing_mm, sigma_mm)
-    return Volume(normalise_locally(coarse.voxels, window_mm / spacing_mm), coarse.affine)
+def _make_pair(
+    moving: Volume, fixed: Volume, level: tuple[float, float, float], motion: np.ndarray | None = None
+) -> _Pair:
+    """Returns both volumes on the grids of a level.
+
+    Args:
+        moving, fixed: as acquired.
+        level: one of `LEVELS`.
+        motion: where the moving volume nearly lies, if that is known. Then only what both see there counts, and their
+            neighbourhoods end at the same places: those that the edge of one field of view cuts off alone have another
+            mean and spread, which moves thin fields of view by half a millimetre.
+    """
+    spacing_mm, sigma_mm, window_mm = level
+    with one_blas_thread:
+        coarse = [blur_to_spacing(each, spacing_mm, sigma_mm) for each in (moving, fixed)]
+        if motion is None:
+            counted = [np.ones(each.shape, bool) for each in coarse]
+        else:
+            maps = (index_map(coarse[1], coarse[0], np.linalg.inv(motion)), index_map(coarse[0], coarse[1], motion))
+            counted = [
+                resample(other.voxels, to_index, own.shape)[1]
+                for own, other, to_index in zip(coarse, reversed(coarse), maps, strict=True)
+            ]
+        first, second = (
+            Volume(normalise_locally(each.voxels, window_mm / spacing_mm, where), each.affine)
+            for each, where in zip(coarse, counted, strict=True)
+        )
+    return _Pair(first, second, *counted)
 
 
 def _places_around(middle: np.ndarray) -> Iterator[np.ndarray]:
@@ -252,30 +284,47 @@ def _descend(pair: _Pair, motion: np.ndarray, turned_about: np.ndarray, spacing_
     # SimpleITK has types of its own in some versions and in some places.
     sitk: Any = SimpleITK
     method = sitk.ImageRegistrationMethod()
-    # Sums of several threads depend on which of them ends first.
-    method.SetNumberOfThreads(1)
     method.SetMetricAsCorrelation()
     method.SetInterpolator(sitk.sitkLinear)
-    if (share := SAMPLES / pair.fixed.voxels.size) < 1:
+    if (share := SAMPLES / max(int(pair.fixed_counted.sum()), 1)) < 1:
         method.SetMetricSamplingStrategy(method.REGULAR)
         method.SetMetricSamplingPercentage(share, 1)  # the seed: even samples are shifted a little, by chance
     method.SetOptimizerAsRegularStepGradientDescent(
         learningRate=spacing_mm / 2,
         minStep=SHORTEST_STEP_MM,
         numberOfIterations=MOST_STEPS,
-        relaxationFactor=0.5,
+        relaxationFactor=0.7,
         gradientMagnitudeTolerance=1e-7,
     )
     # Turns and shifts are weighed by how far they move voxels: then a step is a length.
     method.SetOptimizerScalesFromPhysicalShift()
+    for counted, volume, use in (
+        (pair.fixed_counted, pair.fixed, method.SetMetricFixedMask),
+        (pair.moving_counted, pair.moving, method.SetMetricMovingMask),
+    ):
+        if not counted.all():
+            use(_to_image(sitk, Volume(counted.astype(np.uint8), volume.affine)))
     transform = _to_transform(sitk, motion, turned_about)
     method.SetInitialTransform(transform, True)
     try:
-        method.Execute(_to_image(sitk, pair.fixed), _to_image(sitk, pair.moving))
+        with _one_thread(sitk):
+            method.Execute(_to_image(sitk, pair.fixed), _to_image(sitk, pair.moving))
     except RuntimeError as error:  # nothing common there, or flat: no descent, the place stays
         logger.debug("SimpleITK: %s", " ".join(str(error).split())[-200:])
         return motion
     return _from_transform(transform)
+
+
+@contextmanager
+def _one_thread(sitk: Any) -> Iterator[None]:
+    """Lets SimpleITK compute in one thread: sums of several depend on how many there are."""
+    # The registration's own setting does not reach its metric.
+    before = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+    try:
+        yield
+    finally:
+        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(before)
 
 
 def _to_image(sitk: Any, volume: Volume) -> Any:

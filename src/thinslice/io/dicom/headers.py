@@ -221,17 +221,17 @@ def _images(path: Path, found: Dataset, rest: int) -> list[Image]:
         return []
     if kind not in ENHANCED:
         return [_image(path, None, kind, rest, found, found)]
-    shared = _groups(found, "SharedFunctionalGroupsSequence", 0)
+    shared = find_groups(found, "SharedFunctionalGroupsSequence", 0)
     frames = int(found.get("NumberOfFrames") or 1)
     if len(found.get("PerFrameFunctionalGroupsSequence") or []) != frames:
         raise damaged(path, ValueError(f"{frames} frames, but not one functional group for each"))
     return [
-        _image(path, n, kind, rest, found, *_groups(found, "PerFrameFunctionalGroupsSequence", n), *shared, found)
+        _image(path, n, kind, rest, found, *find_groups(found, "PerFrameFunctionalGroupsSequence", n), *shared, found)
         for n in range(frames)
     ]
 
 
-def _groups(found: Dataset, name: str, index: int) -> list[Dataset]:
+def find_groups(found: Dataset, name: str, index: int) -> list[Dataset]:
     """Returns the contents of the public functional groups of one frame, or of those that are shared."""
     items = found.get(name) or []
     if index >= len(items):
