@@ -20,7 +20,7 @@ from thinslice.volume import Volume
 
 LEAST_LIKENESS = 0.57
 """From this on two stacks show one body in one contrast. Measured, each pair in its best place: stacks of one body 0.66
-and more (0.95 and more simulated, with noise and a bias field), other contrasts of it 0.42 and less, others 0.48 and
+and more (0.93 and more simulated, with noise and a bias field), other contrasts of it 0.42 and less, others 0.49 and
 less. Stacks between whose slices the body moved by degrees may fall below."""
 
 SPACING_MM = 1.5
