@@ -5,8 +5,11 @@ from dataclasses import replace
 
 import pytest
 
+from dicom_files import enhanced, stack
 from faults import catches
 from thinslice.io.contrast import Contrast, compare_contrasts, contrast_beside, contrast_from_facts
+from thinslice.io.dicom.contrast import contrast_of_series
+from thinslice.io.dicom.series import find_study
 
 T2 = Contrast("MR", echo_ms=100.0, repetition_ms=4000.0, sequence=frozenset({"SE"}), is_fat_suppressed=False)
 GRADIENT = Contrast("MR", echo_ms=2.3, repetition_ms=180.0, flip_degrees=70.0, sequence=frozenset({"GR"}))
@@ -98,3 +101,21 @@ def test_values_of_several_kinds_are_understood():
     assert found.sequence == {"SE", "IR"}
     assert found.kinds == {"W"}
     assert (found.echo_ms, found.inversion_ms) == (98.0, None)
+
+
+@catches("io/dicom/contrast.py", '"ContrastBolusAgent", "ConvolutionKernel"', '"ConvolutionKernel"')
+def test_a_dicom_series_is_read(tmp_path):
+    stack(
+        tmp_path, EchoTime=100, RepetitionTime=4000, ScanningSequence="SE", ScanOptions="FS", FlipAngle=150,
+        ImageType=["ORIGINAL", "PRIMARY", "M"], ContrastBolusAgent="Gadolinium",
+    )  # fmt: skip
+    (series,) = find_study(tmp_path).series
+    expected = replace(T2, flip_degrees=150.0, is_fat_suppressed=True, has_agent=True)
+    assert contrast_of_series(series) == expected
+
+
+def test_an_enhanced_series_is_read(tmp_path):
+    enhanced(tmp_path / "one.dcm", echoes=2)
+    found = [contrast_of_series(series) for series in find_study(tmp_path).series]
+    assert [each.echo_ms for each in found] == [10.0, 20.0]
+    assert {each.modality for each in found} == {"MR"}

@@ -94,8 +94,6 @@ def fixed(body):
 
 
 @catches("compute/registration.py", "TO_LPS @ np.linalg.inv(inverse) @ TO_LPS", "TO_LPS @ inverse @ TO_LPS")
-@catches("compute/registration.py", "motion[:3, :3] += np.sin(angle) * cross", "motion[:3, :3] += 0 * cross")
-@catches("compute/registration.py", "            places += tried[:DESCENTS]\n", "")
 @pytest.mark.parametrize(
     "true",
     [
@@ -141,7 +139,6 @@ def test_the_answer_is_always_the_same(body, fixed):
     assert first.likeness == second.likeness
 
 
-@catches("compute/registration.py", "found.likeness.is_same_body and ", "")
 def test_another_body_is_not_moved_and_is_unlike(fixed):
     other = see(make_body(seed=5), TURNED, SAGITTAL)
     found = register(other, fixed)
@@ -149,6 +146,8 @@ def test_another_body_is_not_moved_and_is_unlike(fixed):
     assert not found.likeness.is_same_body
 
 
+@catches("compute/registration.py", "found.likeness.is_same_body and ", "")
+@catches("compute/likeness.py", "& (tissue > 0.99)", "| True")
 def test_another_contrast_is_unlike(body, fixed):
     inverted = see(lambda points: 8 * (body(points) > 1.5) - body(points), TURNED, SAGITTAL)
     found = register(inverted, fixed)
@@ -163,9 +162,18 @@ def test_stacks_of_two_places_are_not_moved(body, fixed):
     assert (found.overlap, found.likeness.value) == (0, 0)
 
 
-@catches("compute/registration.py", "    except RuntimeError as error:", "    except KeyError as error:")
+@catches("compute/registration.py", "process.SetGlobalWarningDisplay(False)", "pass")
+def test_stacks_that_hardly_meet_are_not_moved_and_nothing_is_printed(body, fixed, capfd):
+    beside = centred(SAGITTAL, (-2, 3, 1), (1.5, 1.7, 3.0), (66, 0, 0))
+    found = register(see(body, beside, SAGITTAL), fixed)
+    assert not found.is_moved
+    assert 0 < found.overlap < 0.1
+    assert capfd.readouterr() == ("", "")
+
+
+@catches("compute/likeness.py", "if spread > FLAT * largest else", "if spread > 0 else")
 def test_a_flat_volume_is_not_moved(fixed):
-    found = register(Volume(np.full(SHAPE, 7, np.int16), FIXED), fixed)
+    found = register(Volume(np.full(SHAPE, 7.3, np.float32), FIXED), fixed)
     assert not found.is_moved
     assert found.likeness.value == 0
 
@@ -188,7 +196,6 @@ def test_what_is_missing_is_named(fixed, monkeypatch):
 # Likeness
 
 
-@catches("compute/likeness.py", "np.divide(centred, spread,", "np.divide(centred, 1 + 0 * spread,")
 def test_likeness_does_not_mind_scale_offset_and_bias_field(body, fixed):
     for other in (
         see(body, TURNED, SAGITTAL, scale=0.01),
@@ -217,7 +224,6 @@ def test_likeness_is_largest_in_the_true_place(body, fixed):
         assert measure_likeness(moving, fixed, beside).value < there - 0.02
 
 
-@catches("compute/likeness.py", "& (tissue > 0.99)", "| True")
 def test_outlines_do_not_make_two_bodies_one(fixed):
     """Both are balls of the same size: with the air around them they would be alike."""
     assert measure_likeness(see(make_body(seed=9), FIXED, SHAPE), fixed).value < LEAST_LIKENESS - 0.2

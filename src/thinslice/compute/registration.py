@@ -307,7 +307,7 @@ def _descend(pair: _Pair, motion: np.ndarray, turned_about: np.ndarray, spacing_
     transform = _to_transform(sitk, motion, turned_about)
     method.SetInitialTransform(transform, True)
     try:
-        with _one_thread(sitk):
+        with _quiet_in_one_thread(sitk):
             method.Execute(_to_image(sitk, pair.fixed), _to_image(sitk, pair.moving))
     except RuntimeError as error:  # nothing common there, or flat: no descent, the place stays
         logger.debug("SimpleITK: %s", " ".join(str(error).split())[-200:])
@@ -316,15 +316,19 @@ def _descend(pair: _Pair, motion: np.ndarray, turned_about: np.ndarray, spacing_
 
 
 @contextmanager
-def _one_thread(sitk: Any) -> Iterator[None]:
-    """Lets SimpleITK compute in one thread: sums of several depend on how many there are."""
-    # The registration's own setting does not reach its metric.
-    before = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
-    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+def _quiet_in_one_thread(sitk: Any) -> Iterator[None]:
+    """Lets SimpleITK compute in one thread, as sums of several depend on how many there are, and print nothing."""
+    process = sitk.ProcessObject
+    # Settings of the whole process: the registration's own number of threads does not reach its metric.
+    threads, warns = process.GetGlobalDefaultNumberOfThreads(), process.GetGlobalWarningDisplay()
+    process.SetGlobalDefaultNumberOfThreads(1)
+    # Where a descent leaves what both see, its warnings would stand between the lines of a terminal.
+    process.SetGlobalWarningDisplay(False)
     try:
         yield
     finally:
-        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(before)
+        process.SetGlobalDefaultNumberOfThreads(threads)
+        process.SetGlobalWarningDisplay(warns)
 
 
 def _to_image(sitk: Any, volume: Volume) -> Any:
