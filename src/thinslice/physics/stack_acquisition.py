@@ -8,6 +8,7 @@ profile. When that comes, the lines run across the slices: the profile is integr
 any angle.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -45,7 +46,8 @@ class StackAcquisition:
             into account as ``motion @ affine``.
         axis: the array axis of the stack across its slices.
         thickness_mm: slice thickness, the full width at half maximum of the profile.
-        profile: see `thinslice.physics.profile.slice_profile`.
+        profile: see `thinslice.physics.profile.slice_profile`; None for voxels that see across the slices as they do
+            within them, which is interpolation (`resample`), and for which the thickness does not matter.
 
     Example:
         >>> thick = np.diag([1.0, 1.0, 2.0, 1.0])
@@ -63,7 +65,7 @@ class StackAcquisition:
     stack_affine: np.ndarray
     axis: int
     thickness_mm: float
-    profile: Profile
+    profile: Profile | None
 
     def forward(self, volume: np.ndarray) -> np.ndarray:
         """Returns what the scanner would acquire: A x, on the grid of the stack.
@@ -160,17 +162,15 @@ class StackAcquisition:
             LinePass(sizes[axis], counts[axis], steps[axis], starts[axis], slopes[axis], *self._pixel(axis), True)
             for axis in (0, 1)
         ]
-        fwhm_vox = self.thickness_mm / self._spacing_mm(self.axis) * abs(matrix[2, 2])
-        across = LinePass(
-            sizes[2],
-            counts[2],
-            steps[2],
-            starts[2],
-            slopes[2],
-            lambda distance: slice_profile(distance, fwhm_vox, self.profile),
-            reach_vox(fwhm_vox, self.profile),
-        )
+        across = LinePass(sizes[2], counts[2], steps[2], starts[2], slopes[2], *self._across(abs(matrix[2, 2])))
         return in_slices[0], in_slices[1], across
+
+    def _across(self, step_vox: float) -> tuple[Callable[[np.ndarray], np.ndarray], float, bool]:
+        """Returns how a slice sees the voxels across it, how far, and whether the outermost go on beyond the edge."""
+        if self.profile is None:
+            return *self._pixel(2), True
+        profile, fwhm_vox = self.profile, self.thickness_mm / self._spacing_mm(self.axis) * step_vox
+        return lambda distance: slice_profile(distance, fwhm_vox, profile), reach_vox(fwhm_vox, profile), False
 
     def _pixel(self, axis: int) -> tuple["Pixel", float]:
         """Returns how a pixel sees the voxels along an axis within the slices, and how far."""
@@ -249,3 +249,27 @@ class Pixel:
         places = ((np.arange(count) + 0.5) / count - 0.5) * self.width_vox
         weights: np.ndarray = sum((cardinal_spline(distance_vox - at) for at in places), np.zeros_like(distance_vox))
         return weights / count
+
+
+def resample(voxels: np.ndarray, affine: np.ndarray, shape: tuple[int, int, int], new_affine: np.ndarray) -> np.ndarray:
+    """Returns a volume on another grid, at any angle: cubic interpolation, averaged where the new voxels are larger.
+
+    Beyond its edges the volume goes on as it ends.
+
+    Args:
+        voxels: [x, y, z]. Computed in its dtype if that is a float one, otherwise in float32.
+        affine: [4, 4] of the volume, voxel index -> patient millimetres.
+        shape: of the answer.
+        new_affine: of the answer.
+
+    Example:
+        >>> volume = np.arange(4.0).reshape(1, 1, 4)
+        >>> shifted = np.eye(4)
+        >>> shifted[2, 3] = 1.0
+        >>> resample(volume, np.eye(4), (1, 1, 2), shifted)
+        array([[[1., 2.]]])
+    """
+    x, y, z = voxels.shape
+    return StackAcquisition((x, y, z), affine, shape, new_affine, axis=2, thickness_mm=1.0, profile=None).forward(
+        voxels
+    )

@@ -1,0 +1,259 @@
+"""One volume from several stacks of one body: the one that all acquisitions agree with.
+
+Each stack ``y_k`` saw the volume ``x`` through its own operator ``A_k`` (`thinslice.physics.stack_acquisition`). The
+answer minimises
+
+    sum_k |A_k x - y_k|^2 / s_k^2  +  |(x - x0) / t|^2
+
+The start ``x0`` is the mean of what the network made of each stack. What one stack resolves and another one does not
+follows from the first term, so that no weights of frequencies are needed. ``s_k`` is the noise of a stack, and ``t`` at
+each voxel how far the network's answers are apart there: where all of them agree the start is believed, and noise does
+not come in; where they do not, which is at edges, what was acquired decides. Found by conjugate gradients.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from thinslice.compute.stacks import ObservedStack, Stack, VoxelGrid, observe
+from thinslice.physics.noise import LEAST_NOISE
+from thinslice.progress import Progress, no_progress, part_of
+
+logger = logging.getLogger(__name__)
+
+PULL = 0.5
+"""The weight of the pull to the start over what noise alone would ask for: the network's errors are correlated."""
+
+CLEAN_NOISE = 0.003
+"""What stands for noise in stacks without any, in intensity ranges: the error of the model of the acquisition."""
+
+AGREEMENT = 0.01
+"""How far off answers that agree may be nevertheless, in intensity ranges."""
+
+BELIEVED_NOISE = 0.012
+"""Stacks with so much noise, in intensity ranges, are replaced by half with what the network made of them.
+
+Made thick again, that is the same slices with less noise. In stacks without noise it would be less true.
+"""
+
+MOST_STEPS = 15
+"""Steps of conjugate gradients at most; five to eight are usual."""
+
+ENOUGH = 2e-3
+"""They end when the gradient has fallen to this share of its first value: what is left changes 0.01 dB."""
+
+OUTLYING = 3.0
+"""A slice that is so many times farther from what the other stacks say than its neighbours are loses weight."""
+
+NEIGHBOURS = 4
+"""So many slices on either side of a slice are its neighbours in that."""
+
+
+@dataclass(frozen=True, eq=False)
+class StackFit:
+    """Says how well a combined volume agrees with one of its stacks.
+
+    Attributes:
+        rms_percent: root mean square difference of its slices and those that the volume would give, in percent of the
+            intensity range of the first stack.
+        rms_in_noise: the same over the standard deviation of its noise; None where it has less than
+            `thinslice.physics.noise.LEAST_NOISE`, or that is not known.
+        gain: its brightness over that of the first stack, which was divided out.
+        slice_weights: [slices], 1 for a slice that counts in full, less for one that does not fit.
+        share_seen: the share of its samples that lie inside the grid.
+    """
+
+    rms_percent: float
+    rms_in_noise: float | None
+    gain: float
+    slice_weights: np.ndarray
+    share_seen: float
+
+
+@dataclass(frozen=True, eq=False)
+class Joined:
+    """One volume from several stacks.
+
+    Attributes:
+        voxels: float32, on the grid, in the units of the first stack.
+        held_by: uint8, how many stacks hold each voxel.
+        fits: how well it agrees with each of the stacks.
+    """
+
+    voxels: np.ndarray
+    held_by: np.ndarray
+    fits: tuple[StackFit, ...]
+
+
+def combine_stacks(stacks: Sequence[Stack], grid: VoxelGrid, progress: Progress = no_progress) -> Joined:
+    """Returns the volume that all stacks agree with.
+
+    Args:
+        stacks: of one body and one contrast, in any positions; the first one sets the brightness.
+        grid: of the answer.
+        progress: called with the share done, 0 .. 1.
+    """
+    observed, low, width = observe(stacks, grid)
+    progress(0.2)
+    volume, weights = join(observed, part_of(progress, 0.2, 1.0))
+    held_by = sum((one.say > 0).astype(np.uint8) for one in observed)
+    fits = tuple(_measure_fit(one, volume, weights[k]) for k, one in enumerate(observed))
+    for k, fit in enumerate(fits):
+        logger.debug("stack %d: %.3g %% from the volume, gain %.3f", k + 1, fit.rms_percent, fit.gain)
+    volume *= np.float32(width)
+    volume += np.float32(low)
+    return Joined(volume, np.asarray(held_by), fits)
+
+
+def join(observed: Sequence[ObservedStack], progress: Progress = no_progress) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Returns the volume that stacks agree with, in their units, and for each of them the weights of its slices.
+
+    Args:
+        observed: what the stacks say of a grid.
+        progress: called with the share done.
+    """
+    weights = [find_slice_weights(k, observed) for k in range(len(observed))]
+    noise = [one.noise_or(CLEAN_NOISE) for one in observed]
+    # Weights are relative to the noise that all stacks have together.
+    together = float(np.mean(np.array(noise) ** -2.0)) ** -0.5
+    say = [
+        one.counted * _across(weights[k], one) * np.float32((together / noise[k]) ** 2)
+        for k, one in enumerate(observed)
+    ]
+    start, apart = find_start(observed)
+    pull = np.float32((PULL * together) ** 2) / (apart + np.float32(AGREEMENT**2))
+    del apart
+    gradient = np.zeros_like(start)
+    density = pull.copy()
+    for one, weight in zip(observed, say, strict=True):
+        samples = _replace_in_part(one)
+        gradient += one.acquisition.adjoint(weight * (samples - one.acquisition.forward(start)))
+        # What A^T A is for a flat image, as every row of A sums to one: samples for each voxel.
+        density += np.float32((together / one.noise_or(CLEAN_NOISE)) ** 2 * one.samples_per_voxel)
+
+    def apply(change: np.ndarray) -> np.ndarray:
+        found: np.ndarray = pull * change
+        for one, weight in zip(observed, say, strict=True):
+            found += one.acquisition.adjoint(weight * one.acquisition.forward(change))
+        return found
+
+    start += solve(apply, gradient, density, progress)
+    return start, weights
+
+
+def find_start(observed: Sequence[ObservedStack]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the mean of the thin slices of all stacks, and how far these are apart: their variance around a voxel."""
+    say = sum(one.say for one in observed)
+    seen = np.maximum(say, np.finfo(np.float32).tiny)
+    mean: np.ndarray = sum(one.say * one.thin for one in observed) / seen
+    apart: np.ndarray = sum(one.say * (one.thin - mean) ** 2 for one in observed) / seen
+    return mean, smooth(apart)
+
+
+def smooth(volume: np.ndarray) -> np.ndarray:
+    """Returns a volume averaged around each voxel with weights 1 4 6 4 1 along each axis, which go on at its edges.
+
+    Example:
+        >>> smooth(np.array([0.0, 0.0, 16.0, 0.0, 0.0]).reshape(5, 1, 1)).ravel()
+        array([1., 4., 6., 4., 1.])
+    """
+    for axis in range(3):
+        for _ in range(2):
+            lines = np.moveaxis(volume, axis, 0)
+            padded = np.concatenate([lines[:1], lines, lines[-1:]])
+            volume = np.moveaxis((padded[:-2] + 2 * padded[1:-1] + padded[2:]) / 4, 0, axis)
+    return np.ascontiguousarray(volume)
+
+
+def _replace_in_part(one: ObservedStack) -> np.ndarray:
+    """Returns the samples of a stack, of which a part that grows with their noise is what the network made of them."""
+    noise = one.noise or 0.0
+    share = np.float32(noise**2 / (noise**2 + BELIEVED_NOISE**2))
+    if not share:
+        return one.samples
+    return (1 - share) * one.samples + share * one.acquisition.forward(one.thin)
+
+
+def solve(
+    apply: Callable[[np.ndarray], np.ndarray],
+    gradient: np.ndarray,
+    density: np.ndarray,
+    progress: Progress = no_progress,
+) -> np.ndarray:
+    """Returns the solution of ``apply(x) = gradient`` by conjugate gradients, found from zero.
+
+    Args:
+        apply: a linear map, symmetric and positive.
+        gradient: what it shall give.
+        density: positive, of the same shape: what ``apply`` is roughly as a factor at each voxel.
+        progress: called with the share done.
+    """
+    found = np.zeros_like(gradient)
+    left = gradient.copy()
+    direction = left / density
+    size = first = float(np.vdot(left, direction))
+    for step in range(MOST_STEPS):
+        if size <= ENOUGH**2 * first or size <= 0:
+            break
+        seen = apply(direction)
+        length = np.float32(size / float(np.vdot(direction, seen)))
+        found += length * direction
+        left -= length * seen
+        scaled = left / density
+        before, size = size, float(np.vdot(left, scaled))
+        direction *= np.float32(size / before)
+        direction += scaled
+        progress((step + 1) / MOST_STEPS)
+    progress(1.0)
+    return found
+
+
+def find_slice_weights(k: int, observed: Sequence[ObservedStack]) -> np.ndarray:
+    """Returns for each slice of a stack how much it counts: less where it does not fit what the other stacks say.
+
+    A slice during which the patient moved, or of which signal was lost, is much farther from what the others say than
+    its neighbours are. Where no other stack sees, nothing is known, and a slice counts in full.
+    """
+    one = observed[k]
+    axis = one.acquisition.axis
+    others = [other for number, other in enumerate(observed) if number != k]
+    count = one.samples.shape[axis]
+    if not others:
+        return np.ones(count, np.float32)
+    start, _ = find_start(others)
+    seen = np.greater(sum(other.say for other in others), 0.5).astype(np.float32)
+    compared = one.counted * (one.acquisition.forward(seen) > 0.9)
+    within = tuple(other for other in range(3) if other != axis)
+    total = compared.sum(axis=within)
+    apart = (compared * one.residual(start) ** 2).sum(axis=within) / np.maximum(total, 1)
+    weights = np.ones(count, np.float32)
+    known = np.flatnonzero(total >= 0.1 * one.samples.size / count)
+    for index in known:
+        near = known[np.abs(known - index) <= NEIGHBOURS]
+        usual = max(float(np.median(apart[near])), CLEAN_NOISE**2)
+        # Its weight falls with the square of what it has too much.
+        weights[index] = min(1.0, OUTLYING**2 * usual / max(float(apart[index]), 1e-12))
+    return weights
+
+
+def _across(weights: np.ndarray, one: ObservedStack) -> np.ndarray:
+    """Returns weights of slices in the shape of a stack that broadcasts."""
+    shape = [1, 1, 1]
+    shape[one.acquisition.axis] = len(weights)
+    return weights.reshape(shape)
+
+
+def _measure_fit(one: ObservedStack, volume: np.ndarray, weights: np.ndarray) -> StackFit:
+    # Those that do not count shall not make the others look bad.
+    counted = one.counted * (_across(weights, one) == 1)
+    rms = float(np.sqrt((counted * one.residual(volume) ** 2).sum() / max(float(counted.sum()), 1.0)))
+    is_noisy = one.noise is not None and one.noise >= LEAST_NOISE
+    return StackFit(
+        rms_percent=100 * rms,
+        rms_in_noise=rms / one.noise if one.noise is not None and is_noisy else None,
+        gain=one.gain,
+        slice_weights=weights,
+        share_seen=float(one.counted.mean()),
+    )

@@ -1,0 +1,167 @@
+"""Motion between stacks, found by the operator itself: where a stack has to lie for the others to explain its slices.
+
+Registration of thin volumes (`thinslice.compute.registration`) compares what networks made of the stacks. Here a stack's
+own slices are compared with what the other stacks say that it must have seen, slice profile and all, and its place is
+improved by the steps of Gauss and Newton: three angles, three shifts, and one factor of brightness.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from thinslice.compute.combine import join
+from thinslice.compute.stacks import ObservedStack, Stack, VoxelGrid, observe
+from thinslice.physics.stack_acquisition import StackAcquisition
+from thinslice.progress import Progress, no_progress
+from thinslice.volume import grid_distance_mm
+
+logger = logging.getLogger(__name__)
+
+ROUNDS = 2
+"""Every stack is placed anew so many times: the second time the others lie where they were found."""
+
+STEPS = 4
+"""Steps of Gauss and Newton in each round; from 1 mm and 1 degree off two of them do."""
+
+SMALL_MM = 0.01
+"""A step that moves no corner of the stack by more is the last one."""
+
+OUTLIER_DEVIATIONS = 3.0
+"""Samples that are so many robust standard deviations off have no more say than those at that distance (Huber)."""
+
+FEWEST_SAMPLES = 500
+"""Stacks that share fewer samples with the others stay where they are."""
+
+
+@dataclass(frozen=True, eq=False)
+class RefinedMotion:
+    """How one stack was moved.
+
+    Attributes:
+        motion: [4, 4] patient millimetres -> patient millimetres, that of the stack and what was found beyond it.
+        moved_mm: how far the middle of the stack was moved by what was found.
+        turned_degrees: by which angle it was turned.
+        rms_before, rms_after: root mean square difference of its slices and what the others say of them, in intensity
+            ranges; None where the stack stayed, as it is the first one or shares too little with the others.
+    """
+
+    motion: np.ndarray
+    moved_mm: float
+    turned_degrees: float
+    rms_before: float | None = None
+    rms_after: float | None = None
+
+
+def refine_motions(stacks: Sequence[Stack], grid: VoxelGrid, progress: Progress = no_progress) -> list[RefinedMotion]:
+    """Returns where the stacks lie, found from where they are thought to lie; the first one stays.
+
+    Args:
+        stacks: of one body, in any positions, not more than a few millimetres and degrees off.
+        grid: on which they are compared; it may be coarser than that of the answer.
+        progress: called with the share done, 0 .. 1.
+    """
+    observed, _, _ = observe(stacks, grid)
+    current = list(stacks)
+    rms: list[list[float]] = [[] for _ in stacks]
+    done, jobs = 0, max(ROUNDS * (len(stacks) - 1), 1)
+    for _ in range(ROUNDS):
+        for k in range(1, len(stacks)):
+            others = [one for number, one in enumerate(observed) if number != k]
+            motion, before, after = _place(observed[k], others, grid)
+            if after is not None and before is not None:
+                rms[k] += [before, after]
+                current[k] = replace(current[k], motion=motion @ current[k].motion)
+                # Its thin slices lie elsewhere on the grid from now on.
+                observed[k] = observe([current[0], current[k]], grid)[0][1]
+            done += 1
+            progress(done / jobs)
+    return [_describe(stack, moved, rms[k]) for k, (stack, moved) in enumerate(zip(stacks, current, strict=True))]
+
+
+def _place(
+    one: ObservedStack, others: Sequence[ObservedStack], grid: VoxelGrid
+) -> tuple[np.ndarray, float | None, float | None]:
+    """Returns the motion that brings a stack from where it lies to where it fits, and its difference before and after."""
+    volume, _ = join(others)
+    known = np.greater(sum(other.say for other in others), 0.5).astype(np.float32)
+    slopes = _slopes_mm(volume, grid)
+    acquisition, motion = one.acquisition, np.eye(4)
+    history: list[float] = []
+    for _ in range(STEPS + 1):
+        counted = (acquisition.coverage >= 0.98) & (one.counted > 0) & (acquisition.forward(known) > 0.9)
+        if np.count_nonzero(counted) < FEWEST_SAMPLES:
+            return np.eye(4), None, None
+        seen = acquisition.forward(volume)[counted].astype(np.float64)
+        steep = np.stack([acquisition.forward(slope)[counted] for slope in slopes]).astype(np.float64)
+        gain, left, robust = _compare(one.samples[counted].astype(np.float64), seen)
+        history.append(float(np.sqrt(np.average(left**2, weights=robust))))
+        centre = acquisition.stack_affine @ [*(np.array(acquisition.stack_shape) - 1) / 2, 1]
+        places = _places_mm(acquisition, counted) - centre[:3, None]
+        # A turn w about the centre and a shift t move a sample by w x p + t: it sees g . (w x p + t) more.
+        causes = np.stack([*(gain * np.cross(places, steep, axis=0)), *(gain * steep), seen], axis=1)
+        normal = (causes * robust[:, None]).T @ causes
+        found = np.linalg.lstsq(normal, (causes * robust[:, None]).T @ left, rcond=None)[0]
+        step = _rigid(found[:3], found[3:6], centre[:3])
+        motion = step @ motion
+        moved = replace_affine(acquisition, step @ acquisition.stack_affine)
+        is_small = _largest_shift_mm(acquisition, moved) < SMALL_MM
+        acquisition = moved
+        if is_small:
+            break
+    return motion, history[0], history[-1]
+
+
+def _compare(samples: np.ndarray, seen: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
+    """Returns the brightness of samples over what is seen, what is left between them, and robust weights."""
+    gain = float(np.vdot(samples, seen) / max(np.vdot(seen, seen), 1e-12))
+    left = samples - gain * seen
+    deviation = 1.4826 * float(np.median(np.abs(left))) + 1e-9
+    return gain, left, np.minimum(1.0, OUTLIER_DEVIATIONS * deviation / np.maximum(np.abs(left), 1e-12))
+
+
+def _slopes_mm(volume: np.ndarray, grid: VoxelGrid) -> list[np.ndarray]:
+    """Returns the gradient of a volume on a grid along the three patient axes, per millimetre."""
+    along = np.gradient(volume)
+    to_voxels = np.linalg.inv(grid.affine[:3, :3])
+    return [
+        sum((np.float32(to_voxels[axis, patient]) * along[axis] for axis in range(3)), np.float32(0))
+        for patient in range(3)
+    ]
+
+
+def _places_mm(acquisition: StackAcquisition, chosen: np.ndarray) -> np.ndarray:
+    """Returns where some samples of a stack lie, [3, samples]."""
+    affine = acquisition.stack_affine
+    return affine[:3, :3] @ np.stack(np.nonzero(chosen)) + affine[:3, 3:]
+
+
+def _rigid(turn: np.ndarray, shift: np.ndarray, centre: np.ndarray) -> np.ndarray:
+    """Returns the motion that turns about a point by a vector, whose length is the angle, and then shifts."""
+    angle = float(np.linalg.norm(turn))
+    x, y, z = turn / angle if angle > 0 else turn
+    cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
+    rotation = np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
+    motion = np.eye(4)
+    motion[:3, :3] = rotation
+    motion[:3, 3] = centre + shift - rotation @ centre
+    return motion
+
+
+def replace_affine(acquisition: StackAcquisition, affine: np.ndarray) -> StackAcquisition:
+    """Returns the operator of the same stack in another place."""
+    return replace(acquisition, stack_affine=affine)
+
+
+def _largest_shift_mm(one: StackAcquisition, other: StackAcquisition) -> float:
+    return grid_distance_mm(one.stack_affine, other.stack_affine, one.stack_shape)
+
+
+def _describe(stack: Stack, moved: Stack, rms: Sequence[float]) -> RefinedMotion:
+    step = moved.motion @ np.linalg.inv(stack.motion)
+    middle = stack.motion @ stack.acquired.affine @ [*(np.array(stack.acquired.shape) - 1) / 2, 1]
+    shift = float(np.linalg.norm((step @ middle - middle)[:3]))
+    cosine = np.clip((np.trace(step[:3, :3]) - 1) / 2, -1, 1)
+    before, after = (rms[0], rms[-1]) if rms else (None, None)
+    return RefinedMotion(moved.motion, shift, float(np.degrees(np.arccos(cosine))), before, after)
