@@ -1,8 +1,8 @@
-"""Motion between stacks, found by the operator itself: where a stack has to lie for the others to explain its slices.
+"""Motion between stacks, found by the operator: where a stack has to lie for the others to explain its slices.
 
-Registration of thin volumes (`thinslice.compute.registration`) compares what networks made of the stacks. Here a stack's
-own slices are compared with what the other stacks say that it must have seen, slice profile and all, and its place is
-improved by the steps of Gauss and Newton: three angles, three shifts, and one factor of brightness.
+Registration of thin volumes compares what networks made of the stacks. Here a stack's own slices are compared with what
+the other stacks say that it must have seen, slice profile and all, and its place is improved by the steps of Gauss and
+Newton: three angles, three shifts, and one factor of brightness.
 """
 
 import logging
@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from thinslice.compute.combine import join
-from thinslice.compute.stacks import ObservedStack, Stack, VoxelGrid, observe
+from thinslice.compute.stacks import WHOLLY_SEEN, ObservedStack, Stack, VoxelGrid, observe
 from thinslice.physics.stack_acquisition import StackAcquisition
 from thinslice.progress import Progress, no_progress
 from thinslice.volume import grid_distance_mm
@@ -83,14 +83,14 @@ def refine_motions(stacks: Sequence[Stack], grid: VoxelGrid, progress: Progress 
 def _place(
     one: ObservedStack, others: Sequence[ObservedStack], grid: VoxelGrid
 ) -> tuple[np.ndarray, float | None, float | None]:
-    """Returns the motion that brings a stack from where it lies to where it fits, and its difference before and after."""
+    """Returns the motion that brings a stack to where it fits, and its difference from the others before and after."""
     volume, _ = join(others)
     known = np.greater(sum(other.say for other in others), 0.5).astype(np.float32)
     slopes = _slopes_mm(volume, grid)
     acquisition, motion = one.acquisition, np.eye(4)
     history: list[float] = []
     for _ in range(STEPS + 1):
-        counted = (acquisition.coverage >= 0.98) & (one.counted > 0) & (acquisition.forward(known) > 0.9)
+        counted = (acquisition.coverage >= WHOLLY_SEEN) & (one.counted > 0) & (acquisition.forward(known) > 0.9)
         if np.count_nonzero(counted) < FEWEST_SAMPLES:
             return np.eye(4), None, None
         seen = acquisition.forward(volume)[counted].astype(np.float64)
@@ -105,10 +105,10 @@ def _place(
         found = np.linalg.lstsq(normal, (causes * robust[:, None]).T @ left, rcond=None)[0]
         step = _rigid(found[:3], found[3:6], centre[:3])
         motion = step @ motion
-        moved = replace_affine(acquisition, step @ acquisition.stack_affine)
-        is_small = _largest_shift_mm(acquisition, moved) < SMALL_MM
+        moved = replace(acquisition, stack_affine=step @ acquisition.stack_affine)
+        farthest_mm = grid_distance_mm(acquisition.stack_affine, moved.stack_affine, acquisition.stack_shape)
         acquisition = moved
-        if is_small:
+        if farthest_mm < SMALL_MM:
             break
     return motion, history[0], history[-1]
 
@@ -123,18 +123,16 @@ def _compare(samples: np.ndarray, seen: np.ndarray) -> tuple[float, np.ndarray, 
 
 def _slopes_mm(volume: np.ndarray, grid: VoxelGrid) -> list[np.ndarray]:
     """Returns the gradient of a volume on a grid along the three patient axes, per millimetre."""
-    along = np.gradient(volume)
+    along = np.stack(np.gradient(volume))
     to_voxels = np.linalg.inv(grid.affine[:3, :3])
-    return [
-        sum((np.float32(to_voxels[axis, patient]) * along[axis] for axis in range(3)), np.float32(0))
-        for patient in range(3)
-    ]
+    return [np.einsum("a,axyz->xyz", to_voxels[:, patient].astype(volume.dtype), along) for patient in range(3)]
 
 
 def _places_mm(acquisition: StackAcquisition, chosen: np.ndarray) -> np.ndarray:
     """Returns where some samples of a stack lie, [3, samples]."""
     affine = acquisition.stack_affine
-    return affine[:3, :3] @ np.stack(np.nonzero(chosen)) + affine[:3, 3:]
+    places: np.ndarray = affine[:3, :3] @ np.stack(np.nonzero(chosen)) + affine[:3, 3:]
+    return places
 
 
 def _rigid(turn: np.ndarray, shift: np.ndarray, centre: np.ndarray) -> np.ndarray:
@@ -147,15 +145,6 @@ def _rigid(turn: np.ndarray, shift: np.ndarray, centre: np.ndarray) -> np.ndarra
     motion[:3, :3] = rotation
     motion[:3, 3] = centre + shift - rotation @ centre
     return motion
-
-
-def replace_affine(acquisition: StackAcquisition, affine: np.ndarray) -> StackAcquisition:
-    """Returns the operator of the same stack in another place."""
-    return replace(acquisition, stack_affine=affine)
-
-
-def _largest_shift_mm(one: StackAcquisition, other: StackAcquisition) -> float:
-    return grid_distance_mm(one.stack_affine, other.stack_affine, one.stack_shape)
 
 
 def _describe(stack: Stack, moved: Stack, rms: Sequence[float]) -> RefinedMotion:
