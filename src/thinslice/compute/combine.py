@@ -13,11 +13,13 @@ not come in; where they do not, which is at edges, what was acquired decides. Fo
 
 import logging
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 
 from thinslice.compute.stacks import ObservedStack, Stack, VoxelGrid, observe
+from thinslice.models.blas import one_blas_thread
 from thinslice.physics.noise import LEAST_NOISE
 from thinslice.progress import Progress, no_progress, part_of
 
@@ -43,6 +45,9 @@ MOST_STEPS = 15
 
 ENOUGH = 2e-3
 """They end when the gradient has fallen to this share of its first value: what is left changes 0.01 dB."""
+
+THREADS = 2
+"""Stacks that are computed at the same time: each of them needs room for two further volumes meanwhile."""
 
 OUTLYING = 3.0
 """A slice that is so many times farther from what the other stacks say than its neighbours are loses weight."""
@@ -95,11 +100,13 @@ def combine_stacks(stacks: Sequence[Stack], grid: VoxelGrid, progress: Progress 
         grid: of the answer.
         progress: called with the share done, 0 .. 1.
     """
-    observed, low, width = observe(stacks, grid)
-    progress(0.2)
-    volume, weights = join(observed, part_of(progress, 0.2, 1.0))
+    # The products are many and small: threads of BLAS wait for each other, and one for each stack does not.
+    with one_blas_thread:
+        observed, low, width = observe(stacks, grid)
+        progress(0.2)
+        volume, weights = join(observed, part_of(progress, 0.2, 1.0))
+        fits = tuple(_measure_fit(one, volume, weights[k]) for k, one in enumerate(observed))
     held_by = sum((one.say > 0).astype(np.uint8) for one in observed)
-    fits = tuple(_measure_fit(one, volume, weights[k]) for k, one in enumerate(observed))
     for k, fit in enumerate(fits):
         logger.debug("stack %d: %.3g %% from the volume, gain %.3f", k + 1, fit.rms_percent, fit.gain)
     volume *= np.float32(width)
@@ -133,23 +140,36 @@ def join(observed: Sequence[ObservedStack], progress: Progress = no_progress) ->
         # What A^T A is for a flat image, as every row of A sums to one: samples for each voxel.
         density += np.float32((together / one.noise_or(CLEAN_NOISE)) ** 2 * one.samples_per_voxel)
 
-    def apply(change: np.ndarray) -> np.ndarray:
-        found: np.ndarray = pull * change
-        for one, weight in zip(observed, say, strict=True):
-            found += one.acquisition.adjoint(weight * one.acquisition.forward(change))
-        return found
+    with ThreadPoolExecutor(min(len(observed), THREADS)) as workers:
 
-    start += solve(apply, gradient, density, progress)
+        def apply(change: np.ndarray) -> np.ndarray:
+            found: np.ndarray = pull * change
+
+            def carry_back(k: int) -> np.ndarray:
+                acquisition = observed[k].acquisition
+                return acquisition.adjoint(say[k] * acquisition.forward(change))
+
+            # Added in the order of the stacks, whichever is ready first: the answer is always the same.
+            for part in workers.map(carry_back, range(len(observed))):
+                found += part
+            return found
+
+        start += solve(apply, gradient, density, progress)
     return start, weights
 
 
 def find_start(observed: Sequence[ObservedStack]) -> tuple[np.ndarray, np.ndarray]:
     """Returns the mean of the thin slices of all stacks, and how far these are apart: their variance around a voxel."""
-    say = sum(one.say for one in observed)
-    seen = np.maximum(say, np.finfo(np.float32).tiny)
-    mean: np.ndarray = sum(one.say * one.thin for one in observed) / seen
+    mean, seen = _find_mean(observed)
     apart: np.ndarray = sum(one.say * (one.thin - mean) ** 2 for one in observed) / seen
     return mean, smooth(apart)
+
+
+def _find_mean(observed: Sequence[ObservedStack]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the mean of the thin slices of some stacks, and how much all of them have to say together."""
+    say = np.maximum(sum(one.say for one in observed), np.finfo(np.float32).tiny)
+    mean: np.ndarray = sum(one.say * one.thin for one in observed) / say
+    return mean, say
 
 
 def smooth(volume: np.ndarray) -> np.ndarray:
@@ -222,12 +242,11 @@ def find_slice_weights(k: int, observed: Sequence[ObservedStack]) -> np.ndarray:
     count = one.samples.shape[axis]
     if not others:
         return np.ones(count, np.float32)
-    start, _ = find_start(others)
-    seen = np.greater(sum(other.say for other in others), 0.5).astype(np.float32)
-    compared = one.counted * (one.acquisition.forward(seen) > 0.9)
+    mean, say = _find_mean(others)
+    compared = one.counted * (one.acquisition.forward((say > 0.5).astype(np.float32)) > 0.9)
     within = tuple(other for other in range(3) if other != axis)
     total = compared.sum(axis=within)
-    apart = (compared * one.residual(start) ** 2).sum(axis=within) / np.maximum(total, 1)
+    apart = (compared * one.residual(mean) ** 2).sum(axis=within) / np.maximum(total, 1)
     weights = np.ones(count, np.float32)
     known = np.flatnonzero(total >= 0.1 * one.samples.size / count)
     for index in known:

@@ -13,6 +13,7 @@ import numpy as np
 
 from thinslice.compute.combine import join
 from thinslice.compute.stacks import WHOLLY_SEEN, ObservedStack, Stack, VoxelGrid, observe
+from thinslice.models.blas import one_blas_thread
 from thinslice.physics.stack_acquisition import StackAcquisition
 from thinslice.progress import Progress, no_progress
 from thinslice.volume import grid_distance_mm
@@ -62,6 +63,11 @@ def refine_motions(stacks: Sequence[Stack], grid: VoxelGrid, progress: Progress 
         grid: on which they are compared; it may be coarser than that of the answer.
         progress: called with the share done, 0 .. 1.
     """
+    with one_blas_thread:
+        return _refine(stacks, grid, progress)
+
+
+def _refine(stacks: Sequence[Stack], grid: VoxelGrid, progress: Progress) -> list[RefinedMotion]:
     observed, _, _ = observe(stacks, grid)
     current = list(stacks)
     rms: list[list[float]] = [[] for _ in stacks]

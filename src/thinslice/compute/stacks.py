@@ -8,6 +8,7 @@ import numpy as np
 from thinslice.compute.kept_slices import take_kept
 from thinslice.physics.intensity import intensity_range
 from thinslice.physics.interleaving import make_even
+from thinslice.physics.noise import MOST_BELOW_ZERO
 from thinslice.physics.stack_acquisition import StackAcquisition, resample
 from thinslice.plan import Plan
 from thinslice.volume import Volume
@@ -65,7 +66,7 @@ class ObservedStack:
 
     Attributes:
         acquisition: how it sees the grid.
-        samples: its thick slices, float32, in intensity ranges above the dark end of the first stack.
+        samples: its thick slices, float32, in intensity ranges above what is dark in the first stack.
         counted: float32, 1 for samples that see inside the grid and are no padding, else 0.
         thin: its thin slices on the grid, float32, in the same units.
         say: float32, how much it has to say at each voxel of the grid: 1 well inside its field of view, 0 outside.
@@ -98,13 +99,16 @@ class ObservedStack:
 
 
 def observe(stacks: Sequence[Stack], grid: VoxelGrid) -> tuple[list[ObservedStack], float, float]:
-    """Returns what each stack says of a grid, and the dark end and the width of the first one's intensity range.
+    """Returns what each stack says of a grid, what is dark in the first one, and the width of its intensity range.
 
     Brightness is matched to that of the first stack: by one factor, the median of the ratios of what two stacks share.
     A stack that shares nothing with the first is matched to one that does.
     """
     low, high = intensity_range(stacks[0].thin.voxels)
-    observed = [_observe_one(stack, grid, low, high - low) for stack in stacks]
+    width = high - low
+    # Brightness is a factor over what has none: zero, but in Hounsfield units air.
+    low = low if low < -MOST_BELOW_ZERO * width else 0.0
+    observed = [_observe_one(stack, grid, low, width) for stack in stacks]
     matched, waiting = [observed[0]], list(observed[1:])
     while waiting:
         # The one that shares most with those that are matched comes next; it may be what links a further one to them.
@@ -116,7 +120,7 @@ def observe(stacks: Sequence[Stack], grid: VoxelGrid) -> tuple[list[ObservedStac
         one.gain = gain
         one.noise = None if one.noise is None else one.noise / gain
         matched.append(one)
-    return observed, low, high - low
+    return observed, low, width
 
 
 def find_say(shape: tuple[int, int, int], affine: np.ndarray, grid: VoxelGrid, taper_mm: float) -> np.ndarray:

@@ -10,7 +10,7 @@ Lines whose positions have the same fraction of a voxel share one matrix of weig
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
+from itertools import pairwise, product
 
 import numpy as np
 
@@ -22,6 +22,10 @@ BLOCK = 64
 
 CHUNK = 2**21
 """Voxels that are copied together, so that what is in use beside the volumes stays below 50 MB."""
+
+
+TILE = 32
+"""Side in voxels of the cubes in which arrays are copied from one order of axes to another: 128 KB of float32."""
 
 
 # Compared by identity: two arrays compared give an array, which is neither true nor false.
@@ -64,9 +68,9 @@ class LinePass:
         """
         if not any(self.slopes):
             return _product(self._matrix, voxels, axis)
-        lines = np.moveaxis(voxels, axis, 2)
+        lines, slopes, order = self._arrange(voxels, axis)
         samples = np.empty((*lines.shape[:2], self.n_samples), voxels.dtype)
-        for part, before, after, groups in self._parts(lines.shape[:2]):
+        for part, before, after, groups in self._parts(lines.shape[:2], slopes):
             padded = self._pad(lines[part], before, after)
             windows = _windows(padded, self._length)
             out = samples[part].reshape(-1, self.n_samples)
@@ -76,7 +80,7 @@ class LinePass:
                 for target, source, weights in self._blocks[fraction]:
                     found[:, target] = seen[:, source] @ weights.astype(voxels.dtype, copy=False)
                 out[chosen] = found
-        return np.moveaxis(samples, 2, axis)
+        return samples.transpose(order)
 
     def adjoint(self, samples: np.ndarray, axis: int) -> np.ndarray:
         """Returns samples carried back to the voxels by the transpose of `forward`.
@@ -87,9 +91,9 @@ class LinePass:
         """
         if not any(self.slopes):
             return _product(self._matrix.T, samples, axis)
-        lines = np.moveaxis(samples, axis, 2)
+        lines, slopes, order = self._arrange(samples, axis)
         voxels = np.empty((*lines.shape[:2], self.n_voxels), samples.dtype)
-        for part, before, after, groups in self._parts(lines.shape[:2]):
+        for part, before, after, groups in self._parts(lines.shape[:2], slopes):
             own = lines[part].reshape(-1, self.n_samples)
             padded = np.zeros((len(own), before + self.n_voxels + after), samples.dtype)
             windows = _windows(padded, self._length)
@@ -105,7 +109,20 @@ class LinePass:
                 inside[:, 0] += padded[:, :before].sum(axis=1)
                 inside[:, -1] += padded[:, before + self.n_voxels :].sum(axis=1)
             voxels[part] = inside.reshape(voxels[part].shape)
-        return np.moveaxis(voxels, 2, axis)
+        return voxels.transpose(order)
+
+    def _arrange(self, array: np.ndarray, axis: int) -> tuple[np.ndarray, tuple[float, float], list[int]]:
+        """Returns a view with its lines along the last axis, the slopes along the others, and how to turn it back.
+
+        The axis that is slower in memory comes first: parts are cut along it, and lines that lie side by side are
+        copied together. The other way round every cache line would be fetched again and again.
+        """
+        first, second = (one for one in range(3) if one != axis)
+        slopes = self.slopes
+        if abs(array.strides[first]) < abs(array.strides[second]):
+            first, second, slopes = second, first, slopes[::-1]
+        order = (first, second, axis)
+        return array.transpose(order), slopes, np.argsort(order).tolist()
 
     @cached_property
     def _lowest(self) -> int:
@@ -164,7 +181,7 @@ class LinePass:
         return normalised
 
     def _parts(
-        self, shape: tuple[int, ...]
+        self, shape: tuple[int, ...], slopes: tuple[float, float]
     ) -> Iterator[tuple[slice, int, int, list[tuple[int, np.ndarray, np.ndarray]]]]:
         """Yields lines that are computed together: which, voxels to add at both ends, and groups of equal fraction.
 
@@ -173,8 +190,8 @@ class LinePass:
         rows = max(1, CHUNK // (shape[1] * (self._length + self.n_voxels)))
         for begin in range(0, shape[0], rows):
             part = slice(begin, min(begin + rows, shape[0]))
-            offsets = self.start + self.slopes[0] * np.arange(part.start, part.stop)[:, None]
-            offsets = (offsets + self.slopes[1] * np.arange(shape[1])).ravel()
+            offsets = self.start + slopes[0] * np.arange(part.start, part.stop)[:, None]
+            offsets = (offsets + slopes[1] * np.arange(shape[1])).ravel()
             whole, fractions = np.divmod(np.rint(offsets * FRACTIONS).astype(int), FRACTIONS)
             # A window beyond the line altogether sees nothing, or its end, wherever it lies.
             first = np.clip(whole + self._lowest, -self._length, self.n_voxels)
@@ -211,11 +228,30 @@ def _product(matrix: np.ndarray, array: np.ndarray, axis: int) -> np.ndarray:
     if matrix.shape[0] == matrix.shape[1] and np.array_equal(matrix, np.eye(len(matrix))):
         return array
     matrix = matrix.astype(array.dtype, copy=False)
-    product: np.ndarray
-    if axis == 0:
-        product = (matrix @ array.reshape(len(array), -1)).reshape(len(matrix), *array.shape[1:])
-    elif axis == 1:
-        product = matrix @ array
+    # In the order in which the axes lie in memory it is one product, or one for each plane, without a copy.
+    order = sorted(range(3), key=lambda one: -abs(array.strides[one]))
+    lying = np.ascontiguousarray(array.transpose(order))
+    where = order.index(axis)
+    found: np.ndarray
+    if where == 0:
+        found = (matrix @ lying.reshape(len(lying), -1)).reshape(len(matrix), *lying.shape[1:])
+    elif where == 1:
+        found = matrix @ lying
     else:
-        product = array @ matrix.T
-    return product
+        found = (lying.reshape(-1, lying.shape[2]) @ matrix.T).reshape(*lying.shape[:2], len(matrix))
+    return found.transpose(np.argsort(order))
+
+
+def to_contiguous(array: np.ndarray) -> np.ndarray:
+    """Returns an array of three axes with its last axis fastest in memory.
+
+    Cube by cube, as each fits into a processor's cache: of a large array whose axes lie in another order numpy would
+    fetch every cache line many times.
+    """
+    if array.flags.c_contiguous:
+        return array
+    copied = np.empty(array.shape, array.dtype)
+    for corner in product(*(range(0, size, TILE) for size in array.shape)):
+        cube = tuple(slice(at, at + TILE) for at in corner)
+        copied[cube] = array[cube]
+    return copied

@@ -15,7 +15,7 @@ from functools import cached_property
 import numpy as np
 
 from thinslice.physics.interpolation import CARDINAL_REACH, cardinal_spline
-from thinslice.physics.line_passes import LinePass
+from thinslice.physics.line_passes import LinePass, to_contiguous
 from thinslice.physics.profile import reach_vox, slice_profile
 from thinslice.settings import Profile
 from thinslice.volume import patient_axes
@@ -78,7 +78,7 @@ class StackAcquisition:
         for axis in self._order:
             seen = self._passes[axis].forward(seen, axis)
         seen = seen * self._inverse_inside.astype(volume.dtype, copy=False)
-        return np.ascontiguousarray(np.transpose(seen, np.argsort(self._stack_axes)))
+        return to_contiguous(np.transpose(seen, np.argsort(self._stack_axes)))
 
     def adjoint(self, stack: np.ndarray) -> np.ndarray:
         """Returns a stack carried back to the volume by the transpose: At y, with <A x, y> = <x, At y>.
@@ -90,7 +90,7 @@ class StackAcquisition:
         carried = np.transpose(stack, self._stack_axes) * self._inverse_inside.astype(stack.dtype, copy=False)
         for axis in reversed(self._order):
             carried = self._passes[axis].adjoint(carried, axis)
-        return np.ascontiguousarray(np.transpose(carried, np.argsort(self._volume_axes)))
+        return to_contiguous(np.transpose(carried, np.argsort(self._volume_axes)))
 
     @cached_property
     def coverage(self) -> np.ndarray:

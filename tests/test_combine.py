@@ -1,0 +1,183 @@
+"""Laws of joining several stacks of one body, and of finding how they moved."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy.spatial.transform import Rotation
+
+from faults import catches
+from phantoms import sampled
+from thinslice.compute.combine import combine_stacks, smooth, solve
+from thinslice.compute.motion import refine_motions
+from thinslice.compute.stacks import Stack, VoxelGrid, find_say, observe
+from thinslice.models.interpolations import interpolation
+from thinslice.physics.acquisition import Acquisition
+from thinslice.pipeline import enhance_volume
+from thinslice.settings import Settings
+from thinslice.volume import Volume, grid_distance_mm
+
+SIDE = 48
+MIDDLE_MM = (SIDE - 1) / 2
+GRID = VoxelGrid(
+    (SIDE, SIDE, SIDE), np.array([[1, 0, 0, -MIDDLE_MM], [0, 1, 0, -MIDDLE_MM], [0, 0, 1, -MIDDLE_MM], [0, 0, 0, 1.0]])
+)
+TRUTH = 100 * sampled(GRID.shape, GRID.affine)
+
+
+def motion_of(degrees, shift_mm):
+    motion = np.eye(4)
+    motion[:3, :3] = Rotation.from_rotvec(np.deg2rad(degrees)).as_matrix()
+    motion[:3, 3] = shift_mm
+    return motion
+
+
+MOTION = motion_of((2.0, -1.5, 2.0), (1.5, -1.0, 1.2))
+
+
+def stack_along(axis, motion=None, noise=0.0, gain=1.0, seed=0):
+    """A stack of slices of 4 mm; the body lies where ``motion`` carries the stack."""
+    motion = np.eye(4) if motion is None else motion
+    thin = 100 * sampled(GRID.shape, motion @ GRID.affine)
+    thick = Acquisition(1.5 + 4 * np.arange(SIDE // 4), SIDE, 4.0, "gaussian", axis).forward(thin)
+    thick = gain * (thick + noise * np.random.default_rng(seed).standard_normal(thick.shape))
+    affine = GRID.affine.copy()
+    affine[:3, axis] *= 4
+    affine[axis, 3] += 1.5
+    scan = Volume(thick.astype(np.float32), affine, thickness_mm=4.0)
+    done = enhance_volume(scan, Settings(factor=4.0, profile="gaussian"), interpolation("cubic"))
+    return Stack(scan, done.plan, done.volume)
+
+
+def error(volume, margin=0):
+    inside = slice(margin, SIDE - margin)
+    return float(np.sqrt(np.mean((volume - TRUTH)[inside, inside, inside] ** 2)))
+
+
+STACKS = [stack_along(axis) for axis in range(3)]
+
+
+@catches("compute/combine.py", "start += solve(apply, gradient, density, progress)", "pass")
+@catches("compute/combine.py", "gradient += one.acquisition.adjoint", "gradient = one.acquisition.adjoint")
+def test_three_stacks_are_better_than_the_best_and_than_the_mean():
+    joined = combine_stacks(STACKS, GRID)
+    best = min(error(stack.thin.voxels) for stack in STACKS)
+    mean = error(np.mean([stack.thin.voxels for stack in STACKS], axis=0))
+    # 6 dB over the best one, and 4 over the mean.
+    assert error(joined.voxels) < 0.5 * best
+    assert error(joined.voxels) < 0.63 * mean
+    assert (joined.held_by == 3).all()
+    for fit in joined.fits:
+        assert fit.rms_percent < 0.5
+        assert fit.gain == pytest.approx(1, abs=0.01)
+        assert (fit.slice_weights == 1).all()
+
+
+def test_two_stacks_are_better_than_one():
+    assert error(combine_stacks(STACKS[:2], GRID).voxels) < 0.75 * min(error(one.thin.voxels) for one in STACKS[:2])
+
+
+def test_one_stack_is_what_it_was():
+    """Within its noise: where only one stack sees, the answer is that of `enhance`."""
+    assert np.abs(combine_stacks(STACKS[:1], GRID).voxels - STACKS[0].thin.voxels).max() < 1.0
+
+
+@catches("compute/combine.py", "PULL = 0.5", "PULL = 0.0")
+def test_noise_is_not_followed():
+    noisy = [stack_along(axis, noise=4.0, seed=axis) for axis in range(3)]
+    joined = combine_stacks(noisy, GRID)
+    assert error(joined.voxels) < 0.9 * min(error(one.thin.voxels) for one in noisy)
+    assert error(joined.voxels) < error(np.mean([one.thin.voxels for one in noisy], axis=0))
+
+
+@catches("compute/stacks.py", "stack.motion @ acquired.affine,", "acquired.affine,")
+@catches("compute/stacks.py", "there = stack.motion @ stack.thin.affine", "there = stack.thin.affine")
+def test_a_moved_stack_helps_as_much_where_its_motion_is_known():
+    moved = replace(stack_along(1, MOTION), motion=MOTION)
+    joined = combine_stacks([STACKS[0], moved, STACKS[2]], GRID)
+    assert error(joined.voxels, 6) < 1.12 * error(combine_stacks(STACKS, GRID).voxels, 6)
+
+
+@catches("compute/motion.py", "np.cross(places, steep, axis=0)", "np.cross(steep, places, axis=0)")
+@catches("compute/motion.py", "motion = step @ motion", "motion = motion @ step")
+@pytest.mark.parametrize("noise", [0.0, 2.0])
+def test_motion_is_found(noise):
+    stacks = [stack_along(axis, MOTION if axis == 1 else None, noise, seed=axis) for axis in range(3)]
+    found = refine_motions(stacks, GRID)
+    assert grid_distance_mm(found[1].motion @ GRID.affine, MOTION @ GRID.affine, GRID.shape) < 0.3
+    assert grid_distance_mm(found[2].motion @ GRID.affine, GRID.affine, GRID.shape) < 0.3
+    np.testing.assert_array_equal(found[0].motion, np.eye(4))
+    assert found[1].turned_degrees == pytest.approx(np.sqrt(2**2 + 1.5**2 + 2**2), abs=0.3)
+    assert found[1].rms_after < 0.5 * found[1].rms_before
+
+
+def test_stacks_that_share_nothing_stay_where_they_are():
+    away = replace(STACKS[1], motion=motion_of((0, 0, 0), (300.0, 0, 0)))
+    found = refine_motions([STACKS[0], away], GRID)[1]
+    np.testing.assert_array_equal(found.motion, away.motion)
+    assert found.rms_before is None
+
+
+@catches("compute/stacks.py", "one.samples /= np.float32(gain)", "pass")
+def test_brightness_is_that_of_the_first_stack():
+    brighter = stack_along(1, gain=3.0)
+    joined = combine_stacks([STACKS[0], brighter, STACKS[2]], GRID)
+    assert joined.fits[1].gain == pytest.approx(3.0, rel=0.02)
+    assert error(joined.voxels) < 1.1 * error(combine_stacks(STACKS, GRID).voxels)
+
+
+@catches("compute/combine.py", "weights[index] = min(1.0,", "weights[index] = max(1.0,")
+def test_a_spoilt_slice_loses_its_say():
+    voxels = STACKS[1].acquired.voxels.copy()
+    voxels[:, 6] = 20.0
+    scan = replace(STACKS[1].acquired, voxels=voxels)
+    done = enhance_volume(scan, Settings(factor=4.0, profile="gaussian"), interpolation("cubic"))
+    joined = combine_stacks([STACKS[0], Stack(scan, done.plan, done.volume), STACKS[2]], GRID)
+    weights = joined.fits[1].slice_weights
+    assert weights[6] < 0.2
+    assert (np.delete(weights, [5, 6, 7]) == 1).all()
+
+
+def test_where_one_stack_ends_there_is_no_seam():
+    """The second stack sees half of the grid: the answer passes from one to the other without a step."""
+    half = STACKS[1].acquired.voxels[: SIDE // 2]
+    scan = replace(STACKS[1].acquired, voxels=half)
+    done = enhance_volume(scan, Settings(factor=4.0, profile="gaussian"), interpolation("cubic"))
+    joined = combine_stacks([STACKS[0], Stack(scan, done.plan, done.volume)], GRID)
+    assert (joined.held_by[: SIDE // 2] == 2).all()
+    assert (joined.held_by[SIDE // 2 + 1 :] == 1).all()
+    steps = np.sqrt(np.mean(np.diff(joined.voxels - TRUTH, axis=0) ** 2, axis=(1, 2)))
+    assert steps[SIDE // 2 - 2 : SIDE // 2 + 2].max() < 1.3 * steps.max()
+    np.testing.assert_allclose(joined.voxels[-8:], STACKS[0].thin.voxels[-8:], atol=1.0)
+
+
+@catches("compute/stacks.py", "say *= np.clip(depth / np.float32(taper), LEAST_SAY, 1)", "say *= 1")
+def test_a_stack_says_nothing_outside_and_little_at_its_edge():
+    say = find_say((20, 20, 20), motion_of((0, 0, 30), (3, 0, 0)), VoxelGrid((40, 40, 40), np.eye(4)), 4.0)
+    assert say.max() == 1
+    assert say[0, 0, 39] == 0
+    assert 0 < say[3, 1, 0] < 0.3
+
+
+def test_what_is_said_of_a_grid_is_in_intensity_ranges():
+    observed, low, width = observe(STACKS, GRID)
+    for one, stack in zip(observed, STACKS, strict=True):
+        np.testing.assert_allclose(one.samples * width + low, stack.acquired.voxels, atol=1)
+        assert np.abs(one.residual(((TRUTH - low) / width).astype(np.float32))).max() < 0.02
+
+
+def test_conjugate_gradients_solve_a_linear_problem():
+    rng = np.random.default_rng(0)
+    root = rng.standard_normal((30, 12))
+    matrix = root.T @ root + np.eye(12)
+    wanted = rng.standard_normal(12)
+    found = solve(lambda x: matrix @ x, matrix @ wanted, np.diag(matrix).copy())
+    np.testing.assert_allclose(found, wanted, atol=0.02)
+    assert not solve(lambda x: matrix @ x, np.zeros(12), np.ones(12)).any()
+
+
+def test_smoothing_keeps_what_is_flat_and_the_sum():
+    np.testing.assert_allclose(smooth(np.full((4, 5, 6), 3.0)), 3.0)
+    spot = np.zeros((9, 9, 9))
+    spot[4, 4, 4] = 1
+    assert smooth(spot).sum() == pytest.approx(1)
