@@ -31,6 +31,7 @@ LAYERS = [
     {"reports"},
     {"evaluation"},
     {"pipeline"},
+    {"combination"},
     {"api"},
     {"datasets", "training"},
     {"cli"},

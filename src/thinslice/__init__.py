@@ -12,11 +12,13 @@ from thinslice.errors import InputRefused, ModelRefused, OutputRefused, PlanRefu
 from thinslice.settings import Settings
 
 if TYPE_CHECKING:  # numpy and nibabel take a fifth of a second to import
-    from thinslice.api import enhance
+    from thinslice.api import combine, enhance
+    from thinslice.combination import Combined
     from thinslice.pipeline import Enhanced
     from thinslice.volume import Volume
 
 __all__ = [
+    "Combined",
     "Enhanced",
     "InputRefused",
     "ModelRefused",
@@ -25,10 +27,17 @@ __all__ = [
     "Settings",
     "ThinsliceError",
     "Volume",
+    "combine",
     "enhance",
 ]
 
-_LATER = {"Enhanced": "pipeline", "enhance": "api", "Volume": "volume"}
+_LATER = {
+    "Combined": "combination",
+    "Enhanced": "pipeline",
+    "Volume": "volume",
+    "combine": "api",
+    "enhance": "api",
+}
 """Name -> the module it is in, which is imported when the name is first used."""
 
 

@@ -1,11 +1,11 @@
-"""`enhance` for Python programs: a path, an array, or an image of nibabel, TorchIO or MONAI in, an `Enhanced` out.
+"""`enhance` and `combine` for Python programs: paths, arrays, or images of nibabel, TorchIO or MONAI in.
 
 Images of other libraries are known by what they have, not by their classes: none of these libraries is imported, but
 for nibabel.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from numbers import Integral
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import ArrayLike
 
+from thinslice.combination import Combined, Grid, combine_volumes
 from thinslice.errors import InputRefused, PlanRefused
 from thinslice.io import formats, nifti
 from thinslice.io.affines import check_affine, shear_notes
@@ -27,7 +28,7 @@ from thinslice.progress import Progress, no_progress
 from thinslice.settings import Settings
 from thinslice.volume import Volume
 
-__all__ = ["Enhanced", "enhance"]
+__all__ = ["Combined", "Enhanced", "combine", "enhance"]
 
 
 class HasAffine(Protocol):
@@ -125,6 +126,76 @@ def enhance(
         # An array of labels has no affine of its own: it lies where the array of the scan does.
         labels=None if labels is None else to_volume(labels, affine if _is_bare(labels) else None, labels=True),
         name=None if series is None else series.label,
+        progress=progress,
+    )
+
+
+def combine(
+    images: Sequence[Image],
+    *,
+    affines: Sequence[ArrayLike] | None = None,
+    spacing_mm: float | None = None,
+    grid: Grid | Image = "first",
+    registration: bool = True,
+    labels: Image | None = None,
+    model: str | os.PathLike[str] | Model = "default",
+    threads: int | None = None,
+    device: str = "cpu",
+    precision: str = "fp32",
+    progress: Progress = no_progress,
+) -> Combined:
+    """Finds the one volume that several stacks of a body agree with, as ``thinslice combine`` does.
+
+    Args:
+        images: two stacks or more of one body in one contrast, in any directions; each as for `enhance`, [x, y, z]. The
+            first one sets grid, brightness and type of the answer.
+        affines: of arrays, one for each.
+        spacing_mm: distance between voxels along all axes; default: that which `enhance` gives the first stack.
+        grid: ``first``: the field of view of the first stack; ``union``: around all of them; or an image whose grid the
+            answer gets.
+        registration: whether stacks are placed where they fit each other, which needs SimpleITK (the extra
+            ``combine``); else their headers are believed.
+        labels: a segmentation on the grid of the first stack, brought along.
+        model: as for `enhance`.
+        threads, device, precision: as for `enhance`.
+        progress: called with the share done, 0 .. 1.
+
+    Raises:
+        InputRefused: they are not several stacks of one body in one contrast.
+        PlanRefused: one of them cannot be made thin.
+        ModelRefused: there is no such model.
+
+    Example:
+        >>> import numpy as np
+        >>> random = np.random.default_rng(0)
+        >>> body = np.kron(random.random((8, 8, 8)), np.ones((6, 6, 6))) * 100
+        >>> axial, coronal = body.reshape(48, 48, 12, 4).mean(axis=3), body.reshape(48, 12, 4, 48).mean(axis=2)
+        >>> affines = np.diag([1.0, 1.0, 4.0, 1.0]), np.diag([1.0, 4.0, 1.0, 1.0])
+        >>> affines[0][2, 3], affines[1][1, 3] = 1.5, 1.5
+        >>> done = combine([axial, coronal], affines=affines, model="cubic", registration=False)
+        >>> done.array.shape, [stack.left_out for stack in done.stacks]
+        ((48, 48, 48), [None, None])
+    """
+    if affines is not None and len(affines) != len(images):
+        raise InputRefused(
+            got=f"{len(affines)} affines for {len(images)} images",
+            need="one for each",
+            next="give as many",
+            code="not-as-many-affines",
+        )
+    volumes = [to_volume(image, None if affines is None else affines[n]) for n, image in enumerate(images)]
+    if isinstance(model, Model):
+        chosen = model if threads is None else model.with_threads(threads)
+        model_for = lambda _: chosen  # noqa: E731 -- a name would say no more
+    else:
+        model_for = models_for(model, EngineSettings(device=device, threads=threads, precision=precision), load_once)
+    return combine_volumes(
+        volumes,
+        model_for,
+        spacing_mm=spacing_mm,
+        grid=grid if isinstance(grid, str) and grid in ("first", "union") else to_volume(grid),
+        registration=registration,
+        labels=None if labels is None else to_volume(labels, None if affines is None else affines[0], labels=True),
         progress=progress,
     )
 

@@ -238,7 +238,7 @@ class Enhanced:
         # A copy, as rounding to what the file holds happens in place, and `self` may be saved in another format too.
         voxels = allocate(self.array.shape, self.array.dtype, target.parent)
         voxels[...] = self.array
-        thin = _to_stored(replace(self.volume, voxels=voxels), target)
+        thin = to_stored(replace(self.volume, voxels=voxels), target)
         report = make_report(self.acquired, thin, self.plan, self.report.guard, self.report.seconds, self.clipped)
         # The name of the scan is kept: a report that is made again knows only that of the file.
         return replace(self, volume=thin, report=replace(report, source=self.report.source))
@@ -333,14 +333,14 @@ def enhance_volume(
     if target is None:
         target = Path(tempfile.gettempdir()) / f"thin{formats.own_ending(acquired)}"
     # Room is taken before anything is computed, so that a full disk is told of at once.
-    out = allocate((*plan.shape_thin, *acquired.voxels.shape[3:]), _type_of_thin(acquired), target.parent)
+    out = allocate((*plan.shape_thin, *acquired.voxels.shape[3:]), type_of_thin(acquired), target.parent)
     started = perf_counter()
     is_given = settings.profile is not None or settings.thickness_mm is not None
     plan = settle_profile(acquired, plan, model, is_given)
     done = upsample(acquired, plan, model, out, progress)
     seconds = perf_counter() - started
     # The report is made of what the file will hold, on its steps, not of the numbers before they were rounded.
-    thin = _to_stored(done.volume, target)
+    thin = to_stored(done.volume, target)
     report = make_report(acquired, thin, plan, done.guard, seconds, done.clipped)
     if name is not None:
         report = replace(report, source=name)
@@ -411,7 +411,8 @@ def find_labels_place(answer: ScanOutput, labels_out: str | os.PathLike[str] | N
     return answer.destination / LABELS_NAME if answer.is_into_series else labels_beside(answer.destination)
 
 
-def _type_of_thin(acquired: Volume) -> str | np.dtype[Any]:
+def type_of_thin(acquired: Volume) -> str | np.dtype[Any]:
+    """Returns the type of the voxels of an answer: whole numbers stay whole numbers, but 8 bits become 16."""
     kind = acquired.voxels.dtype
     if kind.kind in "iu":
         # Both 8-bit types: clipped to 0 .. 255 a knee, made thick again, differed from its scan by 32 % at worst
@@ -420,7 +421,7 @@ def _type_of_thin(acquired: Volume) -> str | np.dtype[Any]:
     return "float64" if kind == "float64" else "float32"
 
 
-def _to_stored(thin: Volume, target: Path) -> Volume:
+def to_stored(thin: Volume, target: Path) -> Volume:
     """Returns thin slices with the values that a file of that name, or else a new DICOM series, will hold."""
     if ending(target):
         return formats.as_stored(thin, target)

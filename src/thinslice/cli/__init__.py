@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from thinslice.cli.batch import add_batch
+from thinslice.cli.combine import add_combine
 from thinslice.cli.enhance import add_demo, add_enhance
 from thinslice.cli.evaluate import add_evaluate
 from thinslice.cli.options import Parser
@@ -84,6 +85,7 @@ def make_parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
     add_demo(verbs)
     add_enhance(verbs)
+    add_combine(verbs)
     add_batch(verbs)
     add_info(verbs)
     add_reslice(verbs)

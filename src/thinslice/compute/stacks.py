@@ -153,7 +153,7 @@ def find_say(shape: tuple[int, int, int], affine: np.ndarray, grid: VoxelGrid, t
 
 
 def _observe_one(stack: Stack, grid: VoxelGrid, low: float, width: float) -> ObservedStack:
-    acquired, plan, _ = take_kept(stack.acquired, stack.plan, stack.thin.voxels)
+    acquired, plan = take_kept(stack.acquired, stack.plan)
     acquisition = StackAcquisition(
         grid.shape,
         grid.affine,

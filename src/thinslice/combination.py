@@ -1,0 +1,627 @@
+"""The line of the program for several stacks of one body: read, plan, make thin, place, combine, report, files.
+
+    done = combine_volumes([axial, sagittal, coronal], lambda volume: model)
+    done.save("combined.nii.gz")
+
+What each stack acquired is thinned by the model first. Then the stacks are placed: where their headers say, and where
+these are wrong, where they fit each other (`thinslice.compute.registration`, `thinslice.compute.motion`). At last one
+volume is found that all acquisitions agree with (`thinslice.compute.combine`). The command line and `thinslice.combine`
+call `combine_volumes`.
+"""
+
+import dataclasses
+import json
+import logging
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Literal
+
+import numpy as np
+
+from thinslice.compute.combine import StackFit, combine_stacks
+from thinslice.compute.labels import check_labels, interpolate_labels
+from thinslice.compute.likeness import Likeness, measure_likeness
+from thinslice.compute.motion import refine_motions
+from thinslice.compute.registration import check_installed, register
+from thinslice.compute.ringing import settle_profile
+from thinslice.compute.stacks import Stack, VoxelGrid
+from thinslice.compute.upsample import upsample
+from thinslice.errors import InputRefused, OutputRefused
+from thinslice.io import formats
+from thinslice.io.atomic import all_or_none
+from thinslice.io.contrast import compare_contrasts, contrast_beside
+from thinslice.io.outputs import Output, check_outputs, find_output, labels_beside
+from thinslice.models.interpolations import interpolation
+from thinslice.models.protocol import Model
+from thinslice.pipeline import series_of, to_stored, type_of_thin
+from thinslice.plan import Plan, make_plan
+from thinslice.progress import Progress, no_progress, part_of
+from thinslice.settings import Settings
+from thinslice.volume import Volume, format_shape, through_plane_axis
+
+logger = logging.getLogger(__name__)
+
+Grid = Literal["first", "union"]
+"""Where the combined volume lies: where the first stack does, or around all of them."""
+
+LARGEST_REFINEMENT = 6_000_000
+"""Voxels of the grid on which motion is refined; a finer one is taken that much coarser: a tenth of a millimetre is seen
+on it as well, in seconds."""
+
+MOST_VOXELS = 600_000_000
+"""Voxels of an answer beyond which it is refused: conjugate gradients need ten times its room."""
+
+
+@dataclass(frozen=True, eq=False)
+class CombinedStack:
+    """What became of one stack.
+
+    Attributes:
+        name: what messages call it.
+        plan: by which it was made thin.
+        motion: [4, 4] patient millimetres, from where its header says that it lies to where it was found to lie.
+        moved_mm, turned_degrees: how far that moves its middle, and by how much it turns.
+        likeness: to the stack that it was placed against, 1 for the first.
+        fit: how well the combined volume agrees with it; None for a stack that was left out.
+        left_out: why it was left out, None for one that was not.
+    """
+
+    name: str
+    plan: Plan
+    motion: np.ndarray
+    moved_mm: float
+    turned_degrees: float
+    likeness: float
+    fit: StackFit | None = None
+    left_out: str | None = None
+
+    def describe(self) -> str:
+        """Returns one sentence for the terminal and the report."""
+        if self.left_out is not None:
+            return f"{self.name}: left out: {self.left_out}"
+        moved = "where its header says"
+        if self.moved_mm >= 0.05 or self.turned_degrees >= 0.05:
+            moved = f"moved by {self.moved_mm:.1f} mm and {self.turned_degrees:.1f} degrees"
+        fit = self.fit
+        if fit is None:
+            return f"{self.name}: {moved}"
+        words = [moved, f"differs by {fit.rms_percent:.2g} % RMS"]
+        if fit.rms_in_noise is not None:
+            words[-1] += f" ({fit.rms_in_noise:.2g} times its noise)"
+        if abs(fit.gain - 1) >= 0.005:
+            words.append(f"brightness divided by {fit.gain:.3g}")
+        doubtful = int(np.count_nonzero(fit.slice_weights < 0.5))
+        if doubtful:
+            words.append(f"{doubtful} of its {len(fit.slice_weights)} slices count less, as they do not fit")
+        return f"{self.name}: {', '.join(words)}"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Combined:
+    """One volume from several stacks, and everything that is known of how it was made.
+
+    Attributes:
+        volume: the combined volume [x, y, z], in the units and the type of the first stack.
+        held_by: uint8 on its grid, how many stacks hold each voxel.
+        stacks: what became of each stack, those that were left out included.
+        acquired: the stacks that went in, in the same order.
+        seconds: how long it took, without reading and writing.
+        notes: what had to be decided, in plain words.
+        segmentation: labels on the combined grid, None without.
+    """
+
+    volume: Volume
+    held_by: Volume
+    stacks: tuple[CombinedStack, ...]
+    acquired: tuple[Volume, ...]
+    seconds: float
+    notes: tuple[str, ...] = ()
+    segmentation: Volume | None = None
+
+    def __repr__(self) -> str:
+        return f"<Combined: {describe_combination(self)}>"
+
+    @property
+    def array(self) -> np.ndarray:
+        """The voxels [x, y, z]."""
+        return self.volume.voxels
+
+    @property
+    def affine(self) -> np.ndarray:
+        """[4, 4] float64, voxel index -> patient millimetres (RAS)."""
+        return self.volume.affine
+
+    def to_json(self) -> str:
+        """Returns the report as readable JSON."""
+        content = {
+            "combined_from": [_stack_facts(stack) for stack in self.stacks],
+            "shape": list(self.volume.shape),
+            "affine": self.volume.affine.tolist(),
+            "held_by": {
+                str(count): int(np.count_nonzero(self.held_by.voxels == count))
+                for count in range(int(self.held_by.voxels.max()) + 1)
+            },
+            "seconds": round(self.seconds, 3),
+            "notes": list(self.notes),
+            "versions": self.stacks[0].plan.versions,
+        }
+        return json.dumps(content, indent=2) + "\n"
+
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        held_by: str | os.PathLike[str] | None = None,
+        labels_out: str | os.PathLike[str] | None = None,
+        report: str | os.PathLike[str] | None = None,
+        overwrite: bool = False,
+    ) -> None:
+        """Writes the volume and its report as JSON beside it, and whatever else is asked for: all files, or none.
+
+        Args:
+            path: a name in any format that is written, see `thinslice.io.formats`.
+            held_by: a file for the map of how many stacks hold each voxel.
+            labels_out: where the segmentation goes; default: beside ``path``.
+            report: an HTML file: a page on which the first stack as acquired, made thin alone, and combined are
+                compared.
+            overwrite: whether files that are there already may be replaced; what went in never is.
+
+        Raises:
+            OutputRefused: it may not be written there, or there is no room.
+        """
+        places = find_places(path, held_by, labels_out, report, self.segmentation is not None)
+        check_places(places, [volume.source for volume in self.acquired if volume.source is not None], overwrite)
+        try:
+            with all_or_none([*places.values()], overwrite) as parts:
+                for name, part in zip(places, parts, strict=True):
+                    self._write_one(name, part)
+        except OSError as error:
+            raise OutputRefused(
+                place=os.fspath(path),
+                got=f"'{error.strerror or error}'",
+                need="room and permission there",
+                next="free some room, or choose another place",
+                code="cannot-write",
+            ) from error
+
+    def _write_one(self, name: str, part: Path) -> None:
+        if name == "json":
+            part.write_text(self.to_json(), encoding="utf-8")
+        elif name == "report":
+            self.write_page(part)
+        elif name == "labels" and self.segmentation is not None:
+            formats.write(self.segmentation, part)
+        else:
+            formats.write(self.held_by if name == "held_by" else self.volume, part)
+
+    def write_page(self, path: Path) -> None:
+        """Writes a page on which the first stack and the combined volume are compared, with the map of stacks over it.
+
+        Raises:
+            OSError: it cannot be written; nothing is left behind.
+        """
+        from thinslice.reports.viewer_page import Layer, Overlay, write_viewer_page
+
+        first, name = self.acquired[0], self.stacks[0].name
+        count = int(self.held_by.voxels.max())
+        write_viewer_page(
+            path,
+            title=f"{name} and what was combined",
+            acquired=Layer(f"{name}, as acquired", first, staircase=True),
+            others=[Layer("combined", self.volume, staircase=False)],
+            overlays=[
+                Overlay(
+                    "stacks that hold it",
+                    replace(self.held_by, voxels=self.held_by.voxels.astype(np.float32)),
+                    "stacks",
+                    float(count),
+                    "Where one stack alone holds a place, what is seen there is what the model made of it.",
+                )
+            ],
+            facts=[
+                ("combined", describe_combination(self)),
+                *[("stack", stack.describe()) for stack in self.stacks],
+                ("time", f"{self.seconds:.1f} s"),
+            ],
+            notes=list(self.notes),
+        )
+
+
+def combine_volumes(
+    scans: Sequence[Volume],
+    model_for: Callable[[Volume], Model],
+    *,
+    names: Sequence[str] | None = None,
+    spacing_mm: float | None = None,
+    grid: Grid | Volume = "first",
+    registration: bool = True,
+    labels: Volume | None = None,
+    settings: Settings | None = None,
+    target: Path | None = None,
+    progress: Progress = no_progress,
+) -> Combined:
+    """Finds the one volume that several stacks of a body agree with.
+
+    Args:
+        scans: the stacks, at least two, [x, y, z] each; the first one sets grid, brightness and type of the answer.
+        model_for: chooses what makes a stack thin.
+        names: what messages call them; default: the names of their files.
+        spacing_mm: distance between voxels along all axes; default: that which ``enhance`` gives the first stack.
+        grid: ``first``, ``union``, or a volume whose grid the answer gets.
+        registration: whether stacks are placed where they fit each other; else their headers are believed.
+        labels: a segmentation of the first stack to bring along.
+        settings: noise, interleaving and slice profile as for ``enhance``; a spacing or factor in it is not heeded.
+        target: the file that the answer is meant for, which decides the values it can hold.
+        progress: called with the share done, 0 .. 1.
+
+    Raises:
+        InputRefused: they are not several stacks of one body in one contrast.
+        PlanRefused: one of them cannot be made thin.
+    """
+    started = perf_counter()
+    names = list(names or [_name_of(scan, number) for number, scan in enumerate(scans)])
+    _check_scans(scans, names)
+    if registration:
+        check_installed()
+    first_plan = make_plan(scans[0], Settings(model="cubic"), interpolation("cubic"))
+    wanted = _find_grid(scans, first_plan, spacing_mm, grid)
+    stacks = []
+    for number, scan in enumerate(scans):
+        part = part_of(progress, 0.4 * number / len(scans), 0.4 * (number + 1) / len(scans))
+        stacks.append(_make_thin(scan, names[number], model_for(scan), settings or Settings(), wanted, part))
+    if labels is not None:
+        check_labels(labels, stacks[0].plan)
+    stacks, likeness, left_out = _place(stacks, names, registration, part_of(progress, 0.4, 0.6))
+    used = [number for number in range(len(stacks)) if number not in left_out]
+    if len(used) < 2:
+        reasons = "; ".join(f"{names[number]}: {reason}" for number, reason in left_out.items())
+        raise InputRefused(
+            got=f"no two stacks that fit each other ({reasons})",
+            need="stacks of one body in one contrast",
+            next="leave out the one that does not belong, or make them thin one by one with enhance",
+            code="stacks-do-not-fit",
+        )
+    if registration:
+        stacks = _refine(stacks, used, wanted, part_of(progress, 0.6, 0.7))
+    joined = combine_stacks([stacks[number] for number in used], wanted, part_of(progress, 0.7, 1.0))
+    fits = dict(zip(used, joined.fits, strict=True))
+    described = tuple(
+        _describe_stack(stack, names[number], likeness[number], fits.get(number), left_out.get(number))
+        for number, stack in enumerate(stacks)
+    )
+    voxels = _in_type_of(scans[0], joined.voxels)
+    volume = replace(scans[0], voxels=voxels, affine=wanted.affine, thickness_mm=None, notes=(), slice_axis=None)
+    volume = to_stored(volume, target or Path(f"combined{formats.own_ending(scans[0])}"))
+    seconds = perf_counter() - started
+    done = Combined(
+        volume,
+        Volume(joined.held_by, wanted.affine),
+        described,
+        tuple(scans),
+        seconds,
+        tuple(_notes(stacks, names, joined.held_by)),
+        None if labels is None else _bring_labels(labels, stacks[0], wanted),
+    )
+    logger.debug("%s in %.1f s", describe_combination(done), seconds)
+    return done
+
+
+def describe_combination(done: Combined) -> str:
+    """Returns what was combined, and to what, in words.
+
+    As in: 3 stacks -> 256 x 256 x 150 voxels of 0.8 x 0.8 x 0.8 mm.
+    """
+    used = sum(stack.left_out is None for stack in done.stacks)
+    spacing = " x ".join(f"{mm:.3g}" for mm in done.volume.spacing_mm)
+    return f"{used} stacks -> {format_shape(done.volume.shape)} voxels of {spacing} mm"
+
+
+def find_places(
+    path: str | os.PathLike[str],
+    held_by: str | os.PathLike[str] | None = None,
+    labels_out: str | os.PathLike[str] | None = None,
+    report: str | os.PathLike[str] | None = None,
+    has_labels: bool = False,
+) -> dict[str, Path]:
+    """Returns the files that `Combined.save` writes, by what they are: the volume comes last."""
+    answer = find_output(Path(), None, os.fspath(path), overwrite=True)
+    places = {"json": answer.sidecar}
+    if held_by is not None:
+        places["held_by"] = Path(held_by)
+    if has_labels:
+        places["labels"] = Path(labels_out) if labels_out is not None else labels_beside(answer.destination)
+    if report is not None:
+        places["report"] = Path(report)
+    return places | {"volume": answer.destination}
+
+
+def check_places(places: dict[str, Path], inputs: Sequence[Path], overwrite: bool) -> None:
+    """Refuses what may not be written, before anything is computed.
+
+    Raises:
+        OutputRefused: see `thinslice.io.outputs.check_outputs`.
+    """
+    endings = {"json": (), "report": (".html", ".htm")}
+    words = {"json": "the JSON of the answer", "held_by": "`held_by`", "labels": "the labels", "report": "`report`"}
+    check_outputs(
+        [
+            Output(path, words.get(name, "the answer"), endings.get(name, formats.WRITABLE))
+            for name, path in places.items()
+        ],
+        inputs,
+        overwrite,
+    )
+
+
+# ---- what goes in
+
+
+def _name_of(scan: Volume, number: int) -> str:
+    series = series_of(scan)
+    if series is not None:
+        return series.label
+    return scan.source.name if scan.source is not None else f"stack {number + 1}"
+
+
+def _check_scans(scans: Sequence[Volume], names: Sequence[str]) -> None:
+    """Refuses what cannot be combined whatever is computed."""
+    if len(scans) < 2:
+        raise InputRefused(
+            got=f"{len(scans)} stack" if scans else "no stack",
+            need="two or more of one body",
+            next="give all of them, or make the one thin with enhance",
+            code="one-stack",
+        )
+    for scan, name in zip(scans, names, strict=True):
+        if scan.voxels.ndim != 3:
+            raise InputRefused(
+                place=name,
+                got=f"a series of {scan.voxels.shape[3]} volumes",
+                need="one volume a stack",
+                next="take one volume out of it, or make it thin with enhance",
+                code="stack-is-series",
+            )
+        if not np.any(scan.voxels != scan.voxels.flat[0]):
+            raise InputRefused(
+                place=name,
+                got="the same value everywhere",
+                need="a scan",
+                next="leave it out",
+                code="stack-is-flat",
+            )
+    contrasts = [_contrast_of(scan) for scan in scans]
+    for number in range(1, len(scans)):
+        match = compare_contrasts(contrasts[0], contrasts[number])
+        if match.is_same is False:
+            raise InputRefused(
+                place=names[number],
+                got=f"another contrast than {names[0]} ({'; '.join(match.reasons)})",
+                need="stacks of one contrast",
+                next="combine those of each contrast by themselves",
+                code="stacks-of-two-contrasts",
+            )
+
+
+def _contrast_of(scan: Volume) -> Any:
+    series = series_of(scan)
+    if series is not None:
+        from thinslice.io.dicom.contrast import contrast_of_series
+
+        return contrast_of_series(series)
+    return contrast_beside(scan.source or Path())
+
+
+def _make_thin(scan: Volume, name: str, model: Model, settings: Settings, grid: VoxelGrid, progress: Progress) -> Stack:
+    """Returns a stack with its thin slices, as far apart as the voxels of the grid, if the model has such a factor."""
+    axis = through_plane_axis(scan)
+    thick_mm = scan.spacing_mm[axis]
+    within_mm = max(mm for other, mm in enumerate(scan.spacing_mm) if other != axis)
+    finest_mm = min(float(np.linalg.norm(grid.affine[:3, a])) for a in range(3))
+    factor = thick_mm / max(within_mm, finest_mm)
+    envelope = model.envelope
+    if envelope is not None:
+        factor = min(factor, envelope.factor[1])
+        if not envelope.has_factor(factor):
+            known = [one for one in envelope.only_factors or () if one <= factor]
+            model, factor = (model, float(max(known))) if known else (interpolation("cubic"), factor)
+    if factor <= 1:
+        raise InputRefused(
+            place=name,
+            got=f"slices {thick_mm:.3g} mm apart, no farther than pixels or the voxels of the answer",
+            need="stacks of thick slices",
+            next="leave it out, or give a smaller `spacing_mm`",
+            code="stack-is-thin",
+        )
+    try:
+        plan = make_plan(scan, replace(settings, model=model.name, factor=factor, spacing_mm=None), model)
+        is_given = settings.profile is not None or settings.thickness_mm is not None
+        plan = settle_profile(scan, plan, model, is_given)
+        thin = upsample(scan, plan, model, progress=progress).volume
+    except InputRefused as error:
+        raise InputRefused(f"{name}: {error}", code=error.code) from error
+    return Stack(scan, plan, thin)
+
+
+# ---- where the answer lies
+
+
+def _find_grid(scans: Sequence[Volume], plan: Plan, spacing_mm: float | None, grid: Grid | Volume) -> VoxelGrid:
+    """Returns the grid of the answer."""
+    if isinstance(grid, Volume):
+        if spacing_mm is not None:
+            raise InputRefused(
+                got="`spacing_mm` and a volume as `grid`",
+                need="one of them",
+                next="leave one of them out",
+                code="two-grids",
+            )
+        return VoxelGrid(grid.shape, np.array(grid.affine, np.float64))
+    first = np.array(plan.affine_thin)
+    if grid == "first" and spacing_mm is None:
+        return VoxelGrid(plan.shape_thin, first)
+    own_mm = np.linalg.norm(first[:3, :3], axis=0)
+    spacing = own_mm if spacing_mm is None else np.full(3, float(spacing_mm))
+    seen = scans[:1] if grid == "first" else scans
+    # The outer edges of all fields of view, along the axes of the first stack.
+    directions = first[:3, :3] / own_mm
+    edges = np.concatenate([_corners_mm(scan) for scan in seen]) @ np.linalg.inv(directions).T
+    low, high = edges.min(axis=0), edges.max(axis=0)
+    # Rounded first: an extent of 96.0000001 voxels has 96 of them.
+    count = np.maximum(np.ceil(np.round((high - low) / spacing, 3)).astype(int), 1)
+    if np.prod(count, dtype=np.float64) > MOST_VOXELS:
+        raise InputRefused(
+            got=f"a grid of {format_shape(count.tolist())} voxels",
+            need=f"{MOST_VOXELS:,} at most",
+            next="give a larger `spacing_mm`, or `grid='first'`",
+            code="grid-too-large",
+        )
+    affine = np.eye(4)
+    affine[:3, :3] = directions * spacing
+    affine[:3, 3] = directions @ ((low + high) / 2 - (count - 1) / 2 * spacing)
+    x, y, z = (int(n) for n in count)
+    return VoxelGrid((x, y, z), affine)
+
+
+def _corners_mm(scan: Volume) -> np.ndarray:
+    """Returns [8, 3] the outer corners of a field of view in patient millimetres."""
+    ends = [(-0.5, n - 0.5) for n in scan.shape]
+    index = np.array([(x, y, z, 1.0) for x in ends[0] for y in ends[1] for z in ends[2]])
+    corners: np.ndarray = (index @ scan.affine.T)[:, :3]
+    return corners
+
+
+# ---- where the stacks lie
+
+
+def _place(
+    stacks: list[Stack], names: Sequence[str], registration: bool, progress: Progress
+) -> tuple[list[Stack], list[float], dict[int, str]]:
+    """Returns the stacks where they fit, how alike each is to those placed before it, and which do not fit and why."""
+    placed, likeness, left_out = {0: stacks[0]}, [1.0] + [0.0] * (len(stacks) - 1), {}
+    waiting = list(range(1, len(stacks)))
+    while waiting:
+        # The pair that shares most comes next: chunks of a spine are linked by their neighbours.
+        shares = {(number, other): _share(stacks[number], stacks[other]) for number in waiting for other in placed}
+        number, other = max(shares, key=lambda pair: shares[pair])
+        waiting.remove(number)
+        moving, fixed = stacks[number].thin, stacks[other].thin
+        if registration:
+            found = register(moving, fixed)
+            motion, alike = found.motion, found.likeness
+        else:
+            motion, alike = np.eye(4), measure_likeness(moving, fixed)
+        likeness[number] = alike.value
+        if not alike.is_same_body:
+            left_out[number] = _reason(alike, names[other])
+        else:
+            stacks[number] = replace(stacks[number], motion=placed[other].motion @ motion)
+            placed[number] = stacks[number]
+        progress(1 - len(waiting) / max(len(stacks) - 1, 1))
+    return stacks, likeness, left_out
+
+
+def _share(one: Stack, other: Stack) -> float:
+    """Returns the share of a stack's field of view that lies in that of another, on a coarse lattice of points."""
+    lattice = [np.linspace(0, n - 1, min(n, 12)) for n in one.acquired.shape]
+    index = np.stack([*np.meshgrid(*lattice, indexing="ij"), np.ones([len(line) for line in lattice])], axis=-1)
+    place = index.reshape(-1, 4) @ np.linalg.solve(other.acquired.affine, one.acquired.affine).T
+    limit = np.array(other.acquired.shape)
+    return float(np.mean(np.all((place[:, :3] >= -0.5) & (place[:, :3] <= limit - 0.5), axis=1)))
+
+
+def _reason(alike: Likeness, other: str) -> str:
+    if alike.overlap == 0:
+        return f"its field of view does not meet that of {other}"
+    return (
+        f"it does not look like {other} where both see (likeness {alike.value:.2f}): another body or contrast, or too "
+        "little in common"
+    )
+
+
+def _refine(stacks: list[Stack], used: Sequence[int], grid: VoxelGrid, progress: Progress) -> list[Stack]:
+    """Returns the stacks where their own slices fit those of the others."""
+    voxels = float(np.prod(grid.shape, dtype=np.float64))
+    coarser = max((voxels / LARGEST_REFINEMENT) ** (1 / 3), 1.0)
+    shape = [max(round(n / coarser), 1) for n in grid.shape]
+    steps = [n / m for n, m in zip(grid.shape, shape, strict=True)]
+    affine = np.array(grid.affine)
+    affine[:3, 3] += affine[:3, :3] @ [(step - 1) / 2 for step in steps]
+    affine[:3, :3] *= steps
+    found = refine_motions(
+        [stacks[number] for number in used], VoxelGrid((shape[0], shape[1], shape[2]), affine), progress
+    )
+    placed = list(stacks)
+    for number, refined in zip(used, found, strict=True):
+        placed[number] = replace(stacks[number], motion=refined.motion)
+    return placed
+
+
+# ---- what comes out
+
+
+def _describe_stack(
+    stack: Stack, name: str, likeness: float, fit: StackFit | None, left_out: str | None
+) -> CombinedStack:
+    middle = stack.acquired.affine @ [*((n - 1) / 2 for n in stack.acquired.shape), 1]
+    moved_mm = float(np.linalg.norm((stack.motion @ middle - middle)[:3]))
+    turn = np.clip((np.trace(stack.motion[:3, :3]) - 1) / 2, -1, 1)
+    return CombinedStack(
+        name, stack.plan, stack.motion, moved_mm, float(np.degrees(np.arccos(turn))), likeness, fit, left_out
+    )
+
+
+def _stack_facts(stack: CombinedStack) -> dict[str, object]:
+    """Returns what the JSON says of a stack."""
+    facts: dict[str, object] = {
+        "name": stack.name,
+        "left_out": stack.left_out,
+        "motion": stack.motion.tolist(),
+        "moved_mm": round(stack.moved_mm, 3),
+        "turned_degrees": round(stack.turned_degrees, 3),
+        "likeness": round(stack.likeness, 3),
+    }
+    if stack.fit is not None:
+        facts["fit"] = dataclasses.asdict(stack.fit) | {
+            "slice_weights": [round(float(one), 3) for one in stack.fit.slice_weights]
+        }
+    return facts | {"plan": dataclasses.asdict(stack.plan)}
+
+
+def _in_type_of(first: Volume, voxels: np.ndarray) -> np.ndarray:
+    """Returns the voxels in the type that an answer to the first stack has; whole numbers are rounded and clipped."""
+    kind = np.dtype(type_of_thin(first))
+    if kind.kind not in "iu":
+        return voxels.astype(kind, copy=False)
+    limits = np.iinfo(kind)
+    rounded: np.ndarray = np.clip(np.rint(voxels), limits.min, limits.max).astype(kind)
+    return rounded
+
+
+def _notes(stacks: Sequence[Stack], names: Sequence[str], held_by: np.ndarray) -> list[str]:
+    notes = [f"{name}: {note}" for name, stack in zip(names, stacks, strict=True) for note in stack.plan.notes]
+    empty = float(np.mean(held_by == 0))
+    if empty > 0.001:
+        notes.append(
+            f"{100 * empty:.0f} % of the voxels are held by no stack, and are as dark as what none of them saw"
+        )
+    alone = float(np.mean(held_by == 1))
+    if alone > 0.001:
+        notes.append(f"{100 * alone:.0f} % of the voxels are held by one stack alone: there it is what enhance gives")
+    return notes
+
+
+def _bring_labels(labels: Volume, stack: Stack, grid: VoxelGrid) -> Volume:
+    """Returns the segmentation of a stack on the grid of the answer; 0 where the stack does not see."""
+    thin = interpolate_labels(labels, stack.plan)
+    to_thin = np.linalg.solve(stack.motion @ thin.affine, grid.affine)
+    out = np.zeros(grid.shape, thin.voxels.dtype)
+    y, z = np.meshgrid(np.arange(grid.shape[1]), np.arange(grid.shape[2]), indexing="ij")
+    for x in range(grid.shape[0]):
+        place = [np.rint(to_thin[a, 0] * x + to_thin[a, 1] * y + to_thin[a, 2] * z + to_thin[a, 3]) for a in range(3)]
+        index = [one.astype(int) for one in place]
+        inside = np.logical_and.reduce([(i >= 0) & (i < n) for i, n in zip(index, thin.shape, strict=True)])
+        out[x][inside] = thin.voxels[index[0][inside], index[1][inside], index[2][inside]]
+    return replace(labels, voxels=out, affine=grid.affine, thickness_mm=None)
