@@ -94,7 +94,7 @@ def cardinal_spline(x: np.ndarray) -> np.ndarray:
 
     Example:
         >>> cardinal_spline(np.array([0.0, 0.5, 1.0, 1.5])).round(3) + 0.0
-        array([ 1.   ,  0.602,  0.   , -0.127])
+        array([ 1.   ,  0.6  ,  0.   , -0.127])
     """
     weights = np.zeros(np.shape(x))
     # Nearly all distances in a large matrix are too large, and of all knots only the four nearest count.
