@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from thinslice.compute.combine import join
-from thinslice.compute.stacks import WHOLLY_SEEN, ObservedStack, Stack, VoxelGrid, observe
+from thinslice.compute.stacks import WHOLLY_SEEN, ObservedStack, Stack, VoxelGrid, observe, observe_moved
 from thinslice.models.blas import one_blas_thread
 from thinslice.physics.stack_acquisition import StackAcquisition
 from thinslice.progress import Progress, no_progress
@@ -22,6 +22,9 @@ logger = logging.getLogger(__name__)
 
 ROUNDS = 2
 """Every stack is placed anew so many times: the second time the others lie where they were found."""
+
+SETTLED_MM = 0.2
+"""Where no stack was moved by more, the others lay well enough, and the second time is left out."""
 
 STEPS = 4
 """Steps of Gauss and Newton in each round; from 1 mm and 1 degree off two of them do."""
@@ -68,21 +71,24 @@ def refine_motions(stacks: Sequence[Stack], grid: VoxelGrid, progress: Progress 
 
 
 def _refine(stacks: Sequence[Stack], grid: VoxelGrid, progress: Progress) -> list[RefinedMotion]:
-    observed, _, _ = observe(stacks, grid)
+    observed, low, width = observe(stacks, grid)
     current = list(stacks)
     rms: list[list[float]] = [[] for _ in stacks]
-    done, jobs = 0, max(ROUNDS * (len(stacks) - 1), 1)
-    for _ in range(ROUNDS):
+    jobs = ROUNDS * (len(stacks) - 1)
+    for number in range(ROUNDS):
+        farthest_mm = 0.0
         for k in range(1, len(stacks)):
-            others = [one for number, one in enumerate(observed) if number != k]
-            motion, before, after = _place(observed[k], others, grid)
-            if after is not None and before is not None:
+            motion, before, after = _place(observed[k], [*observed[:k], *observed[k + 1 :]], grid)
+            if before is not None and after is not None:
                 rms[k] += [before, after]
+                affine, shape = observed[k].acquisition.stack_affine, observed[k].acquisition.stack_shape
+                farthest_mm = max(farthest_mm, grid_distance_mm(affine, motion @ affine, shape))
                 current[k] = replace(current[k], motion=motion @ current[k].motion)
-                # Its thin slices lie elsewhere on the grid from now on.
-                observed[k] = observe([current[0], current[k]], grid)[0][1]
-            done += 1
-            progress(done / jobs)
+                observed[k] = observe_moved(observed[k], current[k], grid, low, width)
+            progress((number * (len(stacks) - 1) + k) / jobs)
+        if farthest_mm < SETTLED_MM:
+            break
+    progress(1.0)
     return [_describe(stack, moved, rms[k]) for k, (stack, moved) in enumerate(zip(stacks, current, strict=True))]
 
 

@@ -114,13 +114,22 @@ def observe(stacks: Sequence[Stack], grid: VoxelGrid) -> tuple[list[ObservedStac
         # The one that shares most with those that are matched comes next; it may be what links a further one to them.
         shares = [max(float(np.minimum(one.say, other.say).sum()) for other in matched) for one in waiting]
         one = waiting.pop(int(np.argmax(shares)))
-        gain = _find_gain(one, matched)
-        one.samples /= np.float32(gain)
-        one.thin /= np.float32(gain)
-        one.gain = gain
-        one.noise = None if one.noise is None else one.noise / gain
+        _divide_by(one, _find_gain(one, matched))
         matched.append(one)
     return observed, low, width
+
+
+def observe_moved(one: ObservedStack, stack: Stack, grid: VoxelGrid, low: float, width: float) -> ObservedStack:
+    """Returns what a stack says of a grid from where it lies now, in the brightness that was found before.
+
+    Args:
+        one: what it said from where it was.
+        stack: with its motion as it is now.
+        grid, low, width: as given to `observe` and as it returned them.
+    """
+    again = _observe_one(stack, grid, low, width)
+    _divide_by(again, one.gain)
+    return again
 
 
 def find_say(shape: tuple[int, int, int], affine: np.ndarray, grid: VoxelGrid, taper_mm: float) -> np.ndarray:
@@ -177,6 +186,14 @@ def _observe_one(stack: Stack, grid: VoxelGrid, low: float, width: float) -> Obs
     # The plan counts noise in the range of its own slices.
     noise = None if plan.slice_noise is None else plan.slice_noise * (own_high - own_low) / width
     return ObservedStack(acquisition, samples, counted, thin, say, noise)
+
+
+def _divide_by(one: ObservedStack, gain: float) -> None:
+    """Takes the brightness of a stack out of what it says."""
+    one.samples /= np.float32(gain)
+    one.thin /= np.float32(gain)
+    one.gain = gain
+    one.noise = None if one.noise is None else one.noise / gain
 
 
 def _find_gain(one: ObservedStack, others: Sequence[ObservedStack]) -> float:
