@@ -47,7 +47,7 @@ logger = logging.getLogger(__name__)
 Grid = Literal["first", "union"]
 """Where the combined volume lies: where the first stack does, or around all of them."""
 
-LARGEST_REFINEMENT = 6_000_000
+LARGEST_REFINEMENT = 1_000_000
 """Voxels of the grid on which motion is refined; a finer one is taken that much coarser: a tenth of a millimetre is seen
 on it as well, in seconds."""
 

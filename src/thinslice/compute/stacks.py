@@ -1,7 +1,7 @@
 """The stacks that are to be combined: how each of them sees the grid of the answer, and what it says of it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -163,6 +163,7 @@ def find_say(shape: tuple[int, int, int], affine: np.ndarray, grid: VoxelGrid, t
 
 def _observe_one(stack: Stack, grid: VoxelGrid, low: float, width: float) -> ObservedStack:
     acquired, plan = take_kept(stack.acquired, stack.plan)
+    acquired = _as_fine_as(acquired, stack.motion, plan.axis, grid)
     acquisition = StackAcquisition(
         grid.shape,
         grid.affine,
@@ -194,6 +195,28 @@ def _divide_by(one: ObservedStack, gain: float) -> None:
     one.thin /= np.float32(gain)
     one.gain = gain
     one.noise = None if one.noise is None else one.noise / gain
+
+
+def _as_fine_as(acquired: Volume, motion: np.ndarray, axis: int, grid: VoxelGrid) -> Volume:
+    """Returns a stack whose pixels are averaged to the size of the voxels of a grid, where these are larger.
+
+    What is finer than its voxels the grid cannot hold: asked to agree with it, the answer would be a checkerboard.
+    """
+    # The voxel of the grid that lies along each side of a pixel.
+    between = np.linalg.solve(grid.affine[:3, :3], motion[:3, :3] @ acquired.affine[:3, :3])
+    voxel_mm = np.linalg.norm(grid.affine[:3, :3], axis=0)[np.abs(between * 1.0).argmax(axis=0)]
+    count = [
+        n if a == axis else min(n, max(round(n * mm / voxel), 1))
+        for a, (n, mm, voxel) in enumerate(zip(acquired.shape, acquired.spacing_mm, voxel_mm, strict=True))
+    ]
+    if count == list(acquired.shape):
+        return acquired
+    larger = [n / m for n, m in zip(acquired.shape, count, strict=True)]
+    affine = np.array(acquired.affine)
+    affine[:3, 3] += affine[:3, :3] @ [(step - 1) / 2 for step in larger]
+    affine[:3, :3] *= larger
+    shape = (count[0], count[1], count[2])
+    return replace(acquired, voxels=resample(acquired.voxels, acquired.affine, shape, affine), affine=affine)
 
 
 def _find_gain(one: ObservedStack, others: Sequence[ObservedStack]) -> float:
