@@ -193,11 +193,18 @@ def combine(
         volumes,
         model_for,
         spacing_mm=spacing_mm,
-        grid=grid if isinstance(grid, str) and grid in ("first", "union") else to_volume(grid),
+        grid=_to_grid(grid),
         registration=registration,
         labels=None if labels is None else to_volume(labels, None if affines is None else affines[0], labels=True),
         progress=progress,
     )
+
+
+def _to_grid(grid: Grid | Image) -> Grid | Volume:
+    """Returns the word that says where an answer lies, or the volume whose grid it gets."""
+    if isinstance(grid, str) and grid in ("first", "union"):
+        return "first" if grid == "first" else "union"
+    return to_volume(grid)
 
 
 def _changed(settings: Settings | None, changes: Mapping[str, Any]) -> Settings:

@@ -48,8 +48,8 @@ Grid = Literal["first", "union"]
 """Where the combined volume lies: where the first stack does, or around all of them."""
 
 LARGEST_REFINEMENT = 1_000_000
-"""Voxels of the grid on which motion is refined; a finer one is taken that much coarser: a tenth of a millimetre is seen
-on it as well, in seconds."""
+"""Voxels of the grid on which motion is refined; a finer one is taken that much coarser: a tenth of a millimetre is
+seen on it as well, in seconds."""
 
 MOST_VOXELS = 600_000_000
 """Voxels of an answer beyond which it is refused: conjugate gradients need ten times its room."""

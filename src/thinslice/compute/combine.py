@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 PULL = 0.5
 """The weight of the pull to the start over what noise alone would ask for: the network's errors are correlated."""
 
-CLEAN_NOISE = 0.003
+CLEAN_NOISE = 0.006
 """What stands for noise in stacks without any, in intensity ranges: the error of the model of the acquisition."""
 
 AGREEMENT = 0.01
@@ -126,7 +126,7 @@ def join(observed: Sequence[ObservedStack], progress: Progress = no_progress) ->
     # Weights are relative to the noise that all stacks have together.
     together = float(np.mean(np.array(noise) ** -2.0)) ** -0.5
     say = [
-        one.counted * _across(weights[k], one) * np.float32((together / noise[k]) ** 2)
+        one.trust(CLEAN_NOISE) * _across(weights[k], one) * np.float32((together / noise[k]) ** 2)
         for k, one in enumerate(observed)
     ]
     start, apart = find_start(observed)
