@@ -48,12 +48,14 @@ def converted(folder, to):
 
 
 @catches(
-    "io/dicom/derived.py", "thin.voxels[:, ::-1, index].T, stored.storage", "thin.voxels[:, :, index].T, stored.storage"
+    "io/dicom/derived.py",
+    "volume.voxels[:, ::-1, index].T, stored.storage",
+    "volume.voxels[:, :, index].T, stored.storage",
 )
 @catches(
     "io/dicom/derived.py",
-    "corner = thin.affine @ [0, thin.voxels.shape[1] - 1, index, 1]",
-    "corner = thin.affine @ [0, 0, index, 1]",
+    "corner = volume.affine @ [0, volume.shape[1] - 1, index, 1]",
+    "corner = volume.affine @ [0, 0, index, 1]",
 )
 @catches(
     "io/dicom/derived.py",
@@ -112,8 +114,8 @@ def test_dcm2niix_agrees_on_real_series(tmp_path, folder):
 
 @catches(
     "io/dicom/derived.py",
-    "shared.SliceThickness = _decimal(spacing_mm)",
-    "shared.SliceThickness = _decimal(plan.thickness_mm)",
+    "shared.SliceThickness = decimal_string(layout.spacing_mm)",
+    "shared.SliceThickness = decimal_string(3.5)",
 )
 def test_every_slice_is_where_the_plan_puts_it(tmp_path):
     stack(tmp_path / "in", orientation=oblique())
@@ -303,7 +305,7 @@ def test_images_are_counted_in_the_scanners_direction(tmp_path):
     assert [ds.InstanceNumber for ds in new] == list(range(20, 0, -1))
 
 
-@catches("io/dicom/derived.py", "windows[nearest[index]], sources", "windows[0], sources")
+@catches("io/dicom/derived.py", "image.update(windows[nearest[index]])", "image.update(windows[0])")
 def test_window_is_that_of_the_nearest_acquired_slice(tmp_path):
     def window(ds, index):
         ds.WindowCenter, ds.WindowWidth = 100 + index, 200 + index

@@ -1,16 +1,16 @@
 """A thin Volume -> a new series beside the one it was computed from: same patient, study and frame of reference.
 
 Classic MR or CT images, one a file, uncompressed. What all acquired slices say alike is kept, what they say one by one
-is not; private elements are dropped. The same scan, plan and model give the same files, byte for byte.
+is not; private elements are dropped. The same scan, plan and model give the same files, byte for byte. What becomes of
+several series is written with the same functions, see `thinslice.io.dicom.combined`.
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from pydicom import uid
@@ -43,6 +43,9 @@ B_VALUE = AMONG.index("DiffusionBValue")
 
 LONGEST_LO = 64
 """Characters in a long string (LO)."""
+
+LONGEST_ST = 1024
+"""Characters in a short text (ST)."""
 
 LARGEST_STORED = 65_535
 """The largest whole number that 16 bits without a sign hold."""
@@ -134,6 +137,44 @@ class Storage:
 
 
 @dataclass(frozen=True)
+class Layout:
+    """How the images of a new series lie, in the words of their headers.
+
+    Attributes:
+        orientation: direction of the rows and of the columns, six cosines (LPS).
+        pixel_mm: between rows, and between columns.
+        spacing_mm: between slices, whose normal is the cross product of the two directions.
+    """
+
+    orientation: tuple[float, ...]
+    pixel_mm: tuple[float, ...]
+    spacing_mm: float
+
+
+@dataclass(frozen=True)
+class Account:
+    """What a new series says of how it came to be.
+
+    Attributes:
+        key: what its identifiers are made of: all that decides what its voxels are.
+        number: SeriesNumber.
+        description: SeriesDescription, at most `LONGEST_LO` characters.
+        step: what was done in one word, the last value of ImageType.
+        comments: ImageComments.
+        derivation: DerivationDescription; what is beyond `LONGEST_ST` characters is cut off.
+        contribution: what this program did, cut off likewise.
+    """
+
+    key: str
+    number: int
+    description: str
+    step: str
+    comments: str
+    derivation: str
+    contribution: str
+
+
+@dataclass(frozen=True)
 class Stored:
     """Header of a volume whose voxels are those that a file of a series will hold."""
 
@@ -200,21 +241,55 @@ def images(thin: Volume, thick: Volume, plan: Plan, agreement: str, anonymise: b
     assert isinstance(stored, Stored)
     series = stored.series
     logger.debug("%d slices of a new series, stored as %s", plan.n_thin, stored.storage)
-    with quiet(), _no_surprise():
-        headers = _headers(series)
-        shared = _shared(headers, series)
-        windows = [_window(header) for header in headers]
-        key = _key(thick, plan, anonymise)
-        if anonymise:
-            remove_identity(shared)
-            declare_anonymous(shared)
-        _describe(shared, series, plan, stored.storage, agreement, key, anonymise)
+    with quiet(), no_surprise():
+        headers = read_headers(series)
+        account = _account(thick, plan, agreement, anonymise)
+        first = series.images[0]
+        pixel_mm = tuple(mm / plan.in_plane for mm in first.spacing_mm or ())
+        layout = Layout(first.orientation or (), pixel_mm, plan.spacing_thin_mm[plan.axis])
+        shared = shared_header(headers, series)
+        describe(shared, thin, layout, account, anonymise)
+        windows = [window_of(header) for header in headers]
+        is_downwards = counts_down(series)
         # Each new slice refers to, and is shown as, the acquired ones nearest to it.
         nearest = np.clip(np.rint(plan.positions()), 0, plan.n_thick - 1).astype(int)
         for index in range(plan.n_thin):
             near = series.images[max(nearest[index] - REACH, 0) : nearest[index] + REACH + 1]
-            sources = _references(near, anonymise)
-            yield _image(shared, thin, plan, index, windows[nearest[index]], sources, key)
+            image = image_at(shared, thin, layout, index, account.key)
+            image.InstanceNumber = plan.n_thin - index if is_downwards else index + 1
+            image.SourceImageSequence = Items(references(near, anonymise))
+            image.update(windows[nearest[index]])
+            yield image
+
+
+def _account(thick: Volume, plan: Plan, agreement: str, anonymise: bool) -> Account:
+    """Returns what is said of the slices of one scan, made thin; see `images`."""
+    series = thick.header
+    assert isinstance(series, Series)
+    program = program_in_words()
+    model = plan.model + (f" (sha256 {plan.model_sha256})" if plan.model_sha256 else "")
+    spacing_mm = plan.spacing_thin_mm[plan.axis]
+    named = series.images[0].description
+    return Account(
+        key=_key(thick, plan, anonymise),
+        number=series_number(series.images[0].number or 0, series.index),
+        description=series_description(
+            named, series.distinction, f"{spacing_mm:.3g} mm COMPUTED slices ({MAKER})", anonymise
+        ),
+        step="RESAMPLED",
+        comments=f"Computed slices, not acquired ones: {program}, model {plan.model}. Not for diagnosis alone.",
+        derivation=(
+            f"{plan.n_thin} slices {spacing_mm:.4g} mm apart computed by {program} from {plan.n_thick} acquired ones "
+            f"{plan.spacing_thick_mm[plan.axis]:.4g} mm apart and {plan.thickness_mm:.4g} mm thick "
+            f"({plan.profile} profile), model {model}. {agreement}"
+        ),
+        contribution=f"computed the slices between acquired ones with model {model}",
+    )
+
+
+def program_in_words() -> str:
+    """Returns the name and the version of this program."""
+    return f"{MAKER} {version('thinslice')}"
 
 
 def save(image: Dataset, path: Path) -> None:
@@ -231,12 +306,12 @@ def save(image: Dataset, path: Path) -> None:
     # A short string (SH) has 16 characters at most.
     meta.ImplementationVersionName = f"THINSLICE_{version('thinslice')}"[:16]
     image.file_meta = meta
-    with quiet(), _no_surprise():
+    with quiet(), no_surprise():
         image.save_as(path, enforce_file_format=True, overwrite=True)
 
 
 @contextmanager
-def _no_surprise() -> Iterator[None]:
+def no_surprise() -> Iterator[None]:
     """Turns whatever pydicom says about elements of others into a refusal."""
     try:
         yield
@@ -247,7 +322,7 @@ def _no_surprise() -> Iterator[None]:
         raise unwritable(got, "a valid one", "write NIfTI (thin.nii.gz)", code="dicom-header-unwritable") from error
 
 
-def _headers(series: Series) -> list[Dataset]:
+def read_headers(series: Series) -> list[Dataset]:
     """Returns the whole header of each acquired slice, without voxels and private elements."""
     files: dict[Path, Dataset] = {}
     found = []
@@ -279,7 +354,7 @@ def _of_frame(header: Dataset, frame: int) -> Dataset:
     return flat
 
 
-def _shared(headers: Sequence[Dataset], series: Series) -> Dataset:
+def shared_header(headers: Sequence[Dataset], series: Series, of_all: Collection[str] = OF_ALL) -> Dataset:
     """Returns what all slices say alike, but for what is made anew and what does not hold of computed slices.
 
     What differs from slice to slice, such as a trigger time, would be wrong of slices between them. Of what a series
@@ -287,12 +362,12 @@ def _shared(headers: Sequence[Dataset], series: Series) -> Dataset:
     What the standard requires, but may be empty (type 2), is there without a value where the slices are silent.
     """
     never = {tag_for_keyword(name) for name in (*MADE_ANEW, *DROPPED)}
-    of_all = {tag_for_keyword(name) for name in OF_ALL}
+    kept = {tag_for_keyword(name) for name in of_all}
     shared = Dataset()
     for tag in headers[0].keys():  # noqa: SIM118
         if tag in never or tag.is_private or tag.group in (0x0002, 0x7FE0) or tag.group & 0xFF00 in PIXEL_GROUPS:
             continue
-        if tag in of_all or all(tag in other and _same(headers[0], other, tag) for other in headers[1:]):
+        if tag in kept or all(tag in other and _same(headers[0], other, tag) for other in headers[1:]):
             _add_if_readable(shared, headers[0], tag)
     modality = series.images[0].modality
     for name in (*EMPTY_IF_SILENT[""], *EMPTY_IF_SILENT[modality]):
@@ -346,15 +421,16 @@ def _sequence(header: Dataset) -> str:
     return {"SPIN": "SE", "GRADIENT": "GR"}.get(str(header.get("EchoPulseSequence", "")), "RM")
 
 
-def _window(header: Dataset) -> dict[str, Any]:
-    """Returns the numbers of the display window, as they are; nothing where they are none."""
-    found: dict[str, Any] = {}
+def window_of(header: Dataset) -> Dataset:
+    """Returns the elements of the display window, as they are; none where they are no numbers."""
+    found = Dataset()
     for name in ("WindowCenter", "WindowWidth"):
         with suppress(Exception):  # as above
             value = header[name].value
             numbers = [float(v) for v in (value if isinstance(value, MultiValue) else [value])]
-            found[name] = [_decimal(number) for number in numbers if np.isfinite(number)]
-    return found if len(found) == 2 and all(found.values()) else {}
+            if finite := [decimal_string(number) for number in numbers if np.isfinite(number)]:
+                setattr(found, name, finite)
+    return found if len(found) == 2 else Dataset()
 
 
 def _key(thick: Volume, plan: Plan, hidden: bool) -> str:
@@ -383,7 +459,7 @@ def _code(code: _Code) -> Dataset:
     return item
 
 
-def _references(images: Iterable[Image], anonymise: bool) -> list[Dataset]:
+def references(images: Iterable[Image], anonymise: bool) -> list[Dataset]:
     """Returns one reference for each file, with all of its frames that are meant."""
     files: dict[tuple[str, str], list[int]] = {}
     for image in images:
@@ -403,114 +479,111 @@ def _reference(sop_class: str, sop_uid: str, frames: list[int]) -> Dataset:
     return item
 
 
-def _describe(
-    shared: Dataset,
-    series: Series,
-    plan: Plan,
-    storage: Storage,
-    agreement: str,
-    key: str,
-    anonymise: bool,
-) -> None:
-    """Adds what is the same for all slices of the new series."""
-    image = series.images[0]
-    program = f"{MAKER} {version('thinslice')}"
-    model = plan.model + (f" (sha256 {plan.model_sha256})" if plan.model_sha256 else "")
-    spacing_mm = plan.spacing_thin_mm[plan.axis]
+def describe(shared: Dataset, volume: Volume, layout: Layout, account: Account, anonymise: bool) -> None:
+    """Adds what is the same for all images of a new series to what it keeps of the acquired ones.
+
+    Args:
+        shared: see `shared_header`; without the patient's identity afterwards, if asked for.
+        volume: the voxels as they are stored, see `as_stored`.
+        layout: how its images lie.
+        account: what they say of how they came to be.
+        anonymise: without the patient's identity.
+    """
+    stored = volume.header
+    assert isinstance(stored, Stored)
+    image, storage = stored.series.images[0], stored.storage
+    if anonymise:
+        remove_identity(shared)
+        declare_anonymous(shared)
     shared.SOPClassUID = uid.MRImageStorage if image.modality == "MR" else uid.CTImageStorage
     shared.Modality = image.modality
-    shared.ImageType = _image_type(series)
-    shared.SeriesInstanceUID = uid_from(repr((key,)).encode())
-    shared.SeriesNumber = _series_number(image.number or 0, series.index)
-    shared.SeriesDescription = _description(series, f"{spacing_mm:.3g} mm COMPUTED slices ({MAKER})", anonymise)
-    shared.ImageComments = (
-        f"Computed slices, not acquired ones: {program}, model {plan.model}. Not for diagnosis alone."
-    )
-    shared.DerivationDescription = (
-        f"{plan.n_thin} slices {spacing_mm:.4g} mm apart computed by {program} from {plan.n_thick} acquired ones "
-        f"{plan.spacing_thick_mm[plan.axis]:.4g} mm apart and {plan.thickness_mm:.4g} mm thick "
-        f"({plan.profile} profile), model {model}. {agreement}"
-    )[:1024]
+    shared.ImageType = _image_type(stored.series, account.step)
+    shared.SeriesInstanceUID = uid_from(repr((account.key,)).encode())
+    shared.SeriesNumber = account.number
+    shared.SeriesDescription = account.description
+    shared.ImageComments = account.comments
+    shared.DerivationDescription = account.derivation[:LONGEST_ST]
     shared.DerivationCodeSequence = Items([_code(RESAMPLED)])
-    shared.ContributingEquipmentSequence = Items([_equipment(program, model)])
+    shared.ContributingEquipmentSequence = Items([_equipment(account.contribution)])
     shared.SamplesPerPixel = 1
     shared.BitsAllocated, shared.BitsStored, shared.HighBit = 16, storage.bits, storage.bits - 1
     shared.PixelRepresentation = int(storage.signed)
     if image.modality == "CT" or storage.slope != 1 or storage.intercept != 0:
-        shared.RescaleSlope, shared.RescaleIntercept = _decimal(storage.slope), _decimal(storage.intercept)
+        shared.RescaleSlope, shared.RescaleIntercept = decimal_string(storage.slope), decimal_string(storage.intercept)
         shared.setdefault("RescaleType", "HU" if image.modality == "CT" else "US")
-    rows, columns = plan.shape_thin[1], plan.shape_thin[0]
-    shared.Rows, shared.Columns = rows, columns
-    shared.PixelSpacing = [_decimal(mm / plan.in_plane) for mm in image.spacing_mm or ()]
-    shared.ImageOrientationPatient = [_decimal(cosine) for cosine in image.orientation or ()]
-    shared.SliceThickness = _decimal(spacing_mm)
-    shared.SpacingBetweenSlices = _decimal(spacing_mm)
+    shared.Columns, shared.Rows = volume.shape[:2]
+    shared.PixelSpacing = [decimal_string(mm) for mm in layout.pixel_mm]
+    shared.ImageOrientationPatient = [decimal_string(cosine) for cosine in layout.orientation]
+    shared.SliceThickness = decimal_string(layout.spacing_mm)
+    shared.SpacingBetweenSlices = decimal_string(layout.spacing_mm)
 
 
-def _description(series: Series, what: str, anonymise: bool) -> str:
+def series_description(named: str, distinction: str, what: str, anonymise: bool) -> str:
     """Returns the source's description, what tells the stack apart, and what was done, within 64 characters."""
-    distinction = series.distinction[:20] if not anonymise else ""
+    distinction = distinction[:20] if not anonymise else ""
     room = LONGEST_LO - len(what) - len(distinction) - 1
-    named = f"{series.images[0].description[:room].strip()}{distinction} " if not anonymise else ""
-    return f"{named.strip(' ,')} {what}".strip()
+    kept = f"{named[:room].strip()}{distinction} " if not anonymise else ""
+    return f"{kept.strip(' ,')} {what}".strip()
 
 
-def _series_number(source: int, index: int) -> int:
+def series_number(source: int, index: int) -> int:
     """Returns a number after all others of the study, and recognisable, as far as the 31 bits of an IS go."""
     number = source * 1000 + index + 1
     return number if abs(number) < 2**31 else index + 1
 
 
-def _image_type(series: Series) -> list[str]:
+def _image_type(series: Series, step: str) -> list[str]:
     """Returns DERIVED, SECONDARY, what kind of image the source was, and what was done to it."""
     source = series.images[0].among[0].split("\\")
     kind = [value.strip() for value in source[2:3] if value.strip()]
     if series.images[0].modality == "CT":
         kind = ["AXIAL"]
-    return ["DERIVED", "SECONDARY", *(kind or ["OTHER"]), "RESAMPLED"]
+    return ["DERIVED", "SECONDARY", *(kind or ["OTHER"]), step]
 
 
-def _equipment(program: str, model: str) -> Dataset:
+def _equipment(contribution: str) -> Dataset:
     item = Dataset()
     item.Manufacturer = MAKER
     item.ManufacturerModelName = MAKER
-    item.SoftwareVersions = program
-    item.ContributionDescription = f"computed the slices between acquired ones with model {model}"[:1024]
+    item.SoftwareVersions = program_in_words()
+    item.ContributionDescription = contribution[:LONGEST_ST]
     item.PurposeOfReferenceCodeSequence = Items([_code(MODIFIED)])
     return item
 
 
-def _decimal(value: float) -> DSfloat:
+def decimal_string(value: float) -> DSfloat:
     """Returns a decimal string of at most 16 characters, as many digits as fit."""
     return DSfloat(float(value), auto_format=True)
 
 
-def _counts_down(series: Series) -> bool:
+def counts_down(series: Series) -> bool:
     """Tells whether the images' numbers fall along the array, as they do where a scanner counts from the head down."""
     numbers = [image.instance for image in series.images if image.frame is None and image.instance is not None]
     return len(numbers) == len(series.images) and numbers[0] > numbers[-1]
 
 
-def _image(
-    shared: Dataset, thin: Volume, plan: Plan, index: int, window: dict[str, Any], sources: list[Dataset], key: str
-) -> Dataset:
-    """Returns one slice; the index is along the array's last axis."""
-    stored = thin.header
+def image_at(shared: Dataset, volume: Volume, layout: Layout, index: int, key: str) -> Dataset:
+    """Returns one image of a new series, but for its number, its window and what it refers to.
+
+    Args:
+        shared: what all of them say, see `describe`.
+        volume: [columns, rows from the last to the first, slices], as they are stored.
+        layout: how its images lie.
+        index: along the array's last axis.
+        key: what identifiers are made of.
+    """
+    stored = volume.header
     assert isinstance(stored, Stored)
     image = Dataset()
     image.update(shared)
     image.SOPInstanceUID = uid_from(repr((key, index)).encode())
-    image.InstanceNumber = plan.n_thin - index if _counts_down(stored.series) else index + 1
-    corner = thin.affine @ [0, thin.voxels.shape[1] - 1, index, 1]  # the first row is the last of the array
+    corner = volume.affine @ [0, volume.shape[1] - 1, index, 1]  # the first row is the last of the array
     position = corner[:3] * [-1, -1, 1]
-    image.ImagePositionPatient = [_decimal(mm) for mm in position]
-    along_row, along_column = np.reshape(stored.series.images[0].orientation or (), (2, 3))
-    image.SliceLocation = _decimal(float(np.cross(along_row, along_column) @ position))
-    image.SourceImageSequence = Items(sources)
-    for name, value in window.items():
-        setattr(image, name, value)
+    image.ImagePositionPatient = [decimal_string(mm) for mm in position]
+    along_row, along_column = np.reshape(layout.orientation, (2, 3))
+    image.SliceLocation = decimal_string(float(np.cross(along_row, along_column) @ position))
     # Rows run from the last to the first in the array, see `read_series`.
-    values = _to_stored(thin.voxels[:, ::-1, index].T, stored.storage)
+    values = _to_stored(volume.voxels[:, ::-1, index].T, stored.storage)
     image.PixelData = values.astype("<i2" if stored.storage.signed else "<u2").tobytes()
     image["PixelData"].VR = "OW"
     return image
