@@ -191,7 +191,8 @@ def as_stored(volume: Volume) -> Volume:
     series = volume.header
     assert isinstance(series, Series)
     storage, note = _storage(volume.voxels, series)
-    if volume.voxels.dtype.kind == "f" or note:
+    # Whole numbers are on the steps of a rescale by one already.
+    if volume.voxels.dtype.kind == "f" or note or storage.slope != 1:
         voxels = volume.voxels if volume.voxels.dtype.kind == "f" else volume.voxels.astype(np.float32)
         for index in range(voxels.shape[2]):
             voxels[..., index] = _to_stored(voxels[..., index], storage) * storage.slope + storage.intercept
