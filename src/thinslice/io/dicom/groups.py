@@ -203,8 +203,9 @@ def _read_candidates(study: Study) -> tuple[list[_Candidate], dict[int, str]]:
             contrast = contrast_of_series(series)
             wanted = ["ProtocolName", "SourceImageSequence", "PerFrameFunctionalGroupsSequence"]
             header = read_dataset(image.path, stop_before_pixels=True, specific_tags=wanted)
-        except InputRefused as refusal:
-            reasons[index] = str(without_place(refusal))
+        except (InputRefused, OSError) as error:
+            why = without_place(error) if isinstance(error, InputRefused) else f"no access ({error.strerror})"
+            reasons[index] = str(why)
             continue
         with quiet():
             protocol = str(header.get("ProtocolName") or "")
@@ -337,15 +338,15 @@ def _why_repeated(kind: Sequence[_Candidate]) -> dict[int, str]:
     for at, one in enumerate(kind):
         same = [other for other in kind if other is not one and _is_same_grid(one, other)]
         of_series = [other for other in same if other.first.series_uid == one.first.series_uid]
-        before = [other for other in kind[:at] if other in same]
+        twins = [other for other in same if _is_same_acquisition(one, other)]
+        before = [other.series.label for other in kind[:at] if other in twins]
         if of_series:
             reasons[one.index] = f"one of {len(of_series) + 1} images at the same places in one series: 4-D"
-        elif same and one.contrast.has_agent and not one.is_ct:
-            reasons[one.index] = f"at the same places as {same[0].series.label}: phases after a contrast agent"
-        elif before and (one.is_ct or one.is_derived or any(_is_same_acquisition(one, other) for other in before)):
-            reasons[one.index] = (
-                f"at the same places as {before[0].series.label}: another reconstruction or phase of it"
-            )
+        elif before:
+            reasons[one.index] = f"the same slices as {before[0]}, reconstructed or filtered in another way"
+        elif one.contrast.has_agent and len(same) > len(twins):
+            other = next(other.series.label for other in same if other not in twins)
+            reasons[one.index] = f"at the same places as {other}: phases after a contrast agent"
     return reasons
 
 
@@ -356,7 +357,12 @@ def _is_same_grid(one: _Candidate, other: _Candidate) -> bool:
 
 
 def _is_same_acquisition(one: _Candidate, other: _Candidate) -> bool:
-    """Tells whether slices at the same places were acquired at the same times, as far as headers say when."""
+    """Tells whether slices at the same places are one acquisition, reconstructed or corrected twice.
+
+    CT is not repeated to average noise out: what lies at the same places there has another kernel, or shows a phase.
+    """
+    if one.is_ct or one.is_derived != other.is_derived:
+        return True
     at = WHERE_DOUBLED.index("AcquisitionTime")
     mine, theirs = ([image.where_doubled[at] for image in each.series.images] for each in (one, other))
     # Zeros are what some write instead of a time that might tell who it was.
