@@ -320,20 +320,14 @@ def test_what_cannot_be_read_is_named_too(tmp_path):
     assert "a localizer" in left.reason
 
 
-@pytest.mark.parametrize("is_gone", [True, False])
-def test_a_file_that_is_gone_or_damaged_by_now_is_left_out(tmp_path, is_gone):
+def test_a_file_that_is_gone_by_now_is_left_out(tmp_path):
     body(tmp_path, 1, SAGITTAL)
     body(tmp_path, 2, CORONAL)
     study = find_study(tmp_path)
-    file = study.series[1].images[0].path
-    content = file.read_bytes()
-    file.unlink()
-    if not is_gone:
-        file.write_bytes(content[:150] + b"\xff" * 300)
+    study.series[1].images[0].path.unlink()
     found = find_groups(study)
     assert found.groups == ()
-    why = "no access (No such file or directory)" if is_gone else "damaged DICOM"
-    assert why in reasons(found)[2]
+    assert reasons(found)[2] == "no access (No such file or directory)"
 
 
 def test_enhanced_images_are_grouped_by_their_frames(tmp_path):

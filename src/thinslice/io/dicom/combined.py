@@ -57,6 +57,9 @@ OF_ONE_PLANE = (
 SAME_AXES = 0.9999
 """Axes whose cosine is larger are the same ones: within 0.8 degrees."""
 
+THICK = 1.5
+"""Where voxels are so many times longer along another axis than that of the first series, slices lie across it."""
+
 ABOVE_ENHANCED = 500
 """What is added to the number of a combined series: below that are those of single stacks made thin."""
 
@@ -88,8 +91,8 @@ def images_of_combined(
 ) -> Iterator[Dataset]:
     """Yields the slices of a new series, in order, to be written with `thinslice.io.dicom.derived.save`.
 
-    Its planes are those of the first series where the grid has its axes. Else they lie across the last of the coarsest
-    axes, and are shown as usual: the patient's left or back at the right, feet or back below.
+    Its planes are those of the first series where the grid has its axes and is about as fine across them. Else they lie
+    across the coarsest axis, and are shown as usual: the patient's left or back at the right, feet or back below.
 
     Args:
         volume: the combined volume, as `thinslice.io.dicom.derived.as_stored` gives it back: its header before that
@@ -147,16 +150,17 @@ def turn_to_slices(volume: Volume, first: Series) -> Volume:
         volume: with axes at right angles.
         first: the series whose axes are taken if the volume has them too, whatever their order and directions.
     """
+    across = through_plane_axis(volume) if volume.slice_axis is None else volume.slice_axis
+    # Left-right, or else back-front, lies along the rows: the patient axis of the lower number.
+    patient = patient_axes(volume.affine)
+    order = [*sorted({0, 1, 2} - {across}, key=lambda axis: patient[axis]), across]
+    backwards = [not runs_backwards(volume.affine, order[0]), runs_backwards(volume.affine, order[1]), False]
     if _has_axes_of(volume.affine, first.affine):
         cosines = directions(first.affine).T @ directions(volume.affine)
-        order = [int(axis) for axis in np.abs(cosines).argmax(axis=1)]
-        backwards = [bool(cosines[at, axis] < 0) for at, axis in enumerate(order)]
-    else:
-        across = through_plane_axis(volume) if volume.slice_axis is None else volume.slice_axis
-        # Left-right, or else back-front, lies along the rows: the patient axis of the lower number.
-        patient = patient_axes(volume.affine)
-        order = [*sorted({0, 1, 2} - {across}, key=lambda axis: patient[axis]), across]
-        backwards = [not runs_backwards(volume.affine, order[0]), runs_backwards(volume.affine, order[1]), False]
+        of_first = [int(axis) for axis in np.abs(cosines).argmax(axis=1)]
+        spacing_mm = np.asarray(volume.spacing_mm)
+        if of_first[2] == across or spacing_mm[across] < THICK * spacing_mm[of_first[2]]:
+            order, backwards = of_first, [bool(cosines[at, axis] < 0) for at, axis in enumerate(of_first)]
     turned = _flipped(volume, order, backwards)
     # The normal of rows and columns is the way in which slices are counted; columns run against the array's rows.
     if np.linalg.det(turned.affine[:3, :3]) < 0:
@@ -184,9 +188,9 @@ def _flipped(volume: Volume, order: Sequence[int], backwards: Sequence[bool]) ->
 
 def _layout(affine: np.ndarray) -> Layout:
     """Returns how images lie whose array has this affine; see `turn_to_slices`."""
-    columns_mm, rows_mm, spacing_mm = (float(mm) for mm in np.linalg.norm(affine[:3, :3], axis=0))
+    # To so many digits as the rounding of headers and what was computed from them leaves.
+    columns_mm, rows_mm, spacing_mm = (float(mm) for mm in np.linalg.norm(affine[:3, :3], axis=0).round(9))
     along = TO_RAS @ directions(affine)
-    # To twelve digits, which fit into a header: what is beyond them is rounding.
     cosines = np.round([*along[:, 0], *-along[:, 1]], 12) + 0.0  # -0.0 becomes 0.0
     return Layout(tuple(float(cosine) for cosine in cosines), (rows_mm, columns_mm), spacing_mm)
 
