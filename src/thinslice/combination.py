@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -33,7 +33,7 @@ from thinslice.errors import InputRefused, OutputRefused
 from thinslice.io import formats
 from thinslice.io.atomic import all_or_none
 from thinslice.io.contrast import compare_contrasts, contrast_beside
-from thinslice.io.outputs import Output, check_outputs, find_output, labels_beside
+from thinslice.io.outputs import LABELS_NAME, PAGE_ENDINGS, Output, check_outputs, find_output, labels_beside
 from thinslice.models.interpolations import interpolation
 from thinslice.models.protocol import Model
 from thinslice.pipeline import series_of, to_stored, type_of_thin
@@ -41,6 +41,9 @@ from thinslice.plan import Plan, make_plan
 from thinslice.progress import Progress, no_progress, part_of
 from thinslice.settings import Settings
 from thinslice.volume import Volume, format_shape, through_plane_axis
+
+if TYPE_CHECKING:  # pydicom takes a third of a second to import
+    from thinslice.io.dicom.series import Series
 
 logger = logging.getLogger(__name__)
 
@@ -80,14 +83,16 @@ class CombinedStack:
 
     def describe(self) -> str:
         """Returns one sentence for the terminal and the report."""
-        if self.left_out is not None:
-            return f"{self.name}: left out: {self.left_out}"
+        return f"{self.name}: {f'left out: {self.left_out}' if self.left_out is not None else self.account()}"
+
+    def account(self) -> str:
+        """Returns where a stack was placed and how well it fits, without its name."""
         moved = "where its header says"
         if self.moved_mm >= 0.05 or self.turned_degrees >= 0.05:
             moved = f"moved by {self.moved_mm:.1f} mm and {self.turned_degrees:.1f} degrees"
         fit = self.fit
         if fit is None:
-            return f"{self.name}: {moved}"
+            return moved
         words = [moved, f"differs by {fit.rms_percent:.2g} % RMS"]
         if fit.rms_in_noise is not None:
             words[-1] += f" ({fit.rms_in_noise:.2g} times its noise)"
@@ -96,7 +101,7 @@ class CombinedStack:
         doubtful = int(np.count_nonzero(fit.slice_weights < 0.5))
         if doubtful:
             words.append(f"{doubtful} of its {len(fit.slice_weights)} slices count less, as they do not fit")
-        return f"{self.name}: {', '.join(words)}"
+        return ", ".join(words)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -157,27 +162,36 @@ class Combined:
         held_by: str | os.PathLike[str] | None = None,
         labels_out: str | os.PathLike[str] | None = None,
         report: str | os.PathLike[str] | None = None,
+        anonymise: bool = False,
         overwrite: bool = False,
     ) -> None:
         """Writes the volume and its report as JSON beside it, and whatever else is asked for: all files, or none.
 
         Args:
-            path: a name in any format that is written, see `thinslice.io.formats`.
+            path: a name in any format that is written, see `thinslice.io.formats`; of DICOM series also a folder, for a
+                new series of the study of the first one.
             held_by: a file for the map of how many stacks hold each voxel.
             labels_out: where the segmentation goes; default: beside ``path``.
             report: an HTML file: a page on which the first stack as acquired, made thin alone, and combined are
                 compared.
+            anonymise: leaves the patient's identity out of a new DICOM series and of all that is written beside it.
             overwrite: whether files that are there already may be replaced; what went in never is.
 
         Raises:
+            InputRefused: it cannot be made anonymous.
             OutputRefused: it may not be written there, or there is no room.
         """
-        places = find_places(path, held_by, labels_out, report, self.segmentation is not None)
+        series = series_of(self.acquired[0])
+        places = find_places(path, held_by, labels_out, report, self.segmentation is not None, series)
         check_places(places, [volume.source for volume in self.acquired if volume.source is not None], overwrite)
+        shown = self.without_identity() if anonymise else self
         try:
-            with all_or_none([*places.values()], overwrite) as parts:
-                for name, part in zip(places, parts, strict=True):
-                    self._write_one(name, part)
+            if formats.ending(places["volume"]):
+                with all_or_none([*places.values()], overwrite) as parts:
+                    for name, part in zip(places, parts, strict=True):
+                        shown._write_one(name, part)
+            else:
+                shown._write_series(places, anonymise, overwrite)
         except OSError as error:
             raise OutputRefused(
                 place=os.fspath(path),
@@ -186,6 +200,66 @@ class Combined:
                 next="free some room, or choose another place",
                 code="cannot-write",
             ) from error
+
+    def without_identity(self) -> "Combined":
+        """Returns the same without what beside the images may name the patient: names of files and of series.
+
+        Raises:
+            InputRefused: not all of it came from DICOM series, or from such that can be made anonymous.
+        """
+        from thinslice.io.dicom.identity import check_can_hide
+
+        for scan, stack in zip(self.acquired, self.stacks, strict=True):
+            series = series_of(scan)
+            if series is None:
+                raise InputRefused(
+                    place=stack.name,
+                    got="`anonymise` for a scan that is no DICOM",
+                    need="DICOM series",
+                    next="leave it out",
+                    code="anonymise-without-dicom",
+                )
+            check_can_hide(series)
+        names = {stack.name: f"stack {number + 1}" for number, stack in enumerate(self.stacks)}
+        stacks = []
+        for stack in self.stacks:
+            reason = stack.left_out
+            for name, number in names.items():
+                reason = None if reason is None else reason.replace(name, number)
+            stacks.append(replace(stack, name=names[stack.name], left_out=reason))
+        notes = []
+        for note in self.notes:
+            for name, number in names.items():
+                note = note.replace(name, number)
+            notes.append(note)
+        return replace(self, stacks=tuple(stacks), notes=tuple(notes))
+
+    def _write_series(self, places: dict[str, Path], anonymise: bool, overwrite: bool) -> None:
+        """Writes a new DICOM series, and whatever else is asked for: all files, or none."""
+        from thinslice.io.dicom.combined import images_of_combined
+        from thinslice.io.dicom.derived import save
+
+        used = [n for n, stack in enumerate(self.stacks) if stack.left_out is None]
+        plan = self.stacks[0].plan
+        description = " ".join(f"Stack {n + 1} of {len(self.stacks)}: {self.stacks[n].account()}." for n in used)
+        key = json.dumps(
+            [stack.plan.to_json() for stack in self.stacks] + [stack.motion.tolist() for stack in self.stacks]
+        )
+        model = f"{plan.model} {plan.model_sha256 or ''}".strip()
+        sources = [self.acquired[number] for number in used]
+        images = list(images_of_combined(self.volume, sources, description, key, model, anonymise))
+        folder = places["volume"]
+        beside = {name: path for name, path in places.items() if name != "volume"}
+        slices = [folder / f"IM{number:04d}.dcm" for number in range(1, len(images) + 1)]
+
+        def find_stale() -> set[Path]:
+            return set(folder.glob("IM*.dcm")) - set(slices)
+
+        with all_or_none([*beside.values(), *slices], overwrite, find_stale) as parts:
+            for name, part in zip(beside, parts, strict=False):
+                self._write_one(name, part)
+            for image, part in zip(images, parts[len(beside) :], strict=True):
+                save(image, part)
 
     def _write_one(self, name: str, part: Path) -> None:
         if name == "json":
@@ -325,14 +399,22 @@ def find_places(
     labels_out: str | os.PathLike[str] | None = None,
     report: str | os.PathLike[str] | None = None,
     has_labels: bool = False,
+    series: "Series | None" = None,
 ) -> dict[str, Path]:
-    """Returns the files that `Combined.save` writes, by what they are: the volume comes last."""
-    answer = find_output(Path(), None, os.fspath(path), overwrite=True)
+    """Returns the files that `Combined.save` writes, by what they are: the volume comes last.
+
+    Args:
+        path, held_by, labels_out, report: as for `Combined.save`.
+        has_labels: whether there is a segmentation to write.
+        series: the first stack, where it is a DICOM series: then ``path`` may be a folder for a new one.
+    """
+    answer = find_output(Path(), series, os.fspath(path), overwrite=True)
     places = {"json": answer.sidecar}
     if held_by is not None:
         places["held_by"] = Path(held_by)
     if has_labels:
-        places["labels"] = Path(labels_out) if labels_out is not None else labels_beside(answer.destination)
+        beside = answer.destination / LABELS_NAME if answer.is_into_series else labels_beside(answer.destination)
+        places["labels"] = Path(labels_out) if labels_out is not None else beside
     if report is not None:
         places["report"] = Path(report)
     return places | {"volume": answer.destination}
@@ -344,11 +426,18 @@ def check_places(places: dict[str, Path], inputs: Sequence[Path], overwrite: boo
     Raises:
         OutputRefused: see `thinslice.io.outputs.check_outputs`.
     """
-    endings = {"json": (), "report": (".html", ".htm")}
+    endings: dict[str, tuple[str, ...]] = {"json": (), "report": PAGE_ENDINGS}
+    is_series = not formats.ending(places["volume"])
     words = {"json": "the JSON of the answer", "held_by": "`held_by`", "labels": "the labels", "report": "`report`"}
     check_outputs(
         [
-            Output(path, words.get(name, "the answer"), endings.get(name, formats.WRITABLE))
+            Output(
+                path,
+                words.get(name, "the answer"),
+                # A name without a known ending is that of a folder for a DICOM series, or else refused before.
+                () if is_series and name == "volume" else endings.get(name, formats.WRITABLE),
+                is_series and name == "volume",
+            )
             for name, path in places.items()
         ],
         inputs,

@@ -1,10 +1,12 @@
 """The verb combine: one volume from several stacks of one body."""
 
 import argparse
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from thinslice.cli.options import (
+    DICOM,
     SCAN,
     Parser,
     add_engine,
@@ -16,23 +18,44 @@ from thinslice.cli.options import (
     read_scan,
     settings_from,
 )
-from thinslice.cli.terminal import bar, say
-from thinslice.cli.words import to_options
+from thinslice.cli.terminal import REFUSED, bar, complain, say
+from thinslice.cli.words import named, reason_of, to_options
+from thinslice.errors import InputRefused, ThinsliceError
 
 if TYPE_CHECKING:
     from thinslice.combination import Combined
+    from thinslice.io.dicom.groups import SeriesGroup
+    from thinslice.io.dicom.series import Study
+    from thinslice.volume import Volume
 
 LEFT_OUT = ("factor", "spacing_mm", "grid", "in_plane", "fuse", "projection", "thickness_mm", "profile", "noise")
 """Settings of enhance that say something about one stack, or about a grid that several do not share."""
+
+
+LONGEST_FOLDER = 64
+"""Characters of a folder's name: some file systems take few."""
 
 
 def add_combine(verbs: "argparse._SubParsersAction[Parser]") -> None:
     """Adds ``thinslice combine`` and its options."""
     verb = add_verb(verbs, "combine", combine, "make one volume from several stacks of one body")
     verb.add_argument(
-        "-i", "--input", required=True, nargs="+", type=path_argument, metavar="IN", help=f"two or more; each a {SCAN}"
+        "-i",
+        "--input",
+        required=True,
+        nargs="+",
+        type=path_argument,
+        metavar="IN",
+        help=f"two or more, each a {SCAN}, or {DICOM}; or one study, whose series that belong together are found",
     )
-    verb.add_argument("-o", "--output", required=True, type=path_argument, metavar="OUT", help="the combined volume")
+    verb.add_argument(
+        "-o",
+        "--output",
+        required=True,
+        type=path_argument,
+        metavar="OUT",
+        help="the combined volume; of DICOM also a folder",
+    )
     verb.add_argument(
         "--spacing",
         type=positive(float),
@@ -57,6 +80,7 @@ def add_combine(verbs: "argparse._SubParsersAction[Parser]") -> None:
     verb.add_argument("--labels-out", type=path_argument, metavar="OUT", help="where to; default: beside the answer")
     verb.add_argument("--held-by", type=path_argument, metavar="OUT", help="a map: how many stacks hold each voxel")
     verb.add_argument("--report", type=path_argument, metavar="HTML", help="a page on which they are compared")
+    verb.add_argument("--anonymise", action="store_true", help="DICOM: without the patient's identity")
     add_settings(verb, leave_out=LEFT_OUT)
     add_engine(verb)
     verb.add_argument("--overwrite", action="store_true", help="replace files that exist")
@@ -65,9 +89,8 @@ def add_combine(verbs: "argparse._SubParsersAction[Parser]") -> None:
 
 def combine(arguments: argparse.Namespace) -> int:
     """Reads the stacks, combines them, and puts all files in their places, or none of them."""
-    from thinslice.combination import check_places, combine_volumes, describe_combination, find_places
     from thinslice.errors import OutputRefused
-    from thinslice.models.registry import models_for
+    from thinslice.io.outputs import find_study
     from thinslice.pipeline import read_scan as read_any
 
     if arguments.labels_out is not None and arguments.labels is None:
@@ -77,15 +100,95 @@ def combine(arguments: argparse.Namespace) -> int:
             next="give `labels`, or leave both out",
             code="labels-out",
         )
+    study = find_study(arguments.input[0]) if len(arguments.input) == 1 else None
+    if study is not None:
+        return _combine_study(study, arguments)
+    _combine_one([read_any(path) for path in arguments.input], arguments.output, arguments)
+    return 0
+
+
+def _combine_study(study: "Study", arguments: argparse.Namespace) -> int:
+    """Combines the series of a study that belong together, each group to a file or a series of its own."""
+    from thinslice.io.dicom.groups import find_groups
+    from thinslice.io.dicom.pixels import read_series
+    from thinslice.io.formats import ending
+
+    found = find_groups(study)
+    for one in found.left_out if not arguments.quiet else ():
+        say(f"left out: {one.label}: {one.reason}")
+    if not found.groups:
+        reasons = "; ".join(f"{one.label}: {one.reason}" for one in found.left_out)
+        raise InputRefused(
+            place=arguments.input[0],
+            got=f"no two series that belong together ({reasons})",
+            need="stacks of one body in one contrast",
+            next="name the files or folders of those that do",
+            code="no-group",
+        )
+    if len(found.groups) > 1 and (ending(arguments.output) or _has_one_place(arguments)):
+        names = ", ".join(group.name for group in found.groups)
+        raise InputRefused(
+            place=arguments.input[0],
+            got=f"{len(found.groups)} groups of series ({names}) for one file",
+            need="one",
+            next="name a folder as output, without further files, or the folders of the series of one group",
+            code="several-groups",
+        )
+    done = [
+        _combine_group(
+            [read_series(series) for series in group.series],
+            arguments.output if len(found.groups) == 1 else arguments.output / _folder_name(number, group, arguments),
+            arguments,
+            group,
+        )
+        for number, group in enumerate(found.groups)
+    ]
+    return 0 if all(done) else REFUSED
+
+
+def _combine_group(scans: "list[Volume]", output: Path, arguments: argparse.Namespace, group: "SeriesGroup") -> bool:
+    """Combines one group, and tells why where that does not succeed; the others go on."""
+    if not arguments.quiet:
+        say(f"{group.name}: {', '.join(series.label for series in group.series)}")
+        for note in group.notes:
+            say(f"  note: {note}")
+    try:
+        _combine_one(scans, output, arguments)
+    except (ThinsliceError, OSError, MemoryError) as error:
+        complain(named(group.name, reason_of(error)))
+        return False
+    return True
+
+
+def _folder_name(number: int, group: "SeriesGroup", arguments: argparse.Namespace) -> str:
+    """Returns what the folder of a group is called: nothing of its description where it is to be anonymous."""
+    words = "" if arguments.anonymise else re.sub(r"[^A-Za-z0-9]+", "_", group.name).strip("_")
+    return f"{number + 1:02d}_{words}"[:LONGEST_FOLDER].rstrip("_")
+
+
+def _has_one_place(arguments: argparse.Namespace) -> bool:
+    return any(one is not None for one in (arguments.labels, arguments.held_by, arguments.report))
+
+
+def _combine_one(scans: "list[Volume]", output: Path, arguments: argparse.Namespace) -> None:
+    """Combines stacks that have been read, and writes what was asked for."""
+    from thinslice.combination import check_places, combine_volumes, describe_combination, find_places
+    from thinslice.models.registry import models_for
+    from thinslice.pipeline import series_of
+
     wanted = arguments.answer_grid
     grid = wanted if wanted in ("first", "union") else read_scan(Path(wanted))
     places = find_places(
-        arguments.output, arguments.held_by, arguments.labels_out, arguments.report, arguments.labels is not None
+        output,
+        arguments.held_by,
+        arguments.labels_out,
+        arguments.report,
+        arguments.labels is not None,
+        series_of(scans[0]),
     )
-    inputs = [*arguments.input, *([arguments.labels] if arguments.labels is not None else [])]
-    check_places(places, inputs, arguments.overwrite)
+    inputs = [scan.source for scan in scans if scan.source is not None]
+    check_places(places, [*inputs, *([arguments.labels] if arguments.labels else [])], arguments.overwrite)
     settings = settings_from(arguments)
-    scans = [read_any(path) for path in arguments.input]
     labels = read_scan(arguments.labels) if arguments.labels is not None else None
     with bar("combine", arguments.quiet) as show:
         done = combine_volumes(
@@ -96,19 +199,19 @@ def combine(arguments: argparse.Namespace) -> int:
             registration=arguments.registration,
             labels=labels,
             settings=settings,
-            target=arguments.output,
+            target=output,
             progress=show,
         )
     done.save(
-        arguments.output,
+        output,
         held_by=arguments.held_by,
         labels_out=arguments.labels_out,
         report=arguments.report,
+        anonymise=arguments.anonymise,
         overwrite=arguments.overwrite,
     )
     if not arguments.quiet:
         _tell(done, f"{describe_combination(done)}, {done.seconds:.1f} s", [str(place) for place in places.values()])
-    return 0
 
 
 def _tell(done: "Combined", what: str, written: list[str]) -> None:
