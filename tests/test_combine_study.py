@@ -1,0 +1,146 @@
+"""thinslice combine on a DICOM study: the groups that are found become new series of it, or files."""
+
+import json
+
+import numpy as np
+import pytest
+from pydicom import dcmread
+
+from dicom_files import AXIAL, CORONAL, SAGITTAL
+from faults import catches
+from test_dicom_groups import body
+from test_slice_profile import leaves
+from thinslice import cli
+from thinslice.io.dicom.pixels import read_series
+from thinslice.io.dicom.series import find_study
+
+SIDE = 48
+"""Voxels of 1 mm along each side of the body; slices are 4 mm thick."""
+
+
+def acquired(orientation, shift=0):
+    """Stored values [slices, rows, columns] of the leaves, 4 voxels a slice, as a scanner sees them."""
+    # [x, y, z] in LPS; rows run along the first direction cosine.
+    voxels = (1000 * leaves()[shift : SIDE + shift, :SIDE, :SIDE]).astype(float)
+    along_row, along_column = np.reshape(orientation, (2, 3))
+    across = np.cross(along_row, along_column)
+    order, flips = zip(
+        *((int(np.abs(v).argmax()), v.sum() < 0) for v in (across, along_column, along_row)), strict=True
+    )
+    stack = voxels.transpose(order)
+    stack = stack[tuple(slice(None, None, -1 if flip else 1) for flip in flips)]
+    return stack.reshape(SIDE // 4, 4, SIDE, SIDE).mean(axis=1).round().astype(np.int16)
+
+
+def add(folder, series, orientation, description="T2 TSE", shift=0, **more):
+    """Writes a stack of the leaves, in a folder of its own."""
+    more = {"thickness_mm": 4.0, **more}
+    body(
+        folder, series, orientation, description, count=SIDE // 4, rows=SIDE, columns=SIDE, spacing=(1.0, 1.0),
+        values=acquired(orientation, shift), **more,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def run(capsys):
+    def call(*words):
+        try:
+            code = cli.main([str(word) for word in words])
+        except SystemExit as left:
+            code = left.code
+        out, err = capsys.readouterr()
+        return code, out.splitlines(), err.splitlines()
+
+    return call
+
+
+FAST = ("--no-registration", "--model", "cubic")
+
+
+def names(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+@catches("combination.py", "sources = [self.acquired[number] for number in used]", "sources = [self.acquired[0]]")
+def test_a_study_becomes_a_new_series_of_it(tmp_path, run):
+    study = tmp_path / "study"
+    add(study, 1, AXIAL)
+    add(study, 2, SAGITTAL)
+    add(study, 3, CORONAL)
+    body(study, 4, AXIAL, "localizer", count=3)
+    code, out, err = run("combine", "-i", study, "-o", tmp_path / "new", *FAST)
+    assert (code, err) == (0, [])
+    assert any(line.startswith("left out: 4 localizer") for line in out)
+    assert any("3 stacks -> 48 x 48 x 48 voxels of 1 x 1 x 1 mm" in line for line in out)
+    (series,) = find_study(tmp_path / "new", computed_too=True).series
+    volume = read_series(series)
+    truth = 1000 * leaves()[:SIDE, :SIDE, :SIDE]
+    # Its axes as those of the axial stack: columns to the left, rows from the last to the first, slices to the head.
+    answer = volume.voxels[:, ::-1] if volume.affine[1, 1] > 0 else volume.voxels
+    assert np.corrcoef(answer[8:-8, 8:-8, 8:-8].ravel(), truth[8:-8, 8:-8, 8:-8].ravel())[0, 1] > 0.95
+    first = dcmread(next((tmp_path / "new").glob("IM*.dcm")))
+    assert first.StudyInstanceUID == dcmread(next((study / "s1").iterdir())).StudyInstanceUID
+    assert {one.SeriesInstanceUID for one in first.ReferencedSeriesSequence} == {
+        dcmread(next((study / f"s{n}").iterdir())).SeriesInstanceUID for n in (1, 2, 3)
+    }
+    assert "Stack 1 of 3" in first.DerivationDescription
+    facts = json.loads((tmp_path / "new" / "thinslice.json").read_text())
+    assert [one["left_out"] for one in facts["combined_from"]] == [None] * 3
+    # Once more into the same place: refused, and with --overwrite the same bytes.
+    before = {name: (tmp_path / "new" / name).read_bytes() for name in names(tmp_path / "new") if name.endswith("dcm")}
+    assert run("combine", "-i", study, "-o", tmp_path / "new", *FAST)[0] == 2
+    assert run("combine", "-i", study, "-o", tmp_path / "new", "--overwrite", "-q", *FAST)[:2] == (0, [])
+    assert before == {name: (tmp_path / "new" / name).read_bytes() for name in before}
+
+
+def test_a_group_goes_to_a_file_too(tmp_path, run):
+    add(tmp_path / "study", 1, AXIAL)
+    add(tmp_path / "study", 2, SAGITTAL)
+    code, _, err = run("combine", "-i", tmp_path / "study", "-o", tmp_path / "one.nii.gz", *FAST, "--spacing", "1.5")
+    assert (code, err) == (0, [])
+    assert names(tmp_path)[:2] == ["one.json", "one.nii.gz"]
+
+
+@catches("cli/combine.py", "len(found.groups) > 1 and (ending(", "len(found.groups) > 9 and (ending(")
+def test_groups_of_two_contrasts_become_two_series(tmp_path, run):
+    for number, orientation in ((1, AXIAL), (2, SAGITTAL)):
+        add(tmp_path / "study", number, orientation)
+        add(tmp_path / "study", number + 2, orientation, "T1 SE", EchoTime=10, RepetitionTime=500)
+    code, _, err = run("combine", "-i", tmp_path / "study", "-o", tmp_path / "one.nii.gz", *FAST)
+    assert code == 2
+    assert len(err) == 1
+    assert "2 groups of series" in err[0]
+    code, out, err = run("combine", "-i", tmp_path / "study", "-o", tmp_path / "both", *FAST)
+    assert (code, err) == (0, [])
+    assert sorted(path.name for path in (tmp_path / "both").iterdir()) == ["01_T2_TSE", "02_T1_SE"]
+    assert sum("2 stacks ->" in line for line in out) == 2
+
+
+@catches("combination.py", "shown._write_series(", "self._write_series(")
+def test_nothing_names_the_patient_where_that_is_asked_for(tmp_path, run):
+    add(tmp_path / "study", 1, AXIAL, "Meier T2")
+    add(tmp_path / "study", 2, SAGITTAL, "Meier T2")
+    code, _, err = run("combine", "-i", tmp_path / "study", "-o", tmp_path / "new", "--anonymise", *FAST)
+    assert (code, err) == (0, [])
+    for file in (tmp_path / "new").iterdir():
+        assert b"Meier" not in file.read_bytes()
+
+
+def test_a_study_without_two_that_belong_together_is_refused(tmp_path, run):
+    add(tmp_path / "study", 1, AXIAL)
+    body(tmp_path / "study", 2, SAGITTAL, "T1 SE", EchoTime=10, RepetitionTime=500)
+    code, _, err = run("combine", "-i", tmp_path / "study", "-o", tmp_path / "new", "-q", *FAST)
+    assert code == 2
+    assert len(err) == 1
+    assert "no two series that belong together" in err[0]
+    assert not (tmp_path / "new").exists()
+
+
+def test_bodies_that_are_not_alike_are_refused_and_nothing_is_left(tmp_path, run):
+    add(tmp_path / "study", 1, AXIAL)
+    add(tmp_path / "study", 2, SAGITTAL, shift=48)
+    code, _, err = run("combine", "-i", tmp_path / "study", "-o", tmp_path / "new", "-q", *FAST)
+    assert code == 2
+    assert len(err) == 1
+    assert "do not fit" in err[0] or "does not look like" in err[0]
+    assert not (tmp_path / "new").exists()
