@@ -615,7 +615,7 @@ def test_conditions_that_make_no_sense_are_refused_in_one_line(run, tmp_path, wo
     assert not (tmp_path / "out").exists()
 
 
-@catches("pipeline.py", "thin = _to_stored(done.volume, target)", "thin = done.volume")
+@catches("pipeline.py", "thin = to_stored(done.volume, target)", "thin = done.volume")
 def test_the_report_is_about_what_is_in_the_file(run, tmp_path):
     """Also where the file stores whole numbers with a rescale, on the scale that just holds the acquired values."""
     voxels = (np.random.default_rng(0).integers(0, 2, (24, 24, 9)) * 65535 - 32768).astype(np.int16)

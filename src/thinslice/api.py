@@ -5,7 +5,7 @@ for nibabel.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from numbers import Integral
 from pathlib import Path
@@ -25,7 +25,7 @@ from thinslice.models.protocol import Model
 from thinslice.models.registry import models_for
 from thinslice.pipeline import Enhanced, enhance_volume, read_scan, series_of
 from thinslice.progress import Progress, no_progress
-from thinslice.settings import Settings
+from thinslice.settings import Profile, Settings
 from thinslice.volume import Volume
 
 __all__ = ["Combined", "Enhanced", "combine", "enhance"]
@@ -102,19 +102,11 @@ def enhance(
     if model is not None and not isinstance(model, Model):
         changes["model"] = os.fspath(model)
     settings = _changed(settings, changes)
-    is_count = isinstance(threads, Integral) and not isinstance(threads, bool) and threads >= 1
-    if threads is not None and not is_count:
-        raise PlanRefused(
-            got=f"`threads={threads!r}`", need="1, 2 ...", next="correct it or leave it out", code="not-a-whole-number"
-        )
+    _check_threads(threads)
     volume = to_volume(image, affine)
-    if isinstance(model, Model):
-        chosen = model if threads is None else model.with_threads(threads)
-    else:
-        # `model` itself and not its text in the settings: a `pathlib.Path` is never the name of an embedded model.
-        wanted = settings.model if model is None else model
-        engine = EngineSettings(device=device, threads=threads, precision=precision)
-        chosen = models_for(wanted, engine, load_once)(volume)
+    # `model` itself and not its text in the settings: a `pathlib.Path` is never the name of an embedded model.
+    wanted = settings.model if model is None else model
+    chosen = _models_for(wanted, threads, device, precision)(volume)
     # Nothing gets this name: its folder is where a large answer lives, its ending says which values it can hold.
     target = Path(scratch) / f"thin{formats.own_ending(volume)}" if scratch is not None else None
     series = series_of(volume)
@@ -139,6 +131,11 @@ def combine(
     registration: bool = True,
     labels: Image | None = None,
     model: str | os.PathLike[str] | Model = "default",
+    thickness_mm: float | None = None,
+    profile: Profile | None = None,
+    denoise: bool = True,
+    interleaving: bool = True,
+    noise: float | None = None,
     threads: int | None = None,
     device: str = "cpu",
     precision: str = "fp32",
@@ -157,6 +154,7 @@ def combine(
             ``combine``); else their headers are believed.
         labels: a segmentation on the grid of the first stack, brought along.
         model: as for `enhance`.
+        thickness_mm, profile, denoise, interleaving, noise: of all stacks, see `thinslice.Settings`.
         threads, device, precision: as for `enhance`.
         progress: called with the share done, 0 .. 1.
 
@@ -176,6 +174,10 @@ def combine(
         >>> done.array.shape, [stack.left_out for stack in done.stacks]
         ((48, 48, 48), [None, None])
     """
+    if isinstance(images, str | os.PathLike):
+        raise InputRefused(
+            got="one name", need="a list of stacks", next="combine([axial, sagittal])", place=images, code="one-stack"
+        )
     if affines is not None and len(affines) != len(images):
         raise InputRefused(
             got=f"{len(affines)} affines for {len(images)} images",
@@ -183,21 +185,46 @@ def combine(
             next="give as many",
             code="not-as-many-affines",
         )
+    _check_threads(threads)
+    settings = Settings(
+        model="cubic" if isinstance(model, Model) else os.fspath(model),
+        thickness_mm=thickness_mm,
+        profile=profile,
+        denoise=denoise,
+        interleaving=interleaving,
+        noise=noise,
+    )
     volumes = [to_volume(image, None if affines is None else affines[n]) for n, image in enumerate(images)]
-    if isinstance(model, Model):
-        chosen = model if threads is None else model.with_threads(threads)
-        model_for = lambda _: chosen  # noqa: E731 -- a name would say no more
-    else:
-        model_for = models_for(model, EngineSettings(device=device, threads=threads, precision=precision), load_once)
+    # An array of labels has no affine of its own: it lies where the array of the first stack does.
+    of_labels = affines[0] if affines is not None and labels is not None and _is_bare(labels) else None
     return combine_volumes(
         volumes,
-        model_for,
+        _models_for(model, threads, device, precision),
         spacing_mm=spacing_mm,
         grid=_to_grid(grid),
         registration=registration,
-        labels=None if labels is None else to_volume(labels, None if affines is None else affines[0], labels=True),
+        labels=None if labels is None else to_volume(labels, of_labels, labels=True),
+        settings=settings,
         progress=progress,
     )
+
+
+def _check_threads(threads: int | None) -> None:
+    is_count = isinstance(threads, Integral) and not isinstance(threads, bool) and threads >= 1
+    if threads is not None and not is_count:
+        raise PlanRefused(
+            got=f"`threads={threads!r}`", need="1, 2 ...", next="correct it or leave it out", code="not-a-whole-number"
+        )
+
+
+def _models_for(
+    model: str | os.PathLike[str] | Model, threads: int | None, device: str, precision: str
+) -> Callable[[Volume], Model]:
+    """Returns what chooses the model for a scan; a file is loaded once per process."""
+    if isinstance(model, Model):
+        chosen = model if threads is None else model.with_threads(threads)
+        return lambda _: chosen
+    return models_for(model, EngineSettings(device=device, threads=threads, precision=precision), load_once)
 
 
 def _to_grid(grid: Grid | Image) -> Grid | Volume:

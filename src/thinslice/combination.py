@@ -13,8 +13,8 @@ import dataclasses
 import json
 import logging
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal
@@ -29,7 +29,7 @@ from thinslice.compute.registration import check_installed, register
 from thinslice.compute.ringing import settle_profile
 from thinslice.compute.stacks import Stack, VoxelGrid
 from thinslice.compute.upsample import upsample
-from thinslice.errors import InputRefused, OutputRefused
+from thinslice.errors import InputRefused, OutputRefused, PlanRefused
 from thinslice.io import formats
 from thinslice.io.atomic import all_or_none
 from thinslice.io.contrast import compare_contrasts, contrast_beside
@@ -53,6 +53,9 @@ Grid = Literal["first", "union"]
 LARGEST_REFINEMENT = 1_000_000
 """Voxels of the grid on which motion is refined; a finer one is taken that much coarser: a tenth of a millimetre is
 seen on it as well, in seconds."""
+
+FEWEST_SLICES = 5
+"""A stack has more than that in practice; a localizer has three or so, far apart, and shows nothing between them."""
 
 MOST_VOXELS = 600_000_000
 """Voxels of an answer beyond which it is refused: conjugate gradients need ten times its room."""
@@ -116,6 +119,7 @@ class Combined:
         seconds: how long it took, without reading and writing.
         notes: what had to be decided, in plain words.
         segmentation: labels on the combined grid, None without.
+        facts: what else the JSON shall say.
     """
 
     volume: Volume
@@ -125,6 +129,7 @@ class Combined:
     seconds: float
     notes: tuple[str, ...] = ()
     segmentation: Volume | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return f"<Combined: {describe_combination(self)}>"
@@ -142,6 +147,7 @@ class Combined:
     def to_json(self) -> str:
         """Returns the report as readable JSON."""
         content = {
+            **self.facts,
             "combined_from": [_stack_facts(stack) for stack in self.stacks],
             "shape": list(self.volume.shape),
             "affine": self.volume.affine.tolist(),
@@ -181,9 +187,17 @@ class Combined:
             InputRefused: it cannot be made anonymous.
             OutputRefused: it may not be written there, or there is no room.
         """
+        if labels_out is not None and self.segmentation is None:
+            raise OutputRefused(
+                got="`labels_out` without `labels`",
+                need="both",
+                next="give `labels`, or leave both out",
+                code="labels-out",
+            )
         series = series_of(self.acquired[0])
         places = find_places(path, held_by, labels_out, report, self.segmentation is not None, series)
-        check_places(places, [volume.source for volume in self.acquired if volume.source is not None], overwrite)
+        read = [*self.acquired, *([self.segmentation] if self.segmentation is not None else [])]
+        check_places(places, [volume.source for volume in read if volume.source is not None], overwrite)
         shown = self.without_identity() if anonymise else self
         try:
             if formats.ending(places["volume"]):
@@ -336,26 +350,31 @@ def combine_volumes(
         PlanRefused: one of them cannot be made thin.
     """
     started = perf_counter()
-    names = list(names or [_name_of(scan, number) for number, scan in enumerate(scans)])
+    names = list(names or _name_all(scans))
+    # It refuses what is no spacing.
+    Settings(spacing_mm=spacing_mm)
     _check_scans(scans, names)
     if registration:
         check_installed()
-    first_plan = make_plan(scans[0], Settings(model="cubic"), interpolation("cubic"))
+    try:
+        first_plan = make_plan(scans[0], Settings(model="cubic"), interpolation("cubic"))
+    except (InputRefused, PlanRefused) as error:
+        raise error.at(names[0]) from error
+    if labels is not None:
+        check_labels(labels, first_plan)
     wanted = _find_grid(scans, first_plan, spacing_mm, grid)
     stacks = []
     for number, scan in enumerate(scans):
         part = part_of(progress, 0.4 * number / len(scans), 0.4 * (number + 1) / len(scans))
         stacks.append(_make_thin(scan, names[number], model_for(scan), settings or Settings(), wanted, part))
-    if labels is not None:
-        check_labels(labels, stacks[0].plan)
     stacks, likeness, left_out = _place(stacks, names, registration, part_of(progress, 0.4, 0.6))
     used = [number for number in range(len(stacks)) if number not in left_out]
     if len(used) < 2:
         reasons = "; ".join(f"{names[number]}: {reason}" for number, reason in left_out.items())
         raise InputRefused(
-            got=f"no two stacks that fit each other ({reasons})",
+            got=f"no stack that fits {names[0]} ({reasons})",
             need="stacks of one body in one contrast",
-            next="leave out the one that does not belong, or make them thin one by one with enhance",
+            next="give one first that belongs to the others, or make them thin one by one with enhance",
             code="stacks-do-not-fit",
         )
     if registration:
@@ -407,7 +426,19 @@ def find_places(
         path, held_by, labels_out, report: as for `Combined.save`.
         has_labels: whether there is a segmentation to write.
         series: the first stack, where it is a DICOM series: then ``path`` may be a folder for a new one.
+
+    Raises:
+        OutputRefused: the volume's name is that of no format that is written.
     """
+    is_named = formats.ending(Path(path)) in formats.WRITABLE or os.fspath(path).endswith(("/", os.sep))
+    if series is None and not is_named:
+        raise OutputRefused(
+            got="an output of another kind",
+            need=f"a name that ends in {' or '.join(formats.WRITABLE)}",
+            next="change it",
+            place=path,
+            code="output-ending",
+        )
     answer = find_output(Path(), series, os.fspath(path), overwrite=True)
     places = {"json": answer.sidecar}
     if held_by is not None:
@@ -448,6 +479,15 @@ def check_places(places: dict[str, Path], inputs: Sequence[Path], overwrite: boo
 # ---- what goes in
 
 
+def _name_all(scans: Sequence[Volume]) -> list[str]:
+    """Returns what messages call the stacks: names of files, or paths where two files have one name."""
+    short = [_name_of(scan, number) for number, scan in enumerate(scans)]
+    return [
+        str(scan.source) if scan.source is not None and short.count(name) > 1 else name
+        for scan, name in zip(scans, short, strict=True)
+    ]
+
+
 def _name_of(scan: Volume, number: int) -> str:
     series = series_of(scan)
     if series is not None:
@@ -473,6 +513,15 @@ def _check_scans(scans: Sequence[Volume], names: Sequence[str]) -> None:
                 next="take one volume out of it, or make it thin with enhance",
                 code="stack-is-series",
             )
+        slices = scan.shape[through_plane_axis(scan)]
+        if slices < FEWEST_SLICES:
+            raise InputRefused(
+                place=name,
+                got=f"{slices} slices, as of a localizer",
+                need=f"a stack of {FEWEST_SLICES} at least",
+                next="leave it out",
+                code="stack-is-short",
+            )
         if not np.any(scan.voxels != scan.voxels.flat[0]):
             raise InputRefused(
                 place=name,
@@ -481,6 +530,7 @@ def _check_scans(scans: Sequence[Volume], names: Sequence[str]) -> None:
                 next="leave it out",
                 code="stack-is-flat",
             )
+    _check_different(scans, names)
     contrasts = [_contrast_of(scan) for scan in scans]
     for number in range(1, len(scans)):
         match = compare_contrasts(contrasts[0], contrasts[number])
@@ -492,6 +542,22 @@ def _check_scans(scans: Sequence[Volume], names: Sequence[str]) -> None:
                 next="combine those of each contrast by themselves",
                 code="stacks-of-two-contrasts",
             )
+
+
+def _check_different(scans: Sequence[Volume], names: Sequence[str]) -> None:
+    """Refuses a stack that is given twice: it would count twice, and stand for two that agree."""
+    for number, scan in enumerate(scans):
+        for before in range(number):
+            other = scans[before]
+            is_there = scan.shape == other.shape and np.allclose(scan.affine, other.affine, atol=1e-3)
+            if is_there and np.array_equal(scan.voxels, other.voxels):
+                raise InputRefused(
+                    place=names[number],
+                    got=f"the same slices as {names[before]}" if names[number] != names[before] else "it twice",
+                    need="different stacks",
+                    next="give each of them once",
+                    code="stack-given-twice",
+                )
 
 
 def _contrast_of(scan: Volume) -> Any:
@@ -529,8 +595,8 @@ def _make_thin(scan: Volume, name: str, model: Model, settings: Settings, grid: 
         is_given = settings.profile is not None or settings.thickness_mm is not None
         plan = settle_profile(scan, plan, model, is_given)
         thin = upsample(scan, plan, model, progress=progress).volume
-    except InputRefused as error:
-        raise InputRefused(f"{name}: {error}", code=error.code) from error
+    except (InputRefused, PlanRefused) as error:
+        raise error.at(name) from error
     return Stack(scan, plan, thin)
 
 
@@ -538,7 +604,7 @@ def _make_thin(scan: Volume, name: str, model: Model, settings: Settings, grid: 
 
 
 def _find_grid(scans: Sequence[Volume], plan: Plan, spacing_mm: float | None, grid: Grid | Volume) -> VoxelGrid:
-    """Returns the grid of the answer."""
+    """Returns the grid of the answer, on which at least one stack lies."""
     if isinstance(grid, Volume):
         if spacing_mm is not None:
             raise InputRefused(
@@ -547,30 +613,42 @@ def _find_grid(scans: Sequence[Volume], plan: Plan, spacing_mm: float | None, gr
                 next="leave one of them out",
                 code="two-grids",
             )
-        return VoxelGrid(grid.shape, np.array(grid.affine, np.float64))
-    first = np.array(plan.affine_thin)
-    if grid == "first" and spacing_mm is None:
-        return VoxelGrid(plan.shape_thin, first)
-    own_mm = np.linalg.norm(first[:3, :3], axis=0)
-    spacing = own_mm if spacing_mm is None else np.full(3, float(spacing_mm))
-    seen = scans[:1] if grid == "first" else scans
-    # The outer edges of all fields of view, along the axes of the first stack.
-    directions = first[:3, :3] / own_mm
-    edges = np.concatenate([_corners_mm(scan) for scan in seen]) @ np.linalg.inv(directions).T
-    low, high = edges.min(axis=0), edges.max(axis=0)
-    # Rounded first: an extent of 96.0000001 voxels has 96 of them.
-    count = np.maximum(np.ceil(np.round((high - low) / spacing, 3)).astype(int), 1)
-    if np.prod(count, dtype=np.float64) > MOST_VOXELS:
+        found = VoxelGrid(grid.shape, np.array(grid.affine, np.float64))
+    elif grid == "first" and spacing_mm is None:
+        found = VoxelGrid(plan.shape_thin, np.array(plan.affine_thin))
+    else:
+        found = _box_around(scans[:1] if grid == "first" else scans, np.array(plan.affine_thin), spacing_mm)
+    if np.prod(found.shape, dtype=np.float64) > MOST_VOXELS:
         raise InputRefused(
-            got=f"a grid of {format_shape(count.tolist())} voxels",
+            got=f"a grid of {format_shape(found.shape)} voxels",
             need=f"{MOST_VOXELS:,} at most",
-            next="give a larger `spacing_mm`, or `grid='first'`",
+            next="give a larger `spacing_mm`" + ("" if grid == "first" else ", or `grid='first'`"),
             code="grid-too-large",
         )
+    box = Volume(np.broadcast_to(np.float32(0), found.shape), found.affine)
+    if not any(_share_inside(scan, box) > 0 or _share_inside(box, scan) > 0 for scan in scans):
+        raise InputRefused(
+            place=getattr(grid, "source", None) or "",
+            got="a grid where no stack lies",
+            need="one that meets them",
+            next="give `grid='first'` or `grid='union'`",
+            code="grid-sees-nothing",
+        )
+    return found
+
+
+def _box_around(scans: Sequence[Volume], first: np.ndarray, spacing_mm: float | None) -> VoxelGrid:
+    """Returns a grid around the outer edges of some fields of view, along the axes of the thin first stack."""
+    own_mm = np.linalg.norm(first[:3, :3], axis=0)
+    spacing = own_mm if spacing_mm is None else np.full(3, float(spacing_mm))
+    directions = first[:3, :3] / own_mm
+    edges = np.concatenate([_corners_mm(scan) for scan in scans]) @ np.linalg.inv(directions).T
+    low, high = edges.min(axis=0), edges.max(axis=0)
+    # Rounded first: an extent of 96.0000001 voxels has 96 of them.
+    x, y, z = (max(int(n), 1) for n in np.ceil(np.round((high - low) / spacing, 3)))
     affine = np.eye(4)
     affine[:3, :3] = directions * spacing
-    affine[:3, 3] = directions @ ((low + high) / 2 - (count - 1) / 2 * spacing)
-    x, y, z = (int(n) for n in count)
+    affine[:3, 3] = directions @ ((low + high) / 2 - (np.array([x, y, z]) - 1) / 2 * spacing)
     return VoxelGrid((x, y, z), affine)
 
 
@@ -593,7 +671,11 @@ def _place(
     waiting = list(range(1, len(stacks)))
     while waiting:
         # The pair that shares most comes next: chunks of a spine are linked by their neighbours.
-        shares = {(number, other): _share(stacks[number], stacks[other]) for number in waiting for other in placed}
+        shares = {
+            (number, other): _share_inside(stacks[number].acquired, stacks[other].acquired)
+            for number in waiting
+            for other in placed
+        }
         number, other = max(shares, key=lambda pair: shares[pair])
         waiting.remove(number)
         moving, fixed = stacks[number].thin, stacks[other].thin
@@ -612,12 +694,12 @@ def _place(
     return stacks, likeness, left_out
 
 
-def _share(one: Stack, other: Stack) -> float:
-    """Returns the share of a stack's field of view that lies in that of another, on a coarse lattice of points."""
-    lattice = [np.linspace(0, n - 1, min(n, 12)) for n in one.acquired.shape]
+def _share_inside(one: Volume, other: Volume) -> float:
+    """Returns the share of a volume's field of view that lies in that of another, on a coarse lattice of points."""
+    lattice = [np.linspace(0, n - 1, min(n, 12)) for n in one.shape]
     index = np.stack([*np.meshgrid(*lattice, indexing="ij"), np.ones([len(line) for line in lattice])], axis=-1)
-    place = index.reshape(-1, 4) @ np.linalg.solve(other.acquired.affine, one.acquired.affine).T
-    limit = np.array(other.acquired.shape)
+    place = index.reshape(-1, 4) @ np.linalg.solve(other.affine, one.affine).T
+    limit = np.array(other.shape)
     return float(np.mean(np.all((place[:, :3] >= -0.5) & (place[:, :3] <= limit - 0.5), axis=1)))
 
 
@@ -693,12 +775,10 @@ def _notes(stacks: Sequence[Stack], names: Sequence[str], held_by: np.ndarray) -
     notes = [f"{name}: {note}" for name, stack in zip(names, stacks, strict=True) for note in stack.plan.notes]
     empty = float(np.mean(held_by == 0))
     if empty > 0.001:
-        notes.append(
-            f"{100 * empty:.0f} % of the voxels are held by no stack, and are as dark as what none of them saw"
-        )
+        notes.append(f"{100 * empty:.3g} % of the voxels are held by no stack, and are dark")
     alone = float(np.mean(held_by == 1))
     if alone > 0.001:
-        notes.append(f"{100 * alone:.0f} % of the voxels are held by one stack alone: there it is what enhance gives")
+        notes.append(f"{100 * alone:.3g} % of the voxels are held by one stack alone: there it is what enhance gives")
     return notes
 
 

@@ -1,9 +1,12 @@
 """The verb combine: one volume from several stacks of one body."""
 
 import argparse
+import dataclasses
+import logging
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from thinslice.cli.options import (
     DICOM,
@@ -28,7 +31,9 @@ if TYPE_CHECKING:
     from thinslice.io.dicom.series import Study
     from thinslice.volume import Volume
 
-LEFT_OUT = ("factor", "spacing_mm", "grid", "in_plane", "fuse", "projection", "thickness_mm", "profile", "noise")
+logger = logging.getLogger(__name__)
+
+LEFT_OUT = ("factor", "spacing_mm", "grid", "in_plane", "fuse", "projection")
 """Settings of enhance that say something about one stack, or about a grid that several do not share."""
 
 
@@ -100,6 +105,8 @@ def combine(arguments: argparse.Namespace) -> int:
             next="give `labels`, or leave both out",
             code="labels-out",
         )
+    if len(arguments.input) == 1 and (arguments.input[0] / "dataset_description.json").is_file():
+        return _combine_dataset(arguments)
     study = find_study(arguments.input[0]) if len(arguments.input) == 1 else None
     if study is not None:
         return _combine_study(study, arguments)
@@ -146,16 +153,73 @@ def _combine_study(study: "Study", arguments: argparse.Namespace) -> int:
     return 0 if all(done) else REFUSED
 
 
+def _combine_dataset(arguments: argparse.Namespace) -> int:
+    """Combines the stacks of every visit of a BIDS data set that belong together, into a data set of derivatives."""
+    from thinslice.datasets.bids import (
+        Choice,
+        check_output,
+        combined_facts,
+        find_images,
+        group_stacks,
+        inherited_sidecars,
+        write_description,
+    )
+    from thinslice.datasets.job import inherit_thickness
+
+    dataset, output = arguments.input[0], arguments.output
+    if _has_one_place(arguments):
+        raise InputRefused(
+            place=dataset,
+            got="one further file for all volumes of a data set",
+            need="none",
+            next="leave `labels`, `held_by` and `report` out, or name the files of one visit",
+            code="one-place-for-data-set",
+        )
+    check_output(dataset, output)
+    images, unreadable = find_images(dataset, Choice())
+    for error in unreadable:
+        complain(reason_of(error))
+    groups = group_stacks(images, dataset, output)
+    if not groups:
+        raise InputRefused(
+            place=dataset,
+            got=f"{len(images)} images, of which no two are of one visit and one contrast",
+            need="stacks that differ in acq, run or dir alone",
+            next="name the files of those that belong together",
+            code="no-group",
+        )
+    done = []
+    for group in groups:
+        scans = [inherit_thickness(read_scan(path), inherited_sidecars(path, dataset)) for path in group.stacks]
+        facts = combined_facts(group.stacks, dataset)
+        done.append(_combine_if_possible(scans, group.derivative, arguments, group.derivative.name, facts))
+    if any(done):
+        write_description(dataset, output)
+    return 0 if all(done) and not unreadable else REFUSED
+
+
 def _combine_group(scans: "list[Volume]", output: Path, arguments: argparse.Namespace, group: "SeriesGroup") -> bool:
     """Combines one group, and tells why where that does not succeed; the others go on."""
     if not arguments.quiet:
         say(f"{group.name}: {', '.join(series.label for series in group.series)}")
         for note in group.notes:
             say(f"  note: {note}")
+    return _combine_if_possible(scans, output, arguments, group.name)
+
+
+def _combine_if_possible(
+    scans: "list[Volume]",
+    output: Path,
+    arguments: argparse.Namespace,
+    name: str,
+    facts: Mapping[str, Any] | None = None,
+) -> bool:
+    """Combines some stacks, and tells why where that does not succeed; others go on."""
     try:
-        _combine_one(scans, output, arguments)
+        _combine_one(scans, output, arguments, facts)
     except (ThinsliceError, OSError, MemoryError) as error:
-        complain(named(group.name, reason_of(error)))
+        logger.debug("%s was refused", name, exc_info=error)
+        complain(named(name, reason_of(error)))
         return False
     return True
 
@@ -170,14 +234,15 @@ def _has_one_place(arguments: argparse.Namespace) -> bool:
     return any(one is not None for one in (arguments.labels, arguments.held_by, arguments.report))
 
 
-def _combine_one(scans: "list[Volume]", output: Path, arguments: argparse.Namespace) -> None:
+def _combine_one(
+    scans: "list[Volume]", output: Path, arguments: argparse.Namespace, facts: Mapping[str, Any] | None = None
+) -> None:
     """Combines stacks that have been read, and writes what was asked for."""
     from thinslice.combination import check_places, combine_volumes, describe_combination, find_places
     from thinslice.models.registry import models_for
     from thinslice.pipeline import series_of
 
     wanted = arguments.answer_grid
-    grid = wanted if wanted in ("first", "union") else read_scan(Path(wanted))
     places = find_places(
         output,
         arguments.held_by,
@@ -187,8 +252,12 @@ def _combine_one(scans: "list[Volume]", output: Path, arguments: argparse.Namesp
         series_of(scans[0]),
     )
     inputs = [scan.source for scan in scans if scan.source is not None]
-    check_places(places, [*inputs, *([arguments.labels] if arguments.labels else [])], arguments.overwrite)
+    inputs += [arguments.labels] if arguments.labels is not None else []
+    # Of the scan whose grid is taken the voxels do not matter, but it is the user's all the same.
+    inputs += [Path(wanted)] if wanted not in ("first", "union") else []
+    check_places(places, inputs, arguments.overwrite)
     settings = settings_from(arguments)
+    grid = wanted if wanted in ("first", "union") else read_scan(Path(wanted))
     labels = read_scan(arguments.labels) if arguments.labels is not None else None
     with bar("combine", arguments.quiet) as show:
         done = combine_volumes(
@@ -202,6 +271,7 @@ def _combine_one(scans: "list[Volume]", output: Path, arguments: argparse.Namesp
             target=output,
             progress=show,
         )
+    done = dataclasses.replace(done, facts=facts or {})
     done.save(
         output,
         held_by=arguments.held_by,

@@ -15,6 +15,7 @@ _OTHER_NAMES = {
     ("projection", "False"): "--no-projection",
     ("denoise", "False"): "--no-denoise",
     ("interleaving", "False"): "--no-interleaving",
+    ("registration", "False"): "--no-registration",
 }
 """Options that are not called as the setting of a Python program is."""
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from thinslice.compute.combine import join
-from thinslice.compute.stacks import WHOLLY_SEEN, ObservedStack, Stack, VoxelGrid, observe, observe_moved
+from thinslice.compute.stacks import WHOLLY_SEEN, ObservedStack, Stack, VoxelGrid, find_misfit, observe, observe_moved
 from thinslice.models.blas import one_blas_thread
 from thinslice.physics.stack_acquisition import StackAcquisition
 from thinslice.progress import Progress, no_progress
@@ -96,6 +96,10 @@ def _place(
     one: ObservedStack, others: Sequence[ObservedStack], grid: VoxelGrid
 ) -> tuple[np.ndarray, float | None, float | None]:
     """Returns the motion that brings a stack to where it fits, and its difference from the others before and after."""
+    # What they say against each other counts, and not what they say against the one that is to be placed.
+    others = [
+        replace(other, misfit=find_misfit(other, [more for more in others if more is not other])) for other in others
+    ]
     volume, _ = join(others)
     known = np.greater(sum(other.say for other in others), 0.5).astype(np.float32)
     slopes = _slopes_mm(volume, grid)

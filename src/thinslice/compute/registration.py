@@ -125,7 +125,7 @@ def check_installed() -> None:
         raise InputRefused(
             got="no SimpleITK",
             need="it to find motion between stacks",
-            next="pip install 'thinslice[combine]', or combine without registration",
+            next="pip install 'thinslice[combine]', or give `registration=False`",
             code="combine-not-installed",
         ) from error
 

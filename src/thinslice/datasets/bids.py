@@ -37,6 +37,10 @@ IGNORED = ("summary*", "thumbnails", "reports", "figures")
 NO_MAGNITUDE = ("part-phase", "part-real", "part-imag")
 """Images that are not looked at: between two wrapped phases lies no mean."""
 
+OF_ONE_CONTRAST = ("acq", "run", "dir")
+"""Entities in which the stacks of one body differ. What is of another contrast all the same is told by its header and
+by its looks when it is combined."""
+
 _LABEL = re.compile("[A-Za-z0-9]+")
 """What BIDS takes as the label of a participant or a session."""
 
@@ -152,6 +156,60 @@ def derivative_path(raw: Path, dataset: Path, output: Path) -> Path:
     assert match is not None, "an image that find_images found"
     name = f"{match['entities']}_res-iso_desc-sr_{match['suffix']}.nii.gz"
     return output / raw.parent.relative_to(dataset) / name
+
+
+@dataclass(frozen=True)
+class StackGroup:
+    """Names images of one visit that may be stacks of one body: alike but for acquisition, run and direction.
+
+    Attributes:
+        stacks: two or more, by name.
+        derivative: where the volume that is combined from them goes.
+    """
+
+    stacks: tuple[Path, ...]
+    derivative: Path
+
+
+def group_stacks(images: Sequence[Path], dataset: Path, output: Path) -> list[StackGroup]:
+    """Returns the images that differ in nothing but what acquisitions of one contrast differ in, two or more at a time.
+
+    Args:
+        images: as `find_images` finds them.
+        dataset: that they lie in.
+        output: of the derivatives.
+
+    Example:
+        >>> names = ["sub-01_acq-ax_T2w.nii", "sub-01_acq-sag_run-1_T2w.nii", "sub-01_acq-ax_T1w.nii"]
+        >>> raw = Path("raw")
+        >>> (group,) = group_stacks([raw / "sub-01/anat" / name for name in names], raw, Path("out"))
+        >>> len(group.stacks), group.derivative.as_posix()
+        (2, 'out/sub-01/anat/sub-01_res-iso_desc-combined_T2w.nii.gz')
+    """
+    groups: dict[tuple[Path, str, str], list[Path]] = {}
+    for path in images:
+        match = _NAME.fullmatch(path.name)
+        assert match is not None, "an image that find_images found"
+        kept = [entity for entity in match["entities"].split("_") if entity.split("-")[0] not in OF_ONE_CONTRAST]
+        groups.setdefault((path.parent, "_".join(kept), match["suffix"]), []).append(path)
+    return [
+        StackGroup(
+            tuple(sorted(stacks)),
+            output / folder.relative_to(dataset) / f"{entities}_res-iso_desc-combined_{suffix}.nii.gz",
+        )
+        for (folder, entities, suffix), stacks in groups.items()
+        if len(stacks) > 1
+    ]
+
+
+def combined_facts(stacks: Sequence[Path], dataset: Path) -> dict[str, Any]:
+    """Returns what BIDS wants the JSON of a combined volume to say."""
+    facts = derivative_facts(stacks[0], dataset)
+    return facts | {
+        "Description": "One volume that several stacks of thick slices agree with.",
+        "Resolution": "Voxels as far apart across the slices of the first stack as within them, or as asked for.",
+        "Sources": [f"bids:raw:{path.relative_to(dataset).as_posix()}" for path in stacks],
+    }
 
 
 def segmentation_path(derivative: Path) -> Path:

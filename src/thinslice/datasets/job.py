@@ -463,13 +463,13 @@ def _series(job: Job) -> "Series | None":
 
 def _read(job: Job, series: "Series | None") -> Volume:
     if series is None:
-        return _inherit(read(job.source), job.inherited)
+        return inherit_thickness(read(job.source), job.inherited)
     from thinslice.io.dicom.pixels import read_series
 
     return read_series(series)
 
 
-def _inherit(volume: Volume, files: Sequence[Path]) -> Volume:
+def inherit_thickness(volume: Volume, files: Sequence[Path]) -> Volume:
     """Adds the slice thickness of the nearest file that tells it, where neither the scan nor its own JSON does."""
     for file in reversed(files):
         if volume.thickness_mm is None:

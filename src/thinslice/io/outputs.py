@@ -556,7 +556,7 @@ def _check_json_is_its_own(destination: Path, sidecar: Path) -> None:
     stem = stem_of(destination)
     others = [destination.with_name(f"{stem}{end}") for end in WRITABLE if f"{stem}{end}" != destination.name]
     there = [file.name for file in others if file.exists() and not destination.exists()]
-    if there and "plan" in read_object(sidecar):
+    if there and {"plan", "combined_from"} & read_object(sidecar).keys():
         raise OutputRefused(
             got=f"a name whose JSON, {sidecar.name}, is that of {there[0]}",
             need="one JSON for each answer",
