@@ -11,8 +11,10 @@ from faults import catches
 from test_dicom_groups import body
 from test_slice_profile import leaves
 from thinslice import cli
+from thinslice.io import nifti
 from thinslice.io.dicom.pixels import read_series
 from thinslice.io.dicom.series import find_study
+from thinslice.volume import Volume
 
 SIDE = 48
 """Voxels of 1 mm along each side of the body; slices are 4 mm thick."""
@@ -144,3 +146,35 @@ def test_bodies_that_are_not_alike_are_refused_and_nothing_is_left(tmp_path, run
     assert len(err) == 1
     assert "do not fit" in err[0] or "does not look like" in err[0]
     assert not (tmp_path / "new").exists()
+
+
+@catches("cli/combine.py", "inherit_thickness(read_scan(path), inherited_sidecars(path, dataset))", "read_scan(path)")
+def test_a_bids_data_set_gets_derivatives(tmp_path, run):
+    """Acquisitions and runs of one visit are combined, and what generated them is told."""
+    raw, out = tmp_path / "raw", tmp_path / "out"
+    thin = (1000 * leaves()[:SIDE, :SIDE, :SIDE]).astype(np.float32)
+    for subject in ("01", "02"):
+        for name, axis in ((f"sub-{subject}_acq-ax_T2w", 2), (f"sub-{subject}_acq-sag_run-1_T2w", 0)):
+            affine = np.diag([4.0 if a == axis else 1.0 for a in range(3)] + [1.0])
+            affine[axis, 3] = 1.5
+            stack = np.moveaxis(np.moveaxis(thin, axis, 0).reshape(SIDE // 4, 4, SIDE, SIDE).mean(axis=1), 0, axis)
+            path = raw / f"sub-{subject}" / "anat" / f"{name}.nii.gz"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            nifti.write(Volume(np.ascontiguousarray(stack), affine), path)
+    (raw / "dataset_description.json").write_text('{"Name": "leaves", "BIDSVersion": "1.10.0"}')
+    (raw / "T2w.json").write_text('{"SliceThickness": 4.0}')
+    code, _, err = run("combine", "-i", raw, "-o", out, *FAST)
+    assert (code, err) == (0, [])
+    for subject in ("01", "02"):
+        path = out / f"sub-{subject}" / "anat" / f"sub-{subject}_res-iso_desc-combined_T2w.nii.gz"
+        assert np.corrcoef(nifti.read(path).voxels[8:-8].ravel(), thin[8:-8].ravel())[0, 1] > 0.9
+        facts = json.loads(path.with_name(path.name.replace(".nii.gz", ".json")).read_text())
+        assert facts["Sources"] == [
+            f"bids:raw:sub-{subject}/anat/sub-{subject}_acq-{name}_T2w.nii.gz" for name in ("ax", "sag_run-1")
+        ]
+        assert {one["plan"]["thickness_mm"] for one in facts["combined_from"]} == {4.0}
+    assert json.loads((out / "dataset_description.json").read_text())["DatasetType"] == "derivative"
+    assert run("combine", "-i", raw, "-o", out, *FAST)[0] == 2
+    assert run("combine", "-i", raw, "-o", raw, *FAST)[0] == 2
+    assert run("combine", "-i", raw, "-o", tmp_path / "other", "--report", tmp_path / "a.html", *FAST)[0] == 2
+    assert not (tmp_path / "other").exists()
