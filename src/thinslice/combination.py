@@ -396,7 +396,7 @@ def combine_volumes(
         tuple(scans),
         seconds,
         tuple(_notes(stacks, names, joined.held_by)),
-        None if labels is None else _bring_labels(labels, stacks[0], wanted),
+        None if labels is None else _bring_labels(labels, stacks[0].plan, wanted),
     )
     logger.debug("%s in %.1f s", describe_combination(done), seconds)
     return done
@@ -782,10 +782,11 @@ def _notes(stacks: Sequence[Stack], names: Sequence[str], held_by: np.ndarray) -
     return notes
 
 
-def _bring_labels(labels: Volume, stack: Stack, grid: VoxelGrid) -> Volume:
-    """Returns the segmentation of a stack on the grid of the answer; 0 where the stack does not see."""
-    thin = interpolate_labels(labels, stack.plan)
-    to_thin = np.linalg.solve(stack.motion @ thin.affine, grid.affine)
+def _bring_labels(labels: Volume, plan: Plan, grid: VoxelGrid) -> Volume:
+    """Returns the segmentation of the first stack on the grid of the answer; 0 where that does not see."""
+    thin = interpolate_labels(labels, plan)
+    # The first stack lies where its header says.
+    to_thin = np.linalg.solve(thin.affine, grid.affine)
     out = np.zeros(grid.shape, thin.voxels.dtype)
     y, z = np.meshgrid(np.arange(grid.shape[1]), np.arange(grid.shape[2]), indexing="ij")
     for x in range(grid.shape[0]):
