@@ -20,7 +20,8 @@ from faults import catches
 from phantoms import acquired, psnr, sampled
 from thinslice import combination
 from thinslice.combination import MOST_VOXELS, combine_volumes
-from thinslice.compute.registration import register
+from thinslice.compute.likeness import Likeness
+from thinslice.compute.registration import Registration, register
 from thinslice.errors import InputRefused, OutputRefused, PlanRefused, ThinsliceError
 from thinslice.io import atomic, formats, nifti
 from thinslice.models.interpolations import interpolation
@@ -237,6 +238,7 @@ def test_voxels_of_another_size(spacing_mm):
     assert psnr(done.array, truth_on(done.volume)) > 26
 
 
+@catches("cli/combine.py", 'inputs += [Path(wanted)] if wanted not in ("first", "union") else []', "pass")
 def test_the_grid_of_a_file_from_the_command_line(run, scans, tmp_path):
     like = save(
         Volume(np.zeros((30, 31, 32), np.int16), grid_of((30, 31, 32))),
@@ -377,6 +379,15 @@ def test_stacks_in_other_units_are_brought_to_those_of_the_first():
     assert "brightness divided by 2." in done.stacks[1].describe()
 
 
+@catches(
+    "combination.py", "used = [number for number in range(len(stacks)) if number not in left_out]", "used = [0, 1]"
+)
+def test_all_stacks_are_used():
+    two, three = combined(FIRST, STACKS["coronal"]), combined(FIRST, STACKS["coronal"], STACKS["sagittal"])
+    assert psnr(three.array, truth_on(three.volume)) > psnr(two.array, truth_on(two.volume)) + 0.5
+    assert [stack.fit is not None for stack in three.stacks] == [True] * 3
+
+
 def test_where_one_stack_sees_alone_the_answer_is_its_own_and_there_is_no_seam():
     half = replace(STACKS["coronal"], voxels=np.ascontiguousarray(STACKS["coronal"].voxels[: SIDE // 2]))
     done = combined(FIRST, half)
@@ -427,7 +438,6 @@ def body():
     return [slices(2, np.eye(4)), slices(1, MOTION), slices(0, np.eye(4))]
 
 
-@catches("combination.py", "stacks = _refine(stacks, used, wanted", "_refine(stacks, used, wanted")
 def test_a_stack_that_moved_is_placed_where_it_fits(body, tmp_path):
     pytest.importorskip("SimpleITK")
     done = combined(*body, registration=True, profile="gaussian", thickness_mm=4.0)
@@ -444,6 +454,18 @@ def test_a_stack_that_moved_is_placed_where_it_fits(body, tmp_path):
     np.testing.assert_array_equal(believed.stacks[1].motion, np.eye(4))
 
 
+@catches("combination.py", "stacks = _refine(stacks, used, wanted", "_refine(stacks, used, wanted")
+def test_what_registration_leaves_is_found_by_the_slices_themselves(body, monkeypatch):
+    pytest.importorskip("SimpleITK")
+    alike = Likeness(0.9, 1.0)
+    stays = Registration(np.eye(4), alike, alike, 0.0, 0.0)
+    monkeypatch.setattr(combination, "register", lambda *_: stays)
+    done = combined(*body, registration=True, profile="gaussian", thickness_mm=4.0)
+    middle = np.array([0, 0, 0, 1.0])
+    assert np.linalg.norm((done.stacks[1].motion @ middle - MOTION @ middle)[:3]) < 0.3
+
+
+@catches("combination.py", "left_out[number] = _reason(alike, names[other])", "placed[number] = stacks[number]")
 def test_a_stack_of_another_body_is_left_out_and_told(run, body, tmp_path):
     pytest.importorskip("SimpleITK")
     stranger = np.random.default_rng(5).standard_normal((56, 56, 56))
@@ -518,6 +540,7 @@ def test_labels_lie_where_the_body_does(run, scans, tmp_path):
     np.testing.assert_array_equal(np.asarray(getattr(thin, "voxels", thin)), nifti.read(tmp_path / "drawn.nii").voxels)
 
 
+@catches("api.py", "labels is not None and _is_bare(labels) else None", "labels is not None else None")
 def test_labels_of_arrays_lie_where_the_first_array_does():
     drawn = (FIRST.voxels > 500).astype(np.uint8)
     arrays, affines = [FIRST.voxels, STACKS["coronal"].voxels], [FIRST.affine, STACKS["coronal"].affine]
@@ -635,6 +658,10 @@ REFUSED = {
 }
 
 
+@catches("combination.py", "if slices < FEWEST_SLICES:", "if slices < 2:")
+@catches("combination.py", "if is_there and np.array_equal(scan.voxels, other.voxels):", "if False:")
+@catches("combination.py", "if np.prod(found.shape, dtype=np.float64) > MOST_VOXELS:", "if False:")
+@catches("combination.py", "_share_inside(scan, box) > 0 or", "True or")
 @pytest.mark.parametrize("what", REFUSED)
 def test_what_is_no_several_stacks_is_refused(what):
     make, more, code, text = REFUSED[what]
@@ -660,6 +687,7 @@ ON_THE_COMMAND_LINE = {
 }
 
 
+@catches("combination.py", "if match.is_same is False:", "if False:")
 @pytest.mark.parametrize("what", ON_THE_COMMAND_LINE)
 def test_a_refusal_is_one_line_and_leaves_nothing(run, scans, tmp_path, what):
     folder = tmp_path / "in"
@@ -685,7 +713,6 @@ def test_a_refusal_is_one_line_and_leaves_nothing(run, scans, tmp_path, what):
     assert names(folder) == before
 
 
-@catches("cli/combine.py", "check_places(places, inputs, arguments.overwrite)", "pass")
 @pytest.mark.parametrize(
     ("words", "text"),
     [
@@ -716,6 +743,7 @@ def test_places_and_options_that_cannot_be(run, scans, tmp_path, monkeypatch, wo
     np.testing.assert_array_equal(nifti.read(scans["axial"]).voxels, FIRST.voxels)
 
 
+@catches("cli/combine.py", "check_places(places, inputs, arguments.overwrite)", "pass")
 def test_places_are_checked_before_anything_is_read(run, scans, tmp_path, monkeypatch):
     monkeypatch.setattr("thinslice.pipeline.read_scan", lambda *_: pytest.fail("a scan was read"))
     code, _, err = run("combine", "-i", *scans.values(), "-o", scans["axial"], "--overwrite", *PLAIN)
@@ -723,6 +751,7 @@ def test_places_are_checked_before_anything_is_read(run, scans, tmp_path, monkey
     assert "is an input" in err[0]
 
 
+@catches("combination.py", "short.count(name) > 1", "short.count(name) > 9")
 def test_two_files_of_one_name_are_told_apart(run, scans, tmp_path):
     (tmp_path / "other").mkdir()
     twin = save(STACKS["coronal"], tmp_path / "other" / "axial.nii.gz")
@@ -783,6 +812,9 @@ def test_save_refuses_what_the_command_line_does(scans, tmp_path):
 # ---- failures on the way
 
 
+@catches(
+    "combination.py", "with all_or_none([*places.values()], overwrite) as parts:", "for parts in [[*places.values()]]:"
+)
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device"), MemoryError()])
 @pytest.mark.parametrize("where", ["combine", "write", "json", "page", "rename"])
 def test_a_failure_leaves_no_trace(run, scans, tmp_path, monkeypatch, error, where):
