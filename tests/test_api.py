@@ -696,6 +696,7 @@ def test_importing_it_is_light():
 
 def test_public_names():
     assert thinslice.__all__ == [
+        "Combined",
         "Enhanced",
         "InputRefused",
         "ModelRefused",
@@ -704,6 +705,7 @@ def test_public_names():
         "Settings",
         "ThinsliceError",
         "Volume",
+        "combine",
         "enhance",
     ]
     for name in thinslice.__all__:
