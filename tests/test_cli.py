@@ -76,7 +76,19 @@ def test_help_comes_without_anything_slow():
     )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert answer.returncode == 0, answer.stderr
-    for verb in ("demo", "enhance", "combine", "batch", "info", "reslice", "view", "adapt", "train", "evaluate", "study"):
+    for verb in (
+        "demo",
+        "enhance",
+        "combine",
+        "batch",
+        "info",
+        "reslice",
+        "view",
+        "adapt",
+        "train",
+        "evaluate",
+        "study",
+    ):
         assert verb in answer.stdout
 
 

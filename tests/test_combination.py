@@ -1,6 +1,7 @@
 """One volume from several stacks, as users get it: from the command line and from Python, and what is refused."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -198,6 +199,29 @@ def test_a_model_that_is_loaded_and_progress():
     np.testing.assert_array_equal(done.array, combined(FIRST, STACKS["coronal"]).array)
     assert shares == sorted(shares)
     assert shares[-1] == 1
+
+
+DOCS = Path(__file__).parent.parent / "docs" / "combine.md"
+SNIPPETS = re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.S) if DOCS.exists() else []
+
+
+@pytest.mark.skipif(not SNIPPETS, reason="the documentation is not here")
+def test_the_example_of_the_documentation_runs(scans, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(scans["axial"].parent)
+    exec("".join(SNIPPETS), {})
+    assert len(capsys.readouterr().out.splitlines()) == 2
+    assert {"combined.nii.gz", "combined.json", "held.nii.gz", "combined.html"} <= set(names(Path()))
+
+
+@pytest.mark.skipif(not SNIPPETS, reason="the documentation is not here")
+def test_the_documentation_names_every_option_and_every_field(run, scans, tmp_path):
+    text = DOCS.read_text()
+    _, said, _ = run("combine", "--help")
+    for option in re.findall(r"--[a-z][a-z-]+", " ".join(said)):
+        assert f"`{option}" in text or option in ("--help", "--input", "--output"), option
+    facts = json.loads(combined(FIRST, STACKS["coronal"]).to_json())
+    for name in (*facts, *facts["combined_from"][0], *facts["combined_from"][0]["fit"]):
+        assert f"`{name}`" in text or f"`... {name}`" in text, name
 
 
 # ---- where the answer lies
