@@ -161,9 +161,9 @@ def hold_out(k: int, stacks: Sequence[Stack], names: Sequence[str], grid: VoxelG
     thin = upsample(filled, one.plan, find_model(one.plan.model, EngineSettings())).volume
     lacking = [replace(one, acquired=filled, thin=thin) if j == k else other for j, other in enumerate(stacks)]
     observed, low, width = observe(lacking, grid)
-    whole, _, _ = observe(stacks, grid)
+    whole, whole_low, whole_width = observe(stacks, grid)
     is_held = held.reshape([count if a == axis else 1 for a in range(3)])
-    truth = whole[k].samples * width + low
+    truth = whole[k].samples * whole_width + whole_low
     counted = (whole[k].counted > 0) & is_held & (truth > HU_LOW) & (truth < HU_HIGH)
     others = [other for j, other in enumerate(observed) if j != k]
     known = sum(other.say for other in others) > 0.5

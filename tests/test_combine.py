@@ -125,6 +125,19 @@ def test_brightness_is_that_of_the_first_stack():
     assert error(joined.voxels) < 1.1 * error(combine_stacks(STACKS, GRID).voxels)
 
 
+@catches("compute/stacks.py", "low = low if is_hounsfield(stacks[0].acquired.voxels) else 0.0", "low = 0.0")
+def test_hounsfield_units_are_left_as_they_are():
+    def in_hounsfield(stack, gain):
+        acquired, thin = (gain * (8 * volume.voxels - 80) for volume in (stack.acquired, stack.thin))
+        # Hardly any air: the dark end of the range is fat, which is not far below zero.
+        acquired[:2, :2, :2] = thin[:2, :2, :2] = -1000
+        return replace(stack, acquired=replace(stack.acquired, voxels=acquired), thin=replace(stack.thin, voxels=thin))
+
+    observed, low, width = observe([in_hounsfield(STACKS[0], 1.0), in_hounsfield(STACKS[1], 1.1)], GRID)
+    assert -0.2 * width < low < 0
+    assert [one.gain for one in observed] == [1, 1]
+
+
 @catches("compute/combine.py", "weights[index] = min(1.0,", "weights[index] = max(1.0,")
 def test_a_spoilt_slice_loses_its_say():
     voxels = STACKS[1].acquired.voxels.copy()

@@ -7,9 +7,9 @@ import numpy as np
 
 from thinslice.compute.brightness import blur_along, find_field
 from thinslice.compute.kept_slices import take_kept
+from thinslice.models.hounsfield import is_hounsfield
 from thinslice.physics.intensity import intensity_range
 from thinslice.physics.interleaving import make_even
-from thinslice.physics.noise import MOST_BELOW_ZERO
 from thinslice.physics.stack_acquisition import StackAcquisition, resample
 from thinslice.plan import Plan
 from thinslice.volume import Volume
@@ -147,7 +147,7 @@ def observe(stacks: Sequence[Stack], grid: VoxelGrid) -> tuple[list[ObservedStac
     low, high = intensity_range(stacks[0].thin.voxels)
     width = high - low
     # Brightness is a factor over what has none: zero, but in Hounsfield units air.
-    low = low if low < -MOST_BELOW_ZERO * width else 0.0
+    low = low if is_hounsfield(stacks[0].acquired.voxels) else 0.0
     observed = [_observe_one(stack, grid, low, width) for stack in stacks]
     matched, waiting = [observed[0]], list(observed[1:])
     while waiting:
