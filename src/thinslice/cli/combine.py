@@ -4,9 +4,10 @@ import argparse
 import dataclasses
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from thinslice.cli.options import (
     DICOM,
@@ -28,7 +29,7 @@ from thinslice.errors import InputRefused, ThinsliceError
 if TYPE_CHECKING:
     from thinslice.combination import Combined
     from thinslice.io.dicom.groups import SeriesGroup
-    from thinslice.io.dicom.series import Study
+    from thinslice.io.dicom.series import Series, Study
     from thinslice.volume import Volume
 
 logger = logging.getLogger(__name__)
@@ -107,17 +108,28 @@ def combine(arguments: argparse.Namespace) -> int:
         )
     if len(arguments.input) == 1 and (arguments.input[0] / "dataset_description.json").is_file():
         return _combine_dataset(arguments)
-    study = find_study(arguments.input[0]) if len(arguments.input) == 1 else None
-    if study is not None:
+    study = find_study(arguments.input[0])
+    if study is not None and len(arguments.input) == 1:
         return _combine_study(study, arguments)
-    _combine_one([read_any(path) for path in arguments.input], arguments.output, arguments)
+    # The answer may become a series of the study of the first stack.
+    series = study.series[0] if study is not None and study.series else None
+    stacks = _Stacks(arguments.input, lambda: [read_any(path) for path in arguments.input], series)
+    _combine_one(stacks, arguments.output, arguments)
     return 0
+
+
+class _Stacks(NamedTuple):
+    """The stacks of one body: their files or folders, how they are read, and the first one if it is a DICOM series."""
+
+    inputs: Sequence[Path]
+    read: "Callable[[], list[Volume]]"
+    series: "Series | None" = None
+    facts: Mapping[str, Any] = {}
 
 
 def _combine_study(study: "Study", arguments: argparse.Namespace) -> int:
     """Combines the series of a study that belong together, each group to a file or a series of its own."""
     from thinslice.io.dicom.groups import find_groups
-    from thinslice.io.dicom.pixels import read_series
     from thinslice.io.formats import ending
 
     found = find_groups(study)
@@ -143,7 +155,6 @@ def _combine_study(study: "Study", arguments: argparse.Namespace) -> int:
         )
     done = [
         _combine_group(
-            [read_series(series) for series in group.series],
             arguments.output if len(found.groups) == 1 else arguments.output / _folder_name(number, group, arguments),
             arguments,
             group,
@@ -161,10 +172,8 @@ def _combine_dataset(arguments: argparse.Namespace) -> int:
         combined_facts,
         find_images,
         group_stacks,
-        inherited_sidecars,
         write_description,
     )
-    from thinslice.datasets.job import inherit_thickness
 
     dataset, output = arguments.input[0], arguments.output
     if _has_one_place(arguments):
@@ -190,33 +199,40 @@ def _combine_dataset(arguments: argparse.Namespace) -> int:
         )
     done = []
     for group in groups:
-        scans = [inherit_thickness(read_scan(path), inherited_sidecars(path, dataset)) for path in group.stacks]
-        facts = combined_facts(group.stacks, dataset)
-        done.append(_combine_if_possible(scans, group.derivative, arguments, group.derivative.name, facts))
+        stacks = _Stacks(
+            group.stacks, partial(_read_of_dataset, dataset, group.stacks), None, combined_facts(group.stacks, dataset)
+        )
+        done.append(_combine_if_possible(stacks, group.derivative, arguments, group.derivative.name))
     if any(done):
         write_description(dataset, output)
     return 0 if all(done) and not unreadable else REFUSED
 
 
-def _combine_group(scans: "list[Volume]", output: Path, arguments: argparse.Namespace, group: "SeriesGroup") -> bool:
+def _read_of_dataset(dataset: Path, paths: Sequence[Path]) -> "list[Volume]":
+    """Reads images of a BIDS data set, with the slice thickness that holds for them."""
+    from thinslice.datasets.bids import inherited_sidecars
+    from thinslice.datasets.job import inherit_thickness
+
+    return [inherit_thickness(read_scan(path), inherited_sidecars(path, dataset)) for path in paths]
+
+
+def _combine_group(output: Path, arguments: argparse.Namespace, group: "SeriesGroup") -> bool:
     """Combines one group, and tells why where that does not succeed; the others go on."""
+    from thinslice.io.dicom.pixels import read_series
+
     if not arguments.quiet:
         say(f"{group.name}: {', '.join(series.label for series in group.series)}")
         for note in group.notes:
             say(f"  note: {note}")
-    return _combine_if_possible(scans, output, arguments, group.name)
+    folders = [series.folder for series in group.series]
+    stacks = _Stacks(folders, lambda: [read_series(series) for series in group.series], group.series[0])
+    return _combine_if_possible(stacks, output, arguments, group.name)
 
 
-def _combine_if_possible(
-    scans: "list[Volume]",
-    output: Path,
-    arguments: argparse.Namespace,
-    name: str,
-    facts: Mapping[str, Any] | None = None,
-) -> bool:
+def _combine_if_possible(stacks: _Stacks, output: Path, arguments: argparse.Namespace, name: str) -> bool:
     """Combines some stacks, and tells why where that does not succeed; others go on."""
     try:
-        _combine_one(scans, output, arguments, facts)
+        _combine_one(stacks, output, arguments)
     except (ThinsliceError, OSError, MemoryError) as error:
         logger.debug("%s was refused", name, exc_info=error)
         complain(named(name, reason_of(error)))
@@ -234,13 +250,10 @@ def _has_one_place(arguments: argparse.Namespace) -> bool:
     return any(one is not None for one in (arguments.labels, arguments.held_by, arguments.report))
 
 
-def _combine_one(
-    scans: "list[Volume]", output: Path, arguments: argparse.Namespace, facts: Mapping[str, Any] | None = None
-) -> None:
-    """Combines stacks that have been read, and writes what was asked for."""
+def _combine_one(stacks: _Stacks, output: Path, arguments: argparse.Namespace) -> None:
+    """Reads stacks, combines them, and writes what was asked for."""
     from thinslice.combination import check_places, combine_volumes, describe_combination, find_places
     from thinslice.models.registry import models_for
-    from thinslice.pipeline import series_of
 
     wanted = arguments.answer_grid
     places = find_places(
@@ -249,9 +262,9 @@ def _combine_one(
         arguments.labels_out,
         arguments.report,
         arguments.labels is not None,
-        series_of(scans[0]),
+        stacks.series,
     )
-    inputs = [scan.source for scan in scans if scan.source is not None]
+    inputs = list(stacks.inputs)
     inputs += [arguments.labels] if arguments.labels is not None else []
     # Of the scan whose grid is taken the voxels do not matter, but it is the user's all the same.
     inputs += [Path(wanted)] if wanted not in ("first", "union") else []
@@ -261,7 +274,7 @@ def _combine_one(
     labels = read_scan(arguments.labels) if arguments.labels is not None else None
     with bar("combine", arguments.quiet) as show:
         done = combine_volumes(
-            scans,
+            stacks.read(),
             models_for(settings.model, engine_from(arguments)),
             spacing_mm=arguments.spacing,
             grid=grid,
@@ -271,7 +284,7 @@ def _combine_one(
             target=output,
             progress=show,
         )
-    done = dataclasses.replace(done, facts=facts or {})
+    done = dataclasses.replace(done, facts=stacks.facts)
     done.save(
         output,
         held_by=arguments.held_by,
