@@ -251,6 +251,24 @@ def test_the_grid_of_the_first_stack_or_around_all_or_of_another_scan():
     assert psnr(other.array, truth_on(other.volume)) > 26
 
 
+@catches("combination.py", "if fit.share_seen == 0:", "if False:")
+def test_a_stack_beside_the_grid_is_told():
+    """Chunks of a spine: the second one meets the third, and not the grid of the first."""
+    voxels, affine = STACKS["coronal"].voxels, STACKS["coronal"].affine
+    upper = affine.copy()
+    upper[:3, 3] += affine[:3, 2] * 22
+    chunks = [
+        Volume(np.ascontiguousarray(voxels[:, :, :18]), affine),
+        Volume(np.ascontiguousarray(voxels[:, :, 22:]), upper),
+    ]
+    done = combined(*chunks, STACKS["sagittal"])
+    assert "beside the grid of the answer: nothing of it is in there" in done.stacks[1].describe()
+    assert "differs by" in done.stacks[2].describe()
+    around = combined(*chunks, STACKS["sagittal"], grid="union")
+    assert around.array.shape == (SIDE, SIDE, SIDE)
+    assert all("differs by" in stack.describe() for stack in around.stacks)
+
+
 @pytest.mark.parametrize("spacing_mm", [0.7, 1.5, 2.0])
 def test_voxels_of_another_size(spacing_mm):
     done = combined(FIRST, STACKS["coronal"], STACKS["sagittal"], spacing_mm=spacing_mm)

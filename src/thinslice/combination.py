@@ -96,6 +96,9 @@ class CombinedStack:
         fit = self.fit
         if fit is None:
             return moved
+        if fit.share_seen == 0:
+            # Of no difference nothing could be said, and it would read as a perfect fit.
+            return f"{moved}, beside the grid of the answer: nothing of it is in there"
         words = [moved, f"differs by {fit.rms_percent:.2g} % RMS"]
         if fit.rms_in_noise is not None:
             words[-1] += f" ({fit.rms_in_noise:.2g} times its noise)"
