@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from thinslice.compute.stacks import ObservedStack, Stack, VoxelGrid, observe
+from thinslice.compute.stacks import ObservedStack, Stack, VoxelGrid, find_smooth_part, observe
 from thinslice.models.blas import one_blas_thread
 from thinslice.physics.noise import LEAST_NOISE
 from thinslice.progress import Progress, no_progress, part_of
@@ -135,8 +135,10 @@ def join(observed: Sequence[ObservedStack], progress: Progress = no_progress) ->
     gradient = np.zeros_like(start)
     density = pull.copy()
     for one, weight in zip(observed, say, strict=True):
-        samples = _replace_in_part(one)
-        gradient += one.acquisition.adjoint(weight * (samples - one.acquisition.forward(start)))
+        left = _replace_in_part(one) - one.acquisition.forward(start)
+        # It could be explained within the slice profiles alone, and would come out as bands where these leave gaps.
+        left -= find_smooth_part(one, left)
+        gradient += one.acquisition.adjoint(weight * left)
         # What A^T A is for a flat image, as every row of A sums to one: samples for each voxel.
         density += np.float32((together / one.noise_or(CLEAN_NOISE)) ** 2 * one.samples_per_voxel)
 

@@ -17,8 +17,9 @@ from thinslice.volume import Volume
 WHOLLY_SEEN = 0.98
 """Samples of which a smaller share lies inside the grid of the answer are not compared: they saw what it lacks."""
 
-TAPER_SPACINGS = 2.0
-"""Over so many slice spacings a stack says less and less towards the edges of its field of view: no seam shows."""
+TAPER_SPACINGS = 4.0
+"""Over so many slice spacings a stack says less and less towards the edges of its field of view: over two a step in
+brightness was seen in fat, which is not alike in all directions."""
 
 LEAST_SAY = 1e-3
 """Of a stack at the very edge of its field of view: where it is the only one, it is all there is."""
@@ -35,6 +36,9 @@ AIR_BELOW = 0.02
 
 MISFIT_BLUR = 0.5
 """Standard deviation of the Gaussian within slices that is compared, in slice spacings of the other stacks."""
+
+SMOOTH_SPACINGS = 1.0
+"""Standard deviation of the Gaussian that tells what changes slowly, in slice spacings: no network errs so coarsely."""
 
 MISFIT_AROUND = 1.0
 """Likewise of the neighbourhood over which it is averaged."""
@@ -278,6 +282,25 @@ def find_misfit(one: ObservedStack, others: Sequence[ObservedStack]) -> np.ndarr
     around = np.sqrt(_blur_within(square, one, MISFIT_AROUND * across_mm) / np.maximum(weight, LITTLE_WEIGHT))
     found: np.ndarray = np.maximum(around - np.float32(USUAL_MISFIT), 0).astype(np.float32)
     return found
+
+
+def find_smooth_part(one: ObservedStack, left: np.ndarray) -> np.ndarray:
+    """Returns what changes slowly, within the slices and across them, of what is left of the samples of a stack.
+
+    Stacks differ in it by their brightness, and not by what they resolve: of simulated ones it is next to nothing.
+
+    Args:
+        one: the stack.
+        left: what was acquired less what a volume would give.
+    """
+    axis = one.acquisition.axis
+    sigma_mm = SMOOTH_SPACINGS * float(np.linalg.norm(one.acquisition.stack_affine[:3, axis]))
+    weighted, weight = (
+        blur_along(_blur_within(each, one, sigma_mm), axis, SMOOTH_SPACINGS)
+        for each in (one.counted * left, one.counted)
+    )
+    smooth: np.ndarray = weighted / np.maximum(weight, LITTLE_WEIGHT)
+    return smooth
 
 
 def _blur_within(samples: np.ndarray, one: ObservedStack, sigma_mm: float) -> np.ndarray:
