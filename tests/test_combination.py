@@ -933,3 +933,13 @@ def test_a_failed_overwrite_keeps_the_earlier_answer(run, scans, tmp_path, monke
     monkeypatch.setattr("thinslice.io.nifti.write", fail)
     assert run(*words, "--spacing", 2)[0] == 2
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+
+
+@catches("combination.py", "_check_labels(labels, first_plan)", "pass")
+def test_a_series_of_segmentations_is_refused_before_anything_is_computed(run, scans, tmp_path):
+    drawn = np.zeros((*FIRST.voxels.shape, 2), np.uint8)
+    nifti.write(Volume(drawn, FIRST.affine), tmp_path / "drawn.nii")
+    words = ["combine", "-i", *scans.values(), "-o", tmp_path / "c.nii", "--labels", tmp_path / "drawn.nii", *PLAIN]
+    code, said, err = run(*words)
+    assert (code, said, len(err)) == (2, [], 1)
+    assert not (tmp_path / "c.nii").exists()

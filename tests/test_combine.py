@@ -224,3 +224,22 @@ def test_a_smooth_difference_in_brightness_is_not_put_between_the_slices():
     uneven, _ = join(observed)
     # Within the edges, to which the slope goes on unseen.
     assert np.abs(uneven - even)[12:-12, 12:-12, 12:-12].max() < 0.02
+
+
+@catches("compute/motion.py", "if history[-1] >= history[0] or moved_mm > FARTHEST_MM:", "if False:")
+def test_a_stack_that_another_place_does_not_fit_stays(monkeypatch):
+    """What the others say of it would carry it away: a step of Gauss and Newton that is far too long."""
+    body = ndimage.gaussian_filter(np.random.default_rng(2).random((48, 48, 48)), 1.5).astype(np.float32)
+    stacks = []
+    for axis in (0, 2):
+        affine = np.diag([4.0 if a == axis else 1.0 for a in range(3)] + [1.0])
+        affine[axis, 3] = 1.5
+        voxels = Acquisition(1.5 + 4 * np.arange(12), 48, 4.0, "box", axis).forward(body)
+        settings = Settings(factor=4.0, model="cubic", profile="box", thickness_mm=4.0)
+        done = enhance_volume(Volume(voxels, affine), settings, interpolation("cubic"))
+        stacks.append(Stack(done.acquired, done.plan, done.volume))
+    away = np.eye(4)
+    away[0, 3] = 9.0
+    monkeypatch.setattr("thinslice.compute.motion._rigid", lambda *_: away)
+    found = refine_motions(stacks, VoxelGrid((48, 48, 48), np.eye(4)))
+    assert [np.array_equal(one.motion, np.eye(4)) for one in found] == [True, True]

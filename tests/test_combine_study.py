@@ -182,3 +182,39 @@ def test_a_bids_data_set_gets_derivatives(tmp_path, run):
     assert run("combine", "-i", raw, "-o", raw, *FAST)[0] == 2
     assert run("combine", "-i", raw, "-o", tmp_path / "other", "--report", tmp_path / "a.html", *FAST)[0] == 2
     assert not (tmp_path / "other").exists()
+
+
+@catches("cli/combine.py", "check_into_series(scans, grid)", "pass")
+def test_a_series_of_dicom_and_other_stacks_is_refused_before_anything_is_computed(tmp_path, run, monkeypatch):
+    add(tmp_path / "study", 1, AXIAL)
+    affine = np.diag([4.0, 1.0, 1.0, 1.0])
+    nifti.write(Volume(leaves()[:SIDE:4, :SIDE, :SIDE].copy(), affine), tmp_path / "sag.nii.gz")
+    monkeypatch.setattr("thinslice.combination.combine_volumes", lambda *_, **__: pytest.fail("it was computed"))
+    words = ("combine", "-i", tmp_path / "study" / "s1", tmp_path / "sag.nii.gz", "-o", tmp_path / "new", *FAST)
+    code, _, err = run(*words)
+    assert (code, len(err)) == (2, 1)
+    assert "no DICOM series" in err[0]
+    code, _, err = run(*words[:-4], tmp_path / "new.nii.gz", "--anonymise", *FAST)
+    assert (code, len(err)) == (2, 1)
+    assert not (tmp_path / "new").exists()
+
+
+@catches("combination.py", "if len(patients) > 1:", "if len(patients) > 9:")
+def test_two_patients_are_never_one_body(tmp_path, run):
+    add(tmp_path / "one", 1, AXIAL)
+    add(tmp_path / "two", 2, SAGITTAL, PatientID="another")
+    code, _, err = run("combine", "-i", tmp_path / "one", tmp_path / "two", "-o", tmp_path / "c.nii.gz", *FAST)
+    assert (code, len(err)) == (2, 1)
+    assert "2 patients" in err[0]
+
+
+@catches("combination.py", "*folder.glob(LABELS_NAME)", "*folder.glob('nothing')")
+def test_labels_of_an_earlier_volume_do_not_stay_beside_another(tmp_path, run):
+    add(tmp_path / "study", 1, AXIAL)
+    add(tmp_path / "study", 2, SAGITTAL)
+    code, _, err = run("combine", "-i", tmp_path / "study", "-o", tmp_path / "new", *FAST)
+    assert (code, err) == (0, [])
+    (tmp_path / "new" / "labels.nii.gz").write_bytes(b"of before")
+    code, _, err = run("combine", "-i", tmp_path / "study", "-o", tmp_path / "new", "--overwrite", *FAST)
+    assert (code, err) == (0, [])
+    assert not (tmp_path / "new" / "labels.nii.gz").exists()

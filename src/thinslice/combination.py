@@ -10,6 +10,7 @@ call `combine_volumes`.
 """
 
 import dataclasses
+import itertools
 import json
 import logging
 import os
@@ -224,32 +225,25 @@ class Combined:
         Raises:
             InputRefused: not all of it came from DICOM series, or from such that can be made anonymous.
         """
-        from thinslice.io.dicom.identity import check_can_hide
-
-        for scan, stack in zip(self.acquired, self.stacks, strict=True):
-            series = series_of(scan)
-            if series is None:
-                raise InputRefused(
-                    place=stack.name,
-                    got="`anonymise` for a scan that is no DICOM",
-                    need="DICOM series",
-                    next="leave it out",
-                    code="anonymise-without-dicom",
-                )
-            check_can_hide(series)
+        check_can_be_anonymous(self.acquired)
         names = {stack.name: f"stack {number + 1}" for number, stack in enumerate(self.stacks)}
-        stacks = []
-        for stack in self.stacks:
-            reason = stack.left_out
-            for name, number in names.items():
-                reason = None if reason is None else reason.replace(name, number)
-            stacks.append(replace(stack, name=names[stack.name], left_out=reason))
-        notes = []
-        for note in self.notes:
-            for name, number in names.items():
-                note = note.replace(name, number)
-            notes.append(note)
-        return replace(self, stacks=tuple(stacks), notes=tuple(notes))
+
+        def hide(text: str) -> str:
+            # The longest first, as one name may begin another.
+            for name in sorted(names, key=len, reverse=True):
+                text = text.replace(name, names[name])
+            return text
+
+        stacks = [
+            replace(
+                stack,
+                name=names[stack.name],
+                left_out=None if stack.left_out is None else hide(stack.left_out),
+                plan=replace(stack.plan, notes=tuple(map(hide, stack.plan.notes))),
+            )
+            for stack in self.stacks
+        ]
+        return replace(self, stacks=tuple(stacks), notes=tuple(map(hide, self.notes)))
 
     def _write_series(self, places: dict[str, Path], anonymise: bool, overwrite: bool) -> None:
         """Writes a new DICOM series, and whatever else is asked for: all files, or none."""
@@ -270,7 +264,8 @@ class Combined:
         slices = [folder / f"IM{number:04d}.dcm" for number in range(1, len(images) + 1)]
 
         def find_stale() -> set[Path]:
-            return set(folder.glob("IM*.dcm")) - set(slices)
+            # An earlier series that is replaced may have had more slices, or labels.
+            return {*folder.glob("IM*.dcm"), *folder.glob(LABELS_NAME)} - {*slices, *beside.values()}
 
         with all_or_none([*beside.values(), *slices], overwrite, find_stale) as parts:
             for name, part in zip(beside, parts, strict=False):
@@ -364,7 +359,7 @@ def combine_volumes(
     except (InputRefused, PlanRefused) as error:
         raise error.at(names[0]) from error
     if labels is not None:
-        check_labels(labels, first_plan)
+        _check_labels(labels, first_plan)
     wanted = _find_grid(scans, first_plan, spacing_mm, grid)
     stacks = []
     for number, scan in enumerate(scans):
@@ -403,6 +398,48 @@ def combine_volumes(
     )
     logger.debug("%s in %.1f s", describe_combination(done), seconds)
     return done
+
+
+def check_can_be_anonymous(scans: Sequence[Volume]) -> None:
+    """Refuses stacks that cannot be made anonymous, before anything is computed.
+
+    Raises:
+        InputRefused: not all of them came from DICOM series, or from such that can be made anonymous.
+    """
+    for number, scan in enumerate(scans):
+        series = series_of(scan)
+        if series is None:
+            raise InputRefused(
+                place=_name_of(scan, number),
+                got="`anonymise` for a scan that is no DICOM",
+                need="DICOM series",
+                next="leave it out",
+                code="anonymise-without-dicom",
+            )
+        from thinslice.io.dicom.identity import check_can_hide
+
+        check_can_hide(series)
+
+
+def check_into_series(scans: Sequence[Volume], grid: Grid | Volume = "first") -> None:
+    """Refuses stacks that cannot become a new DICOM series, before anything is computed.
+
+    Raises:
+        InputRefused: not all of them are DICOM series, of one patient and modality.
+        OutputRefused: the grid is one that DICOM cannot say.
+    """
+    foreign = [_name_of(scan, number) for number, scan in enumerate(scans) if series_of(scan) is None]
+    if foreign:
+        raise InputRefused(
+            place=foreign[0],
+            got="a stack that is no DICOM series, for a new series",
+            need="DICOM series alone",
+            next="give a file as output, such as combined.nii.gz",
+            code="series-of-other-formats",
+        )
+    from thinslice.io.dicom.combined import check_can_combine
+
+    check_can_combine(scans, grid.affine if isinstance(grid, Volume) else scans[0].affine)
 
 
 def describe_combination(done: Combined) -> str:
@@ -534,17 +571,38 @@ def _check_scans(scans: Sequence[Volume], names: Sequence[str]) -> None:
                 code="stack-is-flat",
             )
     _check_different(scans, names)
+    patients = {series.images[0].patient for series in map(series_of, scans) if series is not None}
+    if len(patients) > 1:
+        raise InputRefused(
+            got=f"series of {len(patients)} patients (PatientID)",
+            need="series of one",
+            next="leave the others out",
+            code="dicom-several-patients",
+        )
     contrasts = [_contrast_of(scan) for scan in scans]
-    for number in range(1, len(scans)):
-        match = compare_contrasts(contrasts[0], contrasts[number])
+    # Each with each: two that say much may differ where the first one is silent.
+    for one, other in itertools.combinations(range(len(scans)), 2):
+        match = compare_contrasts(contrasts[one], contrasts[other])
         if match.is_same is False:
             raise InputRefused(
-                place=names[number],
-                got=f"another contrast than {names[0]} ({'; '.join(match.reasons)})",
+                place=names[other],
+                got=f"another contrast than {names[one]} ({'; '.join(match.reasons)})",
                 need="stacks of one contrast",
                 next="combine those of each contrast by themselves",
                 code="stacks-of-two-contrasts",
             )
+
+
+def _check_labels(labels: Volume, plan: Plan) -> None:
+    """Refuses what is no segmentation of the first stack."""
+    check_labels(labels, plan)
+    if labels.voxels.ndim != 3:
+        raise InputRefused(
+            got=f"a series of {labels.voxels.shape[3]} segmentations",
+            need="one, of the first stack",
+            next="take one out of it",
+            code="labels-are-series",
+        )
 
 
 def _check_different(scans: Sequence[Volume], names: Sequence[str]) -> None:

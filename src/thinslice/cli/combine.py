@@ -252,7 +252,15 @@ def _has_one_place(arguments: argparse.Namespace) -> bool:
 
 def _combine_one(stacks: _Stacks, output: Path, arguments: argparse.Namespace) -> None:
     """Reads stacks, combines them, and writes what was asked for."""
-    from thinslice.combination import check_places, combine_volumes, describe_combination, find_places
+    from thinslice.combination import (
+        check_can_be_anonymous,
+        check_into_series,
+        check_places,
+        combine_volumes,
+        describe_combination,
+        find_places,
+    )
+    from thinslice.io.formats import ending
     from thinslice.models.registry import models_for
 
     wanted = arguments.answer_grid
@@ -272,9 +280,14 @@ def _combine_one(stacks: _Stacks, output: Path, arguments: argparse.Namespace) -
     settings = settings_from(arguments)
     grid = wanted if wanted in ("first", "union") else read_scan(Path(wanted))
     labels = read_scan(arguments.labels) if arguments.labels is not None else None
+    scans = stacks.read()
+    if not ending(places["volume"]):
+        check_into_series(scans, grid)
+    if arguments.anonymise:
+        check_can_be_anonymous(scans)
     with bar("combine", arguments.quiet) as show:
         done = combine_volumes(
-            stacks.read(),
+            scans,
             models_for(settings.model, engine_from(arguments)),
             spacing_mm=arguments.spacing,
             grid=grid,

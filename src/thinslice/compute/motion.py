@@ -35,6 +35,10 @@ SMALL_MM = 0.01
 OUTLIER_DEVIATIONS = 3.0
 """Samples that are so many robust standard deviations off have no more say than those at that distance (Huber)."""
 
+FARTHEST_MM = 20.0
+"""A stack of which a corner would be moved by more stays: registration comes first, and leaves less than a voxel.
+Without it, a header that was wrong by 3 degrees and 2.5 mm moved corners of a head by half as much."""
+
 FEWEST_SAMPLES = 500
 """Stacks that share fewer samples with the others stay where they are."""
 
@@ -126,6 +130,10 @@ def _place(
         acquisition = moved
         if farthest_mm < SMALL_MM:
             break
+    moved_mm = grid_distance_mm(one.acquisition.stack_affine, acquisition.stack_affine, acquisition.stack_shape)
+    if history[-1] >= history[0] or moved_mm > FARTHEST_MM:
+        # What is shared says too little, or the search has lost its way: the stack stays.
+        return np.eye(4), history[0], history[0]
     return motion, history[0], history[-1]
 
 
