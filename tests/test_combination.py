@@ -939,7 +939,10 @@ def test_a_failed_overwrite_keeps_the_earlier_answer(run, scans, tmp_path, monke
 def test_a_series_of_segmentations_is_refused_before_anything_is_computed(run, scans, tmp_path):
     drawn = np.zeros((*FIRST.voxels.shape, 2), np.uint8)
     nifti.write(Volume(drawn, FIRST.affine), tmp_path / "drawn.nii")
-    words = ["combine", "-i", *scans.values(), "-o", tmp_path / "c.nii", "--labels", tmp_path / "drawn.nii", *PLAIN]
-    code, said, err = run(*words)
+    stacks = scans["axial"], scans["coronal"]
+    code, said, err = run(
+        "combine", "-i", *stacks, "-o", tmp_path / "c.nii", "--labels", tmp_path / "drawn.nii", *PLAIN
+    )
     assert (code, said, len(err)) == (2, [], 1)
+    assert "a series of 2 segmentations" in err[0]
     assert not (tmp_path / "c.nii").exists()
