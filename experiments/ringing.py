@@ -99,13 +99,14 @@ def _compare(
     factor = truth.shape[2] / thick.shape[2]
     cubic = find_model("cubic")
     plain = make_plan(thick, Settings(model="cubic", factor=factor, projection=False), cubic)
-    plan = make_plan(thick, Settings(factor=factor, profile=profile, thickness_mm=width * factor), model)
+    obeyed = make_plan(thick, Settings(factor=factor, profile=profile, thickness_mm=width * factor), model)
+    plan = replace(obeyed, profile_source="estimated")
     reference = _decibels(truth, thick, plain, cubic)
-    settled = settle_profile(thick, plan, model, False)
+    settled = settle_profile(thick, plan, model)
     gain = _decibels(truth, thick, plan, model) - reference
     if settled.thickness_mm == plan.thickness_mm:
         return Found(off, noise, settled.ringing, gain, None)
-    told = settle_profile(thick, plan, model, True)
+    told = settle_profile(thick, obeyed, model)
     return Found(off, noise, told.ringing, gain, _decibels(truth, thick, settled, model) - reference)
 
 

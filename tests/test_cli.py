@@ -465,14 +465,14 @@ def test_info_as_json_is_the_plan_that_enhance_obeys(run, scan, tmp_path):
 
 @catches(
     "cli/scans.py",
-    "settle_profile(volume, make_plan(volume, settings, model), model, is_given)",
+    "settle_profile(volume, make_plan(volume, settings, model), model)",
     "make_plan(volume, settings, model)",
 )
 def test_info_says_the_profile_that_is_left_after_ringing(run, scan, monkeypatch):
     """As enhance narrows a profile of which a sample of the answer rings."""
     monkeypatch.setattr(
         "thinslice.compute.ringing.settle_profile",
-        lambda volume, plan, model, is_given: replace(plan, thickness_mm=1.5),
+        lambda volume, plan, model: replace(plan, thickness_mm=1.5),
     )
     _, out, _ = run("info", "-i", scan, "--json")
     assert json.loads("\n".join(out))["plan"]["thickness_mm"] == 1.5

@@ -182,8 +182,7 @@ class Combined:
                 new series of the study of the first one.
             held_by: a file for the map of how many stacks hold each voxel.
             labels_out: where the segmentation goes; default: beside ``path``.
-            report: an HTML file: a page on which the first stack as acquired, made thin alone, and combined are
-                compared.
+            report: an HTML file: a page on which the first stack as acquired and the combined volume are compared.
             anonymise: leaves the patient's identity out of a new DICOM series and of all that is written beside it.
             overwrite: whether files that are there already may be replaced; what went in never is.
 
@@ -653,8 +652,7 @@ def _make_thin(scan: Volume, name: str, model: Model, settings: Settings, grid: 
         )
     try:
         plan = make_plan(scan, replace(settings, model=model.name, factor=factor, spacing_mm=None), model)
-        is_given = settings.profile is not None or settings.thickness_mm is not None
-        plan = settle_profile(scan, plan, model, is_given)
+        plan = settle_profile(scan, plan, model)
         thin = upsample(scan, plan, model, progress=progress).volume
     except (InputRefused, PlanRefused) as error:
         raise error.at(name) from error

@@ -335,8 +335,7 @@ def enhance_volume(
     # Room is taken before anything is computed, so that a full disk is told of at once.
     out = allocate((*plan.shape_thin, *acquired.voxels.shape[3:]), type_of_thin(acquired), target.parent)
     started = perf_counter()
-    is_given = settings.profile is not None or settings.thickness_mm is not None
-    plan = settle_profile(acquired, plan, model, is_given)
+    plan = settle_profile(acquired, plan, model)
     done = upsample(acquired, plan, model, out, progress)
     seconds = perf_counter() - started
     # The report is made of what the file will hold, on its steps, not of the numbers before they were rounded.

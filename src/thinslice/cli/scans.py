@@ -108,9 +108,8 @@ def _facts(
         # Kept where the plan is refused below: one sees what the refusal is about.
         seen = _seen(volume)
         model = choose(volume)
-        is_given = settings.profile is not None or settings.thickness_mm is not None
         # As enhance does: where a sample of the answer rings the profile is narrowed.
-        plan = dataclasses.asdict(settle_profile(volume, make_plan(volume, settings, model), model, is_given))
+        plan = dataclasses.asdict(settle_profile(volume, make_plan(volume, settings, model), model))
     except (ThinsliceError, OSError, MemoryError) as error:
         return {"source": name, "sees": seen, "plan": None, "refused": reason_of(error)}
     return {"source": name, "sees": seen, "plan": plan, "refused": None}

@@ -58,14 +58,15 @@ SMALLEST_FACTOR = 1.25
 """With a smaller one the answer has not all of `LIMIT`."""
 
 
-def settle_profile(volume: Volume, plan: Plan, model: Model, is_given: bool) -> Plan:
+def settle_profile(volume: Volume, plan: Plan, model: Model) -> Plan:
     """Returns the plan, with a narrower profile where that of the plan makes the answer ring.
+
+    A profile that the user has told is obeyed, and a note says that the answer rings.
 
     Args:
         volume: the scan, of a series its first volume is looked at.
         plan: from `thinslice.plan.make_plan`.
         model: what will compute the slices.
-        is_given: whether the user has given the profile: it is obeyed, and a note says that the answer rings.
 
     Returns:
         A plan whose ``ringing`` says what was measured, None where it could not be, slices are enlarged in-plane, or
@@ -79,7 +80,7 @@ def settle_profile(volume: Volume, plan: Plan, model: Model, is_given: bool) -> 
     if found is None or found <= RINGING:
         return replace(plan, ringing=found)
     rings = f"with a {plan.profile} of {plan.thickness_mm:.4g} mm the answer rings (x{found:.2g} of what is usual"
-    if is_given:
+    if plan.profile_source == "told":
         note = f"{rings}, accepted x{RINGING:g}): the slices seem to be thinner; check `profile` and `thickness_mm`"
         return replace(plan, ringing=found, notes=(*plan.notes, note))
     settled, ringing = _find_narrower(sample, part, model)
