@@ -159,7 +159,7 @@ class Combined:
                 str(count): int(np.count_nonzero(self.held_by.voxels == count))
                 for count in range(int(self.held_by.voxels.max()) + 1)
             },
-            "seconds": round(self.seconds, 3),
+            "seconds": self.seconds,
             "notes": list(self.notes),
             "versions": self.stacks[0].plan.versions,
         }
@@ -385,7 +385,7 @@ def combine_volumes(
     voxels = _in_type_of(scans[0], joined.voxels)
     volume = replace(scans[0], voxels=voxels, affine=wanted.affine, thickness_mm=None, notes=(), slice_axis=None)
     volume = to_stored(volume, target or Path(f"combined{formats.own_ending(scans[0])}"))
-    seconds = perf_counter() - started
+    seconds = round(perf_counter() - started, 3)  # as of `thinslice.pipeline`
     done = Combined(
         volume,
         Volume(joined.held_by, wanted.affine),

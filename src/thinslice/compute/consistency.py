@@ -64,7 +64,7 @@ class Report:
     Attributes:
         source: name of the file that went in.
         plan: every decision.
-        seconds: how long the thin slices took to compute, without reading and writing.
+        seconds: how long the thin slices took to compute, to the millisecond, without reading and writing.
         consistency: see `check`.
         guard: how many cells were looked at, and how many fell back to interpolation.
         notes: what had to be decided or fell back, in plain words.
@@ -82,7 +82,7 @@ class Report:
         content = {
             "source": self.source,
             "model": {"name": self.plan.model, "sha256": self.plan.model_sha256},
-            "seconds": round(self.seconds, 3),
+            "seconds": self.seconds,
             "consistency": dataclasses.asdict(self.consistency),
             "guard": {"cells": self.guard.cells, "fell_back": self.guard.suspect, "fell_back_share": self.guard.share},
             "notes": self.notes,
