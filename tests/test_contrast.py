@@ -94,6 +94,24 @@ def test_a_sidecar_that_says_nothing_is_silent(tmp_path, text):
     assert contrast_beside(tmp_path / "other.nii.gz") == Contrast()
 
 
+@catches("io/contrast.py", "for file in (*inherited, *([]", "for file in (*inherited[:1], *([]")
+@catches(
+    "io/contrast.py",
+    "(*inherited, *([] if beside is None else [beside]))",
+    "(*([] if beside is None else [beside]), *inherited)",
+)
+def test_what_a_sidecar_does_not_say_is_inherited(tmp_path):
+    """Field by field; the nearest file that speaks is believed."""
+    far, near = tmp_path / "T2w.json", tmp_path / "sub-01_T2w.json"
+    far.write_text('{"EchoTime": 0.01, "RepetitionTime": 4, "FlipAngle": 90}')
+    near.write_text('{"EchoTime": 0.1, "FlipAngle": 120}')
+    (tmp_path / "scan.json").write_text('{"FlipAngle": 150}')
+    found = contrast_beside(tmp_path / "scan.nii.gz", [far, near])
+    assert (found.echo_ms, found.repetition_ms, found.flip_degrees) == (100.0, 4000.0, 150.0)
+    (tmp_path / "scan.json").unlink()
+    assert contrast_beside(tmp_path / "scan.nii.gz", [far, near]).flip_degrees == 120.0
+
+
 def test_values_of_several_kinds_are_understood():
     found = contrast_from_facts(
         {"ScanningSequence": "SE\\IR", "ImageType": "DERIVED\\PRIMARY\\W\\DIXON", "EchoTime": "98", "InversionTime": 0}

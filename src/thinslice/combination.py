@@ -33,7 +33,7 @@ from thinslice.compute.upsample import upsample
 from thinslice.errors import InputRefused, OutputRefused, PlanRefused
 from thinslice.io import formats
 from thinslice.io.atomic import all_or_none
-from thinslice.io.contrast import compare_contrasts, contrast_beside
+from thinslice.io.contrast import Contrast, compare_contrasts, contrast_beside
 from thinslice.io.outputs import LABELS_NAME, PAGE_ENDINGS, Output, check_outputs, find_output, labels_beside
 from thinslice.models.interpolations import interpolation
 from thinslice.models.protocol import Model
@@ -320,6 +320,7 @@ def combine_volumes(
     model_for: Callable[[Volume], Model],
     *,
     names: Sequence[str] | None = None,
+    contrasts: Sequence[Contrast] | None = None,
     spacing_mm: float | None = None,
     grid: Grid | Volume = "first",
     registration: bool = True,
@@ -334,6 +335,7 @@ def combine_volumes(
         scans: the stacks, at least two, [x, y, z] each; the first one sets grid, brightness and type of the answer.
         model_for: chooses what makes a stack thin.
         names: what messages call them; default: the names of their files.
+        contrasts: what is known of their contrasts; default: what their headers, or the JSON beside them, say.
         spacing_mm: distance between voxels along all axes; default: that which ``enhance`` gives the first stack.
         grid: ``first``, ``union``, or a volume whose grid the answer gets.
         registration: whether stacks are placed where they fit each other; else their headers are believed.
@@ -350,7 +352,7 @@ def combine_volumes(
     names = list(names or _name_all(scans))
     # It refuses what is no spacing.
     Settings(spacing_mm=spacing_mm)
-    _check_scans(scans, names)
+    _check_scans(scans, names, contrasts or [_contrast_of(scan) for scan in scans])
     if registration:
         check_installed()
     try:
@@ -534,7 +536,7 @@ def _name_of(scan: Volume, number: int) -> str:
     return scan.source.name if scan.source is not None else f"stack {number + 1}"
 
 
-def _check_scans(scans: Sequence[Volume], names: Sequence[str]) -> None:
+def _check_scans(scans: Sequence[Volume], names: Sequence[str], contrasts: Sequence[Contrast]) -> None:
     """Refuses what cannot be combined whatever is computed."""
     if len(scans) < 2:
         raise InputRefused(
@@ -578,7 +580,6 @@ def _check_scans(scans: Sequence[Volume], names: Sequence[str]) -> None:
             next="leave the others out",
             code="dicom-several-patients",
         )
-    contrasts = [_contrast_of(scan) for scan in scans]
     # Each with each: two that say much may differ where the first one is silent.
     for one, other in itertools.combinations(range(len(scans)), 2):
         match = compare_contrasts(contrasts[one], contrasts[other])
@@ -620,7 +621,7 @@ def _check_different(scans: Sequence[Volume], names: Sequence[str]) -> None:
                 )
 
 
-def _contrast_of(scan: Volume) -> Any:
+def _contrast_of(scan: Volume) -> Contrast:
     series = series_of(scan)
     if series is not None:
         from thinslice.io.dicom.contrast import contrast_of_series

@@ -4,13 +4,13 @@ Nothing here is sharp: of one contrast, echo and repetition times of a transvers
 slices need more time. The limits lie between what differs within a protocol and what makes another image.
 """
 
-import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from thinslice.io.atomic import read_object
 from thinslice.io.formats import sidecar_path
 
 ECHO_RATIO = 1.4
@@ -114,15 +114,18 @@ def compare_contrasts(one: Contrast, other: Contrast) -> ContrastMatch:
     return ContrastMatch(True if _says_enough(one) and _says_enough(other) else None, (), tuple(notes))
 
 
-def contrast_beside(path: Path) -> Contrast:
-    """Returns what the JSON beside a scan says (BIDS, dcm2niix); an empty one where there is none."""
-    sidecar = sidecar_path(path)
-    try:
-        facts = json.loads(sidecar.read_text(encoding="utf-8")) if sidecar is not None else None
-    except (OSError, ValueError, RecursionError):
-        return Contrast()
-    if not isinstance(facts, dict):
-        return Contrast()
+def contrast_beside(path: Path, inherited: Sequence[Path] = ()) -> Contrast:
+    """Returns what the JSON beside a scan says (BIDS, dcm2niix); an empty one where there is none.
+
+    Args:
+        path: the scan.
+        inherited: JSON of BIDS that holds for it too, the nearest last: field by field the nearest one that speaks is
+            believed, and what lies beside the scan before all of them.
+    """
+    beside = sidecar_path(path)
+    facts: dict[str, Any] = {}
+    for file in (*inherited, *([] if beside is None else [beside])):
+        facts |= read_object(file)
     found = contrast_from_facts(facts)
     in_seconds = (found.echo_ms, found.repetition_ms, found.inversion_ms)
     # BIDS counts in seconds, DICOM in milliseconds.
