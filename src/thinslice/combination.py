@@ -31,7 +31,8 @@ from thinslice.compute.ringing import settle_profile
 from thinslice.compute.stacks import Stack, VoxelGrid
 from thinslice.compute.upsample import upsample
 from thinslice.errors import InputRefused, OutputRefused, PlanRefused
-from thinslice.io import formats
+from thinslice.io import formats, nifti
+from thinslice.io.affines import directions, gap_mm, outer_corners_mm
 from thinslice.io.atomic import all_or_none
 from thinslice.io.contrast import Contrast, compare_contrasts, contrast_beside
 from thinslice.io.outputs import LABELS_NAME, PAGE_ENDINGS, Output, check_outputs, find_output, labels_beside
@@ -60,6 +61,14 @@ FEWEST_SLICES = 5
 
 MOST_VOXELS = 600_000_000
 """Voxels of an answer beyond which it is refused: conjugate gradients need ten times its room."""
+
+
+PARALLEL_DEGREES = 30.0
+"""Stacks whose slices lie at a smaller angle are of one direction: chunks of a spine follow its curve."""
+
+CHUNK_SHARE = 0.5
+"""Stacks of one direction that share less than this of their fields of view are chunks: each shows what another lacks.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -366,7 +375,7 @@ def combine_volumes(
     for number, scan in enumerate(scans):
         part = part_of(progress, 0.4 * number / len(scans), 0.4 * (number + 1) / len(scans))
         stacks.append(_make_thin(scan, names[number], model_for(scan), settings or Settings(), wanted, part))
-    stacks, likeness, left_out = _place(stacks, names, registration, part_of(progress, 0.4, 0.6))
+    stacks, likeness, left_out, beside = _place(stacks, names, registration, part_of(progress, 0.4, 0.6))
     used = [number for number in range(len(stacks)) if number not in left_out]
     if len(used) < 2:
         reasons = "; ".join(f"{names[number]}: {reason}" for number, reason in left_out.items())
@@ -378,6 +387,9 @@ def combine_volumes(
         )
     if registration:
         stacks = _refine(stacks, used, wanted, part_of(progress, 0.6, 0.7))
+    for number, other in beside.items():
+        # A sliver says too little of where a stack lies: it stays with the one that it was placed beside.
+        stacks[number] = replace(stacks[number], motion=stacks[other].motion)
     joined = combine_stacks([stacks[number] for number in used], wanted, part_of(progress, 0.7, 1.0))
     fits = dict(zip(used, joined.fits, strict=True))
     described = tuple(
@@ -394,11 +406,28 @@ def combine_volumes(
         described,
         tuple(scans),
         seconds,
-        tuple(_notes(stacks, names, joined.held_by)),
+        (*_notes_of_chunks(beside, names), *_notes(stacks, names, joined.held_by)),
         None if labels is None else _bring_labels(labels, stacks[0].plan, wanted),
     )
     logger.debug("%s in %.1f s", describe_combination(done), seconds)
     return done
+
+
+def choose_grid(scans: Sequence[Volume]) -> Grid:
+    """Returns the grid for stacks that nobody has looked at: around all of them where some are chunks of one direction.
+
+    Example:
+        >>> scan = Volume(np.zeros((40, 40, 10)), np.diag([1.0, 1.0, 4.0, 1.0]))
+        >>> higher = np.array(scan.affine)
+        >>> higher[2, 3] = 36.0
+        >>> choose_grid([scan, scan]), choose_grid([scan, replace(scan, affine=higher)])
+        ('first', 'union')
+    """
+    for one, other in itertools.combinations(scans, 2):
+        share = max(_share_inside(one, other), _share_inside(other, one))
+        if share < CHUNK_SHARE and _are_parallel(one, other):
+            return "union"
+    return "first"
 
 
 def check_can_be_anonymous(scans: Sequence[Volume]) -> None:
@@ -701,23 +730,15 @@ def _box_around(scans: Sequence[Volume], first: np.ndarray, spacing_mm: float | 
     """Returns a grid around the outer edges of some fields of view, along the axes of the thin first stack."""
     own_mm = np.linalg.norm(first[:3, :3], axis=0)
     spacing = own_mm if spacing_mm is None else np.full(3, float(spacing_mm))
-    directions = first[:3, :3] / own_mm
-    edges = np.concatenate([_corners_mm(scan) for scan in scans]) @ np.linalg.inv(directions).T
+    along = directions(first)
+    edges = np.concatenate([outer_corners_mm(scan.affine, scan.shape) for scan in scans]) @ np.linalg.inv(along).T
     low, high = edges.min(axis=0), edges.max(axis=0)
     # Rounded first: an extent of 96.0000001 voxels has 96 of them.
     x, y, z = (max(int(n), 1) for n in np.ceil(np.round((high - low) / spacing, 3)))
     affine = np.eye(4)
-    affine[:3, :3] = directions * spacing
-    affine[:3, 3] = directions @ ((low + high) / 2 - (np.array([x, y, z]) - 1) / 2 * spacing)
+    affine[:3, :3] = along * spacing
+    affine[:3, 3] = along @ ((low + high) / 2 - (np.array([x, y, z]) - 1) / 2 * spacing)
     return VoxelGrid((x, y, z), affine)
-
-
-def _corners_mm(scan: Volume) -> np.ndarray:
-    """Returns [8, 3] the outer corners of a field of view in patient millimetres."""
-    ends = [(-0.5, n - 0.5) for n in scan.shape]
-    index = np.array([(x, y, z, 1.0) for x in ends[0] for y in ends[1] for z in ends[2]])
-    corners: np.ndarray = (index @ scan.affine.T)[:, :3]
-    return corners
 
 
 # ---- where the stacks lie
@@ -725,14 +746,19 @@ def _corners_mm(scan: Volume) -> np.ndarray:
 
 def _place(
     stacks: list[Stack], names: Sequence[str], registration: bool, progress: Progress
-) -> tuple[list[Stack], list[float], dict[int, str]]:
-    """Returns the stacks where they fit, how alike each is to those placed before it, and which do not fit and why."""
+) -> tuple[list[Stack], list[float], dict[int, str], dict[int, int]]:
+    """Returns the stacks where they fit, how alike each is to those placed before it, and which do not fit and why.
+
+    The last are those whose likeness nobody can tell, as they only touch another one, beside which their headers put
+    them.
+    """
     placed, likeness, left_out = {0: stacks[0]}, [1.0] + [0.0] * (len(stacks) - 1), {}
+    beside: dict[int, int] = {}
     waiting = list(range(1, len(stacks)))
     while waiting:
         # The pair that shares most comes next: chunks of a spine are linked by their neighbours.
         shares = {
-            (number, other): _share_inside(stacks[number].acquired, stacks[other].acquired)
+            (number, other): _closeness(stacks[number].acquired, stacks[other].acquired)
             for number in waiting
             for other in placed
         }
@@ -745,13 +771,48 @@ def _place(
         else:
             motion, alike = np.eye(4), measure_likeness(moving, fixed)
         likeness[number] = alike.value
-        if not alike.is_same_body:
+        neighbours = [one for one in placed if _continues(stacks[number].acquired, stacks[one].acquired)]
+        if alike.value == 0 and neighbours:
+            # Too little is common to measure anything, and both headers count from one place.
+            beside[number] = other = neighbours[0]
+            motion = np.eye(4)
+        elif not alike.is_same_body:
             left_out[number] = _reason(alike, names[other])
-        else:
+        if number not in left_out:
             stacks[number] = replace(stacks[number], motion=placed[other].motion @ motion)
             placed[number] = stacks[number]
         progress(1 - len(waiting) / max(len(stacks) - 1, 1))
-    return stacks, likeness, left_out
+    return stacks, likeness, left_out, beside
+
+
+def _closeness(one: Volume, other: Volume) -> tuple[float, bool, float]:
+    """Returns what pairs of stacks are ordered by: what they share, and where they share nothing how near they are."""
+    return _share_inside(one, other), _continues(one, other), -gap_mm(one.affine, one.shape, other.affine, other.shape)
+
+
+def _continues(one: Volume, other: Volume) -> bool:
+    """Tells whether two chunks of one direction touch or overlap, by headers that count from one place."""
+    nearest_mm = max(*one.spacing_mm, *other.spacing_mm)
+    is_near = gap_mm(one.affine, one.shape, other.affine, other.shape) <= nearest_mm
+    return is_near and _are_parallel(one, other) and _in_one_frame(one, other)
+
+
+def _are_parallel(one: Volume, other: Volume) -> bool:
+    """Tells whether the slices of two stacks lie in one direction."""
+    normals = [directions(scan.affine)[:, through_plane_axis(scan)] for scan in (one, other)]
+    return bool(abs(normals[0] @ normals[1]) > np.cos(np.radians(PARALLEL_DEGREES)))
+
+
+def _in_one_frame(one: Volume, other: Volume) -> bool:
+    """Tells whether headers say that two stacks are measured from one place: DICOM's frame of reference, or a scanner.
+
+    What no header says counts as no.
+    """
+    first, second = series_of(one), series_of(other)
+    if first is not None and second is not None:
+        frame = first.images[0].frame_of_reference
+        return bool(frame) and frame == second.images[0].frame_of_reference
+    return nifti.is_in_scanner(one) and nifti.is_in_scanner(other)
 
 
 def _share_inside(one: Volume, other: Volume) -> float:
@@ -840,6 +901,14 @@ def _notes(stacks: Sequence[Stack], names: Sequence[str], held_by: np.ndarray) -
     if alone > 0.001:
         notes.append(f"{100 * alone:.3g} % of the voxels are held by one stack alone: there it is what enhance gives")
     return notes
+
+
+def _notes_of_chunks(beside: Mapping[int, int], names: Sequence[str]) -> list[str]:
+    return [
+        f"{names[number]} hardly overlaps {names[other]}: it lies where its header says, and neither its place nor its "
+        "brightness could be compared"
+        for number, other in beside.items()
+    ]
 
 
 def _bring_labels(labels: Volume, plan: Plan, grid: VoxelGrid) -> Volume:

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -114,3 +115,42 @@ def slice_axis(affine: np.ndarray) -> int:
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     # Headers round: spacings that differ by a ten-thousandth are meant to be equal.
     return int(np.flatnonzero(spacing >= spacing.max() * (1 - 1e-4))[-1])
+
+
+def outer_corners_mm(affine: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """Returns the corners [8, 3] of a field of view in mm, half a voxel beyond the outermost centres.
+
+    Example:
+        >>> outer_corners_mm(np.eye(4), (2, 2, 2)).min(axis=0)
+        array([-0.5, -0.5, -0.5])
+    """
+    ends = [(-0.5, n - 0.5) for n in shape]
+    index = np.array([(x, y, z, 1.0) for x in ends[0] for y in ends[1] for z in ends[2]])
+    corners: np.ndarray = (index @ np.asarray(affine).T)[:, :3]
+    return corners
+
+
+def gap_mm(one: np.ndarray, one_shape: Sequence[int], other: np.ndarray, other_shape: Sequence[int]) -> float:
+    """Returns how far two fields of view are apart; less than nothing where they overlap.
+
+    Two boxes are apart if they are so along an axis of one of them, or along a line at right angles to an axis of each
+    (Gottschalk et al., SIGGRAPH 1996).
+
+    Args:
+        one, other: their affines [4, 4], voxel index -> patient millimetres.
+        one_shape, other_shape: spatial shapes.
+
+    Example:
+        >>> higher = np.eye(4)
+        >>> higher[2, 3] = 10.0
+        >>> gap_mm(np.eye(4), (8, 8, 8), higher, (8, 8, 8))
+        2.0
+    """
+    mine, theirs = directions(one), directions(other)
+    crossed = np.cross(mine.T[:, None], theirs.T[None]).reshape(9, 3)
+    lengths = np.linalg.norm(crossed, axis=1)
+    # Of parallel axes there is no such line.
+    lines = np.concatenate([mine.T, theirs.T, crossed[lengths > 1e-3] / lengths[lengths > 1e-3, None]])
+    first, second = (lines @ outer_corners_mm(*box).T for box in ((one, one_shape), (other, other_shape)))
+    gaps_mm = np.maximum(first.min(axis=1) - second.max(axis=1), second.min(axis=1) - first.max(axis=1))
+    return float(gaps_mm.max())

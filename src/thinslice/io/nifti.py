@@ -41,6 +41,9 @@ SMALL_TURN = 3e-3
 COMMENT_EXTENSION = 6
 """The code of an extension that is a comment (nifti1.h: NIFTI_ECODE_COMMENT)."""
 
+IN_SCANNER = 1
+"""The code of a form that counts from the scanner (NIFTI_XFORM_SCANNER_ANAT)."""
+
 ALIGNED = 2
 """The code of a form that aligns with another scan and claims no position in the scanner (NIFTI_XFORM_ALIGNED_ANAT)."""
 
@@ -147,6 +150,16 @@ def described_header(dtype: np.dtype[Any], text: bytes) -> Any:
     header = _fresh_header(dtype)
     header["descrip"] = text
     return header
+
+
+def is_in_scanner(volume: Volume) -> bool:
+    """Tells whether a scan was read from NIfTI whose header says that it is where the scanner has seen it."""
+    header = volume.header
+    if not isinstance(header, nifti1.Nifti1Header):
+        return False
+    codes = [int(cast(Any, header)[name]) for name in ("sform_code", "qform_code")]
+    # The sform comes first, as in `_geometry`.
+    return next((code for code in codes if code > 0), 0) == IN_SCANNER
 
 
 def description_of(volume: Volume) -> bytes:
@@ -518,7 +531,7 @@ def _fresh_header(dtype: np.dtype[Any]) -> Any:
         family = np.dtype(np.float64 if dtype.itemsize > 4 else np.float32)
     header.set_data_dtype(family)
     header["scl_slope"], header["scl_inter"] = 1, 0
-    header["sform_code"] = header["qform_code"] = 1  # Volume.affine is in patient space
+    header["sform_code"] = header["qform_code"] = IN_SCANNER  # Volume.affine is in patient space
     header.set_xyzt_units("mm", "sec")
     return header
 

@@ -21,14 +21,14 @@ import numpy as np
 from pydicom.dataset import Dataset
 
 from thinslice.errors import InputRefused
-from thinslice.io.affines import directions
+from thinslice.io.affines import directions, gap_mm
 from thinslice.io.contrast import Contrast, compare_contrasts
 from thinslice.io.dicom.contrast import contrast_of_series
 from thinslice.io.dicom.headers import WHERE_DOUBLED, Image, quiet, read_dataset
 from thinslice.io.dicom.headers import find_groups as functional_groups
 from thinslice.io.dicom.series import Series, Study
 from thinslice.io.refusals import without_place
-from thinslice.volume import corners, grid_distance_mm
+from thinslice.volume import grid_distance_mm
 
 logger = logging.getLogger(__name__)
 
@@ -380,26 +380,9 @@ def _touching(kind: Sequence[_Candidate]) -> list[list[_Candidate]]:
 
 
 def _do_touch(one: _Candidate, other: _Candidate) -> bool:
-    """Tells whether two fields of view are no farther apart than slices are.
-
-    Two boxes are apart if they are so along an axis of one of them, or along a line at right angles to an axis of each
-    (Gottschalk et al., SIGGRAPH 1996).
-    """
-    mine, theirs = directions(one.series.affine), directions(other.series.affine)
-    crossed = np.cross(mine.T[:, None], theirs.T[None]).reshape(9, 3)
-    lengths = np.linalg.norm(crossed, axis=1)
-    # Of parallel axes there is no such line.
-    lines = np.concatenate([mine.T, theirs.T, crossed[lengths > 1e-3] / lengths[lengths > 1e-3, None]])
-    first, second = (lines @ _edges(each).T for each in (one, other))
-    gaps_mm = np.maximum(first.min(axis=1) - second.max(axis=1), second.min(axis=1) - first.max(axis=1))
-    return bool(gaps_mm.max() <= max(one.spacing_mm[2], other.spacing_mm[2]))
-
-
-def _edges(one: _Candidate) -> np.ndarray:
-    """Returns the corners [8, 3] of a field of view in mm, half a voxel beyond the outermost centres."""
-    outermost = corners(one.series.shape)
-    outermost = outermost + np.append(np.sign(outermost[:, :3] - 0.5) / 2, np.zeros((8, 1)), axis=1)
-    return np.asarray((outermost @ one.series.affine.T)[:, :3])
+    """Tells whether two fields of view are no farther apart than slices are."""
+    apart_mm = gap_mm(one.series.affine, one.series.shape, other.series.affine, other.series.shape)
+    return bool(apart_mm <= max(one.spacing_mm[2], other.spacing_mm[2]))
 
 
 def _why_alone(one: _Candidate, kept: Sequence[_Candidate]) -> str:
