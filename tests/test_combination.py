@@ -227,7 +227,7 @@ def test_the_documentation_names_every_option_and_every_field(run, scans, tmp_pa
 # ---- where the answer lies
 
 
-@catches("combination.py", "affine[:3, 3] = directions @ ((low + high) / 2", "affine[:3, 3] = directions @ (low")
+@catches("combination.py", "affine[:3, 3] = along @ ((low + high) / 2", "affine[:3, 3] = along @ (low")
 def test_the_grid_of_the_first_stack_or_around_all_or_of_another_scan():
     away = make_stack(1, middle_mm=(12.0, 0.0, -8.0))
     first = combined(FIRST, away, grid="first")

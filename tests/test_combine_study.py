@@ -148,11 +148,7 @@ def test_bodies_that_are_not_alike_are_refused_and_nothing_is_left(tmp_path, run
     assert not (tmp_path / "new").exists()
 
 
-@catches(
-    "cli/combine.py",
-    "return [inherit_thickness(read_scan(path), inherited_sidecars(path, dataset))",
-    "return [read_scan(path)",
-)
+@catches("datasets/job.py", "return inherit_thickness(read(path), inherited), contrast", "return read(path), contrast")
 def test_a_bids_data_set_gets_derivatives(tmp_path, run):
     """Acquisitions and runs of one visit are combined, and what generated them is told."""
     raw, out = tmp_path / "raw", tmp_path / "out"

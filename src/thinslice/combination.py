@@ -63,6 +63,14 @@ MOST_VOXELS = 600_000_000
 """Voxels of an answer beyond which it is refused: conjugate gradients need ten times its room."""
 
 
+OF_ONE_STACK = frozenset(
+    {
+        "stack-is-series", "stack-is-short", "stack-is-flat", "stack-given-twice", "stacks-of-two-contrasts",
+        "stack-is-thin", "isotropic", "not-thinner", "one-slice", "factor-rounds-to-one",
+    }
+)  # fmt: skip
+"""Codes of refusals that say of one stack that it cannot be of the others, which may be combined without it."""
+
 PARALLEL_DEGREES = 30.0
 """Stacks whose slices lie at a smaller angle are of one direction: chunks of a spine follow its curve."""
 
@@ -133,6 +141,7 @@ class Combined:
         notes: what had to be decided, in plain words.
         segmentation: labels on the combined grid, None without.
         facts: what else the JSON shall say.
+        odd: by their names, stacks that were not even looked at, as they cannot be of these, and why.
     """
 
     volume: Volume
@@ -143,6 +152,7 @@ class Combined:
     notes: tuple[str, ...] = ()
     segmentation: Volume | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
+    odd: Mapping[str, str] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return f"<Combined: {describe_combination(self)}>"
@@ -162,6 +172,7 @@ class Combined:
         content = {
             **self.facts,
             "combined_from": [_stack_facts(stack) for stack in self.stacks],
+            "odd": dict(self.odd),
             "shape": list(self.volume.shape),
             "affine": self.volume.affine.tolist(),
             "held_by": {
@@ -234,7 +245,8 @@ class Combined:
             InputRefused: not all of it came from DICOM series, or from such that can be made anonymous.
         """
         check_can_be_anonymous(self.acquired)
-        names = {stack.name: f"stack {number + 1}" for number, stack in enumerate(self.stacks)}
+        named = dict.fromkeys([*(stack.name for stack in self.stacks), *self.odd])
+        names = {name: f"stack {number + 1}" for number, name in enumerate(named)}
 
         def hide(text: str) -> str:
             # The longest first, as one name may begin another.
@@ -251,7 +263,8 @@ class Combined:
             )
             for stack in self.stacks
         ]
-        return replace(self, stacks=tuple(stacks), notes=tuple(map(hide, self.notes)))
+        odd = {names[name]: hide(reason) for name, reason in self.odd.items()}
+        return replace(self, stacks=tuple(stacks), notes=tuple(map(hide, self.notes)), odd=odd)
 
     def _write_series(self, places: dict[str, Path], anonymise: bool, overwrite: bool) -> None:
         """Writes a new DICOM series, and whatever else is asked for: all files, or none."""
@@ -411,6 +424,52 @@ def combine_volumes(
     )
     logger.debug("%s in %.1f s", describe_combination(done), seconds)
     return done
+
+
+def combine_fitting(
+    scans: Sequence[Volume],
+    model_for: Callable[[Volume], Model],
+    *,
+    names: Sequence[str] | None = None,
+    contrasts: Sequence[Contrast] | None = None,
+    grid: Grid | Volume | None = None,
+    **more: Any,
+) -> Combined:
+    """Finds the one volume that stacks agree with that were found together, and not chosen by a person.
+
+    One that cannot be of them (of two contrasts, thin, a localizer, a series of volumes, a copy) is left out with its
+    reason, as long as two are left.
+
+    Args:
+        scans, model_for, names, contrasts, more: as of `combine_volumes`.
+        grid: default: see `choose_grid`.
+
+    Raises:
+        InputRefused, PlanRefused: as of `combine_volumes`.
+    """
+    names = list(names or _name_all(scans))
+    contrasts = list(contrasts or [_contrast_of(scan) for scan in scans])
+    used, odd = list(range(len(scans))), {}
+    while True:
+        chosen = [scans[number] for number in used]
+        try:
+            done = combine_volumes(
+                chosen,
+                model_for,
+                names=[names[number] for number in used],
+                contrasts=[contrasts[number] for number in used],
+                grid=grid or choose_grid(chosen),
+                **more,
+            )
+        except (InputRefused, PlanRefused) as error:
+            number = next((number for number in used if names[number] == error.place), -1)
+            if len(used) <= 2 or number < 0 or error.code not in OF_ONE_STACK:
+                raise
+            logger.debug("%s is left out", names[number], exc_info=error)
+            used.remove(number)
+            odd[names[number]] = str(error).removeprefix(f"{error.place}: ")
+        else:
+            return replace(done, odd=odd)
 
 
 def choose_grid(scans: Sequence[Volume]) -> Grid:

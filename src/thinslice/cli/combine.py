@@ -5,7 +5,6 @@ import dataclasses
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -28,6 +27,8 @@ from thinslice.errors import InputRefused, ThinsliceError
 
 if TYPE_CHECKING:
     from thinslice.combination import Combined
+    from thinslice.datasets.bids import StackGroup
+    from thinslice.io.contrast import Contrast
     from thinslice.io.dicom.groups import SeriesGroup
     from thinslice.io.dicom.series import Series, Study
     from thinslice.volume import Volume
@@ -71,10 +72,9 @@ def add_combine(verbs: "argparse._SubParsersAction[Parser]") -> None:
     verb.add_argument(
         "--grid",
         dest="answer_grid",
-        default="first",
         metavar="first|union|LIKE",
         help="field of view of the first stack, that around all of them, or a scan whose grid the answer gets "
-        "(default: first)",
+        "(default: first; of a study or a data set with chunks of one direction: union)",
     )
     verb.add_argument(
         "--no-registration",
@@ -113,18 +113,27 @@ def combine(arguments: argparse.Namespace) -> int:
         return _combine_study(study, arguments)
     # The answer may become a series of the study of the first stack.
     series = study.series[0] if study is not None and study.series else None
-    stacks = _Stacks(arguments.input, lambda: [read_any(path) for path in arguments.input], series)
+    stacks = _Stacks(arguments.input, lambda: ([read_any(path) for path in arguments.input], None), series)
     _combine_one(stacks, arguments.output, arguments)
     return 0
 
 
 class _Stacks(NamedTuple):
-    """The stacks of one body: their files or folders, how they are read, and the first one if it is a DICOM series."""
+    """The stacks of one body, and how they are read.
+
+    Attributes:
+        inputs: their files or folders.
+        read: returns them, and what is known of their contrasts beyond what lies beside them.
+        series: the first one if it is a DICOM series.
+        facts: what else the JSON of the answer shall say.
+        odd: what was found with them and does not belong to them, and why; None where a person has chosen the stacks.
+    """
 
     inputs: Sequence[Path]
-    read: "Callable[[], list[Volume]]"
+    read: "Callable[[], tuple[list[Volume], list[Contrast] | None]]"
     series: "Series | None" = None
     facts: Mapping[str, Any] = {}
+    odd: Mapping[str, str] | None = None
 
 
 def _combine_study(study: "Study", arguments: argparse.Namespace) -> int:
@@ -169,7 +178,6 @@ def _combine_dataset(arguments: argparse.Namespace) -> int:
     from thinslice.datasets.bids import (
         Choice,
         check_output,
-        combined_facts,
         find_images,
         group_stacks,
         write_description,
@@ -197,23 +205,39 @@ def _combine_dataset(arguments: argparse.Namespace) -> int:
             next="name the files of those that belong together",
             code="no-group",
         )
-    done = []
-    for group in groups:
-        stacks = _Stacks(
-            group.stacks, partial(_read_of_dataset, dataset, group.stacks), None, combined_facts(group.stacks, dataset)
-        )
-        done.append(_combine_if_possible(stacks, group.derivative, arguments, group.derivative.name))
+    done = [_combine_visit(group, dataset, arguments) for group in groups]
     if any(done):
         write_description(dataset, output)
     return 0 if all(done) and not unreadable else REFUSED
 
 
-def _read_of_dataset(dataset: Path, paths: Sequence[Path]) -> "list[Volume]":
-    """Reads images of a BIDS data set, with the slice thickness that holds for them."""
-    from thinslice.datasets.bids import inherited_sidecars
-    from thinslice.datasets.job import inherit_thickness
+def _combine_visit(group: "StackGroup", dataset: Path, arguments: argparse.Namespace) -> bool:
+    """Combines what belongs together of one visit, and tells why where that does not succeed; the others go on."""
+    from thinslice.datasets.bids import combined_facts, inherited_sidecars
+    from thinslice.datasets.groups import find_odd
+    from thinslice.datasets.job import read_inheriting
 
-    return [inherit_thickness(read_scan(path), inherited_sidecars(path, dataset)) for path in paths]
+    inherited = {path: inherited_sidecars(path, dataset) for path in group.stacks}
+    odd = {path.name: reason for path, reason in find_odd(group.stacks, inherited).items()}
+    chosen = [path for path in group.stacks if path.name not in odd]
+    if len(chosen) < 2:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in odd.items())
+        error = InputRefused(
+            place=group.derivative.name,
+            got=f"no two images that belong together ({reasons})",
+            need="stacks of one body in one contrast",
+            next="make each thin with enhance, or name the files of those that do",
+            code="no-group",
+        )
+        complain(reason_of(error))
+        return False
+
+    def read() -> "tuple[list[Volume], list[Contrast] | None]":
+        found = [read_inheriting(path, inherited[path]) for path in chosen]
+        return [scan for scan, _ in found], [contrast for _, contrast in found]
+
+    stacks = _Stacks(chosen, read, None, combined_facts(chosen, dataset), odd)
+    return _combine_if_possible(stacks, group.derivative, arguments, group.derivative.name)
 
 
 def _combine_group(output: Path, arguments: argparse.Namespace, group: "SeriesGroup") -> bool:
@@ -225,7 +249,7 @@ def _combine_group(output: Path, arguments: argparse.Namespace, group: "SeriesGr
         for note in group.notes:
             say(f"  note: {note}")
     folders = [series.folder for series in group.series]
-    stacks = _Stacks(folders, lambda: [read_series(series) for series in group.series], group.series[0])
+    stacks = _Stacks(folders, lambda: ([read_series(series) for series in group.series], None), group.series[0], odd={})
     return _combine_if_possible(stacks, output, arguments, group.name)
 
 
@@ -256,6 +280,7 @@ def _combine_one(stacks: _Stacks, output: Path, arguments: argparse.Namespace) -
         check_can_be_anonymous,
         check_into_series,
         check_places,
+        combine_fitting,
         combine_volumes,
         describe_combination,
         find_places,
@@ -263,7 +288,8 @@ def _combine_one(stacks: _Stacks, output: Path, arguments: argparse.Namespace) -
     from thinslice.io.formats import ending
     from thinslice.models.registry import models_for
 
-    wanted = arguments.answer_grid
+    # Stacks that were found, and not chosen, may be chunks of which the first one would show a part.
+    wanted: Any = arguments.answer_grid or ("first" if stacks.odd is None else None)
     places = find_places(
         output,
         arguments.held_by,
@@ -275,20 +301,22 @@ def _combine_one(stacks: _Stacks, output: Path, arguments: argparse.Namespace) -
     inputs = list(stacks.inputs)
     inputs += [arguments.labels] if arguments.labels is not None else []
     # Of the scan whose grid is taken the voxels do not matter, but it is the user's all the same.
-    inputs += [Path(wanted)] if wanted not in ("first", "union") else []
+    inputs += [Path(wanted)] if wanted not in ("first", "union", None) else []
     check_places(places, inputs, arguments.overwrite)
     settings = settings_from(arguments)
-    grid = wanted if wanted in ("first", "union") else read_scan(Path(wanted))
+    grid = wanted if wanted in ("first", "union", None) else read_scan(Path(wanted))
     labels = read_scan(arguments.labels) if arguments.labels is not None else None
-    scans = stacks.read()
+    scans, contrasts = stacks.read()
     if not ending(places["volume"]):
-        check_into_series(scans, grid)
+        check_into_series(scans, grid or "first")
     if arguments.anonymise:
         check_can_be_anonymous(scans)
     with bar("combine", arguments.quiet) as show:
-        done = combine_volumes(
+        compute = combine_volumes if stacks.odd is None else combine_fitting
+        done = compute(
             scans,
             models_for(settings.model, engine_from(arguments)),
+            contrasts=contrasts,
             spacing_mm=arguments.spacing,
             grid=grid,
             registration=arguments.registration,
@@ -297,7 +325,7 @@ def _combine_one(stacks: _Stacks, output: Path, arguments: argparse.Namespace) -
             target=output,
             progress=show,
         )
-    done = dataclasses.replace(done, facts=stacks.facts)
+    done = dataclasses.replace(done, facts=stacks.facts, odd={**(stacks.odd or {}), **done.odd})
     done.save(
         output,
         held_by=arguments.held_by,
@@ -314,6 +342,8 @@ def _tell(done: "Combined", what: str, written: list[str]) -> None:
     say(what)
     for stack in done.stacks:
         say(f"  {stack.describe()}")
+    for name, reason in done.odd.items():
+        say(f"  {name}: left out: {to_options(reason)}")
     for note in done.notes:
         say(f"  note: {to_options(note)}")
     say(f"  wrote {', '.join(reversed(written))}")

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from thinslice.compute.consistency import Report
 from thinslice.errors import InputRefused, ModelRefused, OutputRefused, PlanRefused, ThinsliceError, reason_of
 from thinslice.io.atomic import HIDDEN, hold_lock, locked_folders, read_object
+from thinslice.io.contrast import Contrast, contrast_beside
 from thinslice.io.formats import has_detached_voxels, read, sidecar_path, stem_of, write
 from thinslice.io.outputs import find_namesake
 from thinslice.io.sidecars import thickness_in
@@ -387,7 +388,7 @@ def _compute(job: Job, volume: Volume) -> Enhanced:
         # The envelope is about the factor that whole slices make, which only the plan knows: 8 slices 1.45 times as
         # far apart as pixels make 12 thin ones, a factor of 1.5, but 10 slices 1.44 times make 14, a factor of 1.4.
         if error.code == "factor-below-envelope" and not job.settings.asks_for_spacing():
-            raise _ThinAlready(_describe_spacings(volume)) from error
+            raise _ThinAlready(describe_spacings(volume)) from error
         raise
 
 
@@ -396,19 +397,20 @@ def _check_thick(volume: Volume, settings: Settings, envelope: Envelope | None) 
     smallest = THICK_FROM
     if envelope is not None and envelope.only_factors is None:
         smallest = min(smallest, envelope.factor[0])
-    thick_mm, in_plane_mm = _spacings_mm(volume)
+    thick_mm, in_plane_mm = spacings_mm(volume)
     if not settings.asks_for_spacing() and thick_mm / in_plane_mm < smallest:
-        raise _ThinAlready(_describe_spacings(volume))
+        raise _ThinAlready(describe_spacings(volume))
 
 
-def _spacings_mm(volume: Volume) -> tuple[float, float]:
+def spacings_mm(volume: Volume) -> tuple[float, float]:
     """Returns the distance of slices, and the coarser one of pixels."""
     axis = through_plane_axis(volume)
     return volume.spacing_mm[axis], max(mm for index, mm in enumerate(volume.spacing_mm) if index != axis)
 
 
-def _describe_spacings(volume: Volume) -> str:
-    thick_mm, in_plane_mm = _spacings_mm(volume)
+def describe_spacings(volume: Volume) -> str:
+    """Returns how far slices and pixels are apart, in words."""
+    thick_mm, in_plane_mm = spacings_mm(volume)
     return f"slices {thick_mm:.3g} mm apart, {in_plane_mm:.3g} mm in-plane"
 
 
@@ -463,10 +465,15 @@ def _series(job: Job) -> "Series | None":
 
 def _read(job: Job, series: "Series | None") -> Volume:
     if series is None:
-        return inherit_thickness(read(job.source), job.inherited)
+        return read_inheriting(job.source, job.inherited)[0]
     from thinslice.io.dicom.pixels import read_series
 
     return read_series(series)
+
+
+def read_inheriting(path: Path, inherited: Sequence[Path]) -> tuple[Volume, Contrast]:
+    """Reads an image of BIDS with what JSON says of it: its own, and the files that hold for it too, nearest last."""
+    return inherit_thickness(read(path), inherited), contrast_beside(path, inherited)
 
 
 def inherit_thickness(volume: Volume, files: Sequence[Path]) -> Volume:

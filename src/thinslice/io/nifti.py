@@ -92,6 +92,22 @@ def read(path: Path) -> Volume:
         return _read(path)
 
 
+def read_grid(path: Path) -> Volume:
+    """Reads where a scan lies, from its header alone: its voxels are zeros that take no room.
+
+    Raises:
+        InputRefused: as of `read`; what is wrong beyond the header is not seen.
+    """
+    path = Path(path)
+    with reading(path, _NEED, _CONVERT):
+        check_is_file(path, _NEED)
+        with unpacked(path, ".gz", ".nii") as stream:
+            header, order = _read_header(stream)
+        shape, dtype = _shape_and_dtype(header, order)
+        affine, _ = _geometry(header, shape)
+        return Volume(np.broadcast_to(np.zeros((), dtype), shape), affine, source=path, header=header)
+
+
 def write(volume: Volume, path: Path, like: Volume | None = None) -> None:
     """Writes a scan as .nii or .nii.gz: under a temporary name in the same folder first, then renamed.
 
