@@ -280,7 +280,7 @@ def test_voxels_of_another_size(spacing_mm):
     assert psnr(done.array, truth_on(done.volume)) > 26
 
 
-@catches("cli/combine.py", 'inputs += [Path(wanted)] if wanted not in ("first", "union") else []', "pass")
+@catches("cli/combine.py", 'inputs += [Path(wanted)] if wanted not in ("first", "union", None) else []', "pass")
 def test_the_grid_of_a_file_from_the_command_line(run, scans, tmp_path):
     like = save(
         Volume(np.zeros((30, 31, 32), np.int16), grid_of((30, 31, 32))),

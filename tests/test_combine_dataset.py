@@ -44,7 +44,6 @@ def spoilt(kind):
 
 @catches("datasets/groups.py", "if thick_mm < THICK_FROM * in_plane_mm:", "if False:")
 @catches("datasets/groups.py", "if count < FEWEST_SLICES else", "if count < 0 else")
-@catches("datasets/groups.py", "if scan.voxels.ndim != 3:", "if False:")
 @catches("combination.py", "            odd[names[number]] = ", "            _ = ")
 @pytest.mark.parametrize(
     ("kind", "reason"),
@@ -71,9 +70,6 @@ def test_an_odd_image_of_a_visit_is_left_out_and_the_others_are_combined(tmp_pat
 
 @catches("datasets/groups.py", "group = max(kinds, key=len, default=[])", "group = kinds[0]")
 @catches("datasets/groups.py", "contrast_beside(path, inherited[path]) for path", "contrast_beside(path) for path")
-@catches(
-    "datasets/job.py", "read(path), inherited), contrast_beside(path, inherited)", "read(path), inherited), Contrast()"
-)
 def test_what_is_of_another_contrast_by_inherited_headers_is_left_out(tmp_path, run, raw):
     """Echo times stand in files that hold for several images; most images are of one of them."""
     images = {"acq-apd_T2w": across(2), "acq-cor_T2w": across(1), "acq-sag_T2w": across(0)}
@@ -88,6 +84,23 @@ def test_what_is_of_another_contrast_by_inherited_headers_is_left_out(tmp_path, 
     assert facts_of(tmp_path / "out")["Sources"] == [
         f"bids:raw:sub-01/anat/sub-01_acq-{a}_T2w.nii.gz" for a in ("cor", "sag")
     ]
+
+
+@catches(
+    "datasets/job.py", "read(path), inherited), contrast_beside(path, inherited)", "read(path), inherited), contrast_beside(path)"
+)
+@catches("combination.py", "contrasts=[contrasts[number] for number in used],", "")
+def test_what_is_inherited_makes_no_two_contrasts_of_one(tmp_path, run, raw):
+    """One image says by itself what the other one inherits."""
+    add_visit(raw, "01", {"acq-cor_T2w": across(1), "acq-sag_T2w": across(0)}, **{
+        "acq-cor_T2w": T2, "acq-sag_T2w": T2 | {"InversionTime": 0.15},
+    })  # fmt: skip
+    (raw / "T2w.json").write_text('{"InversionTime": 0.15}')
+    assert combine(run, raw, tmp_path / "out")[::2] == (0, [])
+    (raw / "T2w.json").unlink()
+    code, _, err = combine(run, raw, tmp_path / "other")
+    assert (code, len(err)) == (2, 1)
+    assert "inversion time of 150 ms and none" in err[0]
 
 
 @catches("cli/combine.py", "    if len(chosen) < 2:\n", "    if len(chosen) < 1:\n")

@@ -180,7 +180,7 @@ def test_a_bids_data_set_gets_derivatives(tmp_path, run):
     assert not (tmp_path / "other").exists()
 
 
-@catches("cli/combine.py", "check_into_series(scans, grid)", "pass")
+@catches("cli/combine.py", 'check_into_series(scans, grid or "first")', "pass")
 def test_a_series_of_dicom_and_other_stacks_is_refused_before_anything_is_computed(tmp_path, run, monkeypatch):
     add(tmp_path / "study", 1, AXIAL)
     affine = np.diag([4.0, 1.0, 1.0, 1.0])

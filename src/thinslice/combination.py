@@ -391,13 +391,7 @@ def combine_volumes(
     stacks, likeness, left_out, beside = _place(stacks, names, registration, part_of(progress, 0.4, 0.6))
     used = [number for number in range(len(stacks)) if number not in left_out]
     if len(used) < 2:
-        reasons = "; ".join(f"{names[number]}: {reason}" for number, reason in left_out.items())
-        raise InputRefused(
-            got=f"no stack that fits {names[0]} ({reasons})",
-            need="stacks of one body in one contrast",
-            next="give one first that belongs to the others, or make them thin one by one with enhance",
-            code="stacks-do-not-fit",
-        )
+        raise _nothing_fits(names, left_out)
     if registration:
         stacks = _refine(stacks, used, wanted, part_of(progress, 0.6, 0.7))
     for number, other in beside.items():
@@ -889,6 +883,16 @@ def _reason(alike: Likeness, other: str) -> str:
     return (
         f"it does not look like {other} where both see (likeness {alike.value:.2f}): another body or contrast, or too "
         "little in common"
+    )
+
+
+def _nothing_fits(names: Sequence[str], left_out: Mapping[int, str]) -> InputRefused:
+    reasons = "; ".join(f"{names[number]}: {reason}" for number, reason in left_out.items())
+    return InputRefused(
+        got=f"no stack that fits {names[0]} ({reasons})",
+        need="stacks of one body in one contrast",
+        next="give one first that belongs to the others, or make them thin one by one with enhance",
+        code="stacks-do-not-fit",
     )
 
 
