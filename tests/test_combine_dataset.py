@@ -87,7 +87,9 @@ def test_what_is_of_another_contrast_by_inherited_headers_is_left_out(tmp_path, 
 
 
 @catches(
-    "datasets/job.py", "read(path), inherited), contrast_beside(path, inherited)", "read(path), inherited), contrast_beside(path)"
+    "datasets/job.py",
+    "read(path), inherited), contrast_beside(path, inherited)",
+    "read(path), inherited), contrast_beside(path)",
 )
 @catches("combination.py", "contrasts=[contrasts[number] for number in used],", "")
 def test_what_is_inherited_makes_no_two_contrasts_of_one(tmp_path, run, raw):

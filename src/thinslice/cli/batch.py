@@ -82,6 +82,15 @@ def add_batch(verbs: "argparse._SubParsersAction[Parser]") -> None:
         metavar="DIR",
         help="folder with segmentations on the scans' grids to bring along, at the scans' paths",
     )
+    verb.add_argument(
+        "--combine",
+        action="store_true",
+        help="make one volume of the scans of a visit (BIDS) or of a DICOM study that belong together, as 'thinslice "
+        "combine'; enhance the others",
+    )
+    verb.add_argument(
+        "--no-registration", dest="registration", action="store_false", help="of --combine: believe the headers"
+    )
     verb.add_argument("--reports", action="store_true", help="also write a page for every scan; takes twice as long")
     verb.add_argument("--figures", action="store_true", help="also draw a figure for a paper of every scan")
     again = verb.add_mutually_exclusive_group()
@@ -97,8 +106,13 @@ def batch(arguments: argparse.Namespace) -> int:
     _check_form(arguments)
     settings = settings_from(arguments)
     engine.check_installed()
+    if arguments.combine and arguments.registration:
+        from thinslice.compute.registration import check_installed
+
+        check_installed()
     cores, memory_bytes = engine.cores_and_bytes()
-    workers = arguments.workers or engine.choose_workers(cores, memory_bytes)
+    worker_bytes = engine.COMBINING_BYTES if arguments.combine else engine.WORKER_BYTES
+    workers = arguments.workers or engine.choose_workers(cores, memory_bytes, worker_bytes)
     part = engine.read_shard(arguments.shard, os.environ)
     # A scheduler's workers share the cores among themselves, and we do not know how: one thread each is never too many.
     threads = arguments.threads or (1 if arguments.scheduler else max(1, cores // workers))
@@ -220,6 +234,13 @@ def _check_form(arguments: argparse.Namespace) -> None:
             raise empty_name("OUT_DIR")
         # From here on there is one form.
         arguments.input, arguments.output = Path(arguments.bids[0]), Path(arguments.bids[1])
+    if not arguments.registration and not arguments.combine:
+        raise InputRefused(
+            got="`registration=False` without `combine`",
+            need="both",
+            next="give `combine`, or leave it out",
+            code="registration-without-combine",
+        )
     for name in ("input", "output", "labels"):  # workers are elsewhere
         if getattr(arguments, name) is not None:
             setattr(arguments, name, getattr(arguments, name).absolute())
@@ -228,7 +249,16 @@ def _check_form(arguments: argparse.Namespace) -> None:
 def _find_data_set(arguments: argparse.Namespace, settings: "Settings", threads: int, part: tuple[int, int]) -> "Found":
     """Finds the scans of this shard."""
     from thinslice.datasets.bids import SUFFIXES, Choice
-    from thinslice.datasets.find import Orders, find_in_bids, find_in_folder, shard, split_by_series, without_any_scan
+    from thinslice.datasets.find import (
+        Orders,
+        find_in_bids,
+        find_in_folder,
+        gather_studies,
+        shard,
+        sort_visits,
+        split_by_series,
+        without_any_scan,
+    )
     from thinslice.models.engine import make_engine
     from thinslice.models.registry import identify, to_absolute
 
@@ -244,13 +274,17 @@ def _find_data_set(arguments: argparse.Namespace, settings: "Settings", threads:
         arguments.labels,
         arguments.overwrite,
         engine,
+        combine=arguments.combine,
+        registration=arguments.registration,
     )
     if arguments.bids:
         choice = Choice(arguments.participant_label, arguments.session_label, arguments.suffix or SUFFIXES)
         found = shard(find_in_bids(arguments.input, arguments.output, choice, orders), *part)
+        found = sort_visits(found, arguments.input, arguments.output, orders) if arguments.combine else found
     else:
         # Shared out by name and only then opened: a shard reads the headers of its own scans alone.
-        found = shard(find_in_folder(arguments.input, arguments.output, orders), *part)
+        found = find_in_folder(arguments.input, arguments.output, orders)
+        found = shard(gather_studies(found, arguments.input) if arguments.combine else found, *part)
         found = split_by_series(found, arguments.input, arguments.output, orders)
     # A shard may be empty, where there are more of them than scans; a data set may not.
     if part[1] == 1 and not found.jobs and not found.failed:
@@ -338,7 +372,8 @@ def _outcome_line(one: "Outcome") -> str:
     if one.rms_percent is None:
         return f"{one.name}: {WORDS[one.state]}" + (f" ({one.reason})" if one.state == "thin" else "")
     seconds = f", {one.seconds:.1f} s" if one.state == "done" else ""
-    return f"{one.name}: {WORDS[one.state]}, {one.slices}{seconds}, agrees to {one.rms_percent:.2g} % RMS"
+    left_out = f"; {one.reason}" if one.reason else ""
+    return f"{one.name}: {WORDS[one.state]}, {one.slices}{seconds}, agrees to {one.rms_percent:.2g} % RMS{left_out}"
 
 
 def _duration(seconds: float) -> str:

@@ -26,6 +26,9 @@ logger = logging.getLogger(__name__)
 WORKER_BYTES = 2 << 30
 """Memory that a worker should have: 512 x 512 x 60 voxels that become 343 slices take 1.3 GiB with the network."""
 
+COMBINING_BYTES = 3 << 30
+"""Likewise where scans are combined: three stacks of 320 x 320 x 30 to 0.8 mm take 2.3 GiB (docs/combine.md)."""
+
 _SILENT = 60
 """Above all levels of `logging`."""
 
@@ -101,14 +104,18 @@ def cores_and_bytes() -> tuple[int, int]:
     return int(CPU_COUNT), int(MEMORY_LIMIT)
 
 
-def choose_workers(cores: int, memory_bytes: int) -> int:
+def choose_workers(cores: int, memory_bytes: int, worker_bytes: int = WORKER_BYTES) -> int:
     """Returns how many processes to start: one for every core, as far as the memory goes.
+
+    Args:
+        cores, memory_bytes: of this machine, see `cores_and_bytes`.
+        worker_bytes: memory that each should have.
 
     Example:
         >>> choose_workers(cores=8, memory_bytes=5 << 30)
         2
     """
-    return max(1, min(cores, memory_bytes // WORKER_BYTES))
+    return max(1, min(cores, memory_bytes // worker_bytes))
 
 
 def read_shard(text: str | None, environment: Mapping[str, str]) -> tuple[int, int]:
@@ -475,6 +482,10 @@ class _Clock:
 
 
 def _size(job: Job) -> int:
+    return sum(map(_size_of_scan, job.scans))
+
+
+def _size_of_scan(job: Job) -> int:
     with suppress(OSError):
         if job.files is not None:
             return sum((job.source / name).stat().st_size for name in job.files)

@@ -4,29 +4,35 @@ import errno
 import logging
 import os
 import secrets
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from thinslice.datasets.bids import (
     Choice,
     check_labels,
     check_not_raw,
     check_output,
+    combined_facts,
     derivative_facts,
     derivative_path,
     find_images,
+    group_stacks,
     inherited_sidecars,
     segmentation_path,
 )
-from thinslice.datasets.job import ONE_THREAD, Extra, Job, Outcome, key_of_series
+from thinslice.datasets.groups import find_odd
+from thinslice.datasets.job import ONE_THREAD, Extra, Group, Job, Outcome, key_of_series
 from thinslice.errors import InputRefused, OutputRefused
 from thinslice.io.atomic import is_inside, looks_like_dicom
 from thinslice.io.formats import ending, name_to_write, sidecar_path, stem_of, without_voxel_files
 from thinslice.io.outputs import check_writable, labels_beside, names_of_series
 from thinslice.models.engine import EngineSettings
 from thinslice.settings import Settings
+
+if TYPE_CHECKING:  # pydicom takes a third of a second to import
+    from thinslice.io.dicom.series import Series
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +44,10 @@ PAGES = "reports"
 
 FIGURES = "figures"
 """Folder of the output with a figure of every scan, where such are made."""
+
+
+OF_ONE_SCAN = ("factor", "grid", "in_plane", "fuse", "projection")
+"""Settings that say something about one scan, or about a grid that several do not share: a group has their defaults."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +62,8 @@ class Orders:
         redo: compute even what was done already, and replace what something else has written.
         engine: how a network is run for one scan.
         run: which run this is.
+        combine: whether scans that belong together become one volume.
+        registration: whether such scans are placed where they fit each other; else their headers are believed.
     """
 
     settings: Settings
@@ -61,6 +73,8 @@ class Orders:
     redo: bool = False
     engine: EngineSettings = ONE_THREAD
     run: str = field(default_factory=lambda: secrets.token_hex(8))
+    combine: bool = False
+    registration: bool = True
 
 
 @dataclass(frozen=True)
@@ -108,7 +122,7 @@ def find_in_folder(source: Path, output: Path, orders: Orders) -> Found:
 
 
 def find_in_bids(dataset: Path, output: Path, choice: Choice, orders: Orders) -> Found:
-    """Finds the chosen images of a BIDS data set.
+    """Finds the chosen images of a BIDS data set; those to combine by name alone, see `sort_visits`.
 
     Raises:
         InputRefused, OutputRefused: see `find_images` and `check_output` of `thinslice.datasets.bids`.
@@ -120,8 +134,86 @@ def find_in_bids(dataset: Path, output: Path, choice: Choice, orders: Orders) ->
     check_writable(output)
     images, unreadable = find_images(dataset, choice)
     jobs = [_job_in_bids(path, dataset, output, orders) for path in images]
+    if orders.combine:
+        alone = {job.source: job for job in jobs}
+        # In the place of the first of them, so that every shard has its share of groups.
+        groups = {group.stacks[0]: group for group in group_stacks(images, dataset, output)}
+        others = {path for group in groups.values() for path in group.stacks[1:]}
+        jobs = [
+            _job_of_visit(
+                [alone[path] for path in groups[job.source].stacks],
+                {},
+                groups[job.source].derivative,
+                dataset,
+                output,
+                orders,
+            )
+            if job.source in groups
+            else job
+            for job in jobs
+            if job.source not in others
+        ]
     found = reject_outputs_over_inputs(jobs, dataset, output)
     return reject_shared_names(replace(found, failed=[*_unreadable(unreadable, dataset), *found.failed]))
+
+
+def sort_visits(found: Found, dataset: Path, output: Path, orders: Orders) -> Found:
+    """Takes out of the groups of a BIDS data set what cannot be of the others by its header; it stands alone.
+
+    Args:
+        found: the scans of this shard, see `find_in_bids`: the headers of no other shard are read.
+        dataset, output, orders: as given to `find_in_bids`.
+    """
+    jobs: list[Job] = []
+    for job in found.jobs:
+        if job.group is None:
+            jobs.append(job)
+            continue
+        odd = find_odd([scan.source for scan in job.scans], {scan.source: scan.inherited for scan in job.scans})
+        chosen = [scan for scan in job.scans if scan.source not in odd]
+        if len(chosen) < 2:
+            jobs += job.scans
+            continue
+        alone = [scan for scan in job.scans if scan.source in odd]
+        reasons = {scan.name: odd[scan.source] for scan in alone}
+        jobs += [_job_of_visit(chosen, reasons, job.destination, dataset, output, orders), *alone]
+    allowed = reject_outputs_over_inputs(jobs, dataset, output)
+    return reject_shared_names(replace(allowed, failed=found.failed + allowed.failed))
+
+
+def _job_of_visit(
+    members: Sequence[Job], odd: Mapping[str, str], target: Path, dataset: Path, output: Path, orders: Orders
+) -> Job:
+    places = _places(target, output)
+    places["extras"]["labels"] = segmentation_path(target)
+    facts = combined_facts([member.source for member in members], dataset)
+    return _job_of_group(members, odd, target, output, facts, places, orders)
+
+
+def _job_of_group(
+    members: Sequence[Job],
+    odd: Mapping[str, str],
+    target: Path,
+    output: Path,
+    facts: dict[str, Any],
+    places: dict[str, Any],
+    orders: Orders,
+) -> Job:
+    """Makes the job of scans that become one volume: that of the first, but for where it goes and what is asked for."""
+    defaults: dict[str, Any] = {
+        setting.name: setting.default for setting in fields(Settings) if setting.name in OF_ONE_SCAN
+    }
+    return replace(
+        members[0],
+        name=target.relative_to(output).as_posix(),
+        destination=target,
+        settings=replace(orders.settings, **defaults),
+        facts=facts,
+        # A figure compares one scan with its answer.
+        wanted=members[0].wanted - {"figure"},
+        group=Group(tuple(members), odd, orders.registration),
+        **places,
+    )
 
 
 def _output_holds(output: Path, what: str) -> OutputRefused:
@@ -169,21 +261,84 @@ def shard(found: Found, index: int, count: int) -> Found:
     return Found(found.jobs[index - 1 :: count], first)
 
 
-def split_by_series(found: Found, source: Path, output: Path, orders: Orders) -> Found:
-    """Makes each of several DICOM series in a folder a scan, and names what is no scan. Their headers are read."""
-    jobs, failed = [], list(found.failed)
+def gather_studies(found: Found, source: Path) -> Found:
+    """Puts the folders of each DICOM study together, so that one shard has all of it; a header of each is read.
+
+    Args:
+        found: the scans of all shards, see `find_in_folder`.
+        source: the folder that they lie in.
+
+    Raises:
+        InputRefused: there is no DICOM, and nothing else says which scans of a folder belong together.
+    """
+    from thinslice.io.dicom.series import find_study_uid
+
+    studies: dict[object, list[Job]] = {}
     for job in found.jobs:
         if os.path.isdir(job.source):
-            of_folder, others = _jobs_of_study(job, output, orders)
-            jobs += of_folder
-            failed += others
-        else:
-            jobs.append(job)
+            studies.setdefault(find_study_uid(job.source) or job.name, []).append(job)
+    if not studies:
+        raise InputRefused(
+            got="`combine` for a folder without DICOM, where nothing says which scans belong together",
+            need="DICOM studies, or a BIDS data set (BIDS_DIR OUT_DIR participant)",
+            next="leave it out, or name the stacks of one body to 'thinslice combine'",
+            place=source,
+            code="nothing-to-combine",
+        )
+    first = {jobs[0].name: jobs for jobs in studies.values()}
+    others = {job.name for jobs in studies.values() for job in jobs[1:]}
+    gathered = [
+        replace(job, group=Group(tuple(first[job.name]))) if len(first.get(job.name, ())) > 1 else job
+        for job in found.jobs
+        if job.name not in others
+    ]
+    return replace(found, jobs=gathered)
+
+
+def split_by_series(found: Found, source: Path, output: Path, orders: Orders) -> Found:
+    """Makes each of several DICOM series in a folder a scan, and names what is no scan. Their headers are read.
+
+    Where that is asked for, the series of a study that belong together become one volume, in the place of the first.
+    """
+    jobs: list[Job] = []
+    failed = list(found.failed)
+    for job in found.jobs:
+        of_study: list[tuple[Job, Series]] = []
+        for folder in job.scans:
+            if os.path.isdir(folder.source):
+                of_folder, others = _jobs_of_folder(folder, output, orders)
+                of_study += of_folder
+                failed += others
+            else:
+                jobs.append(folder)
+        jobs += _combined_where_fit(of_study, output, orders) if orders.combine else [one for one, _ in of_study]
     allowed = reject_outputs_over_inputs(jobs, source, output)
     return reject_shared_names(replace(allowed, failed=failed + allowed.failed))
 
 
-def _jobs_of_study(job: Job, output: Path, orders: Orders) -> tuple[list[Job], list[Outcome]]:
+def _combined_where_fit(found: "Sequence[tuple[Job, Series]]", output: Path, orders: Orders) -> list[Job]:
+    """Returns a job for each group of series of a study that belong together, and those of the others."""
+    from thinslice.io.dicom.groups import find_groups
+    from thinslice.io.dicom.series import Study
+
+    def in_order(one: "tuple[Job, Series]") -> tuple[object, ...]:
+        image = one[1].images[0]
+        return image.patient, image.study_uid, image.number or 0, image.series_uid, one[1].index
+
+    job_of = {id(series): job for job, series in found}
+    jobs = {job.name: job for job, _ in found}
+    for group in find_groups(Study(tuple(series for _, series in sorted(found, key=in_order)), (), ())).groups:
+        members = [job_of[id(series)] for series in group.series]
+        first = members[0].destination
+        target = first.with_name(f"{stem_of(first)}_combined.nii.gz")
+        facts = {"group": group.name, "group_notes": list(group.notes)}
+        jobs[members[0].name] = _job_of_group(members, {}, target, output, facts, _places(target, output), orders)
+        for member in members[1:]:
+            del jobs[member.name]
+    return list(jobs.values())
+
+
+def _jobs_of_folder(job: Job, output: Path, orders: Orders) -> "tuple[list[tuple[Job, Series]], list[Outcome]]":
     from thinslice.io.dicom.series import find_study
 
     try:
@@ -192,7 +347,7 @@ def _jobs_of_study(job: Job, output: Path, orders: Orders) -> tuple[list[Job], l
         return [], [replace(one, name=job.name) for one in _unreadable([error], job.source)]
     others = [Outcome(f"{job.name}/{one.label}", "refused", one.reason) for one in study.unusable]
     if len(study.series) == 1:
-        return [job], others
+        return [(job, study.series[0])], others
     # One series is called after its folder; several get a folder of that name, and their own names in it.
     folder = job.destination.with_name(stem_of(job.destination))
     jobs = []
@@ -202,7 +357,7 @@ def _jobs_of_study(job: Job, output: Path, orders: Orders) -> tuple[list[Job], l
         files = tuple(sorted({image.path.name for image in series.images}))
         of_series = replace(job, name=f"{job.name}/{name}", series=key_of_series(series), files=files)
         labels = None if orders.labels is None else orders.labels / target.relative_to(output)
-        jobs.append(replace(of_series, destination=target, labels=labels, **_places(target, output)))
+        jobs.append((replace(of_series, destination=target, labels=labels, **_places(target, output)), series))
     return jobs, others
 
 
@@ -299,8 +454,8 @@ def reject_outputs_over_inputs(jobs: Sequence[Job], source: Path, output: Path) 
     inputs = set()
     # All inputs before any answer: it may be the input of another scan that an answer lands on.
     drawn = {os.path.realpath(job.labels.parent) for job in jobs if job.labels is not None}
-    for job in jobs:
-        for scan in (job.source, Path(real(job.source))):
+    for source_of in (one.source for job in jobs for one in job.scans):
+        for scan in (source_of, Path(real(source_of))):
             inputs |= {real(file) for file in (scan, sidecar_path(scan)) if file is not None}
     allowed, failed = [], []
     for job in jobs:

@@ -1,4 +1,4 @@
-"""One scan of a data set: done once, whole or not at all, and known again on the next run.
+"""One scan of a data set, or several that become one volume: done once, whole or not at all, and known again.
 
 The answer, its picture and its JSON are written into a hidden folder beside the answer, and renamed; the JSON comes
 last and says that all is there. Its ``batch`` says what the answer was made of:
@@ -8,6 +8,7 @@ last and says that all is there. Its ``batch`` says what the answer was made of:
     settings        what was asked for, but for the model's name where its hash is known
     labels_sha256   the segmentation that was brought along, where one was
     precision       of a network's numbers, where it is not fp32
+    registration    of several scans that became one volume, whose hashes are joined: whether they were placed anew
 
 A scan whose JSON says the same is not computed again; anything else is. A setting that was not there yet when the
 record was written had its default. Version 0.1 called ``settings`` ``wish``, and is understood.
@@ -27,7 +28,9 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal
 
-from thinslice.compute.consistency import Report
+import numpy as np
+
+from thinslice.combination import Combined, combine_fitting, describe_combination
 from thinslice.errors import InputRefused, ModelRefused, OutputRefused, PlanRefused, ThinsliceError, reason_of
 from thinslice.io.atomic import HIDDEN, hold_lock, locked_folders, read_object
 from thinslice.io.contrast import Contrast, contrast_beside
@@ -101,6 +104,7 @@ class Job:
         run: which run this is, so that a job that has to be repeated, since a worker died with its outcome, is known.
         series: which of several in the folder, see `key_of_series`.
         files: the names of its files.
+        group: what becomes one volume with it, instead; then all that speaks of one scan above is that of the first.
     """
 
     name: str
@@ -120,6 +124,12 @@ class Job:
     run: str = ""
     series: tuple[str, int] | None = None
     files: tuple[str, ...] | None = None
+    group: "Group | None" = None
+
+    @property
+    def scans(self) -> tuple["Job", ...]:
+        """Returns the job of each scan that goes in: those of a group, or itself."""
+        return (self,) if self.group is None else self.group.members
 
     @property
     def sidecar(self) -> Path:
@@ -140,14 +150,30 @@ class Job:
 
 
 @dataclass(frozen=True)
+class Group:
+    """Holds scans that become one volume.
+
+    Attributes:
+        members: the jobs that they would be alone, two or more; the first one sets grid and brightness.
+        odd: by their names, scans that were found with them, do not belong to them, and are jobs of their own; and why.
+        registration: whether they are placed where they fit each other; else their headers are believed.
+    """
+
+    members: tuple[Job, ...]
+    odd: Mapping[str, str] = field(default_factory=dict)
+    registration: bool = True
+
+
+@dataclass(frozen=True)
 class Outcome:
     """Says what became of a job.
 
     Attributes:
         name, state: which, and how it ended.
-        reason: why it was left out, refused, or has failed.
+        reason: why it was left out, refused, or has failed; of one volume from several scans, which were left out.
         seconds: reading and writing included; of a scan that was done earlier, what the network took then.
-        rms_percent, worst_percent: see `thinslice.compute.consistency.Consistency`; None without an answer.
+        rms_percent, worst_percent: see `thinslice.compute.consistency.Consistency`; None without an answer. Of several
+            scans that became one volume the former is that of the scan that fits worst, and the latter None.
         slices: before and after, as words.
     """
 
@@ -165,19 +191,21 @@ def run_job(job: Job) -> Outcome:
     started = perf_counter()
     try:
         with hold_lock(job.lock):
-            series = _series(job)
-            made_of = _made_of(job, series)
+            inputs = [(scan, _series(scan)) for scan in job.scans]
+            made_of = _made_of(job, inputs)
             kept = _done_earlier(job, made_of)
             if kept is not None and not (job.redo and kept.state == "kept"):
                 logger.debug("%s: done earlier", job.name)
                 _sweep(job)
                 _remove(job.stage)
                 return kept
-            done = _do(job, series, made_of)
+            done = _do(job, inputs, made_of)
         return dataclasses.replace(done, seconds=perf_counter() - started)
     except _ThinAlready as thin:
         state: State = "thin"
         reason = str(thin)
+    except _NotTogether as refusal:
+        state, reason = "refused", str(refusal)
     # Above ThinsliceError, the root of the first two: `refused` is left for what can be read and not be made thinner.
     except (OutputRefused, InputRefused, OSError, MemoryError) as error:
         # the file that the system complains of is a temporary one, which says nothing to anybody
@@ -210,27 +238,39 @@ def clean_up(job: Job) -> None:
 # ---- what an answer is made of
 
 
-def _made_of(job: Job, series: "Series | None") -> dict[str, Any]:
+def _made_of(job: Job, inputs: Sequence[tuple[Job, "Series | None"]]) -> dict[str, Any]:
     """Returns all that decides the answer; a network is known by its hash, wherever its file lies now."""
     settings = job.settings.to_dict()
     if job.model_sha256 is not None:
         del settings["model"]
-    if series is None and os.path.exists(job.source) and not os.path.isfile(job.source):  # a pipe would never end
-        raise InputRefused(
-            got=f"{job.name}, which is no file", need="a scan", next="take it out of the data set", code="not-a-file"
-        )
+    hashes = [_hash_of_input(scan, series) for scan, series in inputs]
+    found: dict[str, Any] = {
+        "input_sha256": hashes[0] if job.group is None else _joined(hashes),
+        "model_sha256": job.model_sha256,
+        "settings": settings,
+    }
     try:
-        input_sha256 = _hash_of_scan(job.source) if series is None else _hash_of_series(series)
-        if job.inherited:
-            input_sha256 = _joined([input_sha256, *map(_sha256, job.inherited)])
-        drawn = {} if job.labels is None else {"labels_sha256": _hash_of_scan(_find_labels(job))}
+        found |= {} if job.labels is None else {"labels_sha256": _hash_of_scan(_find_labels(job))}
     except OSError as error:
         raise _unreadable(job, error) from error
     # An interpolation runs no network, so its answer has no such precision; records from before there was a choice
     # have none either.
     precision = job.engine.precision
-    drawn |= {} if precision == "fp32" or job.model_sha256 is None else {"precision": precision}
-    return {"input_sha256": input_sha256, "model_sha256": job.model_sha256, "settings": settings} | drawn
+    found |= {} if precision == "fp32" or job.model_sha256 is None else {"precision": precision}
+    return found | ({} if job.group is None else {"registration": job.group.registration})
+
+
+def _hash_of_input(job: Job, series: "Series | None") -> str:
+    """Returns a hash of a scan, and of JSON that holds for it."""
+    if series is None and os.path.exists(job.source) and not os.path.isfile(job.source):  # a pipe would never end
+        raise InputRefused(
+            got=f"{job.name}, which is no file", need="a scan", next="take it out of the data set", code="not-a-file"
+        )
+    try:
+        found = _hash_of_scan(job.source) if series is None else _hash_of_series(series)
+        return _joined([found, *map(_sha256, job.inherited)]) if job.inherited else found
+    except OSError as error:
+        raise _unreadable(job, error) from error
 
 
 def _is_made_of(record: Mapping[str, Any], made_of: Mapping[str, Any]) -> bool:
@@ -307,11 +347,14 @@ def _done_earlier(job: Job, made_of: dict[str, Any]) -> Outcome | None:
             return None
         if any(_sha256(job.extras[extra]) != record.get(_key_of(extra)) for extra in job.wanted):
             return None
+        # a worker may die when its scan is done and before the leading process knows: the repetition is no "kept"
+        state: State = "done" if job.run and record.get("run") == job.run else "kept"
+        if job.group is not None:
+            return Outcome(job.name, state, seconds=float(content["seconds"]), **record["outcome"])
         found = content["consistency"]
         return Outcome(
             job.name,
-            # a worker may die when its scan is done and before the leading process knows: the repetition is no "kept"
-            "done" if job.run and record.get("run") == job.run else "kept",
+            state,
             seconds=float(content["seconds"]),
             rms_percent=float(found["rms_percent"]),
             worst_percent=float(found["worst_percent"]),
@@ -351,15 +394,23 @@ def _models(name: str, sha256: str | None, engine: EngineSettings) -> Callable[[
 # ---- the work
 
 
+class _NotTogether(Exception):
+    """The scans can be read, and are not several stacks of one body in one contrast."""
+
+
 class _ThinAlready(Exception):
     """The scan is as thin as it is fine: there is nothing to do."""
 
 
-def _do(job: Job, series: "Series | None", made_of: dict[str, Any]) -> Outcome:
+def _do(job: Job, inputs: Sequence[tuple[Job, "Series | None"]], made_of: dict[str, Any]) -> Outcome:
     with _stage(job) as begin_to_move:
         # Without the lock of the folder, which is held for the moves alone: others write their answers meanwhile.
-        done = _compute(job, _read(job, series))
-        parts = _write_parts(job, done, made_of)
+        if job.group is None:
+            done: Enhanced | Combined = _compute(job, _read(*inputs[0])[0])
+        else:
+            done = _combine(job, job.group, [_read(*one) for one in inputs])
+        outcome = _outcome(job.name, done)
+        parts = _write_parts(job, done, made_of, outcome)
         # An `enhance` of the same scan may end in this instant; its files and ours must not mix.
         with locked_folders([job.destination.parent]):
             stale = begin_to_move()
@@ -369,8 +420,38 @@ def _do(job: Job, series: "Series | None", made_of: dict[str, Any]) -> Outcome:
                 place.unlink(missing_ok=True)
             for target, part in parts.items():  # the JSON comes last
                 os.replace(part, target)
-    found = done.report.consistency
-    return Outcome(job.name, "done", "", 0.0, found.rms_percent, found.worst_percent, _slices(done.plan))
+    return outcome
+
+
+def _outcome(name: str, done: Enhanced | Combined) -> Outcome:
+    if isinstance(done, Enhanced):
+        found = done.report.consistency
+        return Outcome(name, "done", "", 0.0, found.rms_percent, found.worst_percent, _slices(done.plan))
+    left_out = {stack.name: stack.left_out for stack in done.stacks if stack.left_out is not None}
+    reason = "; ".join(f"left out: {one}: {why}" for one, why in {**done.odd, **left_out}.items())
+    rms_percent = max(stack.fit.rms_percent for stack in done.stacks if stack.fit is not None)
+    return Outcome(name, "done", reason, 0.0, rms_percent, None, describe_combination(done))
+
+
+def _combine(job: Job, group: Group, scans: Sequence[tuple[Volume, Contrast | None]]) -> Combined:
+    contrasts = [contrast for _, contrast in scans if contrast is not None]
+    try:
+        done = combine_fitting(
+            [scan for scan, _ in scans],
+            _models(job.settings.model, job.model_sha256, job.engine),
+            names=[member.name for member in group.members],
+            contrasts=contrasts or None,
+            spacing_mm=job.settings.spacing_mm,
+            registration=group.registration,
+            labels=None if job.labels is None else read(_find_labels(job)),
+            settings=job.settings,
+            target=job.destination,
+        )
+    except (InputRefused, PlanRefused) as error:
+        if error.code == "combine-not-installed":  # which is no fault of these scans
+            raise
+        raise _NotTogether(reason_of(error)) from error
+    return dataclasses.replace(done, odd={**group.odd, **done.odd})
 
 
 def _compute(job: Job, volume: Volume) -> Enhanced:
@@ -414,7 +495,7 @@ def describe_spacings(volume: Volume) -> str:
     return f"slices {thick_mm:.3g} mm apart, {in_plane_mm:.3g} mm in-plane"
 
 
-def _write_parts(job: Job, done: Enhanced, made_of: dict[str, Any]) -> dict[Path, Path]:
+def _write_parts(job: Job, done: Enhanced | Combined, made_of: dict[str, Any], outcome: Outcome) -> dict[Path, Path]:
     """Makes all files beside their places; returns what is to be moved from where, in that order."""
     extras = {job.extras[extra]: _part(job, job.extras[extra]) for extra in sorted(job.wanted)}
     beside = {job.thumbnail: _part(job, job.thumbnail)} | extras
@@ -425,23 +506,30 @@ def _write_parts(job: Job, done: Enhanced, made_of: dict[str, Any]) -> dict[Path
         part.parent.mkdir(parents=True, exist_ok=True)
     _draw(done, beside[job.thumbnail])
     record = made_of | {"answer_bytes": parts[job.destination].stat().st_size, "run": job.run}
+    if job.group is not None:
+        told_again = ("reason", "rms_percent", "slices")
+        record["outcome"] = {name: getattr(outcome, name) for name in told_again}
     for extra in sorted(job.wanted):
         part = extras[job.extras[extra]]
         _write_extra(extra, done, part)
         record[_key_of(extra)] = _sha256(part)
-    _save_json(parts[job.sidecar], job, done.plan, done.report, record)
+    _save_json(parts[job.sidecar], job, done, record)
     for part in parts.values():
         _to_disk(part)
     return beside | parts
 
 
-def _write_extra(extra: Extra, done: Enhanced, part: Path) -> None:
+def _write_extra(extra: Extra, done: Enhanced | Combined, part: Path) -> None:
     if extra == "page":
         done.write_page(part)
-    elif extra == "figure":
-        done.write_figure(part)
+    elif isinstance(done, Enhanced):
+        if extra == "figure":
+            done.write_figure(part)
+        else:
+            write(done.labels_to_thin(), part)
     else:
-        write(done.labels_to_thin(), part)
+        assert done.segmentation is not None, "a group has no figure, and labels where they are wanted"
+        write(done.segmentation, part)
 
 
 def _series(job: Job) -> "Series | None":
@@ -463,12 +551,13 @@ def _series(job: Job) -> "Series | None":
     )
 
 
-def _read(job: Job, series: "Series | None") -> Volume:
+def _read(job: Job, series: "Series | None") -> tuple[Volume, Contrast | None]:
+    """Reads a scan; and what JSON says of its contrast, None of a DICOM series, whose header says it."""
     if series is None:
-        return read_inheriting(job.source, job.inherited)[0]
+        return read_inheriting(job.source, job.inherited)
     from thinslice.io.dicom.pixels import read_series
 
-    return read_series(series)
+    return read_series(series), None
 
 
 def read_inheriting(path: Path, inherited: Sequence[Path]) -> tuple[Volume, Contrast]:
@@ -485,30 +574,42 @@ def inherit_thickness(volume: Volume, files: Sequence[Path]) -> Volume:
     return volume
 
 
-def _draw(done: Enhanced, path: Path) -> None:
+def _draw(done: Enhanced | Combined, path: Path) -> None:
     """Draws the small picture: one plane across the slices, as acquired and as computed, through the same place."""
-    volume, thin, plan = done.acquired, done.volume, done.plan
+    volume = done.acquired if isinstance(done, Enhanced) else done.acquired[0]
+    axis = done.plan.axis if isinstance(done, Enhanced) else done.stacks[0].plan.axis
     window, centre = intensity_range(volume.voxels), find_picture_centre(volume)
-    if plan.in_plane > 1:
-        x, y, z = (
-            index if axis == plan.axis else index * plan.in_plane + plan.in_plane // 2
-            for axis, index in enumerate(centre)
-        )
-        finer = (x, y, z)
-    else:
-        finer = centre
-    acquired = Picture("acquired", reslice_planes(volume, plan.axis, centre)[0], window, staircase=True)
-    computed = Picture("computed", reslice_planes(thin, plan.axis, finer)[0], window)
+    acquired = Picture("acquired", reslice_planes(volume, axis, centre)[0], window, staircase=True)
+    computed = Picture("computed", reslice_planes(done.volume, axis, _in_answer(centre, done))[0], window)
     write_picture(draw_side_by_side([[acquired, computed]], long_side=THUMBNAIL_SIDE), path)
 
 
-def _save_json(path: Path, job: Job, plan: Plan, report: Report, record: dict[str, Any]) -> None:
-    """Writes what the `Report` tells, after the facts of the job and before the record of what it was made of."""
+def _in_answer(centre: tuple[int, int, int], done: Enhanced | Combined) -> tuple[int, int, int]:
+    """Returns the voxel of the answer at a voxel of the scan; of an enhanced one the place within slices matters."""
+    if isinstance(done, Combined):
+        # The first stack lies where its header says, and the axes of the answer are its own.
+        place = done.acquired[0].affine @ [*centre, 1]
+        index = np.rint(np.linalg.solve(done.volume.affine, place)[:3])
+        x, y, z = np.clip(index, 0, np.array(done.volume.shape) - 1).astype(int).tolist()
+        return x, y, z
+    plan = done.plan
+    if plan.in_plane == 1:
+        return centre
+    x, y, z = (
+        index if axis == plan.axis else index * plan.in_plane + plan.in_plane // 2 for axis, index in enumerate(centre)
+    )
+    return x, y, z
+
+
+def _save_json(path: Path, job: Job, done: Enhanced | Combined, record: dict[str, Any]) -> None:
+    """Writes what the answer tells of itself, after the facts of the job and before what it was made of."""
     facts = dict(job.facts)
-    if job.resolution:
+    if job.resolution and isinstance(done, Enhanced):
+        plan = done.plan
         mm = " x ".join(f"{spacing:.4g}" for spacing in plan.spacing_thin_mm)
         facts["Resolution"] = f"{mm} mm, computed from slices {plan.spacing_thick_mm[plan.axis]:.4g} mm apart"
-    content = facts | json.loads(report.to_json()) | {"batch": record}
+    text = done.report.to_json() if isinstance(done, Enhanced) else done.to_json()
+    content = facts | json.loads(text) | {"batch": record}
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 

@@ -92,7 +92,7 @@ def _write(path: Path, text: str) -> None:
 
 def _lines(outcomes: Sequence[Outcome], where: Mapping[str, Job], folder: Path) -> str:
     # "n/a" is what BIDS writes for a value that is missing from a table.
-    head = ("scan", "state", "seconds", "rms_percent", "worst_percent", "answer", "reason")
+    head = ("scan", "state", "seconds", "rms_percent", "worst_percent", "answer", "reason", "combined_of")
     rows = [
         (
             one.name,
@@ -102,10 +102,16 @@ def _lines(outcomes: Sequence[Outcome], where: Mapping[str, Job], folder: Path) 
             _percent(one.worst_percent),
             where[one.name].destination.relative_to(folder).as_posix() if one.state in ("done", "kept") else "n/a",
             one.reason or "n/a",
+            "; ".join(_members(where.get(one.name))) or "n/a",
         )
         for one in outcomes
     ]
     return "".join("\t".join(cell.translate(_NO_LINES) for cell in row) + "\n" for row in (head, *rows))
+
+
+def _members(job: Job | None) -> list[str]:
+    """Returns the names of the scans that become one volume; nothing where it is one alone."""
+    return [] if job is None or job.group is None else [member.name for member in job.group.members]
 
 
 def _percent(value: float | None) -> str:
@@ -126,7 +132,8 @@ def _page(outcomes: Sequence[Outcome], where: Mapping[str, Job], folder: Path, s
 
 
 def _row(one: Outcome, job: Job | None, folder: Path) -> str:
-    cells = [f"<td>{escape(one.name)}<br>{escape(one.slices)}{_links(one, job, folder)}</td>"]
+    members = "".join(f"<br>of {escape(name)}" for name in _members(job))
+    cells = [f"<td>{escape(one.name)}{members}<br>{escape(one.slices)}{_links(one, job, folder)}</td>"]
     # What could not become a job has no places, and what was not computed has nothing in them.
     there = job is not None and one.state in ("done", "kept")
     # Lazy: a browser opens the pictures that are scrolled to, and not two thousand of them at once.

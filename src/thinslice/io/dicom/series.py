@@ -171,6 +171,18 @@ def find_study(
     return Study(tuple(series), (*unusable, *broken), tuple(notes))
 
 
+def find_study_uid(folder: Path) -> str:
+    """Returns the StudyInstanceUID of the first image directly in a folder; nothing where none can be read."""
+    broken: list[Unusable] = []
+    try:
+        for file in _files(folder, broken, below=False):
+            if looks_like_dicom(file) and (images := read_images(file)):
+                return images[0].study_uid
+    except (InputRefused, OSError) as error:
+        logger.debug("%s: no study is known", folder, exc_info=error)
+    return ""
+
+
 def _files(path: Path, broken: list[Unusable], below: bool) -> Iterable[Path]:
     """Yields every file at, or also below, a path, links followed; adds folders without permission to ``broken``."""
     if not path.is_dir():
