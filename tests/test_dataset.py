@@ -541,7 +541,7 @@ def test_the_overview_names_all_and_links_what_is_there(tmp_path):
     assert all((tmp_path / "out" / link).is_file() for link in links)
     assert not [word for word in ("http:", "https:", "//") if word in text]
     rows = (tmp_path / "out" / "summary.tsv").read_text().splitlines()
-    assert [len(row.split("\t")) for row in rows] == [7, 7, 7]
+    assert [len(row.split("\t")) for row in rows] == [8, 8, 8]
 
 
 @catches("datasets/summary.py", ', errors="backslashreplace")', ")")

@@ -507,8 +507,8 @@ def _write_parts(job: Job, done: Enhanced | Combined, made_of: dict[str, Any], o
     _draw(done, beside[job.thumbnail])
     record = made_of | {"answer_bytes": parts[job.destination].stat().st_size, "run": job.run}
     if job.group is not None:
-        told_again = ("reason", "rms_percent", "slices")
-        record["outcome"] = {name: getattr(outcome, name) for name in told_again}
+        # What the summary of the next run says, which may keep it.
+        record["outcome"] = {name: getattr(outcome, name) for name in ("reason", "rms_percent", "slices")}
     for extra in sorted(job.wanted):
         part = extras[job.extras[extra]]
         _write_extra(extra, done, part)
