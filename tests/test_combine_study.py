@@ -118,6 +118,20 @@ def test_groups_of_two_contrasts_become_two_series(tmp_path, run):
     assert sum("2 stacks ->" in line for line in out) == 2
 
 
+@catches("combination.py", "return bool(frame) and frame == second.images[0].frame_of_reference", "return False")
+def test_stations_that_only_touch_become_one_series_where_they_share_a_frame_of_reference(tmp_path, run):
+    half = SIDE // 8
+    for number, values in enumerate((acquired(AXIAL)[:half], acquired(AXIAL)[half:])):
+        body(
+            tmp_path / "study", number + 1, AXIAL, "T2 TSE", (5.0, -10.0, 40.0 + number * 4.0 * half), count=half,
+            rows=SIDE, columns=SIDE, spacing=(1.0, 1.0), values=values, thickness_mm=4.0,
+        )  # fmt: skip
+    code, out, err = run("combine", "-i", tmp_path / "study", "-o", tmp_path / "new.nii.gz", *FAST)
+    assert (code, err) == (0, [])
+    assert nifti.read(tmp_path / "new.nii.gz").shape == (SIDE, SIDE, SIDE)
+    assert sum("hardly overlaps" in line for line in out) == 1
+
+
 @catches("combination.py", "shown._write_series(", "self._write_series(")
 def test_nothing_names_the_patient_where_that_is_asked_for(tmp_path, run):
     add(tmp_path / "study", 1, AXIAL, "Meier T2")
