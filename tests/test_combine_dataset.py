@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from faults import catches
+from thinslice.datasets.groups import find_odd
 from thinslice.io import nifti
 from visits import BODY, FAST, SIDE, across, add_visit, is_like_body
 
@@ -84,6 +85,16 @@ def test_what_is_of_another_contrast_by_inherited_headers_is_left_out(tmp_path, 
     assert facts_of(tmp_path / "out")["Sources"] == [
         f"bids:raw:sub-01/anat/sub-01_acq-{a}_T2w.nii.gz" for a in ("cor", "sag")
     ]
+
+
+@catches("datasets/groups.py", "for kind in homes:", "for kind in homes[:1]:")
+def test_what_says_nothing_of_its_contrast_is_of_that_of_most(raw):
+    """By name it comes after one of each contrast."""
+    names = ("acq-apd", "acq-cor", "acq-mute", "acq-tra")
+    facts = {"acq-apd_T2w": PD, "acq-cor_T2w": T2, "acq-tra_T2w": T2}
+    folder = add_visit(raw, "01", {f"{name}_T2w": across(number % 3) for number, name in enumerate(names)}, **facts)
+    stacks = [folder / f"sub-01_{name}_T2w.nii.gz" for name in names]
+    assert list(find_odd(stacks, dict.fromkeys(stacks, ()))) == stacks[:1]
 
 
 @catches(

@@ -12,7 +12,7 @@ from thinslice.combination import FEWEST_SLICES
 from thinslice.datasets.job import THICK_FROM, describe_spacings, spacings_mm
 from thinslice.errors import InputRefused
 from thinslice.io import nifti
-from thinslice.io.contrast import compare_contrasts, contrast_beside
+from thinslice.io.contrast import Contrast, compare_contrasts, contrast_beside
 from thinslice.io.refusals import without_place
 from thinslice.volume import Volume, through_plane_axis
 
@@ -38,22 +38,26 @@ def find_odd(stacks: Sequence[Path], inherited: Mapping[Path, Sequence[Path]]) -
             odd[path] = reason
     contrasts = {path: contrast_beside(path, inherited[path]) for path in stacks if path not in odd}
     kinds: list[list[Path]] = []
-    for path, contrast in contrasts.items():
-        home = (
-            kind for kind in kinds if all(compare_contrasts(contrasts[o], contrast).is_same is not False for o in kind)
-        )
-        kind = next(home, None)
-        if kind is None:
-            kinds.append([path])
-        else:
+    for path in contrasts:
+        # To every kind that it may be of: what says nothing of its contrast may be of all of them.
+        homes = [kind for kind in kinds if not any(_differences(contrasts[path], contrasts[other]) for other in kind)]
+        for kind in homes:
             kind.append(path)
+        if not homes:
+            kinds.append([path])
     group = max(kinds, key=len, default=[])
     for path in contrasts.keys() - set(group):
-        matches = {other: compare_contrasts(contrasts[other], contrasts[path]) for other in group}
-        other = next(other for other, match in matches.items() if match.is_same is False)
-        odd[path] = f"another contrast than {other.name} ({'; '.join(matches[other].reasons)})"
+        for other in group:
+            # One that came before the first of them, and differs from none, belongs to them as well.
+            if path not in odd and (reasons := _differences(contrasts[other], contrasts[path])):
+                odd[path] = f"another contrast than {other.name} ({'; '.join(reasons)})"
     logger.debug("%d of %d images are left out", len(odd), len(stacks))
     return {path: odd[path] for path in stacks if path in odd}
+
+
+def _differences(one: Contrast, other: Contrast) -> tuple[str, ...]:
+    """Returns why two contrasts are not one, in words; nothing where they are, or where nobody can tell."""
+    return compare_contrasts(one, other).reasons
 
 
 def _why_odd(scan: Volume) -> str:
