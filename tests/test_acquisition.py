@@ -1,4 +1,4 @@
-"""Laws of the acquisition operator: of slices at any places, along any axis, and of several stacks of one volume."""
+"""Laws of the acquisition operator: of slices at any places, along any axis."""
 
 from itertools import combinations
 
@@ -11,12 +11,8 @@ from faults import catches
 from strategies import acquisitions, axes, profiles, seeds
 from test_profile import half_maximum_width
 from thinslice.errors import PlanRefused
-from thinslice.physics.acquisition import Acquisition, StackedAcquisition
+from thinslice.physics.acquisition import Acquisition
 from thinslice.settings import PROFILES
-
-SHAPE = (9, 7, 8)
-"""The thin volume that is seen along each of its axes."""
-
 
 @catches(
     "physics/acquisition.py",
@@ -42,31 +38,6 @@ def test_the_adjoint_is_the_adjoint_along_every_axis(acquisition, axis, seed):
     assert (forward.shape, adjoint.shape) == (thick.shape, thin.shape)
     # Both sides are sums of at most 6,000 float64 products of order one.
     assert np.vdot(forward, thick) == pytest.approx(np.vdot(thin, adjoint), abs=1e-10)
-
-
-@catches("physics/acquisition.py", "reduce(np.add,", "reduce(np.maximum,")
-@given(
-    acquired=st.tuples(*(acquisitions((size, size), axis) for axis, size in enumerate(SHAPE))),
-    order=st.permutations(range(3)),
-    count=st.integers(1, 3),
-    seed=seeds,
-)
-def test_the_adjoint_of_several_stacks_is_the_adjoint(acquired, order, count, seed):
-    stacked = StackedAcquisition(tuple(acquired[axis] for axis in order[:count]))
-    rng = np.random.default_rng(seed)
-    thin = rng.standard_normal(SHAPE)
-    seen = stacked.forward(thin)
-    thick = tuple(rng.standard_normal(one.shape) for one in seen)
-    for part, one in zip(stacked.parts, seen, strict=True):
-        np.testing.assert_array_equal(one, part.forward(thin))
-    left = sum(np.vdot(one, other) for one, other in zip(seen, thick, strict=True))
-    assert left == pytest.approx(np.vdot(thin, stacked.adjoint(thick)), abs=1e-10)
-
-
-def test_several_stacks_need_as_many_thick_arrays():
-    part = Acquisition(np.array([0.5]), 2, 2.0, "box")
-    with pytest.raises(ValueError, match="argument"):
-        StackedAcquisition((part, part)).adjoint((np.ones((1, 2)),))
 
 
 @catches("physics/acquisition.py", "centres_vox.min() - reach", "centres_vox[0] - reach")

@@ -11,7 +11,7 @@ Positions are in thin-voxel units: thin slice ``j`` has its centre at ``j``.
 """
 
 from dataclasses import dataclass
-from functools import cached_property, reduce
+from functools import cached_property
 
 import numpy as np
 
@@ -140,32 +140,6 @@ class Acquisition:
 
     def _along_axis(self, matrix: np.ndarray, array: np.ndarray) -> np.ndarray:
         return np.moveaxis(apply_along_first_axis(matrix, np.moveaxis(array, self.axis, 0)), 0, self.axis)
-
-
-@dataclass(frozen=True)
-class StackedAcquisition:
-    """Joins acquisitions of one thin volume, each along its own axis, to one operator: the stacks of one body.
-
-    Attributes:
-        parts: the acquisitions, in the order of the thick arrays.
-
-    Example:
-        >>> along = [Acquisition(np.array([0.5]), n_thin=2, fwhm_vox=2.0, profile="box", axis=axis) for axis in (0, 1)]
-        >>> both = StackedAcquisition(tuple(along))
-        >>> both.forward(np.array([[1.0, 2.0], [3.0, 4.0]]))
-        (array([[2., 3.]]), array([[1.5],
-               [3.5]]))
-    """
-
-    parts: tuple[Acquisition, ...]
-
-    def forward(self, thin: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Returns the thick volumes that the acquisitions see of one thin volume."""
-        return tuple(part.forward(thin) for part in self.parts)
-
-    def adjoint(self, thick: tuple[np.ndarray, ...]) -> np.ndarray:
-        """Returns the sum of the adjoints: <A x, y> = <x, At y> with the sum over all parts on the left."""
-        return reduce(np.add, (part.adjoint(own) for part, own in zip(self.parts, thick, strict=True)))
 
 
 def apply_along_first_axis(matrix: np.ndarray, array: np.ndarray) -> np.ndarray:
