@@ -175,7 +175,7 @@ def hold_out(k: int, stacks: Sequence[Stack], names: Sequence[str], grid: VoxelG
     observed[k].say = observed[k].say * np.clip(share, 1e-3, 1)
     for j, seen in enumerate(observed):
         seen.misfit = find_misfit(seen, [other for i, other in enumerate(observed) if i != j])
-    combined, _ = join(observed)
+    combined, *_ = join(observed)
     see = observed[k].acquisition.forward
     found = {"combined": see(combined)} | {f"{n} alone": see(o.thin) for n, o in zip(names, observed, strict=True)}
     found["cubic from its neighbours"] = observed[k].samples
@@ -210,7 +210,7 @@ def leave_out(observed: Sequence[ObservedStack], names: Sequence[str]) -> Iterat
         if np.count_nonzero(counted) < 1000:
             yield f"    {names[k]} left out: the others have too little in common with it"
             continue
-        combined, _ = join(others)
+        combined, *_ = join(others)
         mean = sum(o.say * o.thin for o in others) / np.maximum(sum(o.say for o in others), 1e-6)
 
         def rate(volume: np.ndarray, one: ObservedStack = one, counted: np.ndarray = counted) -> float:

@@ -43,7 +43,7 @@ def cells(path, factor, model):
     plan = make_plan(thick, Settings(spacing_mm=truth.spacing_mm[2], profile="gaussian"), model)
     thin = upsample(thick, plan, model).volume
     expected = map_expected_error(thick, thin, plan, model)
-    size = choose_cell_size(plan)
+    size = choose_cell_size(plan.spacing_thin_mm, plan.shape_thin)
     true = average_in_cells(thin.voxels, truth.voxels, size) / expected.unit
     nothing = np.zeros_like(truth.voxels)
     inside = average_in_cells(foreground(truth.voxels).astype(float), nothing, size) > 0.5

@@ -14,6 +14,7 @@ from thinslice.errors import PlanRefused
 from thinslice.physics.acquisition import Acquisition
 from thinslice.settings import PROFILES
 
+
 @catches(
     "physics/acquisition.py",
     "_along_axis(self._matrix.T, thick)",

@@ -442,7 +442,7 @@ def test_where_one_stack_sees_alone_the_answer_is_its_own_and_there_is_no_seam()
     wrong = done.array - truth_on(done.volume)
     steps = np.sqrt(np.mean(np.diff(wrong, axis=0) ** 2, axis=(1, 2)))
     assert steps[SIDE // 2 - 2 : SIDE // 2 + 2].max() < 1.3 * steps.max()
-    assert any("held by one stack alone: there it is what enhance gives" in note for note in done.notes)
+    assert any("held by one stack alone: there it is nearly what enhance gives" in note for note in done.notes)
 
 
 def test_nothing_that_goes_in_is_changed():

@@ -219,9 +219,9 @@ def test_a_smooth_difference_in_brightness_is_not_put_between_the_slices():
         done = enhance_volume(Volume(voxels, affine), settings, interpolation("cubic"))
         stacks.append(Stack(done.acquired, done.plan, done.volume))
     observed, _, _ = observe(stacks, VoxelGrid((48, 48, 48), np.eye(4)))
-    even, _ = join(observed)
+    even, *_ = join(observed)
     observed[1].samples += np.linspace(0, 0.2, 48, dtype=np.float32)[:, None, None]
-    uneven, _ = join(observed)
+    uneven, *_ = join(observed)
     # Within the edges, to which the slope goes on unseen.
     assert np.abs(uneven - even)[12:-12, 12:-12, 12:-12].max() < 0.02
 

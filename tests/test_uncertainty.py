@@ -85,7 +85,7 @@ def test_where_the_answers_are_apart_is_found_at_its_place_and_size():
     assert found.unit == pytest.approx(high - low)
     said = found.volume.voxels / found.unit
     expected = SCALE * 0.01**POWER
-    assert choose_cell_size(plan) == (3, 3, 3)
+    assert choose_cell_size(plan.spacing_thin_mm, plan.shape_thin) == (3, 3, 3)
     assert said.shape == (14, 12, 14)  # the last cells of 40 voxels are of one
     assert np.allclose(said[:3, :3], expected, rtol=1e-2)
     assert np.allclose(said[-3:, -3:], expected, rtol=1e-2)

@@ -16,6 +16,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal
@@ -28,7 +29,8 @@ from thinslice.compute.likeness import Likeness, measure_likeness
 from thinslice.compute.motion import refine_motions
 from thinslice.compute.registration import check_installed, register
 from thinslice.compute.ringing import settle_profile
-from thinslice.compute.stacks import Stack, VoxelGrid
+from thinslice.compute.stacks import Stack, VoxelGrid, go_on
+from thinslice.compute.uncertainty import CHECKED_SHA256, Spread, map_combined_error
 from thinslice.compute.upsample import upsample
 from thinslice.errors import InputRefused, OutputRefused, PlanRefused
 from thinslice.io import formats, nifti
@@ -36,8 +38,10 @@ from thinslice.io.affines import directions, gap_mm, outer_corners_mm
 from thinslice.io.atomic import all_or_none
 from thinslice.io.contrast import Contrast, compare_contrasts, contrast_beside
 from thinslice.io.outputs import LABELS_NAME, PAGE_ENDINGS, Output, check_outputs, find_output, labels_beside
+from thinslice.models.hounsfield import find_padding
 from thinslice.models.interpolations import interpolation
 from thinslice.models.protocol import Model
+from thinslice.physics.interpolation import INTERPOLATIONS
 from thinslice.pipeline import series_of, to_stored, type_of_thin
 from thinslice.plan import Plan, make_plan
 from thinslice.progress import Progress, no_progress, part_of
@@ -58,6 +62,18 @@ seen on it as well, in seconds."""
 
 FEWEST_SLICES = 5
 """A stack has more than that in practice; a localizer has three or so, far apart, and shows nothing between them."""
+
+_HOW_EXPECTED = (
+    "Mean error to be expected, from how far the network's answers to the stacks are apart, and from their noise; "
+    "where one stack sees alone, from its answers to it and to its mirror image. What all of them get wrong alike it "
+    "cannot show. Read it as a map: "
+)
+EXPECTED_IN_WORDS = {
+    True: _HOW_EXPECTED
+    + "on simulated stacks of MR it ranked the true error, and its size was right to a factor of 1.7.",
+    False: _HOW_EXPECTED + "its size was not checked.",
+}
+"""How the expected error is read, by whether it was checked for the weights that made the stacks thin."""
 
 MOST_VOXELS = 600_000_000
 """Voxels of an answer beyond which it is refused: conjugate gradients need ten times its room."""
@@ -142,6 +158,8 @@ class Combined:
         segmentation: labels on the combined grid, None without.
         facts: what else the JSON shall say.
         odd: by their names, stacks that were not even looked at, as they cannot be of these, and why.
+        spread: from which the expected error is computed once it is asked for.
+        like: the file whose grid it has, None for no such file.
     """
 
     volume: Volume
@@ -153,6 +171,8 @@ class Combined:
     segmentation: Volume | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
     odd: Mapping[str, str] = field(default_factory=dict)
+    spread: Spread | None = None
+    like: Path | None = None
 
     def __repr__(self) -> str:
         return f"<Combined: {describe_combination(self)}>"
@@ -166,6 +186,15 @@ class Combined:
     def affine(self) -> np.ndarray:
         """[4, 4] float64, voxel index -> patient millimetres (RAS)."""
         return self.volume.affine
+
+    @cached_property
+    def expected_error(self) -> Volume | None:
+        """The mean absolute error to be expected in cells of 3 mm, in its units; None where interpolations made it.
+
+        Where one stack alone is seen its model computes once more, which takes as long as the first time.
+        """
+        found = None if self.spread is None else map_combined_error(self.spread)
+        return None if found is None else found.volume
 
     def to_json(self) -> str:
         """Returns the report as readable JSON."""
@@ -190,6 +219,7 @@ class Combined:
         path: str | os.PathLike[str],
         *,
         held_by: str | os.PathLike[str] | None = None,
+        expected_error: str | os.PathLike[str] | None = None,
         labels_out: str | os.PathLike[str] | None = None,
         report: str | os.PathLike[str] | None = None,
         anonymise: bool = False,
@@ -201,6 +231,7 @@ class Combined:
             path: a name in any format that is written, see `thinslice.io.formats`; of DICOM series also a folder, for a
                 new series of the study of the first one.
             held_by: a file for the map of how many stacks hold each voxel.
+            expected_error: a file for the map of `expected_error`.
             labels_out: where the segmentation goes; default: beside ``path``.
             report: an HTML file: a page on which the first stack as acquired and the combined volume are compared.
             anonymise: leaves the patient's identity out of a new DICOM series and of all that is written beside it.
@@ -208,7 +239,7 @@ class Combined:
 
         Raises:
             InputRefused: it cannot be made anonymous.
-            OutputRefused: it may not be written there, or there is no room.
+            OutputRefused: it may not be written there, there is no room, or no error is to be expected of it.
         """
         if labels_out is not None and self.segmentation is None:
             raise OutputRefused(
@@ -218,10 +249,13 @@ class Combined:
                 code="labels-out",
             )
         series = series_of(self.acquired[0])
-        places = find_places(path, held_by, labels_out, report, self.segmentation is not None, series)
+        places = find_places(path, held_by, expected_error, labels_out, report, self.segmentation is not None, series)
         read = [*self.acquired, *([self.segmentation] if self.segmentation is not None else [])]
-        check_places(places, [volume.source for volume in read if volume.source is not None], overwrite)
+        files = [*(volume.source for volume in read), self.like]
+        check_places(places, [file for file in files if file is not None], overwrite)
         shown = self.without_identity() if anonymise else self
+        if expected_error is not None and shown.expected_error is None:
+            raise _no_expected_error(", ".join(sorted({stack.plan.model for stack in self.stacks})))
         try:
             if formats.ending(places["volume"]):
                 with all_or_none([*places.values()], overwrite) as parts:
@@ -302,7 +336,11 @@ class Combined:
         elif name == "labels" and self.segmentation is not None:
             formats.write(self.segmentation, part)
         else:
-            formats.write(self.held_by if name == "held_by" else self.volume, part)
+            maps = {
+                "held_by": self.held_by,
+                "expected_error": self.expected_error if name == "expected_error" else None,
+            }
+            formats.write(maps.get(name) or self.volume, part)
 
     def write_page(self, path: Path) -> None:
         """Writes a page on which the first stack and the combined volume are compared, with the map of stacks over it.
@@ -310,27 +348,35 @@ class Combined:
         Raises:
             OSError: it cannot be written; nothing is left behind.
         """
+        from thinslice.reports.report_page import show_expected_error
         from thinslice.reports.viewer_page import Layer, Overlay, write_viewer_page
 
         first, name = self.acquired[0], self.stacks[0].name
-        count = int(self.held_by.voxels.max())
+        count, expected = int(self.held_by.voxels.max()), self.expected_error
+        held_by = Overlay(
+            "stacks that hold it",
+            replace(self.held_by, voxels=self.held_by.voxels.astype(np.float32)),
+            "stacks",
+            float(count),
+            "Where one stack alone holds a place, what is seen there is what the model made of it.",
+        )
+        checked = all(stack.plan.model_sha256 == CHECKED_SHA256 for stack in self.stacks if stack.left_out is None)
+        in_words = "a map; " + (
+            "checked against known truth of simulated stacks" if checked else "its size not checked"
+        )
         write_viewer_page(
             path,
             title=f"{name} and what was combined",
             acquired=Layer(f"{name}, as acquired", first, staircase=True),
             others=[Layer("combined", self.volume, staircase=False)],
             overlays=[
-                Overlay(
-                    "stacks that hold it",
-                    replace(self.held_by, voxels=self.held_by.voxels.astype(np.float32)),
-                    "stacks",
-                    float(count),
-                    "Where one stack alone holds a place, what is seen there is what the model made of it.",
-                )
+                held_by,
+                *([] if expected is None else [show_expected_error(expected, EXPECTED_IN_WORDS[checked])]),
             ],
             facts=[
                 ("combined", describe_combination(self)),
                 *[("stack", stack.describe()) for stack in self.stacks],
+                ("expected error", "not known of an interpolation" if expected is None else in_words),
                 ("time", f"{self.seconds:.1f} s"),
             ],
             notes=list(self.notes),
@@ -415,6 +461,8 @@ def combine_volumes(
         seconds,
         (*_notes_of_chunks(beside, names), *_notes(stacks, names, joined.held_by)),
         None if labels is None else _bring_labels(labels, stacks[0].plan, wanted),
+        spread=joined.spread,
+        like=grid.source if isinstance(grid, Volume) else None,
     )
     logger.debug("%s in %.1f s", describe_combination(done), seconds)
     return done
@@ -535,9 +583,29 @@ def describe_combination(done: Combined) -> str:
     return f"{used} stacks -> {format_shape(done.volume.shape)} voxels of {spacing} mm"
 
 
+def check_expects_error(model: str) -> None:
+    """Refuses to tell the error to be expected of a model that is an interpolation, before anything is computed.
+
+    Raises:
+        OutputRefused: it is one.
+    """
+    if model in INTERPOLATIONS:
+        raise _no_expected_error(model)
+
+
+def _no_expected_error(models: str) -> OutputRefused:
+    return OutputRefused(
+        got=f"`expected_error` of stacks that {models} made thin",
+        need="a network for each: of an interpolation it is not known",
+        next="leave it out, or choose another `model`",
+        code="no-expected-error",
+    )
+
+
 def find_places(
     path: str | os.PathLike[str],
     held_by: str | os.PathLike[str] | None = None,
+    expected_error: str | os.PathLike[str] | None = None,
     labels_out: str | os.PathLike[str] | None = None,
     report: str | os.PathLike[str] | None = None,
     has_labels: bool = False,
@@ -546,7 +614,7 @@ def find_places(
     """Returns the files that `Combined.save` writes, by what they are: the volume comes last.
 
     Args:
-        path, held_by, labels_out, report: as for `Combined.save`.
+        path, held_by, expected_error, labels_out, report: as for `Combined.save`.
         has_labels: whether there is a segmentation to write.
         series: the first stack, where it is a DICOM series: then ``path`` may be a folder for a new one.
 
@@ -566,6 +634,8 @@ def find_places(
     places = {"json": answer.sidecar}
     if held_by is not None:
         places["held_by"] = Path(held_by)
+    if expected_error is not None:
+        places["expected_error"] = Path(expected_error)
     if has_labels:
         beside = answer.destination / LABELS_NAME if answer.is_into_series else labels_beside(answer.destination)
         places["labels"] = Path(labels_out) if labels_out is not None else beside
@@ -582,7 +652,8 @@ def check_places(places: dict[str, Path], inputs: Sequence[Path], overwrite: boo
     """
     endings: dict[str, tuple[str, ...]] = {"json": (), "report": PAGE_ENDINGS}
     is_series = not formats.ending(places["volume"])
-    words = {"json": "the JSON of the answer", "held_by": "`held_by`", "labels": "the labels", "report": "`report`"}
+    words = {"json": "the JSON of the answer", "labels": "the labels"}
+    words |= {name: f"`{name}`" for name in ("held_by", "expected_error", "report")}
     check_outputs(
         [
             Output(
@@ -733,13 +804,34 @@ def _make_thin(scan: Volume, name: str, model: Model, settings: Settings, grid: 
             next="leave it out, or give a smaller `spacing_mm`",
             code="stack-is-thin",
         )
+    padding = find_padding(scan.voxels)
+    beyond = None
+    if padding is not None:
+        value, beyond = padding
+        if beyond.all():
+            raise InputRefused(
+                place=name,
+                got=f"nothing but padding ({value:g})",
+                need="a scan",
+                next="leave it out",
+                code="stack-is-flat",
+            )
     try:
-        plan = make_plan(scan, replace(settings, model=model.name, factor=factor, spacing_mm=None), model)
+        # Air has no noise to find; what goes on from line to line would seem to have one.
+        planned = (
+            scan if beyond is None else replace(scan, voxels=np.where(beyond, scan.voxels[~beyond].min(), scan.voxels))
+        )
+        plan = make_plan(planned, replace(settings, model=model.name, factor=factor, spacing_mm=None), model)
+        if beyond is not None:
+            scan = replace(scan, voxels=go_on(scan.voxels, beyond))
         plan = settle_profile(scan, plan, model)
-        thin = upsample(scan, plan, model, progress=progress).volume
+        done = upsample(scan, plan, model, progress=progress)
     except (InputRefused, PlanRefused) as error:
         raise error.at(name) from error
-    return Stack(scan, plan, thin)
+    if padding is not None:
+        note = f"voxels of {padding[0]:g} are padding: they are not compared, and stay where no stack sees more"
+        plan = replace(plan, padding=padding[0], notes=(*plan.notes, note))
+    return Stack(scan, plan, done.volume, beyond=beyond, model=model, fell_back=done.fell_back)
 
 
 # ---- where the answer lies
@@ -959,10 +1051,15 @@ def _notes(stacks: Sequence[Stack], names: Sequence[str], held_by: np.ndarray) -
     notes = [f"{name}: {note}" for name, stack in zip(names, stacks, strict=True) for note in stack.plan.notes]
     empty = float(np.mean(held_by == 0))
     if empty > 0.001:
-        notes.append(f"{100 * empty:.3g} % of the voxels are held by no stack, and are dark")
+        is_padded = any(stack.plan.padding is not None for stack in stacks)
+        notes.append(
+            f"{100 * empty:.3g} % of the voxels are held by no stack, and are {'padding' if is_padded else 'dark'}"
+        )
     alone = float(np.mean(held_by == 1))
     if alone > 0.001:
-        notes.append(f"{100 * alone:.3g} % of the voxels are held by one stack alone: there it is what enhance gives")
+        notes.append(
+            f"{100 * alone:.3g} % of the voxels are held by one stack alone: there it is nearly what enhance gives"
+        )
     return notes
 
 

@@ -85,6 +85,9 @@ def add_combine(verbs: "argparse._SubParsersAction[Parser]") -> None:
     verb.add_argument("--labels", type=path_argument, metavar="SEG", help="a segmentation of the first stack")
     verb.add_argument("--labels-out", type=path_argument, metavar="OUT", help="where to; default: beside the answer")
     verb.add_argument("--held-by", type=path_argument, metavar="OUT", help="a map: how many stacks hold each voxel")
+    verb.add_argument(
+        "--expected-error", type=path_argument, metavar="OUT", help="a map: the error to be expected, in cells of 3 mm"
+    )
     verb.add_argument("--report", type=path_argument, metavar="HTML", help="a page on which they are compared")
     verb.add_argument("--anonymise", action="store_true", help="DICOM: without the patient's identity")
     add_settings(verb, leave_out=LEFT_OUT)
@@ -189,7 +192,7 @@ def _combine_dataset(arguments: argparse.Namespace) -> int:
             place=dataset,
             got="one further file for all volumes of a data set",
             need="none",
-            next="leave `labels`, `held_by` and `report` out, or name the files of one visit",
+            next="leave `labels`, `held_by`, `expected_error` and `report` out, or name the files of one visit",
             code="one-place-for-data-set",
         )
     check_output(dataset, output)
@@ -271,13 +274,15 @@ def _folder_name(number: int, group: "SeriesGroup", arguments: argparse.Namespac
 
 
 def _has_one_place(arguments: argparse.Namespace) -> bool:
-    return any(one is not None for one in (arguments.labels, arguments.held_by, arguments.report))
+    further = (arguments.labels, arguments.held_by, arguments.expected_error, arguments.report)
+    return any(one is not None for one in further)
 
 
 def _combine_one(stacks: _Stacks, output: Path, arguments: argparse.Namespace) -> None:
     """Reads stacks, combines them, and writes what was asked for."""
     from thinslice.combination import (
         check_can_be_anonymous,
+        check_expects_error,
         check_into_series,
         check_places,
         combine_fitting,
@@ -293,6 +298,7 @@ def _combine_one(stacks: _Stacks, output: Path, arguments: argparse.Namespace) -
     places = find_places(
         output,
         arguments.held_by,
+        arguments.expected_error,
         arguments.labels_out,
         arguments.report,
         arguments.labels is not None,
@@ -304,6 +310,8 @@ def _combine_one(stacks: _Stacks, output: Path, arguments: argparse.Namespace) -
     inputs += [Path(wanted)] if wanted not in ("first", "union", None) else []
     check_places(places, inputs, arguments.overwrite)
     settings = settings_from(arguments)
+    if arguments.expected_error is not None:
+        check_expects_error(settings.model)
     grid = wanted if wanted in ("first", "union", None) else read_scan(Path(wanted))
     labels = read_scan(arguments.labels) if arguments.labels is not None else None
     scans, contrasts = stacks.read()
@@ -329,6 +337,7 @@ def _combine_one(stacks: _Stacks, output: Path, arguments: argparse.Namespace) -
     done.save(
         output,
         held_by=arguments.held_by,
+        expected_error=arguments.expected_error,
         labels_out=arguments.labels_out,
         report=arguments.report,
         anonymise=arguments.anonymise,

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from thinslice.compute.stacks import ObservedStack, Stack, VoxelGrid, find_smooth_part, observe
+from thinslice.compute.uncertainty import Spread, find_spread
 from thinslice.models.blas import one_blas_thread
 from thinslice.physics.noise import LEAST_NOISE
 from thinslice.progress import Progress, no_progress, part_of
@@ -38,6 +39,12 @@ BELIEVED_NOISE = 0.012
 """Stacks with so much noise, in intensity ranges, are replaced by half with what the network made of them.
 
 Made thick again, that is the same slices with less noise. In stacks without noise it would be less true.
+"""
+
+FAINT = np.float32(1e-6)
+"""What a stack says beyond its field of view, where it goes on as it ends: it counts where no stack has more to say.
+
+Were it dark there, samples beside it, which see a little of it, would make their neighbours brighter.
 """
 
 MOST_STEPS = 15
@@ -85,11 +92,13 @@ class Joined:
         voxels: float32, on the grid, in the units of the first stack.
         held_by: uint8, how many stacks hold each voxel.
         fits: how well it agrees with each of the stacks.
+        spread: how far the thin slices of the stacks are apart.
     """
 
     voxels: np.ndarray
     held_by: np.ndarray
     fits: tuple[StackFit, ...]
+    spread: Spread
 
 
 def combine_stacks(stacks: Sequence[Stack], grid: VoxelGrid, progress: Progress = no_progress) -> Joined:
@@ -104,18 +113,25 @@ def combine_stacks(stacks: Sequence[Stack], grid: VoxelGrid, progress: Progress 
     with one_blas_thread:
         observed, low, width = observe(stacks, grid)
         progress(0.2)
-        volume, weights = join(observed, part_of(progress, 0.2, 1.0))
+        volume, weights, apart = join(observed, part_of(progress, 0.2, 1.0))
         fits = tuple(_measure_fit(one, volume, weights[k]) for k, one in enumerate(observed))
-    held_by = sum((one.say > 0).astype(np.uint8) for one in observed)
+    held_by = np.asarray(sum((one.say > 0).astype(np.uint8) for one in observed))
     for k, fit in enumerate(fits):
         logger.debug("stack %d: %.3g %% from the volume, gain %.3f", k + 1, fit.rms_percent, fit.gain)
     volume *= np.float32(width)
     volume += np.float32(low)
-    return Joined(volume, np.asarray(held_by), fits)
+    padding = [stack.plan.padding for stack in stacks if stack.plan.padding is not None]
+    # What no stack holds is guessed from what is beside it, so that this does not suffer; nobody shall see it.
+    volume[held_by == 0] = padding[0] if padding else low
+    return Joined(volume, held_by, fits, find_spread(stacks, observed, apart, width))
 
 
-def join(observed: Sequence[ObservedStack], progress: Progress = no_progress) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Returns the volume that stacks agree with, in their units, and for each of them the weights of its slices.
+def join(
+    observed: Sequence[ObservedStack], progress: Progress = no_progress
+) -> tuple[np.ndarray, list[np.ndarray], np.ndarray]:
+    """Returns the volume that stacks agree with, in their units, and what is known of it.
+
+    That is for each stack the weights of its slices, and around each voxel the variance between the networks' answers.
 
     Args:
         observed: what the stacks say of a grid.
@@ -131,6 +147,7 @@ def join(observed: Sequence[ObservedStack], progress: Progress = no_progress) ->
     ]
     start, apart = find_start(observed)
     pull = np.float32((PULL * together) ** 2) / (apart + np.float32(AGREEMENT**2))
+    # It is found again in the pull: meanwhile the room of a volume is spared.
     del apart
     gradient = np.zeros_like(start)
     density = pull.copy()
@@ -157,20 +174,22 @@ def join(observed: Sequence[ObservedStack], progress: Progress = no_progress) ->
             return found
 
         start += solve(apply, gradient, density, progress)
-    return start, weights
+    apart = np.divide(np.float32((PULL * together) ** 2), pull, out=pull)
+    apart -= np.float32(AGREEMENT**2)
+    return start, weights, np.maximum(apart, 0, out=apart)
 
 
 def find_start(observed: Sequence[ObservedStack]) -> tuple[np.ndarray, np.ndarray]:
     """Returns the mean of the thin slices of all stacks, and how far these are apart: their variance around a voxel."""
-    mean, seen = _find_mean(observed)
-    apart: np.ndarray = sum(one.say * (one.thin - mean) ** 2 for one in observed) / seen
+    mean, say = _find_mean(observed)
+    apart: np.ndarray = sum((one.say + FAINT) * (one.thin - mean) ** 2 for one in observed) / say
     return mean, smooth(apart)
 
 
 def _find_mean(observed: Sequence[ObservedStack]) -> tuple[np.ndarray, np.ndarray]:
     """Returns the mean of the thin slices of some stacks, and how much all of them have to say together."""
-    say = np.maximum(sum(one.say for one in observed), np.finfo(np.float32).tiny)
-    mean: np.ndarray = sum(one.say * one.thin for one in observed) / say
+    say = np.asarray(sum(one.say + FAINT for one in observed))
+    mean: np.ndarray = sum((one.say + FAINT) * one.thin for one in observed) / say
     return mean, say
 
 

@@ -104,7 +104,7 @@ def _place(
     others = [
         replace(other, misfit=find_misfit(other, [more for more in others if more is not other])) for other in others
     ]
-    volume, _ = join(others)
+    volume, *_ = join(others)
     known = np.greater(sum(other.say for other in others), 0.5).astype(np.float32)
     slopes = _slopes_mm(volume, grid)
     acquisition, motion = one.acquisition, np.eye(4)

@@ -8,6 +8,7 @@ import numpy as np
 from thinslice.compute.brightness import blur_along, find_field
 from thinslice.compute.kept_slices import take_kept
 from thinslice.models.hounsfield import is_hounsfield
+from thinslice.models.protocol import Model
 from thinslice.physics.intensity import intensity_range
 from thinslice.physics.interleaving import make_even
 from thinslice.physics.stack_acquisition import StackAcquisition, resample
@@ -46,6 +47,12 @@ MISFIT_AROUND = 1.0
 LEAST_BLUR_PX = 0.3
 """A Gaussian of fewer pixels blurs nothing, and falls between them."""
 
+REAL = 0.99
+"""Averaged pixels of which a smaller share was seen are not compared: the rest of them is padding."""
+
+HALF_REAL = 0.5
+"""A stack holds the voxels of the answer of which it has seen as much."""
+
 LITTLE_WEIGHT = 1e-3
 """Where less counts than this share of a sample, nothing is known."""
 
@@ -76,17 +83,24 @@ class Stack:
     """One stack of a body: what was acquired, and what `thinslice.compute.upsample.upsample` made of it.
 
     Attributes:
-        acquired: its thick slices [x, y, z].
-        plan: by which they were made thin: slice profile, noise, what alternates, padding.
+        acquired: its thick slices [x, y, z], without padding, see `go_on`.
+        plan: by which they were made thin: slice profile, noise, what alternates; the value of the padding that was
+            taken off.
         thin: the thin slices.
         motion: [4, 4] patient millimetres -> patient millimetres: from where the header says that it lies to where it
             lies in the body.
+        beyond: bool [x, y, z], where the acquired slices had padding; None where they had none.
+        model: what made it thin; None where that is not known.
+        fell_back: bool [x, y, z], acquired voxels where the guard took the network back; None: nowhere.
     """
 
     acquired: Volume
     plan: Plan
     thin: Volume
     motion: np.ndarray = field(default_factory=lambda: np.eye(4))
+    beyond: np.ndarray | None = None
+    model: Model | None = None
+    fell_back: np.ndarray | None = None
 
 
 @dataclass(eq=False)
@@ -96,9 +110,10 @@ class ObservedStack:
     Attributes:
         acquisition: how it sees the grid.
         samples: its thick slices, float32, in intensity ranges above what is dark in the first stack.
-        counted: float32, 1 for samples that see inside the grid and are no padding, else 0.
+        counted: float32, 1 for samples that see inside the grid and hold no padding, else 0.
         thin: its thin slices on the grid, float32, in the same units.
-        say: float32, how much it has to say at each voxel of the grid: 1 well inside its field of view, 0 outside.
+        say: float32, how much it has to say at each voxel of the grid: 1 well inside its field of view, 0 outside it
+            and where it has padding.
         noise: standard deviation of the noise of its samples, in the same units; None where it is not known.
         gain: its brightness over that of the first stack, which was divided out.
         field: the same where it changes smoothly over the grid, divided out as well; None where it does not.
@@ -141,6 +156,40 @@ class ObservedStack:
         return found
 
 
+def go_on(voxels: np.ndarray, beyond: np.ndarray) -> np.ndarray:
+    """Returns voxels that go on into padding as they end: each takes the value of the nearest other one in its line.
+
+    Beside padding that was left, or air in its stead, tissue would be computed darker than it is.
+
+    Args:
+        voxels: [x, y, z].
+        beyond: bool, where the padding is; not everywhere.
+
+    Example:
+        >>> line = np.array([-2000, -2000, 5, 7, -2000]).reshape(1, 1, 5)
+        >>> go_on(line, line == -2000).ravel()
+        array([5, 5, 5, 7, 7])
+    """
+    voxels, known = voxels.copy(), ~beyond
+    for axis in range(3):
+        lines, there = np.moveaxis(voxels, axis, 0), np.moveaxis(known, axis, 0)
+        count = len(lines)
+        place = np.arange(count, dtype=np.int32)[:, None]
+        # Plane by plane, as the places of a whole large scan would need several times its room.
+        for number in range(lines.shape[1]):
+            seen = there[:, number]
+            before = np.maximum.accumulate(np.where(seen, place, -count), axis=0)
+            behind = np.minimum.accumulate(np.where(seen, place, 2 * count)[::-1], axis=0)[::-1]
+            nearest = np.where(place - before <= behind - place, before, behind)
+            has_one = (nearest >= 0) & (nearest < count)
+            found = np.take_along_axis(lines[:, number], np.where(has_one, nearest, place), axis=0)
+            lines[:, number] = found
+            there[:, number] = has_one
+        if known.all():
+            break
+    return voxels
+
+
 def observe(stacks: Sequence[Stack], grid: VoxelGrid) -> tuple[list[ObservedStack], float, float]:
     """Returns what each stack says of a grid, what is dark in the first one, and the width of its intensity range.
 
@@ -148,7 +197,9 @@ def observe(stacks: Sequence[Stack], grid: VoxelGrid) -> tuple[list[ObservedStac
     and by what changes smoothly beyond it (`thinslice.compute.brightness`). A stack that shares nothing with the first
     is matched to one that does. Hounsfield units are left as they are.
     """
-    low, high = intensity_range(stacks[0].thin.voxels)
+    first = stacks[0]
+    seen = first.thin.voxels if first.beyond is None else first.thin.voxels[~_beyond_thin(first.beyond, first)]
+    low, high = intensity_range(seen)
     width = high - low
     # Brightness is a factor over what has none: zero, but in Hounsfield units air.
     low = low if is_hounsfield(stacks[0].acquired.voxels) else 0.0
@@ -212,6 +263,11 @@ def find_say(shape: tuple[int, int, int], affine: np.ndarray, grid: VoxelGrid, t
 
 def _observe_one(stack: Stack, grid: VoxelGrid, low: float, width: float) -> ObservedStack:
     acquired, plan = take_kept(stack.acquired, stack.plan)
+    # Before anything is averaged: the range of the slices, in which the plan counts noise, is that of what was seen.
+    real = None
+    if stack.beyond is not None:
+        real, _ = take_kept(replace(stack.acquired, voxels=_as_share(~stack.beyond)), stack.plan)
+    own_low, own_high = intensity_range(acquired.voxels if real is None else acquired.voxels[real.voxels > HALF_REAL])
     acquired = _as_fine_as(acquired, stack.motion, plan.axis, grid)
     acquisition = StackAcquisition(
         grid.shape,
@@ -223,8 +279,8 @@ def _observe_one(stack: Stack, grid: VoxelGrid, low: float, width: float) -> Obs
         plan.profile,
     )
     counted = (acquisition.coverage >= WHOLLY_SEEN).astype(np.float32)
-    if plan.padding is not None:
-        counted *= acquired.voxels != plan.padding
+    if real is not None:
+        counted *= np.abs(_as_fine_as(real, stack.motion, plan.axis, grid).voxels - 1) <= 1 - REAL
     slices = make_even(np.moveaxis(acquired.voxels, plan.axis, 0), plan.alternation)
     samples = ((np.moveaxis(slices, 0, plan.axis) - low) / width).astype(np.float32)
     there = stack.motion @ stack.thin.affine
@@ -232,10 +288,23 @@ def _observe_one(stack: Stack, grid: VoxelGrid, low: float, width: float) -> Obs
     thin -= np.float32(low)
     thin /= np.float32(width)
     say = find_say(stack.thin.shape, there, grid, TAPER_SPACINGS * plan.spacing_thick_mm[plan.axis])
-    own_low, own_high = intensity_range(acquired.voxels)
-    # The plan counts noise in the range of its own slices.
+    if stack.beyond is not None:
+        say *= resample(_as_share(~_beyond_thin(stack.beyond, stack)), there, grid.shape, grid.affine) > HALF_REAL
     noise = None if plan.slice_noise is None else plan.slice_noise * (own_high - own_low) / width
     return ObservedStack(acquisition, samples, counted, thin, say, noise)
+
+
+def _as_share(mask: np.ndarray) -> np.ndarray:
+    return mask.astype(np.float32)
+
+
+def _beyond_thin(beyond: np.ndarray, stack: Stack) -> np.ndarray:
+    """Returns where the thin slices of a stack are padding: where the acquired slice next to each of them is."""
+    axis = stack.plan.axis
+    between = np.linalg.solve(stack.acquired.affine, stack.thin.affine)
+    place = np.rint(between[axis, axis] * np.arange(stack.thin.shape[axis]) + between[axis, 3]).astype(int)
+    there: np.ndarray = beyond.take(np.clip(place, 0, beyond.shape[axis] - 1), axis=axis)
+    return there
 
 
 def _divide_by(one: ObservedStack, gain: float, field: np.ndarray | None) -> None:

@@ -3,20 +3,25 @@
 A network that is sure answers both alike. Half the distance between the two answers, averaged over small cells,
 ranks the true error, on other people and at other factors too. A power of it, the same for all scans, is the error to
 be expected (docs/report.md). It knows nothing of what both answers get wrong alike.
+
+Several stacks of one body say it by themselves: where the network's answers to them are far apart, the volume that is
+combined from them is less sure (docs/combine.md). Only where one stack sees alone its mirror image is asked.
 """
 
 import logging
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from thinslice.compute.stacks import ObservedStack, Stack, VoxelGrid
 from thinslice.compute.upsample import upsample
 from thinslice.io.scratch import allocate
 from thinslice.models.protocol import Model
 from thinslice.physics.intensity import intensity_range
+from thinslice.physics.stack_acquisition import resample
 from thinslice.plan import Plan
 from thinslice.progress import no_progress, part_of
 from thinslice.volume import Volume
@@ -34,6 +39,17 @@ Fitted to the scans of other people by experiments/uncertainty.py; docs/report.m
 
 POWER = 0.81
 """Exponent of that power law, without a unit; fitted together with `SCALE`."""
+
+JOINT_SCALE = 0.47
+"""Of a combined volume, factor of ``JOINT_SCALE * spread ** POWER``, in intensity ranges; the spread is the standard
+deviation of the mean of the answers to the stacks. Fitted to `iso_train` by experiments/combined_error.py."""
+
+NOISE_LEFT = 0.95
+"""Share of the noise of the stacks that is in a combined volume, of two stacks and of three; fitted with it."""
+
+ALONE = 0.25
+"""Where a stack sees a cell alone by a larger share its mirror image is asked. Of two, one of which has twice as much
+to say as the other, it is 0.13."""
 
 CHECKED_SHA256 = "679b39187b11299d91f0d68ebc08d5499eb3ef73078a676c19b224141c05cd53"
 """SHA-256 of the weights for which the expected error was compared with known truth: the embedded `default`.
@@ -90,7 +106,7 @@ def map_expected_error(
     thick = volume.voxels if volume.voxels.ndim == 3 else volume.voxels[..., 0]
     answer = thin.voxels if thin.voxels.ndim == 3 else thin.voxels[..., 0]
     low, high = intensity_range(thick)
-    size = choose_cell_size(plan)
+    size = choose_cell_size(plan.spacing_thin_mm, plan.shape_thin)
     logger.debug("expected error in cells of %s voxels; checked: %s", size, is_checked(model))
     distance = _distance(replace(volume, voxels=thick), answer, plan, model, size, progress)
     expected = SCALE * (distance / (high - low)) ** POWER * (high - low)
@@ -99,6 +115,102 @@ def map_expected_error(
     if fell_back is not None:
         expected[_cells_with(fell_back, volume.affine, expected.shape, affine)] = expected.max()
     return Uncertainty(Volume(expected.astype(np.float32), affine), high - low)
+
+
+@dataclass(frozen=True, eq=False)
+class Spread:
+    """How far the answers to several stacks are apart, in cells of a grid, and where there is only one of them.
+
+    Attributes:
+        cells: the grid of the cells.
+        held: bool, the cells that a stack sees.
+        apart: float32, standard deviation of the mean of the answers that each cell has, in intensity ranges of the
+            first stack; 0 where there are none.
+        alone: for every stack, float32, the share to which it sees a cell alone.
+        gains: for every stack, its brightness over that of the first one.
+        noise: standard deviation of the noise of the stacks, their mean, in intensity ranges of the first one.
+        stacks: those that somewhere see alone; None for the others.
+        has_model: whether a network made each of them thin.
+        unit: one intensity range of the first stack, in its own units.
+    """
+
+    cells: VoxelGrid
+    held: np.ndarray
+    apart: np.ndarray
+    alone: tuple[np.ndarray, ...]
+    gains: tuple[float, ...]
+    noise: float
+    stacks: tuple[Stack | None, ...]
+    has_model: bool
+    unit: float
+
+
+def find_spread(
+    stacks: Sequence[Stack], observed: Sequence[ObservedStack], variance: np.ndarray, unit: float
+) -> Spread:
+    """Returns how far the answers to stacks are apart.
+
+    Args:
+        stacks, observed: the stacks, and what they say of a grid.
+        variance: of the answers around their mean at each voxel of the grid, as the stacks have their say there.
+        unit: one intensity range of the first stack.
+    """
+    grid = observed[0].acquisition
+    spacing_mm = [float(mm) for mm in np.linalg.norm(grid.affine[:3, :3], axis=0)]
+    size = choose_cell_size(spacing_mm, grid.shape)
+    say = np.asarray(sum(one.say for one in observed))
+    held = say > 0
+    say = np.where(held, say, 1)
+    # How many stacks there are, where one that has little to say counts for little.
+    count = say**2 / np.maximum(sum(one.say**2 for one in observed), np.finfo(np.float32).tiny)
+    nothing = np.broadcast_to(np.float32(0), held.shape)
+    share = average_in_cells(held, nothing, size)
+
+    def in_cells(values: np.ndarray) -> np.ndarray:
+        mean: np.ndarray = average_in_cells(held * values, nothing, size) / np.maximum(share, 1e-6)
+        return mean.astype(np.float32)
+
+    # What n answers are apart from their mean makes the mean of them uncertain by 1 / (n - 1) of it; of one nothing is
+    # known, and between one and two so little that the mirror image makes up for the rest.
+    apart = in_cells(np.sqrt(variance / np.maximum(count - 1, 1)))
+    single = np.clip(2 - count, 0, 1) / say
+    alone = tuple(in_cells(single * one.say) for one in observed)
+    return Spread(
+        VoxelGrid((apart.shape[0], apart.shape[1], apart.shape[2]), make_cell_affine(grid.affine, size)),
+        share > 0,
+        apart,
+        alone,
+        tuple(one.gain for one in observed),
+        float(np.mean([one.noise_or(0.0) for one in observed])),
+        tuple(stack if part.max() > ALONE else None for stack, part in zip(stacks, alone, strict=True)),
+        all(stack.model is not None and stack.model.adds for stack in stacks),
+        unit,
+    )
+
+
+def map_combined_error(spread: Spread) -> Uncertainty | None:
+    """Returns the error to be expected of a volume from several stacks.
+
+    Where one of them sees alone the network is run once more on the mirror image of its slices, as by
+    `map_expected_error`.
+
+    Returns:
+        The expected error in cells, 0 where no stack sees; None where one of them was made thin by an interpolation,
+        of which nothing is known.
+    """
+    if not spread.has_model:
+        return None
+    square = (JOINT_SCALE * spread.apart**POWER) ** 2 + (NOISE_LEFT * spread.noise) ** 2
+    for stack, alone, gain in zip(spread.stacks, spread.alone, spread.gains, strict=True):
+        if stack is None or stack.model is None:
+            continue
+        own = map_expected_error(stack.acquired, stack.thin, stack.plan, stack.model, stack.fell_back)
+        assert own is not None  # as the model adds something
+        affine = stack.motion @ own.volume.affine
+        there = resample(own.volume.voxels, affine, spread.cells.shape, spread.cells.affine)
+        square += alone * (np.maximum(there, 0) / np.float32(gain * spread.unit)) ** 2
+    expected = spread.unit * np.where(spread.held, np.sqrt(square), 0)
+    return Uncertainty(Volume(expected.astype(np.float32), spread.cells.affine), spread.unit)
 
 
 def _distance(
@@ -147,11 +259,9 @@ def _cells_with(
     return tuple(cells)
 
 
-def choose_cell_size(plan: Plan) -> tuple[int, int, int]:
-    """Returns how many thin voxels a cell has along each axis: about `CELL_MM`, one at least."""
-    x, y, z = (
-        min(max(1, round(CELL_MM / mm)), count) for mm, count in zip(plan.spacing_thin_mm, plan.shape_thin, strict=True)
-    )
+def choose_cell_size(spacing_mm: Sequence[float], shape: Sequence[int]) -> tuple[int, int, int]:
+    """Returns how many voxels of a grid a cell has along each axis: about `CELL_MM`, one at least."""
+    x, y, z = (min(max(1, round(CELL_MM / mm)), count) for mm, count in zip(spacing_mm, shape, strict=True))
     return x, y, z
 
 

@@ -68,6 +68,43 @@ def padding_of(voxels: np.ndarray) -> float | None:
     return lowest
 
 
+def find_padding(voxels: np.ndarray) -> tuple[float, np.ndarray] | None:
+    """Returns the value of what lies beyond the scanner's field of view, and where that is; None where there is none.
+
+    The darkest air that 12 bits hold may be padding too. It is taken for it where it fills an edge of the volume, as
+    outside a scanner's circle, and there as far as it reaches: such air in a lung is none.
+
+    Args:
+        voxels: of any scan, [x, y, z].
+
+    Returns:
+        The value, and bool [x, y, z].
+
+    Example:
+        >>> scan = np.zeros((4, 10, 10), np.int16)
+        >>> scan[:, 0], scan[2, 5, 5] = -1024, -1024
+        >>> value, where = find_padding(scan)
+        >>> value, int(where.sum())
+        (-1024.0, 40)
+    """
+    value = padding_of(voxels)
+    if value is None and (voxels.dtype.kind == "u" or voxels.min() != AIR_HOUNSFIELD):
+        return None
+    if not is_hounsfield(voxels):
+        return None
+    if value is not None:
+        return value, voxels == value
+    where = voxels == AIR_HOUNSFIELD
+    if not any(np.moveaxis(where, axis, 2)[i, j].all() for axis in range(3) for i in (0, -1) for j in (0, -1)):
+        return None
+    # A circle is convex: from everything outside it a line along some axis leaves the volume without meeting it.
+    reached = np.zeros_like(where)
+    for axis in range(3):
+        reached |= np.logical_and.accumulate(where, axis=axis)
+        reached |= np.flip(np.logical_and.accumulate(np.flip(where, axis), axis=axis), axis)
+    return AIR_HOUNSFIELD, reached
+
+
 def check_hounsfield(model: str, voxels: np.ndarray, padding: float | None) -> list[str]:
     """Refuses a scan whose numbers are no Hounsfield units, and returns what is to be noted of one that passes.
 

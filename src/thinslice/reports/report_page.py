@@ -25,6 +25,13 @@ from thinslice.volume import Volume
 CHECKED_IN_WORDS = "on MR of other people it ranked the true error, and its size was right to within a third."
 """What docs/report.md found for the weights of `thinslice.compute.uncertainty.CHECKED_SHA256`."""
 
+EXPECTED_IN_WORDS = (
+    "Mean error to be expected, from how far the network's answers to the scan and to its mirror image are apart. "
+    "What both get wrong alike it cannot show; where the guard took the network back, nothing is known and the "
+    "last colour stands. Read it as a map:"
+)
+"""How the expected error of `thinslice.compute.uncertainty` is read."""
+
 SHOWN_MISFIT = 0.02
 """The misfit that gets the last colour, in intensity ranges; more where the worst place in a thousand has more.
 
@@ -101,7 +108,8 @@ def write_report_page(path: Path, scan: EnhancedScan, progress: Callable[[float]
     if expected is not None:
         # By its weights: a name can be given to any model.
         checked = is_checked(scan.model)
-        overlays.append(_show_expected_error(expected.volume, checked))
+        in_words = CHECKED_IN_WORDS if checked else "its size was not checked."
+        overlays.append(show_expected_error(expected.volume, f"{EXPECTED_IN_WORDS} {in_words}"))
         of_model = "checked against known truth for this model on MR" if checked else "not checked for this model"
         facts.append(("expected error", f"a map; {of_model}"))
     else:
@@ -234,15 +242,10 @@ def _show_misfit(scan: EnhancedScan) -> Overlay:
     return Overlay("misfit", found, "of the scan's units", top, words, _worst_mm(found))
 
 
-def _show_expected_error(found: Volume, checked: bool) -> Overlay:
-    """Returns the map of the expected error, with words on whether its size was checked for these weights."""
+def show_expected_error(found: Volume, words: str) -> Overlay:
+    """Returns the map of the expected error, with words on how to read it."""
     # Where no error at all is expected any scale will do but that from 0 to 0.
     top = float(np.quantile(found.voxels, 0.995)) or 1.0
-    words = (
-        "Mean error to be expected, from how far the network's answers to the scan and to its mirror image are apart. "
-        "What both get wrong alike it cannot show; where the guard took the network back, nothing is known and the "
-        f"last colour stands. Read it as a map: {CHECKED_IN_WORDS if checked else 'its size was not checked.'}"
-    )
     return Overlay("expected error", found, "of the scan's units", top, words, _worst_mm(found))
 
 
