@@ -104,8 +104,8 @@ def test_a_moved_stack_helps_as_much_where_its_motion_is_known():
 def test_motion_is_found(noise):
     stacks = [stack_along(axis, MOTION if axis == 1 else None, noise, seed=axis) for axis in range(3)]
     found = refine_motions(stacks, GRID)
-    assert grid_distance_mm(found[1].motion @ GRID.affine, MOTION @ GRID.affine, GRID.shape) < 0.3
-    assert grid_distance_mm(found[2].motion @ GRID.affine, GRID.affine, GRID.shape) < 0.3
+    assert grid_distance_mm(found[1].motion @ GRID.affine, MOTION @ GRID.affine, GRID.shape) < 0.35
+    assert grid_distance_mm(found[2].motion @ GRID.affine, GRID.affine, GRID.shape) < 0.2
     np.testing.assert_array_equal(found[0].motion, np.eye(4))
     assert found[1].turned_degrees == pytest.approx(np.sqrt(2**2 + 1.5**2 + 2**2), abs=0.3)
     assert found[1].rms_after < 0.5 * found[1].rms_before
@@ -226,7 +226,7 @@ def test_a_smooth_difference_in_brightness_is_not_put_between_the_slices():
     assert np.abs(uneven - even)[12:-12, 12:-12, 12:-12].max() < 0.02
 
 
-@catches("compute/motion.py", "if history[-1] >= history[0] or moved_mm > FARTHEST_MM:", "if False:")
+@catches("compute/motion.py", "if gained <= least_gain * history[-1] ** 2 or moved_mm > FARTHEST_MM:", "if False:")
 def test_a_stack_that_another_place_does_not_fit_stays(monkeypatch):
     """What the others say of it would carry it away: a step of Gauss and Newton that is far too long."""
     body = ndimage.gaussian_filter(np.random.default_rng(2).random((48, 48, 48)), 1.5).astype(np.float32)
@@ -243,6 +243,27 @@ def test_a_stack_that_another_place_does_not_fit_stays(monkeypatch):
     monkeypatch.setattr("thinslice.compute.motion._rigid", lambda *_: away)
     found = refine_motions(stacks, VoxelGrid((48, 48, 48), np.eye(4)))
     assert [np.array_equal(one.motion, np.eye(4)) for one in found] == [True, True]
+
+
+@catches("compute/motion.py", "CLEAR_GAIN = 100.0", "CLEAR_GAIN = 0.0")
+def test_a_nearly_round_body_is_not_turned_by_noise():
+    """It fits the other stacks as well where it is turned by a degree."""
+    x, y, z = np.stack(np.meshgrid(*[np.arange(64) - 31.5] * 3, indexing="ij")) / np.reshape(
+        [20, 20.5, 19.5], (3, 1, 1, 1)
+    )
+    radius = np.sqrt(x**2 + y**2 + z**2)
+    body = ndimage.gaussian_filter(600.0 * (radius < 1) + 200.0 * (radius < 0.6), 0.7)
+    rng = np.random.default_rng(2)
+    stacks = []
+    for axis in (2, 1, 0):
+        affine = np.diag([4.0 if a == axis else 1.0 for a in range(3)] + [1.0])
+        affine[axis, 3] = 1.5
+        thick = Acquisition(1.5 + 4 * np.arange(16), 64, 4.0, "box", axis).forward(body)
+        thick = (thick + 40 * rng.standard_normal(thick.shape)).astype(np.float32)
+        done = enhance_volume(Volume(thick, affine), Settings(factor=4.0), interpolation("cubic"))
+        stacks.append(Stack(done.acquired, done.plan, done.volume))
+    found = refine_motions(stacks, VoxelGrid((64, 64, 64), np.eye(4)))
+    assert [one.turned_degrees for one in found] == [0.0, 0.0, 0.0]
 
 
 def textured(axis: int, pixel_mm: float = 1.0, change=None) -> Stack:
