@@ -295,6 +295,34 @@ def test_the_grid_of_a_file_from_the_command_line(run, scans, tmp_path):
     assert "an output that is an input" in err[0]
 
 
+@catches("combination.py", "[*(volume.source for volume in read), self.like]", "[*(volume.source for volume in read)]")
+@pytest.mark.parametrize("facts", [{}, {"Sources": []}])
+def test_the_scan_whose_grid_is_taken_is_not_replaced_from_python_either(scans, tmp_path, facts):
+    like = save(Volume(np.zeros((9, 9, 9), np.int16), grid_of((9, 9, 9))), tmp_path / "l.nii")
+    done = replace(combined(scans["axial"], scans["coronal"], grid=like), facts=facts)
+    with pytest.raises(OutputRefused) as caught:
+        done.save(like, overwrite=True)
+    assert caught.value.code == "output-is-input"
+    assert not nifti.read(like).voxels.any()
+
+
+@pytest.mark.parametrize("kind", ["as usual", "flipped", "turned axes", "sheared"])
+def test_the_grid_of_another_scan_may_run_anyhow(kind):
+    """A DICOM series can hold no sheared one, which is told before anything is computed."""
+    affine = grid_of((30, 31, 32))
+    if kind == "flipped":
+        affine[0] *= -1
+    elif kind == "turned axes":
+        affine = affine[:, [2, 1, 0, 3]]
+    elif kind == "sheared":
+        affine[0, 1] = 0.3
+    done = combined(*STACKS.values(), grid=Volume(np.zeros((30, 31, 32), np.int16), affine))
+    np.testing.assert_array_equal(done.affine, affine)
+    held = done.held_by.voxels > 1
+    assert held.mean() > 0.7
+    assert np.sqrt(np.mean((done.array - truth_on(done.volume))[held] ** 2)) < 16
+
+
 @catches("combination.py", "np.round((high - low) / spacing, 3)", "(high - low) / spacing + 1e-6")
 def test_an_extent_of_a_whole_number_of_voxels_gets_that_number():
     assert combined(FIRST, STACKS["coronal"], spacing_mm=0.8).array.shape == (50, 50, 50)

@@ -9,7 +9,8 @@ from scipy.spatial.transform import Rotation
 
 from faults import catches
 from phantoms import sampled
-from thinslice.compute.combine import combine_stacks, join, smooth, solve
+from thinslice.compute.blur import blur
+from thinslice.compute.combine import combine_stacks, join, solve
 from thinslice.compute.motion import refine_motions
 from thinslice.compute.stacks import Stack, VoxelGrid, find_say, observe
 from thinslice.models.interpolations import interpolation
@@ -199,11 +200,14 @@ def test_conjugate_gradients_solve_a_linear_problem():
     assert not solve(lambda x: matrix @ x, np.zeros(12), np.ones(12)).any()
 
 
-def test_smoothing_keeps_what_is_flat_and_the_sum():
-    np.testing.assert_allclose(smooth(np.full((4, 5, 6), 3.0)), 3.0)
-    spot = np.zeros((9, 9, 9))
-    spot[4, 4, 4] = 1
-    assert smooth(spot).sum() == pytest.approx(1)
+@catches("compute/blur.py", "weights /= weights.sum(axis=1, keepdims=True)", "weights /= weights.sum(axis=1).max()")
+def test_blurring_keeps_what_is_flat_and_the_sum_within():
+    np.testing.assert_allclose(blur(np.full((4, 5, 6), 3.0), 1.0), 3.0)
+    spot = np.zeros((15, 15, 15))
+    spot[7, 7, 7] = 1
+    assert blur(spot, 1.0).sum() == pytest.approx(1, abs=1e-3)
+    across = np.arange(15) - 7
+    assert np.einsum("xyz,x->", blur(spot, 1.0), across**2) == pytest.approx(1, abs=1e-2)
 
 
 @catches("compute/combine.py", "left -= find_smooth_part(one, left)", "pass")

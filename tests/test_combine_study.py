@@ -209,6 +209,21 @@ def test_a_series_of_dicom_and_other_stacks_is_refused_before_anything_is_comput
     assert not (tmp_path / "new").exists()
 
 
+@catches("combination.py", "grid.affine if isinstance(grid, Volume) else scans[0].affine", "scans[0].affine")
+def test_a_sheared_grid_for_a_series_is_refused_before_anything_is_computed(tmp_path, run, monkeypatch):
+    add(tmp_path / "study", 1, AXIAL)
+    add(tmp_path / "study", 2, SAGITTAL)
+    affine = np.eye(4)
+    affine[0, 1] = 0.1
+    nifti.write(Volume(np.zeros((9, 9, 9), np.int16), affine), tmp_path / "like.nii.gz")
+    monkeypatch.setattr("thinslice.combination.combine_volumes", lambda *_, **__: pytest.fail("it was computed"))
+    folders = [tmp_path / "study" / name for name in ("s1", "s2")]
+    code, _, err = run("combine", "-i", *folders, "-o", tmp_path / "new", "--grid", tmp_path / "like.nii.gz", *FAST)
+    assert (code, len(err)) == (2, 1)
+    assert "got a grid whose axes are not at right angles" in err[0]
+    assert not (tmp_path / "new").exists()
+
+
 @catches("combination.py", "if len(patients) > 1:", "if len(patients) > 9:")
 def test_two_patients_are_never_one_body(tmp_path, run):
     add(tmp_path / "one", 1, AXIAL)

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from thinslice.compute.blur import blur_along
+
 BLOCK_MM = 6.0
 """Brightness is compared on a grid so coarse: it changes slowly."""
 
@@ -39,18 +41,6 @@ def find_field(one: np.ndarray, other: np.ndarray, weight: np.ndarray, spacing_m
         return np.ones(one.shape, np.float32)
     field = np.clip((numerator + little) / (denominator + little), *LIMITS)
     return _enlarge(field, one.shape, block).astype(np.float32)
-
-
-def blur_along(volume: np.ndarray, axis: int, sigma_vox: float) -> np.ndarray:
-    """Returns a volume blurred by a Gaussian along one axis, not normalised: divide by what weights give.
-
-    Example:
-        >>> blur_along(np.array([[0.0, 1.0, 0.0]]), 1, 1.0).round(2)
-        array([[0.61, 1.  , 0.61]])
-    """
-    index = np.arange(volume.shape[axis])
-    matrix = np.exp(-0.5 * ((index[:, None] - index) / sigma_vox) ** 2).astype(volume.dtype)
-    return np.moveaxis(np.tensordot(matrix, np.moveaxis(volume, axis, 0), axes=1), 0, axis)
 
 
 def _smooth(volume: np.ndarray, sigma_vox: Sequence[float]) -> np.ndarray:

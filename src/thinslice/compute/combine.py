@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from thinslice.compute.blur import blur
 from thinslice.compute.stacks import ObservedStack, Stack, VoxelGrid, find_smooth_part, observe
 from thinslice.compute.uncertainty import Spread, find_spread
 from thinslice.models.blas import one_blas_thread
@@ -34,6 +35,9 @@ CLEAN_NOISE = 0.006
 
 AGREEMENT = 0.01
 """How far off answers that agree may be nevertheless, in intensity ranges."""
+
+AROUND_VOX = 1.0
+"""Standard deviation of the Gaussian within which answers are apart by so much: at one voxel chance decides."""
 
 BELIEVED_NOISE = 0.012
 """Stacks with so much noise, in intensity ranges, are replaced by half with what the network made of them.
@@ -183,7 +187,7 @@ def find_start(observed: Sequence[ObservedStack]) -> tuple[np.ndarray, np.ndarra
     """Returns the mean of the thin slices of all stacks, and how far these are apart: their variance around a voxel."""
     mean, say = _find_mean(observed)
     apart: np.ndarray = sum((one.say + FAINT) * (one.thin - mean) ** 2 for one in observed) / say
-    return mean, smooth(apart)
+    return mean, blur(apart, AROUND_VOX)
 
 
 def _find_mean(observed: Sequence[ObservedStack]) -> tuple[np.ndarray, np.ndarray]:
@@ -191,21 +195,6 @@ def _find_mean(observed: Sequence[ObservedStack]) -> tuple[np.ndarray, np.ndarra
     say = np.asarray(sum(one.say + FAINT for one in observed))
     mean: np.ndarray = sum((one.say + FAINT) * one.thin for one in observed) / say
     return mean, say
-
-
-def smooth(volume: np.ndarray) -> np.ndarray:
-    """Returns a volume averaged around each voxel with weights 1 4 6 4 1 along each axis, which go on at its edges.
-
-    Example:
-        >>> smooth(np.array([0.0, 0.0, 16.0, 0.0, 0.0]).reshape(5, 1, 1)).ravel()
-        array([1., 4., 6., 4., 1.])
-    """
-    for axis in range(3):
-        for _ in range(2):
-            lines = np.moveaxis(volume, axis, 0)
-            padded = np.concatenate([lines[:1], lines, lines[-1:]])
-            volume = np.moveaxis((padded[:-2] + 2 * padded[1:-1] + padded[2:]) / 4, 0, axis)
-    return np.ascontiguousarray(volume)
 
 
 def _replace_in_part(one: ObservedStack) -> np.ndarray:

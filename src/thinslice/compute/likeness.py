@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from thinslice.compute.blur import blur
 from thinslice.models.blas import one_blas_thread
 from thinslice.physics.acquisition import apply_along_first_axis
 from thinslice.physics.interpolation import cubic_matrix
@@ -172,9 +173,9 @@ def normalise_locally(voxels: np.ndarray, window_vox: float, counted: np.ndarray
     """
     weight = np.ones(voxels.shape, np.float32) if counted is None else counted.astype(np.float32)
     # Means over what counts alone: beyond it, as beyond the field of view, nothing is known.
-    total = _blur_by_window(weight, window_vox) + np.float32(1e-6)
-    centred = (voxels - _blur_by_window(voxels * weight, window_vox) / total) * weight
-    variance = _blur_by_window(centred**2, window_vox) / total
+    total = blur(weight, window_vox) + np.float32(1e-6)
+    centred = (voxels - blur(voxels * weight, window_vox) / total) * weight
+    variance = blur(centred**2, window_vox) / total
     usual = float((variance * weight).sum(dtype=np.float64) / max(weight.sum(dtype=np.float64), 1.0))
     spread = np.sqrt(variance + np.float32(LEAST_SPREAD**2 * usual))
     normalised: np.ndarray = np.divide(centred, spread, out=np.zeros_like(centred), where=spread > 0)
@@ -222,7 +223,7 @@ def resample(voxels: np.ndarray, to_index: np.ndarray, shape: tuple[int, int, in
 def _find_tissue(voxels: np.ndarray) -> np.ndarray:
     low, high = np.percentile(voxels, [0.5, 99.5])
     tissue = (voxels > low + TISSUE * (high - low)).astype(np.float32)
-    inner: np.ndarray = _blur_by_window(tissue, OUTLINE_MM / SPACING_MM) > ALL_TISSUE
+    inner: np.ndarray = blur(tissue, OUTLINE_MM / SPACING_MM) > ALL_TISSUE
     return inner
 
 
@@ -244,13 +245,3 @@ def _blurring_matrix(position: np.ndarray, size: int, sigma_vox: float) -> np.nd
     weights = cubic_matrix(around.ravel(), size).reshape(len(position), len(shares), size)
     matrix: np.ndarray = np.einsum("pns,n->ps", weights, shares / shares.sum())
     return matrix.astype(np.float32)
-
-
-def _blur_by_window(voxels: np.ndarray, window_vox: float) -> np.ndarray:
-    """Returns the Gaussian mean around each voxel; along each axis the weights of what lies inside sum to one."""
-    for axis, size in enumerate(voxels.shape):
-        apart = np.arange(size)[:, None] - np.arange(size)
-        weights = np.exp(-((apart / window_vox) ** 2) / 2)
-        weights /= weights.sum(axis=1, keepdims=True)
-        voxels = np.moveaxis(apply_along_first_axis(weights, np.moveaxis(voxels, axis, 0)), 0, axis)
-    return voxels

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from thinslice.compute.brightness import blur_along, find_field
+from thinslice.compute.blur import blur_along
+from thinslice.compute.brightness import find_field
 from thinslice.compute.kept_slices import take_kept
 from thinslice.models.hounsfield import is_hounsfield
 from thinslice.models.protocol import Model
