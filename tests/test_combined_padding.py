@@ -54,7 +54,6 @@ def combined(*stacks, **more):
     "say = np.asarray(sum(one.say + FAINT for one in observed))",
     "say = sum(one.say for one in observed) + FAINT",
 )
-@catches("compute/stacks.py", "counted *= np.abs(_as_fine_as(real", "_ = np.abs(_as_fine_as(real")
 @catches("combination.py", "scan = replace(scan, voxels=go_on(scan.voxels, beyond))", "pass")
 @pytest.mark.parametrize("padding", [-1024, -2000, -3024])
 @pytest.mark.parametrize("model", ["cubic", "default", "planes-ct"])
@@ -70,6 +69,7 @@ def test_tissue_beside_padding_is_not_pulled_towards_it(model, padding):
     assert any("are held by no stack, and are padding" in note for note in done.notes)
 
 
+@catches("compute/stacks.py", "counted *= np.abs(_as_fine_as(real", "_ = np.abs(_as_fine_as(real")
 @catches("compute/stacks.py", "say *= resample(_as_share(~_beyond_thin(", "_ = resample(_as_share(~_beyond_thin(")
 @pytest.mark.parametrize("padding", [-1024, -2000])
 def test_what_one_of_two_circles_holds_is_there(padding):
@@ -80,9 +80,9 @@ def test_what_one_of_two_circles_holds_is_there(padding):
     steps = second.reshape(SIDE, SIDE // THICK_VOX, THICK_VOX, SIDE).all(axis=2).repeat(THICK_VOX, axis=1)
     np.testing.assert_array_equal(done.held_by.voxels, first.astype(int) + steps)
     assert (done.array[~first & ~steps] == padding).all()
-    only = (first ^ steps) & (BODY > -100)
-    # Beside the head's own edges both stacks err; in the table only padding could.
-    assert np.median(np.abs(done.array - BODY)[only & (PLACE[1] > 14)]) < 10
+    # What the second one holds there instead of padding is nobody's measurement: followed, it was 14 HU off.
+    assert np.abs(done.array - BODY)[first & ~steps & (BODY > -100)].mean() < 3
+    assert np.median(np.abs(done.array - BODY)[steps & ~first & (BODY > -100)]) < 10
 
 
 def test_padding_widens_no_range_and_makes_no_noise():
@@ -109,10 +109,12 @@ def test_pixels_finer_than_the_voxels_of_the_answer():
 @catches("models/hounsfield.py", "reached |= np.flip(", "_ = np.flip(")
 def test_the_darkest_air_is_padding_only_outside_the_circle():
     voxels = np.where(circle(), np.rint(BODY), -1024).astype(np.int16)
-    voxels[30:32, 30:32, 30:32] = -1024  # in the body, as in a lung
+    # One slice with a wider view: beyond it the circle is found all the same, within the body nothing is.
+    voxels[:, :, 32] = BODY[:, :, 32]
+    voxels[30:32, 30:32, 30:32] = -1024
     value, where = find_padding(voxels)
     assert value == -1024
-    np.testing.assert_array_equal(where, ~circle())
+    np.testing.assert_array_equal(where, ~circle() & (np.arange(SIDE) != 32))
     # Where no edge of the volume is filled with it, it is air.
     speckled = np.where(np.random.default_rng(0).random(BODY.shape) < 0.3, -1024, np.rint(BODY)).astype(np.int16)
     assert find_padding(speckled) is None
