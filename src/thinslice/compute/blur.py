@@ -31,7 +31,7 @@ def blur(volume: np.ndarray, sigma_vox: float) -> np.ndarray:
 
     Example:
         >>> blur(np.array([0.0, 0.0, 16.0, 0.0, 0.0]).reshape(5, 1, 1), 1.0).ravel().round(1)
-        array([0.9, 3.9, 6.4, 3.9, 0.9])
+        array([1.2, 4.1, 6.4, 4.1, 1.2])
     """
     for axis in range(volume.ndim):
         volume = blur_along(volume, axis, sigma_vox, is_mean=True)

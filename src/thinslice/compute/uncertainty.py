@@ -160,7 +160,7 @@ def find_spread(
     size = choose_cell_size(spacing_mm, grid.shape)
     say = np.asarray(sum(one.say for one in observed))
     held = say > 0
-    say = np.where(held, say, 1)
+    say = np.where(held, say, np.float32(1))
     # How many stacks there are, where one that has little to say counts for little.
     count = say**2 / np.maximum(sum(one.say**2 for one in observed), np.finfo(np.float32).tiny)
     nothing = np.broadcast_to(np.float32(0), held.shape)
