@@ -375,7 +375,7 @@ def test_stacks_of_several_formats_and_kinds(scans, tmp_path):
         np.testing.assert_allclose(combined(scans["axial"], other).array, wanted, atol=1)
     arrays = [FIRST.voxels, volume.voxels]
     done = combined(*arrays, affines=[FIRST.affine, volume.affine])
-    np.testing.assert_array_equal(done.array, wanted)
+    np.testing.assert_allclose(done.array, wanted, atol=1)
     assert [stack.name for stack in done.stacks] == ["stack 1", "stack 2"]
 
 
