@@ -371,7 +371,7 @@ def test_stacks_of_several_formats_and_kinds(scans, tmp_path):
     wanted = combined(scans["axial"], scans["coronal"]).array
     image = nibabel.Nifti1Image(volume.voxels, volume.affine)
     for other in (tmp_path / "coronal.nrrd", image, volume):
-        # Products of arrays that lie otherwise in memory differ in their last digit: a half may be rounded up or down.
+        # Sums over arrays that lie otherwise in memory differ in their last digit: a half may be rounded up or down.
         np.testing.assert_allclose(combined(scans["axial"], other).array, wanted, atol=1)
     arrays = [FIRST.voxels, volume.voxels]
     done = combined(*arrays, affines=[FIRST.affine, volume.affine])
