@@ -353,8 +353,8 @@ def _jobs_of_folder(job: Job, output: Path, orders: Orders) -> "tuple[list[tuple
     jobs = []
     for series, name in zip(study.series, names_of_series(study), strict=True):
         target = folder / f"{name}.nii.gz"
-        # A set, as an enhanced file holds many images; sorted, so that every run hands out the same job.
-        files = tuple(sorted({image.path.name for image in series.images}))
+        # All of its series, also what was left out: what is found in a part of it might be another stack.
+        files = tuple(file.name for file in series.files)
         of_series = replace(job, name=f"{job.name}/{name}", series=key_of_series(series), files=files)
         labels = None if orders.labels is None else orders.labels / target.relative_to(output)
         jobs.append((replace(of_series, destination=target, labels=labels, **_places(target, output)), series))

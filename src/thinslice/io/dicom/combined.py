@@ -241,12 +241,13 @@ def _refer(image: Dataset, near: Sequence[Sequence[Image]], anonymise: bool) -> 
     images = [one for of_stack in near for one in of_stack]
     if not images:
         return
-    image.SourceImageSequence = Items(references(images, anonymise))
+    if sources := references(images, anonymise):
+        image.SourceImageSequence = Items(sources)
     # This sequence is for the series of the study that the new one belongs to; by the standard it is complete.
     study = replacement_uid if anonymise else str
     series: dict[str, list[Image]] = {}
     for one in images:
-        if study(one.study_uid) == image.StudyInstanceUID:
+        if one.sop_uid and one.series_uid and study(one.study_uid) == image.StudyInstanceUID:
             series.setdefault(study(one.series_uid), []).append(one)
     if series:
         image.ReferencedSeriesSequence = Items([_series_item(name, of, anonymise) for name, of in series.items()])

@@ -115,6 +115,9 @@ FROM_GROUPS = {
 }
 """Functional groups of an enhanced image, and what the classic one calls them."""
 
+STUDY_FACTS = ("PatientID", "StudyDate", "StudyTime", "StudyID", "AccessionNumber")
+"""What a study is known by where it has no identifier."""
+
 _Code = tuple[str, str]
 RESAMPLED: _Code = ("113085", "Spatial resampling")
 """How the new images were derived (PS3.16, CID 7203)."""
@@ -258,7 +261,8 @@ def images(thin: Volume, thick: Volume, plan: Plan, agreement: str, anonymise: b
             near = series.images[max(nearest[index] - REACH, 0) : nearest[index] + REACH + 1]
             image = image_at(shared, thin, layout, index, account.key)
             image.InstanceNumber = plan.n_thin - index if is_downwards else index + 1
-            image.SourceImageSequence = Items(references(near, anonymise))
+            if sources := references(near, anonymise):
+                image.SourceImageSequence = Items(sources)
             image.update(windows[nearest[index]])
             yield image
 
@@ -464,6 +468,8 @@ def references(images: Iterable[Image], anonymise: bool) -> list[Dataset]:
     """Returns one reference for each file, with all of its frames that are meant."""
     files: dict[tuple[str, str], list[int]] = {}
     for image in images:
+        if not image.sop_uid:
+            continue  # nothing that could be referred to
         name = replacement_uid(image.sop_uid) if anonymise else image.sop_uid
         frames = files.setdefault((image.sop_class, name), [])
         if image.frame is not None:
@@ -493,6 +499,7 @@ def describe(shared: Dataset, volume: Volume, layout: Layout, account: Account, 
     stored = volume.header
     assert isinstance(stored, Stored)
     image, storage = stored.series.images[0], stored.storage
+    complete_identifiers(shared, stored.series.images, account.key)
     if anonymise:
         remove_identity(shared)
         declare_anonymous(shared)
@@ -517,6 +524,24 @@ def describe(shared: Dataset, volume: Volume, layout: Layout, account: Account, 
     shared.ImageOrientationPatient = [decimal_string(cosine) for cosine in layout.orientation]
     shared.SliceThickness = decimal_string(layout.spacing_mm)
     shared.SpacingBetweenSlices = decimal_string(layout.spacing_mm)
+
+
+def complete_identifiers(shared: Dataset, images: Sequence[Image], key: str) -> None:
+    """Gives the header of a new series the identifiers of study and space that the acquired images do not agree on.
+
+    Args:
+        shared: what is kept of the acquired images, in place.
+        images: these.
+        key: what the identifiers of the new series are made of.
+    """
+    frames = {image.frame_of_reference for image in images}
+    if len({image.study_uid for image in images}) > 1 or not images[0].study_uid:
+        facts = [str(shared.get(name) or "") for name in STUDY_FACTS]
+        # Where nothing tells one study from another, each series is one of its own.
+        facts.append(next(iter(frames)) if len(frames) == 1 else "")
+        shared.StudyInstanceUID = uid_from(repr(("study", facts if any(facts) else key)).encode())
+    if len(frames) > 1 or "" in frames:
+        shared.FrameOfReferenceUID = uid_from(repr(("frame of reference", key)).encode())
 
 
 def series_description(named: str, distinction: str, what: str, anonymise: bool) -> str:

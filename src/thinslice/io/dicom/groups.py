@@ -363,7 +363,7 @@ def _is_same_acquisition(one: _Candidate, other: _Candidate) -> bool:
     """
     if one.is_ct or one.is_derived != other.is_derived:
         return True
-    at = WHERE_DOUBLED.index("AcquisitionTime")
+    at = list(WHERE_DOUBLED).index("AcquisitionTime")
     mine, theirs = ([image.where_doubled[at] for image in each.series.images] for each in (one, other))
     # Zeros are what some write instead of a time that might tell who it was.
     return mine == theirs and all(time.strip("0.") for time in mine)

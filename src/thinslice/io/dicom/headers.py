@@ -6,7 +6,7 @@ that is sound, but no slice of a scan, is an `Image` with a problem: what become
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,20 +41,56 @@ PROJECTIONS = ("MIP", "MINIP", "MNIP", "PROJECTION IMAGE", "MAX_IP", "MIN_IP", "
 AMONG = ("ImageType", "EchoNumbers", "DiffusionBValue", "TemporalPositionIdentifier", "StackID")
 """Facts that tell stacks of one series apart."""
 
-WHERE_DOUBLED = (
-    "EchoTime",
-    "EffectiveEchoTime",
-    "DiffusionGradientOrientation",
-    "InversionTime",
-    "NominalCardiacTriggerDelayTime",
+WHERE_DOUBLED = {
+    "EchoTime": "TE",
+    "EffectiveEchoTime": "TE",
+    "ComplexImageComponent": "component",
+    "VasCollapseFlag": "kind",
+    "DiffusionDirectionality": "diffusion",
+    "DiffusionGradientOrientation": "gradient",
+    "InversionTime": "TI",
+    "InversionTimes": "TI",
+    "FlipAngle": "flip angle",
+    "RepetitionTime": "TR",
+    "KVP": "kV",
+    "ASLContext": "ASL",
+    "ContrastBolusAgentPhase": "contrast phase",
+    "NominalCardiacTriggerDelayTime": "trigger",
+    "TriggerTime": "trigger",
+    "TemporalPositionIndex": "phase",
+    "TemporalPositionTimeOffset": "phase at",
+    "AcquisitionNumber": "acquisition",
+    "FrameAcquisitionNumber": "acquisition",
+    "AcquisitionTime": "time",
+    "AcquisitionDateTime": "time",
+    "FrameAcquisitionDateTime": "time",
+    "FrameReferenceDateTime": "time",
+    "ContentTime": "time",
+    "ConvolutionKernel": "kernel",
+    "SequenceName": "sequence",
+    "SliceThickness": "thickness",
+    "SeriesNumber": "series number",
+    "SeriesDescription": "",
+}
+"""Facts that tell them apart where several images lie at one place, and may differ within one stack elsewhere.
+
+To each what it is called in the name of a stack.
+"""
+
+IN_TIME = (
     "TriggerTime",
-    "TemporalPositionIndex",
-    "AcquisitionNumber",
+    "NominalCardiacTriggerDelayTime",
+    "TemporalPositionTimeOffset",
+    "FrameAcquisitionDateTime",
+    "FrameReferenceDateTime",
+    "AcquisitionDateTime",
     "AcquisitionTime",
-    "ConvolutionKernel",
-    "SeriesNumber",
+    "ContentTime",
 )
-"""Facts that tell them apart where several images lie at one place, and that may differ within one stack elsewhere."""
+"""Facts of `WHERE_DOUBLED` by which the images of one place can be put in the order of phases."""
+
+PHASE_KINDS = ("P", "PHASE", "PHASE MAP", "VELOCITY MAP")
+"""Third or fourth value of the ImageType of MR images that show an angle, which is wrapped at the end of its range."""
 
 _WANTED = (
     "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "SeriesNumber", "SeriesDescription",
@@ -66,7 +102,9 @@ _WANTED = (
     "NominalCardiacTriggerDelayTime", "AcquisitionNumber", "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence", "ContributingEquipmentSequence", "EffectiveEchoTime", "AcquisitionTime",
     "ConvolutionKernel", "PatientID", "ConcatenationUID", "InConcatenationNumber", "InConcatenationTotalNumber",
-    "ImagesInAcquisition",
+    "ImagesInAcquisition", "ComplexImageComponent", "DiffusionDirectionality", "InversionTimes", "FlipAngle",
+    "RepetitionTime", "KVP", "ASLContext", "ContrastBolusAgentPhase", "AcquisitionDateTime", "ContentTime",
+    "SequenceName",
 )  # fmt: skip
 """The elements that are read: of the hundreds that a header has the others only cost time."""
 
@@ -80,6 +118,24 @@ _PRIVATE_B_VALUES = {
 _PRIVATE_DIRECTION = (0x0019, 0x100E)
 """Where Siemens puts the direction of the diffusion gradient."""
 
+_GE_COMPONENT = (0x0043, 0x102F)
+"""Where GE says whether an image shows magnitude (0), phase (1), the real (2) or the imaginary part (3)."""
+
+_GE_VAS_COLLAPSE_FLAG = (0x0043, 0x1030)
+"""Where GE tells the images apart that one series has of each place, such as a field map and its magnitude."""
+
+_GE_CREATOR = "GEMS_PARM_01"
+"""Who must have reserved these two."""
+
+MENDED_DIRECTIONS = 1e-4
+"""Directions that are farther from unit length, or from a right angle, than this share are made so, and it is told."""
+
+LARGEST_LENGTH_ERROR = 0.05
+"""Directions whose length differs from 1 by more are no directions: two decimals make it differ by 0.009 at most."""
+
+LARGEST_COSINE = 0.03
+"""Directions with a larger cosine between them are not at right angles; two decimals make it 0.02 at most."""
+
 _CREATORS = [(group, 0x0010) for group, _ in _PRIVATE_B_VALUES]
 """Where a private group says who has reserved it: without that its numbers mean nothing."""
 
@@ -90,12 +146,15 @@ class Image:
 
     Attributes:
         path, frame: the file, and the index of the frame in an enhanced one (None in a classic one).
+        file: the file that it came in: the same, or the archive that it was unpacked from.
         patient, study_uid, series_uid, frame_of_reference, sop_class, sop_uid: identifiers.
         modality: MR or CT.
         number, description, instance: SeriesNumber, SeriesDescription (else ProtocolName), InstanceNumber.
         shape: rows and columns.
         position: centre of the first voxel, millimetres (LPS).
-        orientation: direction of the rows and of the columns, six cosines (LPS).
+        orientation: direction of the rows and of the columns, six cosines (LPS), of unit length and at right angles.
+        cosine_error: the largest error that the rounding of the stated cosines can have made, 0 where they need no
+            mending.
         spacing_mm: between rows, and between columns.
         thickness_mm, stated_spacing_mm: SliceThickness and SpacingBetweenSlices.
         grey: PhotometricInterpretation.
@@ -104,12 +163,15 @@ class Image:
         voxels_at: byte of the file at which the voxels begin; 0 where that is not known.
         rescale: slope and intercept that lead from stored values to the scan's own units.
         among, where_doubled: values of `AMONG` and of `WHERE_DOUBLED`.
+        dimensions: DimensionIndexValues of a frame.
         compressed: whether a codec is needed for its voxels.
         computed: whether thinslice computed it.
         problem: why this image cannot be part of a scan; None if it can.
+        unpacked: keeps the folder that it was unpacked into; None where the file was no archive.
     """
 
     path: Path
+    file: Path
     frame: int | None
     patient: str
     study_uid: str
@@ -124,6 +186,7 @@ class Image:
     shape: tuple[int, int]
     position: tuple[float, ...] | None
     orientation: tuple[float, ...] | None
+    cosine_error: float
     spacing_mm: tuple[float, ...] | None
     thickness_mm: float | None
     stated_spacing_mm: float | None
@@ -134,9 +197,11 @@ class Image:
     rescale: tuple[float, float]
     among: tuple[str, ...]
     where_doubled: tuple[str, ...]
+    dimensions: tuple[str, ...]
     compressed: bool
     computed: bool
     problem: InputRefused | None
+    unpacked: object = None
 
 
 @contextmanager
@@ -197,7 +262,8 @@ def read_images(path: Path) -> list[Image]:
     Raises:
         InputRefused: damaged or cut off.
     """
-    wanted = [*_WANTED, *_PRIVATE_B_VALUES, *_CREATORS, _PRIVATE_DIRECTION]
+    private = [*_PRIVATE_B_VALUES, *_CREATORS, _PRIVATE_DIRECTION, _GE_COMPONENT, _GE_VAS_COLLAPSE_FLAG]
+    wanted = [*_WANTED, *private]
     with open(path, "rb") as raw:
         found = read_dataset(path, raw, stop_before_pixels=True, specific_tags=wanted)
         # From the voxels on: enough to see that a file is cut off, without reading them.
@@ -223,7 +289,9 @@ def _images(path: Path, found: Dataset, rest: int) -> list[Image]:
         return [_image(path, None, kind, rest, found, found)]
     shared = find_groups(found, "SharedFunctionalGroupsSequence", 0)
     frames = int(found.get("NumberOfFrames") or 1)
-    if len(found.get("PerFrameFunctionalGroupsSequence") or []) != frames:
+    of_frames = len(found.get("PerFrameFunctionalGroupsSequence") or [])
+    # One frame may have all of its facts in the groups that are shared.
+    if of_frames != frames and (of_frames or frames > 1):
         raise damaged(path, ValueError(f"{frames} frames, but not one functional group for each"))
     return [
         _image(path, n, kind, rest, found, *find_groups(found, "PerFrameFunctionalGroupsSequence", n), *shared, found)
@@ -248,7 +316,8 @@ def _image(path: Path, frame: int | None, kind: str, rest: int, found: Dataset, 
     def look_up(name: str) -> Any:
         return next((place[name].value for place in places if name in place and place[name].value is not None), None)
 
-    facts = {name: _text(look_up(name)) for name in (*AMONG, *WHERE_DOUBLED)}
+    public = [name for name in (*AMONG, *WHERE_DOUBLED) if name != "VasCollapseFlag"]
+    facts = {name: _text(look_up(name)) for name in public} | {"VasCollapseFlag": ""}
     # A frame may be of another kind than its file says of itself.
     facts["ImageType"] = _text(look_up("FrameType") or look_up("ImageType")).upper()
     weighting = _number(look_up("DiffusionBValue"))
@@ -258,9 +327,13 @@ def _image(path: Path, frame: int | None, kind: str, rest: int, found: Dataset, 
     facts["DiffusionGradientOrientation"] = facts["DiffusionGradientOrientation"] or _text(
         _value(found, _PRIVATE_DIRECTION)
     )
+    if kind == uid.MRImageStorage and _text(_value(found, (0x0043, 0x0010))) == _GE_CREATOR:
+        facts["VasCollapseFlag"] = _text(_value(found, _GE_VAS_COLLAPSE_FLAG))
+    orientation, cosine_error = _straightened(_lengths(look_up("ImageOrientationPatient"), 6))
     stored = (_number(look_up("RescaleSlope")), _number(look_up("RescaleIntercept")))
     return Image(
         path=path,
+        file=path,
         frame=frame,
         patient=_text(found.get("PatientID")),
         study_uid=_text(found.get("StudyInstanceUID")),
@@ -274,7 +347,8 @@ def _image(path: Path, frame: int | None, kind: str, rest: int, found: Dataset, 
         instance=_whole(found.get("InstanceNumber")),
         shape=(_whole(found.get("Rows")) or 0, _whole(found.get("Columns")) or 0),
         position=_lengths(look_up("ImagePositionPatient"), 3),
-        orientation=_lengths(look_up("ImageOrientationPatient"), 6),
+        orientation=orientation,
+        cosine_error=cosine_error,
         spacing_mm=_lengths(look_up("PixelSpacing"), 2),
         thickness_mm=_length_mm(look_up("SliceThickness")),
         stated_spacing_mm=_length_mm(look_up("SpacingBetweenSlices")),
@@ -285,6 +359,7 @@ def _image(path: Path, frame: int | None, kind: str, rest: int, found: Dataset, 
         rescale=(1.0 if stored[0] is None else stored[0], stored[1] or 0.0),
         among=tuple(facts[name] for name in AMONG),
         where_doubled=tuple(facts[name] for name in WHERE_DOUBLED),
+        dimensions=_dimensions(look_up("DimensionIndexValues")),
         compressed=_is_compressed(found),
         computed=_is_computed(found),
         problem=_problem(path, kind, facts["ImageType"], rest, found, look_up),
@@ -311,23 +386,32 @@ def _problem(
     if any(value in PROJECTIONS for value in values):
         way = "choose the series that they were made from"
         return refused("projections (MIP)", "slices", way, code="dicom-projection")
+    if _shows_phase(kind, values, found, look_up):
+        got, need = "images of phase, which jumps where it is wrapped", "images of magnitude"
+        return refused(got, need, "enhance those, or unwrap these first", code="dicom-phase")
     if found.get("ModalityLUTSequence"):
         got = "stored values with a look-up table (Modality LUT)"
         return refused(got, "a slope and an intercept", "leave it out", code="dicom-lut")
     return _missing(path, kind, found, look_up) or _wrong_pixels(path, found, rest)
 
 
+def _shows_phase(kind: str, values: Sequence[str], found: Dataset, look_up: Callable[[str], Any]) -> bool:
+    """Tells whether MR images show an angle: between two of them that are wrapped differently nothing can be put."""
+    if (CLASSIC | ENHANCED).get(kind) != "MR":
+        return False
+    if _text(_value(found, (0x0043, 0x0010))) == _GE_CREATOR and _text(_value(found, _GE_COMPONENT)) == "1":
+        return True
+    return any(value in PHASE_KINDS for value in values[2:4]) or _text(look_up("ComplexImageComponent")) == "PHASE"
+
+
 def _missing(path: Path, kind: str, found: Dataset, look_up: Callable[[str], Any]) -> InputRefused | None:
     """Returns what the header does not say, or says in a way that cannot be true."""
     again = "export the series again"
-    for name in ("SeriesInstanceUID", "StudyInstanceUID", "SOPInstanceUID"):
-        if not found.get(name):
-            return refused(f"{path.name} without {name}", "a whole header", again, code="dicom-missing-element")
     for name, count in (("ImagePositionPatient", 3), ("ImageOrientationPatient", 6), ("PixelSpacing", 2)):
         if _lengths(look_up(name), count) is None:
             got, need = f"{path.name} without a valid {name}", "to know where its slice lies"
             return refused(got, need, again, code="dicom-missing-element")
-    has_directions = _is_rotation(_lengths(look_up("ImageOrientationPatient"), 6))
+    has_directions = _are_at_right_angles(_lengths(look_up("ImageOrientationPatient"), 6))
     if not has_directions or min(_lengths(look_up("PixelSpacing"), 2) or (0,)) <= 0:
         got = f"{path.name} without two directions at right angles, and spacings above zero"
         return refused(got, "both", again, code="dicom-bad-geometry")
@@ -386,9 +470,33 @@ def _is_computed(found: Dataset) -> bool:
     return any(_text(item.get("Manufacturer")) == MAKER for item in found.get("ContributingEquipmentSequence") or [])
 
 
-def _is_rotation(orientation: tuple[float, ...] | None) -> bool:
+def _are_at_right_angles(orientation: tuple[float, ...] | None) -> bool:
+    """Tells whether six numbers are two directions, as far as rounding and carelessness leave them."""
     axes = np.reshape(orientation or np.zeros(6), (2, 3))
-    return bool(np.allclose(axes @ axes.T, np.eye(2), rtol=0, atol=1e-3))
+    lengths = np.linalg.norm(axes, axis=1)
+    if np.abs(lengths - 1).max() > LARGEST_LENGTH_ERROR:
+        return False
+    return bool(abs(axes[0] @ axes[1]) / lengths.prod() <= LARGEST_COSINE)
+
+
+def _straightened(orientation: tuple[float, ...] | None) -> tuple[tuple[float, ...] | None, float]:
+    """Returns directions of unit length at right angles, and how far off a stated cosine may be for its rounding."""
+    if orientation is None or not _are_at_right_angles(orientation):
+        return orientation, 0.0
+    axes = np.reshape(orientation, (2, 3))
+    if np.abs(axes @ axes.T - np.eye(2)).max() <= MENDED_DIRECTIONS:
+        return orientation, 0.0
+    # The nearest ones (Schoenemann 1966): neither of the two is believed more than the other.
+    left, _, right = np.linalg.svd(axes, full_matrices=False)
+    decimals = next((n for n in range(7) if np.allclose(np.round(axes, n), axes, rtol=0, atol=1e-9)), 7)
+    return tuple(float(cosine) for cosine in (left @ right).ravel()), 0.5 * 10.0**-decimals
+
+
+def _dimensions(value: Any) -> tuple[str, ...]:
+    """Returns the indices of a frame along the dimensions of its file."""
+    if value is None:
+        return ()
+    return tuple(str(index) for index in (value if hasattr(value, "__iter__") else [value]))
 
 
 def _private_b_value(found: Dataset) -> str:

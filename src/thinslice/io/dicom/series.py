@@ -1,64 +1,48 @@
 """A folder of DICOM files -> its series: split into stacks, sorted, measured, or refused by name and reason.
 
-Nothing is resampled to look regular: a stack that is tilted, gapped or uneven is refused.
-
-How files become stacks. A series, in the words of DICOM, is what one protocol gave: it may hold several stacks, such as
-two echoes, the b-values of diffusion or the phases of a heart. Names and numbers of files say nothing reliable about
-that, so the places of the slices decide wherever they can:
-
-1. Copies of one image count once. Images of other classes, frames of reference or kinds of grey are apart.
-2. What lies evenly, one image a place, is one stack, whatever else differs along it.
-3. Else images are parted by the facts that are made to tell stacks apart (`AMONG`), then by orientation and grid.
-4. Where images still lie at the same places, the first of further facts (`WHERE_DOUBLED`) that gives each stack all of
-   the places parts them: a fact that only changes along the stack, such as a time, does not.
-5. Each stack is measured; what is no even stack of parallel slices is refused by name and reason.
+Nothing is resampled to look regular: a stack that is tilted, gapped or uneven is refused. How the images of a series
+become stacks is written in `thinslice.io.dicom.stacks`, and whose images are of one series in
+`thinslice.io.dicom.identifiers`.
 """
 
 import logging
 import os
-from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Collection, Hashable, Iterable, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
 
 from thinslice.errors import InputRefused
 from thinslice.io.atomic import looks_like_dicom
-from thinslice.io.dicom.headers import AMONG, WHERE_DOUBLED, Image, printable, read_images
+from thinslice.io.dicom.headers import Image, printable, read_images
+from thinslice.io.dicom.identifiers import Origin, find_origins, without_shared_uids
+from thinslice.io.dicom.places import (
+    SAME_PLACE_MM,
+    UNEVEN_SHARE,
+    by,
+    by_orientation,
+    find_positions,
+    fit_even_places,
+    normal_of,
+)
+from thinslice.io.dicom.stacks import (
+    LEAST_IN_A_STACK,
+    NAMES,
+    NO_SCANS,
+    Part,
+    find_stacks,
+    has_same_voxels,
+)
 from thinslice.io.refusals import refused, without_place
 
 logger = logging.getLogger(__name__)
 
-SAME_DIRECTION = 1e-4
-"""Cosines that differ by less are those of one orientation: 0.03 mm at the edge of a large image."""
-
-SAME_PLACE_MM = 1e-2
-"""Slices closer together than this lie at one place."""
-
-UNEVEN_SHARE = 0.02
-"""The largest distance of a slice from its even place, in slice spacings."""
-
 TILT_DEGREES = 0.1
 """The largest angle between the line of the slices and their normal: more is a tilted gantry."""
 
-LEAST_IN_A_STACK = 3
-"""In a series of several orientations each has at least so many slices, or it is no set of stacks."""
-
 TO_RAS = np.diag([-1.0, -1.0, 1.0])
 """DICOM's left-posterior-superior (LPS) -> RAS."""
-
-_NAMES = dict(zip(AMONG, ("image type", "echo", "b", "phase", "stack"), strict=True))
-"""What the facts that tell stacks apart are called in the name of one."""
-
-_DOUBLED_NAMES = dict(
-    zip(
-        WHERE_DOUBLED,
-        ("TE", "TE", "gradient", "TI", "trigger", "trigger", "phase", "acquisition", "time", "kernel", "series number"),
-        strict=True,
-    )
-)
-"""What those are called that tell apart what lies at one place."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +59,7 @@ class Series:
         residual_mm: largest distance of a slice from its even place.
         notes: what had to be decided.
         index: which of the stacks of its series it is, from 0.
+        files: all files of its series, those of other stacks and what was left out among them.
     """
 
     folder: Path
@@ -86,6 +71,7 @@ class Series:
     residual_mm: float
     notes: tuple[str, ...]
     index: int
+    files: tuple[Path, ...] = ()
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -114,6 +100,11 @@ class Unusable:
     def reason(self) -> str:
         """Tells why, on one line: what was got, what is needed, what to do next."""
         return str(self.refusal)
+
+    @property
+    def is_scan(self) -> bool:
+        """Whether it might have been a stack of slices: a page, a localizer or an image beside a stack is none."""
+        return self.refusal.code not in NO_SCANS and not self.computed
 
 
 @dataclass(frozen=True)
@@ -224,47 +215,66 @@ def _noting_damage(series: Series, damaged_in: set[Path]) -> Series:
 
 
 def _without_copies(images: list[Image]) -> tuple[list[Image], int]:
-    """Returns the images without copies, and how many these were; what differs under one name cannot be used."""
-    named: dict[tuple[str, str, str, int | None], list[Image]] = {}
-    for image in images:
-        named.setdefault((image.patient, image.series_uid, image.sop_uid or str(image.path), image.frame), []).append(
-            image
-        )
-    kept = []
-    for same in named.values():
-        first = same[0]
-        other = next((image for image in same[1:] if not _is_copy(first, image)), None)
-        if other is None:
-            kept.append(first)
-            continue
-        got = f"{first.path.name} and {other.path.name}, which differ, under one SOPInstanceUID"
-        problem = refused(got, "a name for each image", "export the series again", code="dicom-uid-twice")
-        kept += [replace(image, problem=image.problem or problem) for image in same]
-    return kept, len(images) - len(kept)
+    """Returns the images without copies, whatever their names are, and how many these were."""
+    kept: list[Image] = []
+    for same in by(images, _all_facts):
+        of_these: list[Image] = []
+        for image in same:
+            if not any(has_same_voxels(image, other) for other in of_these):
+                of_these.append(image)
+        kept += of_these
+    return without_shared_uids(kept), len(images) - len(kept)
 
 
-def _is_copy(one: Image, other: Image) -> bool:
-    """Tells whether two images have the same place and the same voxels."""
-    if (one.position, one.shape, one.rescale) != (other.position, other.shape, other.rescale):
-        return False
-    first, second = (image.path.read_bytes()[image.voxels_at :] for image in (one, other))
-    return first == second
+_OF_A_FILE = frozenset({"path", "file", "sop_uid", "voxels_at", "problem", "unpacked"})
+"""What differs between an image and its copy."""
+
+_FACTS = tuple(one.name for one in fields(Image) if one.name not in _OF_A_FILE)
+"""All that a header says of an image but how it is called and in which file it lies."""
+
+
+def _all_facts(image: Image) -> Hashable:
+    return tuple(getattr(image, name) for name in _FACTS)
 
 
 # ---- series into stacks
 
 
 def _sort(images: list[Image]) -> tuple[list[Series], list[Unusable]]:
-    groups = _grouped(images, lambda image: (image.patient, image.study_uid, image.series_uid))
+    origins = find_origins(images)
     series: list[Series] = []
     unusable: list[Unusable] = []
-    for group in sorted(groups, key=lambda g: (g[0].patient, g[0].study_uid, g[0].number or 0, g[0].series_uid)):
-        stacks = sorted(_stacks(group), key=lambda stack: _in_order(stack[1][0]))
-        for index, (distinction, stack) in enumerate(stacks):
-            found = _series_or_not(_label(group[0]), distinction, stack, index)
+    for origin in sorted(origins, key=_order_of_series):
+        parts = sorted(find_stacks(origin.images), key=_order_of_part)
+        files = tuple(sorted({image.file for image in origin.images}))
+        for index, part in enumerate(parts):
+            found = _series_or_not(_label(part.images[0]), part, index, origin.notes, files)
             series += [found] if isinstance(found, Series) else []
             unusable += [found] if isinstance(found, Unusable) else []
-    return series, unusable
+    return series, _each_once(unusable)
+
+
+def _order_of_series(origin: Origin) -> tuple[object, ...]:
+    first = origin.images[0]
+    return first.patient, first.study_uid, first.number or 0, first.series_uid
+
+
+def _order_of_part(part: Part) -> tuple[object, ...]:
+    return part.problem is not None, _in_order(part.images[0])
+
+
+def _each_once(unusable: Sequence[Unusable]) -> list[Unusable]:
+    """Returns one for all that are called alike and refused for one reason, with their number."""
+    alike: dict[tuple[str, str], list[Unusable]] = {}
+    for one in unusable:
+        alike.setdefault((one.label, one.reason), []).append(one)
+    return [same[0] if len(same) == 1 else _counted(same) for same in alike.values()]
+
+
+def _counted(same: Sequence[Unusable]) -> Unusable:
+    refusal = same[0].refusal
+    got = f"{refusal.got}, {len(same)} times over"
+    return replace(same[0], refusal=refused(got, refusal.need, refusal.next, code=refusal.code))
 
 
 def _in_order(image: Image) -> tuple[object, ...]:
@@ -287,157 +297,25 @@ def _natural(fact: str) -> tuple[float, str]:
         return float("inf"), fact
 
 
-def _series_or_not(label: str, distinction: str, images: list[Image], index: int) -> Series | Unusable:
+def _series_or_not(
+    label: str, part: Part, index: int, notes: tuple[str, ...], files: tuple[Path, ...]
+) -> Series | Unusable:
     try:
-        return _series(label, distinction, images, index)
+        if part.problem is not None:
+            raise part.problem
+        found = _series(label, part.distinction, part.images, index)
+        return replace(found, notes=(*notes, *part.notes, *found.notes), files=files)
     except InputRefused as refusal:
-        computed = all(image.computed for image in images)
-        return Unusable(label + distinction, images[0].path.parent, refusal, computed)
-
-
-def _grouped(images: Iterable[Image], key: Callable[[Image], Hashable]) -> list[list[Image]]:
-    groups: dict[Hashable, list[Image]] = {}
-    for image in images:
-        groups.setdefault(key(image), []).append(image)
-    return list(groups.values())
-
-
-def _stacks(images: list[Image]) -> Iterable[tuple[str, list[Image]]]:
-    """Yields (what tells it apart, images) of each stack of one series, and of what is none."""
-    for group in _grouped(images, lambda image: (image.sop_class, image.frame_of_reference, image.grey)):
-        # Step 2: if all of it is one even stack, no fact that differs along it parts it.
-        usable = [image for image in group if not image.problem]
-        if len(usable) == len(group) and _is_one_stack(group):
-            yield "", group
-            continue
-        # Step 3: the facts that are made to tell stacks apart.
-        for part in _grouped(group, lambda image: image.among):
-            yield from _of_one_kind(_distinction(part[0], images), part)
-
-
-def _is_one_stack(images: list[Image]) -> bool:
-    """Tells whether all images lie evenly, one at each place: then nothing that differs among them makes two stacks."""
-    if len(_by_orientation(images)) > 1 or len(_by_grid(images)) > 1:
-        return False
-    places = _places(images)
-    if len(places) < len(images) or len(images) < LEAST_IN_A_STACK:
-        return False
-    _, step, residual_mm = _fit(_positions(images)[np.argsort(_positions(images) @ _normal(images[0]))])
-    return residual_mm <= UNEVEN_SHARE * float(np.linalg.norm(step))
-
-
-def _of_one_kind(distinction: str, images: list[Image]) -> Iterable[tuple[str, list[Image]]]:
-    """Yields the stacks of images that differ in orientation, grid and place alone, each with what tells it apart."""
-    if any(image.problem for image in images):
-        yield distinction, images
-        return
-    turned = sorted(_by_orientation(images), key=lambda group: group[0].orientation or ())
-    # A few slices in each of many orientations are a localizer, or projections that rotate: refused as a whole.
-    if len(turned) > 1 and min(map(len, turned)) < LEAST_IN_A_STACK:
-        yield distinction, images
-        return
-    for number, group in enumerate(turned, 1):
-        orientation = f", orientation {number} of {len(turned)}" if len(turned) > 1 else ""
-        grids = _by_grid(group)
-        for grid in grids:
-            rows, columns = grid[0].shape
-            size = f", {columns} x {rows}" if len(grids) > 1 else ""
-            facts = list(range(len(WHERE_DOUBLED)))
-            yield from _split_by_distinguishing_fact(distinction + orientation + size, grid, facts)
-
-
-def _by_grid(images: list[Image]) -> list[list[Image]]:
-    return _grouped(images, lambda image: (image.shape, tuple(round(mm, 4) for mm in image.spacing_mm or ())))
+        computed = all(image.computed for image in part.images)
+        return Unusable(label + part.distinction, part.images[0].file.parent, refusal, computed)
 
 
 def _label(image: Image) -> str:
     number = "" if image.number is None else f"{image.number} "
-    return (number + image.description).strip() or image.path.parent.name or image.path.name
-
-
-def _distinction(image: Image, series: list[Image]) -> str:
-    """Returns the facts that not all images of the series share, in words."""
-    values = zip(*(other.among for other in series), strict=True)
-    differ = [len(set(of_all)) > 1 for of_all in values]
-    return "".join(
-        f", {_NAMES[fact]} {value}".rstrip()
-        for fact, value, differs in zip(AMONG, image.among, differ, strict=True)
-        if differs
-    )
-
-
-def _by_orientation(images: list[Image]) -> list[list[Image]]:
-    groups: list[list[Image]] = []
-    for image in images:
-        # With the first of each group: cosines differ in their last digits from slice to slice.
-        home = next((g for g in groups if _largest_difference(image, g[0]) < SAME_DIRECTION), None)
-        if home is None:
-            groups.append([image])
-        else:
-            home.append(image)
-    return groups
-
-
-def _largest_difference(one: Image, other: Image) -> float:
-    """Returns the largest difference between the cosines of two orientations."""
-    return float(np.abs(np.subtract(one.orientation or (), other.orientation or ())).max(initial=0.0))
-
-
-def _split_by_distinguishing_fact(
-    label: str, images: list[Image], facts: list[int]
-) -> Iterable[tuple[str, list[Image]]]:
-    """Parts images that lie at the same places, by the first fact that gives each part all of the places.
-
-    A fact that gives some of them to one part and some to another, such as the time of each slice, tells no stacks
-    apart; what no fact parts is one stack, and refused when it is measured.
-
-    Args:
-        label: what tells these images from others already.
-        images: of one orientation and grid.
-        facts: indices into `WHERE_DOUBLED` of the facts that were not tried yet.
-    """
-    places = _places(images)
-    if len(places) == len(images):
-        yield label, images
-        return
-    for at, fact in enumerate(facts):
-        groups = _grouped(images, partial(_value, fact))
-        if len(groups) > 1 and all(_same(_places(group), places) for group in groups):
-            for group in groups:
-                value = group[0].where_doubled[fact]
-                called = f"{label}, {_DOUBLED_NAMES[WHERE_DOUBLED[fact]]} {value}".rstrip()
-                logger.debug("%d of %d images apart by %s %s", len(group), len(images), WHERE_DOUBLED[fact], value)
-                yield from _split_by_distinguishing_fact(called, group, facts[at + 1 :])
-            return
-    yield label, images
-
-
-def _value(fact: int, image: Image) -> str:
-    return image.where_doubled[fact]
-
-
-def _places(images: list[Image]) -> np.ndarray:
-    """Returns the places [n] in mm along the normal of the images, each once, in order."""
-    along = np.sort(_positions(images) @ _normal(images[0]))
-    return along[np.diff(along, prepend=-np.inf) > SAME_PLACE_MM]
-
-
-def _same(places: np.ndarray, others: np.ndarray) -> bool:
-    return len(places) == len(others) and bool(np.allclose(places, others, rtol=0, atol=SAME_PLACE_MM))
+    return (number + image.description).strip() or image.file.parent.name or image.path.name
 
 
 # ---- one stack, measured
-
-
-def _positions(images: Sequence[Image]) -> np.ndarray:
-    """Returns [n, 3] mm, LPS."""
-    return np.array([image.position for image in images], np.float64).reshape(-1, 3)
-
-
-def _normal(image: Image) -> np.ndarray:
-    rows, columns = np.reshape(image.orientation or np.eye(3)[:2], (2, 3))
-    normal = np.cross(rows, columns)
-    return np.asarray(normal / np.linalg.norm(normal))
 
 
 def _series(label: str, distinction: str, images: list[Image], index: int) -> Series:
@@ -447,10 +325,10 @@ def _series(label: str, distinction: str, images: list[Image], index: int) -> Se
         InputRefused: it is no even stack of parallel slices.
     """
     _check_usable(images)
-    normal = _normal(images[0])
-    along = _positions(images) @ normal
+    normal = normal_of(images[0])
+    along = find_positions(images) @ normal
     images = [images[i] for i in np.argsort(along, kind="stable")]  # a left-handed array, as dcm2niix writes it
-    start, step, residual_mm = _fit(_positions(images))
+    start, step, residual_mm = fit_even_places(find_positions(images))
     spacing_mm = float(np.linalg.norm(step))
     _check_even(images, np.sort(along), spacing_mm, residual_mm)
     # The slices of a tilted gantry run along another line than their normal.
@@ -462,7 +340,7 @@ def _series(label: str, distinction: str, images: list[Image], index: int) -> Se
     thickness_mm = _thickness_mm(images)
     notes = _notes(images, spacing_mm, residual_mm, thickness_mm)
     affine = _affine(images[0], start, step)
-    folder = images[0].path.parent
+    folder = images[0].file.parent
     name = label + distinction
     return Series(folder, name, distinction, tuple(images), affine, thickness_mm, residual_mm, notes, index)
 
@@ -472,7 +350,7 @@ def _check_usable(images: list[Image]) -> None:
     if problems:
         count = f" ({len(problems)} of {len(images)} images)" if len(problems) < len(images) else ""
         raise refused(problems[0].got + count, problems[0].need, problems[0].next, code=problems[0].code)
-    orientations = len(_by_orientation(images))
+    orientations = len(by_orientation(images))
     if orientations > 1:
         got = f"{len(images)} slices in {orientations} orientations (a localizer, or rotating projections)"
         need = f"parallel slices, {LEAST_IN_A_STACK} at least in each orientation"
@@ -501,16 +379,6 @@ def _check_whole_concatenation(images: list[Image]) -> None:
             raise refused(got, "all", "export the series again", code="dicom-missing-slices")
 
 
-def _fit(positions: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
-    """Fits even places to positions [n, 3] by least squares: returns the first, the step, and the largest distance."""
-    # Over all positions, not from the first to the last alone: each was rounded in its header.
-    index = np.arange(len(positions)) - (len(positions) - 1) / 2
-    middle = positions.mean(axis=0)
-    step = index @ (positions - middle) / (index @ index)
-    even = middle + index[:, None] * step
-    return even[0], step, float(np.linalg.norm(positions - even, axis=1).max())
-
-
 def _check_even(images: Sequence[Image], along: np.ndarray, spacing_mm: float, residual_mm: float) -> None:
     steps_mm = np.diff(along)
     doubled = int((steps_mm < SAME_PLACE_MM).sum())
@@ -520,7 +388,8 @@ def _check_even(images: Sequence[Image], along: np.ndarray, spacing_mm: float, r
             f"{len(images)} images at {len(images) - doubled} places (such as {images[where].path.name} and "
             f"{images[where + 1].path.name}), and nothing in their headers that tells them apart"
         )
-        raise refused(got, "one image a place", "export the phases as series of their own", code="dicom-doubled")
+        way = "leave one of the two out, or export the phases as series of their own"
+        raise refused(got, "one image a place", way, code="dicom-doubled")
     if residual_mm <= UNEVEN_SHARE * spacing_mm:
         _check_not_thinned_out(images, spacing_mm)
         return
@@ -575,7 +444,7 @@ def _notes(
     stated = [image.stated_spacing_mm for image in images if image.stated_spacing_mm is not None]
     if stated and abs(stated[0] - spacing_mm) > 0.01 * spacing_mm:
         notes.append(f"SpacingBetweenSlices says {stated[0]:g} mm; the positions are used")
-    kinds = [name for at, name in enumerate(_NAMES.values()) if len({image.among[at] for image in images}) > 1]
+    kinds = [name for at, name in enumerate(NAMES.values()) if len({image.among[at] for image in images}) > 1]
     if kinds:
         notes.append(f"{' and '.join(kinds)} differ along the stack, whose slices are even: it is read as one")
     counts = {image.stated_images for image in images if image.stated_images}
