@@ -180,9 +180,9 @@ UNFIT = {
     "few slices": ({"count": 4}, "4 slices: fewer than 5 are no stack to combine"),
     "scout": ({"description": "3-plane scout"}, "a localizer, as its description says (3-plane)"),
     "survey": ({"ProtocolName": "WIP Survey_head"}, "a localizer, as its description says (Survey)"),
-    "phase": (
-        {"ImageType": ["ORIGINAL", "PRIMARY", "P", "ND"]},
-        "images of phase, not of magnitude (ImageType P)",
+    "real part": (
+        {"ImageType": ["ORIGINAL", "PRIMARY", "R", "ND"]},
+        "images of phase, not of magnitude (ImageType R)",
     ),
     "map": ({"ImageType": ["DERIVED", "PRIMARY", "DIFFUSION", "ADC"]}, "a map that was computed from other images"),
     "reformat": (

@@ -448,7 +448,10 @@ def _note_rounding(
 
 def _refuse_isotropic(thick_mm: float, in_plane_mm: Sequence[float]) -> PlanRefused:
     finest, coarsest = min(in_plane_mm), max(in_plane_mm)
-    if thick_mm / finest < ISOTROPIC_BELOW:
+    if coarsest > thick_mm * ISOTROPIC_BELOW:
+        got = f"{finest:g} x {coarsest:g} mm in-plane: the scan is coarse within its slices, not across them"
+        then, option = "choose another series, or", f"`spacing_mm={min(finest, thick_mm / 2):g}`"
+    elif thick_mm / finest < ISOTROPIC_BELOW:
         got, then = f"{coarsest:g} mm in-plane: the scan is already isotropic", "use it as it is, or"
         option = "`factor` or `spacing_mm`"
     else:

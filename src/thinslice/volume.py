@@ -126,12 +126,17 @@ def refine_affine(affine: np.ndarray, finer: Sequence[float], first: Sequence[fl
 
 
 def through_plane_axis(volume: Volume) -> int:
-    """Returns the array axis with the largest spacing; of equal ones the last, as scanners store stacks.
+    """Returns the array axis across the slices: the one the scan states, else the one with the largest spacing.
+
+    Of equal spacings the last counts, as scanners store stacks.
 
     Example:
         >>> through_plane_axis(Volume(np.zeros((20, 256, 256)), np.diag([5.0, 0.9, 0.9, 1.0])))
         0
     """
+    # Where pixels are coarser than slices are apart, the slices are still what was acquired one by one.
+    if volume.slice_axis is not None:
+        return volume.slice_axis
     spacing = np.asarray(volume.spacing_mm)
     # Nearly equal is equal: the rounding of a header must not decide which axis is thick.
     return int(np.flatnonzero(spacing >= spacing.max() * (1 - SAME_SPACING))[-1])

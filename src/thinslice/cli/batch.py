@@ -13,6 +13,7 @@ from thinslice.cli.options import (
     Parser,
     add_engine,
     add_settings,
+    add_strict,
     add_verb,
     engine_from,
     path_argument,
@@ -96,6 +97,7 @@ def add_batch(verbs: "argparse._SubParsersAction[Parser]") -> None:
     again = verb.add_mutually_exclusive_group()
     again.add_argument("--resume", action="store_true", help="keep what an earlier run has done: so it is without, too")
     again.add_argument("--overwrite", action="store_true", help="compute again what is done, replace other files")
+    add_strict(verb)
     verb.add_argument("-q", "--quiet", action="store_true", help="say nothing unless something is refused")
 
 
@@ -135,7 +137,8 @@ class _Run:
         self.outcomes: list[Outcome] = []
         for one in found.failed:
             self._add(one)
-            self.lines.complain(named(one.name, self.outcomes[-1].reason))
+            if one.state in _BAD or arguments.strict:
+                self.lines.complain(named(one.name, self.outcomes[-1].reason))
         # These were never jobs: they do not count in how many of the jobs are done.
         self.failed_before = len(self.outcomes)
 
@@ -150,7 +153,10 @@ class _Run:
             self._sum_up_interrupted()
             raise
         is_written = self._sum_up()
-        return 0 if is_written and not any(one.state in _BAD for one in self.outcomes) else REFUSED
+        # What is no scan is only missing where nothing else is there, or all is wanted.
+        is_alone = all(one.state == "no-scan" for one in self.outcomes)
+        bad = (*_BAD, "no-scan") if self.arguments.strict or is_alone else _BAD
+        return 0 if is_written and not any(one.state in bad for one in self.outcomes) else REFUSED
 
     def _add(self, outcome: "Outcome") -> None:
         # Workers name settings as Python does; line, table and page of this run name options.

@@ -12,6 +12,7 @@ from thinslice.cli.options import (
     Parser,
     add_engine,
     add_settings,
+    add_strict,
     add_verb,
     engine_from,
     path_argument,
@@ -121,6 +122,7 @@ def add_enhance(verbs: "argparse._SubParsersAction[Parser]") -> None:
         help="DICOM: leave the patient's identity out (basic profile of PS3.15, headers only)",
     )
     verb.add_argument("--overwrite", action="store_true", help="replace answers that exist already")
+    add_strict(verb)
     verb.add_argument("-q", "--quiet", action="store_true", help="say nothing unless something is refused")
 
 
@@ -160,15 +162,21 @@ def _enhance_study(study: "Study", settings: "Settings", arguments: argparse.Nam
             code="labels-for-several-series",
         )
     tasks = _find_tasks(answers, arguments, is_folder=False)
+    # What is no scan is only missing where nothing else is there, or all is wanted.
+    is_counted = arguments.strict or not tasks
+    refused = [one for one in study.unusable if one.is_scan or is_counted]
     # Not before all places are found to be free: a command that is refused has said nothing else.
-    for one in study.unusable:
+    for one in refused:
         complain(f"{one.label}: {one.reason}")
     if not arguments.quiet:
-        for note in study.notes:
+        for note in [
+            *study.notes,
+            *(f"left out: {one.label}: {one.what}" for one in study.unusable if one not in refused),
+        ]:
             say(f"note: {note}")
     states = _enhance_all(tasks, settings, arguments)
-    scans = len(tasks) + len(study.unusable)
-    return how_many(states.count(False) + len(study.unusable), scans, scans > 1, pages=states.count(None))
+    scans = len(tasks) + len(refused)
+    return how_many(states.count(False) + len(refused), scans, scans > 1, pages=states.count(None))
 
 
 # ---- what goes in and where it goes

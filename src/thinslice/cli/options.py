@@ -96,6 +96,15 @@ def settings_from(arguments: argparse.Namespace, **changes: Any) -> Settings:
     return Settings(**({name: getattr(arguments, name) for name in given} | changes))
 
 
+def add_strict(verb: argparse.ArgumentParser) -> None:
+    """Adds the option that makes what is no scan count as refused."""
+    verb.add_argument(
+        "--strict",
+        action="store_true",
+        help="DICOM: exit code 2 even where only what is no stack of slices was left out (localizers, dose pages ...)",
+    )
+
+
 def add_engine(
     verb: argparse.ArgumentParser, threads: str = "of the processor; default: all cores that may be used"
 ) -> None:

@@ -11,6 +11,7 @@ from thinslice.cli.options import (
     SCAN,
     Parser,
     add_settings,
+    add_strict,
     add_verb,
     path_argument,
     read_scan,
@@ -43,6 +44,7 @@ def add_info(verbs: "argparse._SubParsersAction[Parser]") -> None:
         "-i", "--input", required=True, type=path_argument, metavar="IN", help=f"{SCAN}, or a folder of them"
     )
     add_settings(verb)
+    add_strict(verb)
     verb.add_argument("--json", action="store_true", help="as JSON: an object, or a list of them for a folder")
 
 
@@ -68,11 +70,17 @@ def info(arguments: argparse.Namespace) -> int:
     for fact in facts:
         if not arguments.json:
             _describe(fact)
-        if fact["refused"] is not None:
+        if _is_refused(fact, facts, arguments.strict):
             # The label of a series is no path, even where a slash is in it.
             name = str(fact["source"]) if "folder" in fact else Path(str(fact["source"])).name
             complain(named(name, str(fact["refused"])))
-    return REFUSED if any(fact["refused"] is not None for fact in facts) else 0
+    return REFUSED if any(_is_refused(fact, facts, arguments.strict) for fact in facts) else 0
+
+
+def _is_refused(fact: dict[str, object], facts: list[dict[str, object]], is_strict: bool) -> bool:
+    """Tells whether something is missing, as `enhance` does: what is no scan only where there is no other one."""
+    is_alone = all(one.get("is_scan") is False for one in facts)
+    return fact["refused"] is not None and (fact.get("is_scan") is not False or is_strict or is_alone)
 
 
 def _facts_of_study(
@@ -89,6 +97,7 @@ def _facts_of_study(
     ]
     return facts + [
         {"source": one.label, "sees": None, "plan": None, "refused": one.reason, "folder": str(one.folder)}
+        | ({} if one.is_scan else {"is_scan": False})
         for one in study.unusable
     ]
 
@@ -157,7 +166,9 @@ def _describe(fact: dict[str, object]) -> None:
     notes = fact["plan"]["notes"] if isinstance(fact["plan"], dict) else seen["notes"] if isinstance(seen, dict) else ()
     for note in notes:
         say(f"note: {to_options(note)}")
-    if fact["refused"] is not None:
+    if fact.get("is_scan") is False:
+        say(f"would  leave it out: {fact['refused']}")
+    elif fact["refused"] is not None:
         say("would  refuse")
 
 

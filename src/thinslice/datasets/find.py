@@ -345,7 +345,10 @@ def _jobs_of_folder(job: Job, output: Path, orders: Orders) -> "tuple[list[tuple
         study = find_study(job.source, below=False)
     except OSError as error:
         return [], [replace(one, name=job.name) for one in _unreadable([error], job.source)]
-    others = [Outcome(f"{job.name}/{one.label}", "refused", one.reason) for one in study.unusable]
+    others = [
+        Outcome(f"{job.name}/{one.label}", "refused" if one.is_scan else "no-scan", one.reason)
+        for one in study.unusable
+    ]
     if len(study.series) == 1:
         return [(job, study.series[0])], others
     # One series is called after its folder; several get a folder of that name, and their own names in it.

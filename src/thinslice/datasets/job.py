@@ -53,9 +53,9 @@ if TYPE_CHECKING:  # pydicom takes a third of a second to import
 
 logger = logging.getLogger(__name__)
 
-State = Literal["done", "kept", "thin", "refused", "failed", "left"]
-"""Computed now; computed earlier; thin already, left out; not to be made thinner as asked; anything else that went
-wrong; not reached before the run ended."""
+State = Literal["done", "kept", "thin", "no-scan", "refused", "failed", "left"]
+"""Computed now; computed earlier; thin already, left out; DICOM that is no stack of slices, left out; not to be made
+thinner as asked; anything else that went wrong; not reached before the run ended."""
 
 Extra = Literal["page", "figure", "labels"]
 """What may be made beside an answer: a page to look at, a figure for a paper, the segmentation that is brought along.

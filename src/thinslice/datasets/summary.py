@@ -19,6 +19,7 @@ WORDS: dict[State, str] = {
     "done": "computed",
     "kept": "kept, computed earlier",
     "thin": "left out, thin already",
+    "no-scan": "left out, no scan",
     "refused": "refused",
     "failed": "failed",
     "left": "not done yet",
@@ -33,7 +34,7 @@ body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem; background: #111; col
 table { border-collapse: collapse; } td, th { padding: .4rem .8rem; text-align: left; vertical-align: top; }
 tr { border-bottom: 1px solid #333; } td { overflow-wrap: anywhere; }
 td.number { text-align: right; } a { color: #8cf; }
-.failed, .refused { color: #f99; } .thin, .kept, .left { color: #aaa; } img { max-height: 220px; }
+.failed, .refused { color: #f99; } .thin, .no-scan, .kept, .left { color: #aaa; } img { max-height: 220px; }
 """
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from thinslice.errors import OutputRefused
+from thinslice.io.archives import START_BYTES, is_packed, members_of
 
 try:
     import fcntl
@@ -337,14 +338,30 @@ def is_inside(place: str, folder: str) -> bool:
 
 
 def looks_like_dicom(path: Path) -> bool:
-    """Says whether a regular file is DICOM: it says so, or starts as those do that were written without saying so."""
+    """Says whether a regular file is DICOM, or an archive or a gzip stream with DICOM in it."""
     try:
         if not path.is_file():  # a pipe would never end
             return False
         with open(path, "rb") as raw:
-            start = raw.read(132)
+            start = raw.read(START_BYTES)
+        if not is_packed(start):
+            return starts_like_dicom(start)
+        # Whatever a library says of a damaged archive: nobody knows that there was DICOM in it.
+        with suppress(Exception):
+            return any(starts_like_dicom(member.stream.read(START_BYTES)) for member in members_of(path))
     except OSError:
         return False
+    return False
+
+
+def starts_like_dicom(start: bytes) -> bool:
+    """Says whether a file that starts so is DICOM: it says so, or starts as those do that were written without.
+
+    Example:
+        >>> starts_like_dicom(bytes(128) + b"DICM")
+        True
+    """
+    start = start[:132]
     if start[128:132] == b"DICM":
         return True
     orders: tuple[Literal["little", "big"], ...] = ("little", "big")

@@ -1,6 +1,7 @@
 """Where the slices of a stack lie: places along their normal, even or not, and slices of one orientation or grid."""
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -11,6 +12,9 @@ SAME_DIRECTION = 1e-4
 
 SAME_PLACE_MM = 1e-2
 """Slices closer together than this lie at one place."""
+
+COSINE_TO_ANGLE = 2.5
+"""By how many radians at most a normal turns where each of its six cosines is off by one unit: sqrt(6), rounded up."""
 
 UNEVEN_SHARE = 0.02
 """The largest distance of a slice from its even place, in slice spacings."""
@@ -89,6 +93,35 @@ def by_orientation(images: Iterable[Image]) -> list[list[Image]]:
 def _largest_difference(one: Image, other: Image) -> float:
     """Returns the largest difference between the cosines of two orientations."""
     return float(np.abs(np.subtract(one.orientation or (), other.orientation or ())).max(initial=0.0))
+
+
+def mend_directions(images: list[Image], step: np.ndarray) -> tuple[list[Image], tuple[str, ...]]:
+    """Returns slices whose rounded directions are turned to the line of their places, and a note on that.
+
+    Places are written with more digits than directions, so a line that leaves the normal by no more than the rounding
+    of the cosines can make it is the true normal. What is farther off is a stack that runs sideways.
+
+    Args:
+        images: one stack, in order.
+        step: from one slice to the next, mm, LPS.
+    """
+    error = max(image.cosine_error for image in images)
+    if not error:
+        return images, ()
+    normal, line = normal_of(images[0]), step / np.linalg.norm(step)
+    degrees = float(np.degrees(np.arccos(np.clip(normal @ line, -1, 1))))
+    note = "the stated directions of rows and columns are not of unit length at right angles: made so"
+    if not 0 < degrees <= np.degrees(COSINE_TO_ANGLE * error):
+        return images, (note,)
+    # The smallest rotation that takes one direction to the other (Rodrigues).
+    axis, cosine = np.cross(normal, line), float(normal @ line)
+    across = np.array([[0, -axis[2], axis[1]], [axis[2], 0, -axis[0]], [-axis[1], axis[0], 0]])
+    turn = np.eye(3) + across + across @ across / (1 + cosine)
+    turned = [
+        replace(image, orientation=tuple(float(v) for v in (np.reshape(image.orientation or (), (2, 3)) @ turn.T).flat))
+        for image in images
+    ]
+    return turned, (f"{note}, and turned by {degrees:.2g} degrees to the line of the slices",)
 
 
 def by_grid(images: Iterable[Image]) -> list[list[Image]]:

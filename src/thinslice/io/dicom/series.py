@@ -14,9 +14,11 @@ from pathlib import Path
 import numpy as np
 
 from thinslice.errors import InputRefused
+from thinslice.io.archives import START_BYTES, is_packed
 from thinslice.io.atomic import looks_like_dicom
-from thinslice.io.dicom.headers import Image, printable, read_images
+from thinslice.io.dicom.headers import IN_TIME, WHERE_DOUBLED, Image, printable, read_images
 from thinslice.io.dicom.identifiers import Origin, find_origins, without_shared_uids
+from thinslice.io.dicom.packed import unpack
 from thinslice.io.dicom.places import (
     SAME_PLACE_MM,
     UNEVEN_SHARE,
@@ -24,6 +26,7 @@ from thinslice.io.dicom.places import (
     by_orientation,
     find_positions,
     fit_even_places,
+    mend_directions,
     normal_of,
 )
 from thinslice.io.dicom.stacks import (
@@ -33,6 +36,7 @@ from thinslice.io.dicom.stacks import (
     Part,
     find_stacks,
     has_same_voxels,
+    name_files,
 )
 from thinslice.io.refusals import refused, without_place
 
@@ -50,7 +54,7 @@ class Series:
     """One stack of parallel slices, evenly spaced.
 
     Attributes:
-        folder: where its first file lies.
+        folder: where its first file lies; an archive where it is packed in one.
         label: series number, description, and what tells this stack from the others of its series.
         distinction: the last of these, empty where there are no others.
         images: in the order of the array's last axis.
@@ -102,6 +106,11 @@ class Unusable:
         return str(self.refusal)
 
     @property
+    def what(self) -> str:
+        """What was got."""
+        return self.refusal.got
+
+    @property
     def is_scan(self) -> bool:
         """Whether it might have been a stack of slices: a page, a localizer or an image beside a stack is none."""
         return self.refusal.code not in NO_SCANS and not self.computed
@@ -140,15 +149,15 @@ def find_study(
     others = 0
     for file in _files(path, broken, below) if names is None else [path / name for name in names]:
         try:
-            found = read_images(file) if looks_like_dicom(file) else []
+            found = _read_file(file, broken) if looks_like_dicom(file) else []
         except (InputRefused, OSError) as error:
             refusal = without_place(error) if isinstance(error, InputRefused) else _no_access(error)
             broken.append(Unusable(printable(file.name), file.parent, refusal))
             continue
         images += found
         others += not found
-    once, copies = _without_copies([image if computed_too else _acquired(image) for image in images])
-    series, unusable = _sort(once)
+    once, copies, resent = _without_copies([image if computed_too else _acquired(image) for image in images])
+    series, unusable = _sort(once, resent)
     damaged_in = {one.folder for one in broken}
     series = [_noting_damage(one, damaged_in) for one in series]
     logger.debug("%s: %d images, %d series, %d unusable", path, len(images), len(series), len(unusable) + len(broken))
@@ -167,11 +176,26 @@ def find_study_uid(folder: Path) -> str:
     broken: list[Unusable] = []
     try:
         for file in _files(folder, broken, below=False):
-            if looks_like_dicom(file) and (images := read_images(file)):
+            if looks_like_dicom(file) and (images := _read_file(file, broken)):
                 return images[0].study_uid
     except (InputRefused, OSError) as error:
         logger.debug("%s: no study is known", folder, exc_info=error)
     return ""
+
+
+def _read_file(file: Path, broken: list[Unusable]) -> list[Image]:
+    """Returns the images of a file, or of all files that are packed in it; adds what is damaged in there to broken."""
+    with open(file, "rb") as raw:
+        if not is_packed(raw.read(START_BYTES)):
+            return read_images(file)
+    unpacked = unpack(file)
+    images = []
+    for one in unpacked.files:
+        try:
+            images += [replace(image, file=file, unpacked=unpacked) for image in read_images(one)]
+        except InputRefused as refusal:  # noqa: PERF203 - one damaged file must not hide the others
+            broken.append(Unusable(f"{printable(file.name)}, {one.name}", file.parent, without_place(refusal)))
+    return images
 
 
 def _files(path: Path, broken: list[Unusable], below: bool) -> Iterable[Path]:
@@ -214,16 +238,21 @@ def _noting_damage(series: Series, damaged_in: set[Path]) -> Series:
     return replace(series, notes=(*series.notes, note))
 
 
-def _without_copies(images: list[Image]) -> tuple[list[Image], int]:
-    """Returns the images without copies, whatever their names are, and how many these were."""
+def _without_copies(images: list[Image]) -> tuple[list[Image], int, list[Image]]:
+    """Returns the images without copies, how many there are of the same name, and the copies of other names."""
     kept: list[Image] = []
+    resent: list[Image] = []
     for same in by(images, _all_facts):
         of_these: list[Image] = []
         for image in same:
-            if not any(has_same_voxels(image, other) for other in of_these):
+            twin = next((other for other in of_these if has_same_voxels(image, other)), None)
+            if twin is None:
                 of_these.append(image)
+            elif twin.sop_uid != image.sop_uid:
+                resent.append(image)
         kept += of_these
-    return without_shared_uids(kept), len(images) - len(kept)
+    copies = len(images) - len(kept) - len(resent)
+    return without_shared_uids(kept), copies, resent
 
 
 _OF_A_FILE = frozenset({"path", "file", "sop_uid", "voxels_at", "problem", "unpacked"})
@@ -240,7 +269,8 @@ def _all_facts(image: Image) -> Hashable:
 # ---- series into stacks
 
 
-def _sort(images: list[Image]) -> tuple[list[Series], list[Unusable]]:
+def _sort(images: list[Image], resent: list[Image]) -> tuple[list[Series], list[Unusable]]:
+    """Returns the series, in order, and what is none; ``resent`` are images that are left out as copies."""
     origins = find_origins(images)
     series: list[Series] = []
     unusable: list[Unusable] = []
@@ -248,10 +278,19 @@ def _sort(images: list[Image]) -> tuple[list[Series], list[Unusable]]:
         parts = sorted(find_stacks(origin.images), key=_order_of_part)
         files = tuple(sorted({image.file for image in origin.images}))
         for index, part in enumerate(parts):
-            found = _series_or_not(_label(part.images[0]), part, index, origin.notes, files)
+            notes = (*origin.notes, *_note_copies(origin, resent))
+            found = _series_or_not(_label(part.images[0]), part, index, notes, files)
             series += [found] if isinstance(found, Series) else []
             unusable += [found] if isinstance(found, Unusable) else []
     return series, _each_once(unusable)
+
+
+def _note_copies(origin: Origin, resent: Sequence[Image]) -> tuple[str, ...]:
+    names = {(image.patient, image.study_uid, image.series_uid) for image in origin.images}
+    copies = [image for image in resent if (image.patient, image.study_uid, image.series_uid) in names]
+    if not copies:
+        return ()
+    return (f"exported twice under other names, and read once: {name_files(copies)}",)
 
 
 def _order_of_series(origin: Origin) -> tuple[object, ...]:
@@ -260,7 +299,7 @@ def _order_of_series(origin: Origin) -> tuple[object, ...]:
 
 
 def _order_of_part(part: Part) -> tuple[object, ...]:
-    return part.problem is not None, _in_order(part.images[0])
+    return part.problem is not None, _in_order(part.images[0], part.phase)
 
 
 def _each_once(unusable: Sequence[Unusable]) -> list[Unusable]:
@@ -277,12 +316,16 @@ def _counted(same: Sequence[Unusable]) -> Unusable:
     return replace(same[0], refusal=refused(got, refusal.need, refusal.next, code=refusal.code))
 
 
-def _in_order(image: Image) -> tuple[object, ...]:
+def _in_order(image: Image, phase: int) -> tuple[object, ...]:
     """Returns what stacks of one series are ordered by: what tells them apart, whatever their files are called."""
-    facts = [_natural(fact) for fact in (*image.among, *image.where_doubled)]
+    # Times after the number of the phase, which counts on over midnight.
+    facts = dict(zip(WHERE_DOUBLED, image.where_doubled, strict=True))
+    timeless = [fact for name, fact in facts.items() if name not in IN_TIME]
     return (
         image.sop_class,
-        *facts,
+        *map(_natural, (*image.among, *timeless)),
+        phase,
+        *(_natural(facts[name]) for name in IN_TIME),
         image.frame_of_reference,
         image.orientation or (),
         image.shape,
@@ -307,7 +350,12 @@ def _series_or_not(
         return replace(found, notes=(*notes, *part.notes, *found.notes), files=files)
     except InputRefused as refusal:
         computed = all(image.computed for image in part.images)
-        return Unusable(label + part.distinction, part.images[0].file.parent, refusal, computed)
+        return Unusable(label + part.distinction, _place_of(part.images[0]), refusal, computed)
+
+
+def _place_of(image: Image) -> Path:
+    """Returns the folder that its file lies in, or the archive."""
+    return image.file if image.unpacked else image.file.parent
 
 
 def _label(image: Image) -> str:
@@ -331,6 +379,8 @@ def _series(label: str, distinction: str, images: list[Image], index: int) -> Se
     start, step, residual_mm = fit_even_places(find_positions(images))
     spacing_mm = float(np.linalg.norm(step))
     _check_even(images, np.sort(along), spacing_mm, residual_mm)
+    images, mended = mend_directions(images, step)
+    normal = normal_of(images[0])
     # The slices of a tilted gantry run along another line than their normal.
     degrees = float(np.degrees(np.arccos(np.clip(step @ normal / spacing_mm, -1, 1))))
     if degrees > TILT_DEGREES:
@@ -338,9 +388,9 @@ def _series(label: str, distinction: str, images: list[Image], index: int) -> Se
         way = "have it reconstructed without tilt, or straighten it with dcm2niix"
         raise refused(got, "a stack at right angles", way, code="dicom-tilted")
     thickness_mm = _thickness_mm(images)
-    notes = _notes(images, spacing_mm, residual_mm, thickness_mm)
+    notes = mended + _notes(images, spacing_mm, residual_mm, thickness_mm)
     affine = _affine(images[0], start, step)
-    folder = images[0].file.parent
+    folder = _place_of(images[0])
     name = label + distinction
     return Series(folder, name, distinction, tuple(images), affine, thickness_mm, residual_mm, notes, index)
 

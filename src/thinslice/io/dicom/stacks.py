@@ -101,12 +101,14 @@ class Part:
         images: what may be a stack, or is none.
         notes: what had to be decided.
         problem: why they are left out; None for what may be a stack.
+        phase: which volume of a dynamic series it is where only the order of its images tells, from 1; else 0.
     """
 
     distinction: str
     images: list[Image]
     notes: tuple[str, ...] = ()
     problem: InputRefused | None = None
+    phase: int = 0
 
 
 @dataclass
@@ -126,11 +128,11 @@ def find_stacks(images: list[Image]) -> list[Part]:
     pages, slices = _without_pages(images)
     parts = [part for group in by(slices, _kind) for part in _of_one_group(group, images)]
     stacks, odd = _without_odd_ones(parts)
-    left_out = [*pages, *odd]
+    found = [*stacks, *pages, *odd]
     notes = tuple(
-        f"left out: {name_files(part.images)}: {part.problem.got}" for part in left_out if part.problem is not None
+        f"left out: {name_files(part.images)}: {part.problem.got}" for part in found if part.problem is not None
     )
-    return [part if part.problem else replace(part, notes=(*part.notes, *notes)) for part in stacks] + left_out
+    return [part if part.problem else replace(part, notes=(*part.notes, *notes)) for part in found]
 
 
 def _kind(image: Image) -> tuple[str, str, str]:
@@ -151,7 +153,7 @@ def _without_pages(images: list[Image]) -> tuple[list[Part], list[Image]]:
         return [], images
     pages = [image for image, is_one in zip(images, is_page, strict=True) if is_one]
     found = by(pages, lambda image: (image.problem.code, image.problem.got) if image.problem else None)
-    parts = [Part(_called(group, images), group, problem=group[0].problem) for group in found]
+    parts = [Part(_called(group, images), group, problem=_why_page(group)) for group in found]
     return parts, [image for image, is_one in zip(images, is_page, strict=True) if not is_one]
 
 
@@ -162,6 +164,15 @@ def _is_page(image: Image, has_stack: bool, shapes: set[tuple[int, int]], types:
         return True
     # A slice that has lost its place looks like the others; a page of numbers has another size or says another type.
     return code in NO_PLACE and has_stack and (image.shape not in shapes or image.among[0] not in types)
+
+
+def _why_page(images: Sequence[Image]) -> InputRefused | None:
+    problem = images[0].problem
+    if problem is None or problem.code in NO_SCANS:
+        return problem
+    count = "one image" if len(images) == 1 else f"{len(images)} images"
+    got = f"{count} without a place, of another size or type than the slices"
+    return refused(got, "a stack of slices", "leave it out", code="dicom-odd-image")
 
 
 def _called(images: Sequence[Image], series: list[Image]) -> str:
@@ -184,7 +195,7 @@ def _without_odd_ones(parts: list[Part]) -> tuple[list[Part], list[Part]]:
     """Returns the parts, and those of one or two images that are left out, as they lie beside whole stacks."""
     stacks = [part for part in parts if len(part.images) >= LEAST_IN_A_STACK and not part.problem]
     few = [part for part in parts if len(part.images) < LEAST_IN_A_STACK and not part.problem and _is_sound(part)]
-    # A slice that lies where the stack goes on is one of it, whatever its header says: without it the scan is not whole.
+    # A slice that lies where the stack goes on is one of it, whatever its header says: without it that is not whole.
     odd = [part for part in few if not any(_goes_on(part.images, stack.images) for stack in stacks)]
     in_stacks = sum(len(part.images) for part in stacks)
     if not stacks or 2 * sum(len(part.images) for part in odd) > in_stacks:
@@ -287,14 +298,13 @@ def _of_one_kind(label: str, images: list[Image]) -> Iterator[Part]:
         yield Part(label, images)
         return
     findings = _Findings()
-    found = list(_split(label, images, [*_facts_of(images)], findings))
-    for name, part in found:
+    for part in list(_split(label, images, [*_facts_of(images)], findings)):
         # Uneven by themselves two contrasts may be even stacks each.
-        contrasts = _alternating_contrasts(part) if len(find_places(part)) == len(part) else []
+        contrasts = _alternating_contrasts(part.images) if len(find_places(part.images)) == len(part.images) else []
         if contrasts:
-            yield from (replace(one, distinction=name + one.distinction) for one in contrasts)
+            yield from (replace(one, distinction=part.distinction + one.distinction) for one in contrasts)
         else:
-            yield Part(name, part, tuple(findings.notes))
+            yield replace(part, notes=tuple(dict.fromkeys(findings.notes)))
     yield from findings.broken
 
 
@@ -369,9 +379,7 @@ def _dimension(at: int, image: Image) -> str:
     return image.dimensions[at] if at < len(image.dimensions) else ""
 
 
-def _split(
-    label: str, images: list[Image], facts: list[_Fact], findings: _Findings
-) -> Iterable[tuple[str, list[Image]]]:
+def _split(label: str, images: list[Image], facts: list[_Fact], findings: _Findings) -> Iterable[Part]:
     """Parts images that lie at the same places, by the first fact that gives each part all of the places.
 
     A fact that gives some of them to one part and some to another, such as the time of each slice, tells no stacks
@@ -385,7 +393,7 @@ def _split(
     """
     places = find_places(images)
     if len(places) == len(images):
-        yield label, images
+        yield Part(label, images)
         return
     for at, (name, value) in enumerate(facts):
         groups = by(images, value)
@@ -399,7 +407,7 @@ def _split(
     if len(once) == len(places):
         copies = len(images) - len(once)
         findings.notes.append(f"{copies} image(s) are there twice, with other names and the same voxels: read once")
-        yield label, once
+        yield Part(label, once)
         return
     whole, broken = _interrupted(label, images, facts)
     if whole:
@@ -490,7 +498,7 @@ def _interrupted(
     return [], []
 
 
-def _in_order_of_time(label: str, images: list[Image], findings: _Findings) -> Iterable[tuple[str, list[Image]]]:
+def _in_order_of_time(label: str, images: list[Image], findings: _Findings) -> Iterable[Part]:
     """Yields the n-th images of all places as the n-th volume, in the order of their times, else of their numbers.
 
     Where the places hold different numbers of images, the volumes that all of them have are whole, and one more was
@@ -501,7 +509,7 @@ def _in_order_of_time(label: str, images: list[Image], findings: _Findings) -> I
     least, most = min(counts), max(counts)
     # With one image at most places, the others are no second volume: which of them is right cannot be known.
     if most - least > 1 or least == 1:
-        yield label, images
+        yield Part(label, images)
         return
     for name, read in _orders():
         values = _over_midnight([[read(image) for image in place] for place in at_places])
@@ -513,12 +521,12 @@ def _in_order_of_time(label: str, images: list[Image], findings: _Findings) -> I
         ]
         findings.notes.append(f"phases are told apart by the order of {name} at each place alone")
         for number in range(least):
-            yield f"{label}, phase {number + 1}", [place[number] for place in ordered]
+            yield Part(f"{label}, phase {number + 1}", [place[number] for place in ordered], phase=number + 1)
         if most > least:
             rest = [place[least] for place in ordered if len(place) > least]
             findings.broken.append(_broken(f"{label}, phase {most}", rest, len(counts)))
         return
-    yield label, images
+    yield Part(label, images)
 
 
 def _orders() -> Iterator[tuple[str, Callable[[Image], float]]]:
