@@ -29,7 +29,7 @@ The command line prints the sentence on one line of standard error. `--debug` sh
 
 | exit code | meaning |
 |---|---|
-| 0 | done |
+| 0 | done; also where only what is no scan was left out of a DICOM study ([dicom.md](dicom.md)), without `--strict` |
 | 2 | refused or failed; every scan that was is named, and no unfinished file is left behind |
 | 130 | interrupted (Ctrl-C, SIGTERM); what stays is said |
 

@@ -212,7 +212,7 @@ print(process.exitcode)
 
 
 @catches("datasets/engine.py", "    if isinstance(error, KilledWorker):\n        return None\n", "")
-@catches("cli/batch.py", " and not any(one.state in _BAD for one in self.outcomes)", "")
+@catches("cli/batch.py", " and not any(one.state in bad for one in self.outcomes)", "")
 @catches(
     "datasets/engine.py",
     "            suspects.append(job)\n",

@@ -532,6 +532,17 @@ CONTENT = {
 
 
 @catches("io/dicom/stacks.py", '        yield f"dimension {at + 1}", partial(_dimension, at)\n', "        continue\n")
+def test_the_dimensions_of_a_file_count_for_more_than_the_order_of_its_frames(tmp_path):
+    values = frames(
+        tmp_path / "e", lambda volume, index: content(DimensionIndexValues=[1, index + 1, (volume + index) % 3 + 1])
+    )
+    found = find_study(tmp_path / "e").series
+    assert len(found) == 3
+    for number, one in enumerate(found):
+        wanted = [values[6 * ((number - index) % 3) + 5 - index] * 2.5 - 10 for index in range(6)]
+        assert np.allclose(voxels_of(one), wanted)
+
+
 @pytest.mark.parametrize("kind", CONTENT)
 def test_volumes_are_told_apart_by_what_each_frame_says(tmp_path, kind):
     values = frames(tmp_path / "e", CONTENT[kind])
