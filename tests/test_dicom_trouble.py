@@ -301,6 +301,31 @@ def test_of_two_patients_nothing_is_put_together(tmp_path):
     assert sorted(len(one.images) for one in find_study(tmp_path).series) == [4, 4]
 
 
+def test_numbers_of_their_own_do_not_part_an_even_stack(tmp_path):
+    values = write_broken(
+        tmp_path, lambda ds, index: (own("SeriesInstanceUID")(ds, index), setattr(ds, "SeriesNumber", index + 1))
+    )
+    series = only(tmp_path)
+    assert np.array_equal(voxels_of(series), values)
+    assert [note for note in series.notes if "a SeriesInstanceUID and a SeriesNumber of its own" in note]
+
+
+@catches("io/dicom/identifiers.py", "return numbered if are_stacks and not is_one", "return numbered if False")
+def test_one_name_for_two_series_keeps_them_apart_by_their_numbers(tmp_path, run):
+    """With other places they are no stacks of one series: nothing but their numbers tells them apart."""
+    for number, count, step_mm in ((1, 8, 4.0), (2, 10, 3.0)):
+
+        def change(ds, index, number=number):
+            ds.SeriesInstanceUID, ds.SOPInstanceUID = "1.2.3.4", f"1.2.5.{number}.{index + 1}"
+
+        folder = tmp_path / "in" / "a"
+        stack(folder, series=number, count=count, step_mm=step_mm, thickness_mm=3.0, change=change, named=f"S{number}")
+    assert [one.shape for one in find_study(tmp_path / "in").series] == [(24, 20, 8), (24, 20, 10)]
+    words = ("batch", "-i", tmp_path / "in", "-o", tmp_path / "out", "--model", "linear", "--workers", "1")
+    assert run(*words)[0] == 0
+    assert len(list((tmp_path / "out" / "a").glob("*.nii.gz"))) == 2
+
+
 def test_single_slices_that_belong_to_nothing_are_one_line(tmp_path, quick):
     for number in range(5):
         stack(tmp_path / "in" / str(number), count=1, series=1, StudyInstanceUID=f"1.2.{number}", PatientID=str(number),
@@ -354,6 +379,14 @@ def test_a_whole_series_that_was_sent_twice_is_read_once(tmp_path):
     values = stack(tmp_path)
     stack(tmp_path, named="copy", change=named_otherwise)
     assert np.array_equal(voxels_of(only(tmp_path)), values)
+
+
+def test_a_copy_that_an_archive_has_packed_is_read_once(tmp_path):
+    values = stack(tmp_path)
+    stack(tmp_path, named="copy", skip=(0, 1, 2, 3, 4, 6, 7), change=named_otherwise, syntax=uid.RLELossless)
+    series = only(tmp_path)
+    assert np.array_equal(voxels_of(series), values)
+    assert [note for note in series.notes if "are there twice" in note]
 
 
 @pytest.mark.parametrize("number", [6, 99])
@@ -462,16 +495,49 @@ def test_echoes_whose_phases_have_times_of_their_own_are_all_told_apart(tmp_path
 
 
 @catches("io/dicom/stacks.py", "        if most > least:", "        if False:")
-@pytest.mark.parametrize("change", [by_trigger, by_acquisition_time, by_number])
+@pytest.mark.parametrize("change", [by_trigger, by_acquisition_time, by_number_of_volumes])
 def test_of_an_interrupted_series_the_whole_volumes_are_done_and_the_broken_one_named(tmp_path, quick, change):
     phases(tmp_path / "in", change, skip=(5, 6, 7))
     study = find_study(tmp_path / "in")
     assert [int(voxels_of(one).min()) for one in study.series] == [1, 2]
     assert [one.label for one in study.unusable] == ["1 T2 TSE, phase 3"]
-    assert "a volume of 5 of 8 slices (the acquisition was interrupted)" in study.unusable[0].reason
+    assert "a volume of 5 of 8 slices (interrupted, or files are missing)" in study.unusable[0].reason
     code, out, err = quick("-i", tmp_path / "in", "-o", tmp_path / "out")
     assert (code, err) == (0, [])
     assert [line for line in out if "5 of 8 slices" in line]
+
+
+@catches("io/dicom/stacks.py", "        if most > least and not _lack_the_last(values):", "        if False:")
+@pytest.mark.parametrize("change", [by_trigger, by_acquisition_time, by_number, by_number_of_volumes])
+@pytest.mark.parametrize("lost", [0, 1])
+def test_an_image_that_is_missing_in_the_middle_never_shifts_the_phases(tmp_path, change, lost):
+    phases(tmp_path, change, count=4)
+    gone = [file for file in tmp_path.iterdir() if file.name.startswith(f"P{lost}")]
+    next(file for file in gone if dcmread(file).ImagePositionPatient[2] == 30.125 + 8).unlink()
+    study = find_study(tmp_path)
+    assert not study.series
+    assert "31 images at 8 places" in study.unusable[0].reason
+
+
+def test_of_a_series_acquired_slice_by_slice_the_last_place_may_be_short(tmp_path):
+    def change(ds, index, phase):
+        ds.AcquisitionTime = f"10{10 + index:02d}{10 + phase:02d}.000000"
+
+    phases(tmp_path, change, skip=(7,))
+    study = find_study(tmp_path)
+    assert [len(one.images) for one in study.series] == [8, 8]
+    assert "a volume of 7 of 8 slices" in study.unusable[0].reason
+
+
+def test_a_few_slices_that_were_acquired_again_are_not_dropped(tmp_path):
+    stack(tmp_path)
+    stack(
+        tmp_path, named="B", AcquisitionNumber=2, skip=(2, 3, 4, 5, 6, 7), values=blobs(8, 20, 24) + 1,
+        change=named_otherwise,
+    )  # fmt: skip
+    study = find_study(tmp_path)
+    assert not study.series
+    assert "10 images at 8 places" in study.unusable[0].reason
 
 
 @catches("io/dicom/stacks.py", "            part[0].among[PHASE]\n", "            False\n")

@@ -221,7 +221,8 @@ def run_job(job: Job) -> Outcome:
 
 def key_of_series(series: "Series") -> tuple[str, int]:
     """Returns what tells a DICOM series, or a stack of one, from all others of its folder."""
-    return series.images[0].series_uid or series.label, series.index
+    first = series.images[0]
+    return f"{first.series_uid or series.label} {first.number}", series.index
 
 
 def clean_up(job: Job) -> None:

@@ -9,10 +9,14 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 
 from thinslice.io.dicom.headers import Image
-from thinslice.io.dicom.places import by, by_orientation, find_places
+from thinslice.io.dicom.places import by, by_grid, by_orientation, even_spacing_mm, find_places
 
 LEAST_BROKEN = 3
 """So many images at least, each with an identifier of its own, are those of a series that a program took apart."""
+
+
+LEAST_EVEN = 5
+"""So many images at least, whose series have numbers of their own too, are one series if they lie evenly."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,10 @@ def find_origins(images: Sequence[Image]) -> list[Origin]:
     for key in (_of_a_patient, _of_a_series):
         made, alone = _join(alone, key)
         joined += made
-    return [_origin(group) for group in (*others, *joined, *alone)]
+    made, alone = _join(alone, _of_any_number, needs_even=True)
+    joined += made
+    parts = [part for group in others for part in _by_number(group)]
+    return [_origin(group) for group in (*parts, *joined, *alone)]
 
 
 def _series_key(image: Image) -> Hashable:
@@ -60,11 +67,28 @@ def _of_a_patient(image: Image) -> Hashable:
     return image.patient, _look(image)
 
 
+def _of_any_number(image: Image) -> Hashable:
+    look = (image.sop_class, image.description, image.shape, image.spacing_mm, image.grey, image.thickness_mm)
+    return image.patient, look, tuple(round(cosine, 3) + 0.0 for cosine in image.orientation or ())
+
+
+def _by_number(images: list[Image]) -> list[list[Image]]:
+    """Returns the series that have one name all the same, by their numbers; images of one even stack are one."""
+    numbered = by(images, lambda image: image.number)
+    if len(numbered) == 1 or any(image.problem or not image.position or not image.orientation for image in images):
+        return [images]
+    is_one = len(by_orientation(images)) == 1 and len(by_grid(images)) == 1 and even_spacing_mm(images) is not None
+    are_stacks = all(len(find_places(one)) >= LEAST_BROKEN for one in numbered)
+    return numbered if are_stacks and not is_one else [images]
+
+
 def _of_a_series(image: Image) -> Hashable:
     return image.series_uid, _look(image)
 
 
-def _join(groups: list[list[Image]], key: Callable[[Image], Hashable]) -> tuple[list[list[Image]], list[list[Image]]]:
+def _join(
+    groups: list[list[Image]], key: Callable[[Image], Hashable], needs_even: bool = False
+) -> tuple[list[list[Image]], list[list[Image]]]:
     """Returns images of several groups put together, and the groups that could not be."""
     homes: dict[Hashable, list[list[Image]]] = {}
     for group in groups:
@@ -72,7 +96,9 @@ def _join(groups: list[list[Image]], key: Callable[[Image], Hashable]) -> tuple[
     joined, alone = [], []
     for home in homes.values():
         images = [image for group in home for image in group]
-        if len(home) >= LEAST_BROKEN and images[0].orientation and len(find_places(images)) >= LEAST_BROKEN:
+        least = LEAST_EVEN if needs_even else LEAST_BROKEN
+        is_one = len(home) >= least and bool(images[0].orientation) and len(find_places(images)) >= least
+        if is_one and (not needs_even or even_spacing_mm(images) is not None):
             joined.append(images)
         else:
             alone += home
@@ -85,8 +111,9 @@ def _origin(images: list[Image]) -> Origin:
         "PatientID": {image.patient for image in images},
         "StudyInstanceUID": {image.study_uid for image in images},
         "SeriesInstanceUID": {image.series_uid for image in images},
+        "SeriesNumber": {str(image.number) for image in images},
     }
-    own = [name for name, values in names.items() if len(values) > 1]
+    own = [name for name, values in names.items() if len(values) >= LEAST_BROKEN]
     if _is_broken_frame(images):
         own.append("FrameOfReferenceUID")
         images = [replace(image, frame_of_reference="") for image in images]

@@ -22,11 +22,13 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
 from thinslice.errors import InputRefused
+from thinslice.io.dicom.decode import decode, decode_compressed
 from thinslice.io.dicom.headers import AMONG, IN_TIME, WHERE_DOUBLED, Image
 from thinslice.io.dicom.places import (
     UNEVEN_SHARE,
@@ -435,10 +437,22 @@ def _without_equal_voxels(images: list[Image]) -> list[Image]:
 
 
 def has_same_voxels(one: Image, other: Image) -> bool:
-    """Tells whether two images have the same size, scale and voxels, byte for byte as they are stored."""
+    """Tells whether two images have the same size, scale and voxels, as they are stored."""
     if (one.shape, one.rescale, one.frame) != (other.shape, other.rescale, other.frame) or one.path == other.path:
         return False
+    if one.compressed != other.compressed:
+        # An archive may pack what it keeps: then the same bytes come out, and others are stored.
+        first, second = (_decode(image) for image in (one, other))
+        return first is not None and second is not None and np.array_equal(first, second)
     return _hash_voxels(one.path, one.voxels_at) == _hash_voxels(other.path, other.voxels_at)
+
+
+def _decode(image: Image) -> np.ndarray | None:
+    """Returns the stored values of a file; None where they cannot be decoded, which is told when it is read."""
+    try:
+        return next(decode_compressed([image.path])) if image.compressed else decode(image.path)
+    except (InputRefused, OSError):
+        return None
 
 
 @lru_cache(maxsize=4)
@@ -475,7 +489,7 @@ def _without_phase(image: Image) -> tuple[str, ...]:
 
 
 def _broken(distinction: str, images: list[Image], count: int) -> Part:
-    got = f"a volume of {len(images)} of {count} slices (the acquisition was interrupted)"
+    got = f"a volume of {len(images)} of {count} slices (interrupted, or files are missing)"
     problem = refused(got, "all slices of a volume", "leave it out", code="dicom-interrupted")
     return Part(distinction, images, problem=problem)
 
@@ -491,7 +505,10 @@ def _interrupted(
         groups = by(images, value)
         whole = [group for group in groups if are_same_places(find_places(group), places)]
         rest = [group for group in groups if group not in whole]
-        if whole and len(rest) == 1 and len(find_places(rest[0])) == len(rest[0]) and len(rest[0]) > 1:
+        if not whole or len(rest) != 1 or len(find_places(rest[0])) < len(rest[0]):
+            continue
+        # A few slices beside a single volume were acquired again: which of them count cannot be known.
+        if len(whole) > 1 or 2 * len(rest[0]) >= len(places):
             named = [(f"{label}, {_word(name)} {value(group[0])}".rstrip(" ,"), group) for group in whole]
             called = f"{label}, {_word(name)} {value(rest[0][0])}".rstrip(" ,")
             return named if len(whole) > 1 else [(label, whole[0])], [_broken(called, rest[0], len(places))]
@@ -515,6 +532,8 @@ def _in_order_of_time(label: str, images: list[Image], findings: _Findings) -> I
         values = _over_midnight([[read(image) for image in place] for place in at_places])
         if any(np.isnan(place).any() or len(set(place)) < len(place) for place in values):
             continue
+        if most > least and not _lack_the_last(values):
+            continue
         ordered = [
             [image for _, image in sorted(zip(times, place, strict=True), key=lambda pair: pair[0])]
             for times, place in zip(values, at_places, strict=True)
@@ -527,6 +546,21 @@ def _in_order_of_time(label: str, images: list[Image], findings: _Findings) -> I
             findings.broken.append(_broken(f"{label}, phase {most}", rest, len(counts)))
         return
     yield Part(label, images)
+
+
+def _lack_the_last(values: list[list[float]]) -> bool:
+    """Tells whether the places with one image less than others lack the last one, as after an interruption.
+
+    Were it another one, images of several phases would become one volume. Either the volumes came one after the other,
+    and all images of each before those of the next; or the places did, and the last of them is the short one.
+    """
+    most = max(map(len, values))
+    ranks = [[sorted(place)[number] for place in values if len(place) > number] for number in range(most)]
+    if all(max(one) < min(following) for one, following in pairwise(ranks)):
+        return True
+    in_turn = sorted(values, key=min)
+    are_apart = all(max(one) < min(following) for one, following in pairwise(in_turn))
+    return are_apart and all(len(place) == most for place in in_turn[:-1])
 
 
 def _orders() -> Iterator[tuple[str, Callable[[Image], float]]]:
