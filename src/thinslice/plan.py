@@ -303,7 +303,7 @@ def _find_target_mm(volume: Volume, axis: int, settings: Settings, model: Planne
         # The coarser of the two: finer, voxels would be smaller across the slices than along one of their axes.
         target_mm = max(in_plane_mm)
         if thick_mm / target_mm < ISOTROPIC_BELOW:
-            raise _refuse_isotropic(thick_mm, in_plane_mm)
+            raise _refuse_isotropic(thick_mm, in_plane_mm, volume.other_spacing_mm)
     if target_mm >= thick_mm:
         raise PlanRefused(
             got=f"a new spacing of {target_mm:g} mm for slices that are {thick_mm:g} mm apart already",
@@ -446,7 +446,9 @@ def _note_rounding(
 # ---- refusals
 
 
-def _refuse_isotropic(thick_mm: float, in_plane_mm: Sequence[float]) -> PlanRefused:
+def _refuse_isotropic(
+    thick_mm: float, in_plane_mm: Sequence[float], other_spacing_mm: Sequence[float] | None
+) -> PlanRefused:
     finest, coarsest = min(in_plane_mm), max(in_plane_mm)
     if coarsest > thick_mm * ISOTROPIC_BELOW:
         got = f"{finest:g} x {coarsest:g} mm in-plane: the scan is coarse within its slices, not across them"
@@ -458,6 +460,12 @@ def _refuse_isotropic(thick_mm: float, in_plane_mm: Sequence[float]) -> PlanRefu
         got = f"{finest:g} x {coarsest:g} mm in-plane: the scan is coarse along two axes"
         then = "make one of them finer:"
         option = f"`spacing_mm={finest:g}`"
+    if other_spacing_mm is not None:
+        got += f", though the header also says {' x '.join(f'{mm:g}' for mm in other_spacing_mm)} mm (pixdim)"
+        option += (
+            "; if the other spacing is right: nifti_tool -mod_hdr -mod_field sform_code 0 -prefix fixed.nii.gz "
+            "-infiles scan.nii.gz"
+        )
     return PlanRefused(
         got=f"slices {thick_mm:g} mm apart and {got}",
         need=f"slices at least {ISOTROPIC_BELOW:g} times farther apart than the in-plane spacing",

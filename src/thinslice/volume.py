@@ -28,6 +28,7 @@ class Volume:
         header: whatever the writer of the same format needs to keep dtype, units, codes and scale.
         slice_axis: the array axis across the acquired slices, that of ``thickness_mm``; None where the file does not
             say. Slices that are closer together than their pixels make another axis the coarsest one.
+        other_spacing_mm: a spacing that another part of the header states, where it contradicts that of the affine.
 
     Example:
         >>> scan = Volume(np.zeros((256, 256, 20), np.int16), np.diag([0.9, 0.9, 5.0, 1.0]))
@@ -42,6 +43,7 @@ class Volume:
     source: Path | None = None
     header: Any = field(default=None, repr=False)
     slice_axis: int | None = None
+    other_spacing_mm: tuple[float, float, float] | None = None
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:

@@ -2,7 +2,7 @@
 
 The header is parsed unrepaired: nibabel.load turns a spacing of zero into 1 mm and a negative one into a positive one,
 with no more than a line in a log. Here a scan whose geometry is unknown is refused, and whatever else had to be decided
-is said in `Volume.notes`.
+is said in `Volume.notes`. Where the voxels are is read and written in `thinslice.io.nifti_forms`.
 """
 
 import logging
@@ -17,35 +17,22 @@ import numpy as np
 from nibabel import nifti1, nifti2
 from nibabel.spatialimages import HeaderDataError, SpatialImage
 
-from thinslice.io.affines import (
-    SHEAR_COSINE,
-    check_affine,
-    check_affine_to_write,
-    check_shape_to_write,
-    directions,
-    shear,
-    shear_notes,
-)
+from thinslice.io.affines import check_affine, check_shape_to_write, shear_notes
 from thinslice.io.encoding import as_numbers, encoded, finite, put_on_steps, replace_non_finite
 from thinslice.io.formats import ending
+from thinslice.io.nifti_forms import ALIGNED, find_place, loses_qform, set_both_forms, set_forms
 from thinslice.io.refusals import AGAIN, WHOLE, by, reading, refused, unwritable, writing
 from thinslice.io.sidecars import thickness_beside
 from thinslice.io.streams import check_is_file, drain, in_place_of, kind_of, most_bytes, read_voxels, slabs, unpacked
-from thinslice.volume import Volume, grid_distance_mm
+from thinslice.volume import Volume
 
 logger = logging.getLogger(__name__)
-
-SMALL_TURN = 3e-3
-"""Directions of two forms that differ by less, 0.17 degrees, are the same: a float32 quaternion is that inexact."""
 
 COMMENT_EXTENSION = 6
 """The code of an extension that is a comment (nifti1.h: NIFTI_ECODE_COMMENT)."""
 
 IN_SCANNER = 1
 """The code of a form that counts from the scanner (NIFTI_XFORM_SCANNER_ANAT)."""
-
-ALIGNED = 2
-"""The code of a form that aligns with another scan and claims no position in the scanner (NIFTI_XFORM_ALIGNED_ANAT)."""
 
 # Any: nibabel's headers carry no types
 _HEADERS: dict[int, Any] = {348: nifti1.Nifti1Header, 540: nifti2.Nifti2Header}
@@ -66,15 +53,8 @@ _Order = Literal["<", ">"]
 _ORDERS: tuple[_Order, _Order] = ("<", ">")
 """Byte orders of a file, as numpy writes them."""
 
-_UNITS: dict[int, tuple[str, float]] = {0: ("mm", 1.0), 1: ("metres", 1e3), 2: ("mm", 1.0), 3: ("micrometres", 1e-3)}
-"""The codes of units of length (xyzt_units), their names, and their size in mm."""
-
 _NEED = "one NIfTI file, .nii or .nii.gz"
 _CONVERT = "make one from the DICOM series with dcm2niix"
-_SET_SPACING = (
-    "convert the DICOM series again with dcm2niix, or write the true spacing in mm into a copy: "
-    "nifti_tool -mod_hdr -mod_field pixdim '1 DX DY DZ 1 1 1 1' -prefix fixed.nii.gz -infiles scan.nii.gz"
-)
 
 
 def read(path: Path) -> Volume:
@@ -82,7 +62,8 @@ def read(path: Path) -> Volume:
 
     The voxels [x, y, z] or [x, y, z, t] keep their stored integer type where the file has no rescale, and are float32
     otherwise (float64 where stored so). The affine is in millimetres whatever the file's unit: sform, else qform, else
-    pixdim alone, as in nibabel. A BIDS sidecar next to the file gives `thickness_mm`; NIfTI itself has no field for it.
+    pixdim alone, as in nibabel, but a form that is of no use is left out where the other one is good. A BIDS sidecar
+    next to the file gives `thickness_mm`; NIfTI itself has no field for it.
 
     Raises:
         InputRefused: not a readable scan; one line: the file, what was got, what is needed, what to do next.
@@ -113,8 +94,9 @@ def write(volume: Volume, path: Path, like: Volume | None = None) -> None:
 
     Type, rescale, unit, form codes, intent, description, display window and repetition time are those of the source
     header (`like`'s, else the volume's own). Integers are rounded and clipped. Slice timing is dropped when the grid
-    has changed. A qform cannot hold a sheared affine: its code is then 0. Where no code was set and pixdim alone cannot
-    hold the new affine, the sform code is 2 (aligned). Missing folders are made; after a failure nothing is left.
+    has changed. Where sform and qform differ, each keeps what it says (`thinslice.io.nifti_forms.set_forms`). A qform
+    cannot hold a sheared affine: its code is then 0. Where no code was set and pixdim alone cannot hold the new affine,
+    the sform code is 2 (aligned). Missing folders are made; after a failure nothing is left.
 
     Raises:
         OutputRefused: not a NIfTI name, a folder that cannot be written to, or voxels that are not finite.
@@ -136,10 +118,16 @@ def as_stored(volume: Volume) -> Volume:
 
     Only files that store whole numbers with a rescale change anything: an answer goes a little beyond the acquired
     values, which their scale need not hold. 8 bits become 16; where that is not enough the scale is widened, and a
-    note says so. The voxels, which are spent on it, are put on the file's steps.
+    note says so. The voxels, which are spent on it, are put on the file's steps. A note also says where the qform of
+    the source cannot be written on the grid of the volume.
     """
     header = volume.header
-    if not isinstance(header, nifti1.Nifti1Header) or volume.voxels.dtype.kind != "f":
+    if not isinstance(header, nifti1.Nifti1Header):
+        return volume
+    if loses_qform(header, np.asarray(volume.affine, np.float64)):
+        lost = "the qform would be sheared on this grid, which no quaternion can say: only the sform is written"
+        volume = replace(volume, notes=(*volume.notes, lost))
+    if volume.voxels.dtype.kind != "f":
         return volume
     header = cast(Any, header).copy()
     dtype = np.dtype(header.get_data_dtype()).newbyteorder("=")
@@ -161,9 +149,10 @@ def as_stored(volume: Volume) -> Volume:
     return replace(volume, header=header, notes=notes)
 
 
-def described_header(dtype: np.dtype[Any], text: bytes) -> Any:
-    """Returns a fresh header for voxels of a type, with a description of at most 79 bytes."""
-    header = _fresh_header(dtype)
+def described_header(volume: Volume, text: bytes) -> Any:
+    """Returns a fresh header for a volume, with a description of at most 79 bytes."""
+    header = _fresh_header(volume.voxels.dtype)
+    set_both_forms(header, np.asarray(volume.affine, np.float64))
     header["descrip"] = text
     return header
 
@@ -201,11 +190,11 @@ def _read(path: Path) -> Volume:
         extension_notes = _read_extensions(stream, header, order, most_bytes(stream, file_bytes))
         stored = read_voxels(stream, path, int(header["vox_offset"]), shape, dtype, file_bytes)
         drain(stream)
-    affine, notes = _geometry(header, shape)
+    place = find_place(header, shape)
     voxels, finite_notes = replace_non_finite(_rescale(stored, *_slope_inter(header)))
     thickness_mm, sidecar_notes = thickness_beside(path)
-    notes += extension_notes + finite_notes + sidecar_notes
-    return Volume(voxels, affine, thickness_mm, tuple(notes), path, header)
+    notes = (*place.notes, *extension_notes, *finite_notes, *sidecar_notes)
+    return Volume(voxels, place.affine, thickness_mm, notes, path, header, other_spacing_mm=place.other_spacing_mm)
 
 
 def _read_header(stream: BinaryIO) -> tuple[Any, _Order]:
@@ -347,15 +336,16 @@ def from_image(image: Any) -> Volume:
         header.set_data_dtype(stored.dtype)
         header["scl_slope"], header["scl_inter"] = 1, 0
     header.set_data_shape(stored.shape)
-    moved = image.affine is not None and not np.allclose(image.affine, header.get_best_affine())
+    # Numbers that are not finite are the same: nibabel hands on what the header says.
+    moved = image.affine is not None and not np.allclose(image.affine, header.get_best_affine(), equal_nan=True)
     if moved:  # as nibabel would write it
         header.set_sform(image.affine, ALIGNED)
         header.set_qform(image.affine, 0)
-    affine, notes = _geometry(header, stored.shape)
+    place = find_place(header, stored.shape)
     voxels, finite_notes = finite(_rescale(stored, *_slope_inter(header)))
     thickness_mm, beside_notes = thickness_beside(source) if source is not None and not moved else (None, [])
-    notes += _drop_extensions(header) + finite_notes + beside_notes
-    return Volume(voxels, affine, thickness_mm, tuple(notes), source, header)
+    notes = (*place.notes, *_drop_extensions(header), *finite_notes, *beside_notes)
+    return Volume(voxels, place.affine, thickness_mm, notes, source, header, other_spacing_mm=place.other_spacing_mm)
 
 
 def to_image(volume: Volume) -> Any:
@@ -397,120 +387,6 @@ def _note_on_dropped(count: int) -> str:
     return f"{count} header extension(s) not carried over: written by other programs for the acquired grid"
 
 
-# ---- geometry
-
-
-def _mm_per_unit(header: Any) -> tuple[str, float]:
-    """Returns the name of the file's unit of length, and its size in mm; mm where the header is silent."""
-    return _UNITS.get(int(header["xyzt_units"]) & 7, _UNITS[0])
-
-
-def _geometry(header: Any, shape: tuple[int, ...]) -> tuple[np.ndarray, list[str]]:
-    """Returns the affine [4, 4] in mm, and what had to be decided about it."""
-    _check_pixdim(header)
-    unit, mm = _mm_per_unit(header)
-    affine, notes = _choose_affine(header, shape, mm)
-    affine[:3] *= mm
-    check_affine(affine, f"if pixdim is right, clear sform_code, else {_SET_SPACING}")
-    spacing_mm = np.linalg.norm(affine[:3, :3], axis=0)
-    if mm != 1:
-        notes.append(f"lengths are in {unit}, the spacing is {by(spacing_mm)} mm; if that is wrong, correct xyzt_units")
-    notes += shear_notes(affine)
-    return affine, notes
-
-
-def _check_pixdim(header: Any) -> None:
-    pixdim = [float(p) for p in header["pixdim"][1:4]]
-    if not all(math.isfinite(p) and p > 0 for p in pixdim):
-        raise refused(f"a spacing (pixdim) of {by(pixdim)}", "three positive lengths", _SET_SPACING, code="bad-spacing")
-
-
-def _choose_affine(header: Any, shape: tuple[int, ...], mm: float) -> tuple[np.ndarray, list[str]]:
-    """Returns the affine in the file's unit: sform, else qform, else pixdim; and what speaks against it."""
-    has_sform, has_qform = int(header["sform_code"]) > 0, int(header["qform_code"]) > 0
-    logger.debug("sform code %d, qform code %d", header["sform_code"], header["qform_code"])
-    if not has_sform and not has_qform:
-        base = np.asarray(header.get_base_affine(), np.float64)
-        assumed = "the axes are taken to run right to left, back to front, foot to head"
-        return base, [
-            f"neither sform nor qform is set: spacing from pixdim, position and orientation unknown; {assumed}"
-        ]
-    qform = _qform(header) if has_qform else None
-    if not has_sform:
-        if qform is None:
-            raise refused(
-                "an impossible rotation (qform quaternion)", "a valid one, or an sform", _CONVERT, code="bad-affine"
-            )
-        return qform, []
-    sform = np.asarray(header.get_sform(), np.float64)
-    if has_qform and qform is None:
-        return sform, ["the qform is not a rotation and is ignored; the sform is used"]
-    if np.isfinite(sform).all():
-        return sform, _differences(sform, qform, header, shape, mm)
-    return sform, []
-
-
-def _qform(header: Any) -> np.ndarray | None:
-    """Returns the qform [4, 4] in the file's unit; None where its quaternion is no rotation."""
-    header = header.copy()
-    if float(header["pixdim"][0]) != -1:
-        header["pixdim"][0] = 1  # the standard: anything else means 1
-    try:
-        qform = np.asarray(header.get_qform(), np.float64)
-    except (ValueError, ArithmeticError, HeaderDataError):
-        return None
-    return qform if np.isfinite(qform).all() else None
-
-
-def _differences(
-    sform: np.ndarray, qform: np.ndarray | None, header: Any, shape: tuple[int, ...], mm: float
-) -> list[str]:
-    """Returns how the sform, which is used, differs from what else the header says.
-
-    By more than a tenth of a voxel in position, 1 % in spacing, or 0.17 degrees: near half a turn a float32 quaternion
-    is wrong by up to 0.1 degrees.
-    """
-    pixdim = np.asarray(header["pixdim"][1:4], np.float64)
-    spacing = np.linalg.norm(sform[:3, :3], axis=0)
-    same_spacing = np.allclose(spacing, pixdim, rtol=0.01, atol=0)
-    if qform is None:
-        if same_spacing:
-            return []
-        return [f"pixdim says {by(pixdim * mm)} mm and the sform {by(spacing * mm)} mm; the sform is used"]
-    same_start = np.linalg.norm(sform[:3, 3] - qform[:3, 3]) <= 0.1 * pixdim.min()
-    if same_spacing and same_start and np.allclose(directions(sform), directions(qform), rtol=0, atol=SMALL_TURN):
-        return []
-    apart_mm = grid_distance_mm(sform, qform, shape) * mm
-    how = _describe_turn(sform, qform)
-    return [f"sform and qform disagree by {how}, up to {apart_mm:.1f} mm apart; the sform is used"]
-
-
-def _describe_turn(sform: np.ndarray, qform: np.ndarray) -> str:
-    """Returns what leads from the qform to the sform, in a few words."""
-    to_s, to_q = directions(sform), directions(qform)
-    turn = to_s @ np.linalg.inv(to_q)
-    if np.linalg.det(turn) < 0:
-        return _describe_mirror(turn, np.linalg.inv(to_q) @ to_s, to_q)
-    degrees = math.degrees(math.acos(np.clip((np.trace(turn) - 1) / 2, -1, 1)))
-    return (
-        f"a rotation of {degrees:.1f} degrees"
-        if degrees > math.degrees(SMALL_TURN)
-        else "a shift or a change of spacing"
-    )
-
-
-def _describe_mirror(world_turn: np.ndarray, array_turn: np.ndarray, to_world: np.ndarray) -> str:
-    """Names a flip of one axis of the patient or array by the patient's; some degrees of rotation are allowed."""
-    names = ("left-right", "front-back", "head-foot")
-    for axis in range(3):
-        flip = np.diag(np.where(np.arange(3) == axis, -1.0, 1.0))
-        if np.allclose(world_turn, flip, atol=0.1):
-            return f"a {names[axis]} flip"
-        if np.allclose(array_turn, flip, atol=0.1):
-            return f"a {names[int(np.abs(to_world[:, axis]).argmax())]} flip"
-    return "a mirror image"
-
-
 # ---- writing
 
 
@@ -536,7 +412,7 @@ def _header_for(volume: Volume, like: Volume | None) -> Any:
         ) from error
     header["pixdim"][4:] = beyond_space
     header["vox_offset"] = 0  # nibabel: to be set from the extensions
-    _set_affine(header, np.asarray(volume.affine, np.float64))
+    (set_both_forms if source is None else set_forms)(header, np.asarray(volume.affine, np.float64))
     return header
 
 
@@ -547,30 +423,8 @@ def _fresh_header(dtype: np.dtype[Any]) -> Any:
         family = np.dtype(np.float64 if dtype.itemsize > 4 else np.float32)
     header.set_data_dtype(family)
     header["scl_slope"], header["scl_inter"] = 1, 0
-    header["sform_code"] = header["qform_code"] = IN_SCANNER  # Volume.affine is in patient space
     header.set_xyzt_units("mm", "sec")
     return header
-
-
-def _set_affine(header: Any, affine: np.ndarray) -> None:
-    """Both forms get the affine [4, 4], in mm, and keep their codes where they can carry it."""
-    check_affine_to_write(affine)
-    affine = np.diag([1 / _mm_per_unit(header)[1]] * 3 + [1]) @ affine
-    sform_code, qform_code = max(0, int(header["sform_code"])), max(0, int(header["qform_code"]))
-    header.set_qform(affine, 0)  # pixdim too
-    header.set_sform(affine, 0)
-    sheared = shear(affine) > SHEAR_COSINE
-    if not sform_code and not qform_code:
-        # Only pixdim spoke, and it puts the middle of the grid at the origin; "aligned" claims no scanner position.
-        sform_code = 0 if _is_close(header.get_base_affine(), affine, 1e-3 * header["pixdim"][1:4].min()) else ALIGNED
-    elif not sform_code and (sheared or not _is_close(_qform(header), affine, 1e-5)):
-        sform_code = qform_code
-    header["sform_code"], header["qform_code"] = sform_code, 0 if sheared else qform_code
-
-
-def _is_close(form: np.ndarray | None, affine: np.ndarray, tolerance: float) -> bool:
-    """Tells whether two forms are equal within `tolerance`, and what float32 can hold of the position."""
-    return form is not None and np.allclose(form, affine, rtol=1e-6, atol=tolerance)
 
 
 def _encoded(voxels: np.ndarray, header: Any) -> Iterator[bytes]:

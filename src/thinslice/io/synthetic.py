@@ -12,7 +12,7 @@ SYNTHETIC = b"synthesised by thinslice, not a scan"
 
 def as_synthetic(volume: Volume) -> Volume:
     """Returns the volume with a header that says that nobody acquired it."""
-    return replace(volume, header=nifti.described_header(volume.voxels.dtype, SYNTHETIC))
+    return replace(volume, header=nifti.described_header(volume, SYNTHETIC))
 
 
 def is_synthetic(volume: Volume) -> bool:
