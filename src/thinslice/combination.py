@@ -38,7 +38,7 @@ from thinslice.io.affines import directions, gap_mm, outer_corners_mm
 from thinslice.io.atomic import all_or_none
 from thinslice.io.contrast import Contrast, compare_contrasts, contrast_beside
 from thinslice.io.outputs import LABELS_NAME, PAGE_ENDINGS, Output, check_outputs, find_output, labels_beside
-from thinslice.models.hounsfield import find_padding
+from thinslice.models.hounsfield import find_padding, locate_padding
 from thinslice.models.interpolations import interpolation
 from thinslice.models.protocol import Model
 from thinslice.physics.interpolation import INTERPOLATIONS
@@ -804,14 +804,14 @@ def _make_thin(scan: Volume, name: str, model: Model, settings: Settings, grid: 
             next="leave it out, or give a smaller `spacing_mm`",
             code="stack-is-thin",
         )
-    padding = find_padding(scan.voxels)
+    padding = find_padding(scan, axis)
     beyond = None
     if padding is not None:
-        value, beyond = padding
+        beyond = locate_padding(scan.voxels, axis, padding)
         if beyond.all():
             raise InputRefused(
                 place=name,
-                got=f"nothing but padding ({value:g})",
+                got=f"nothing but padding ({padding:g})",
                 need="a scan",
                 next="leave it out",
                 code="stack-is-flat",
@@ -829,8 +829,8 @@ def _make_thin(scan: Volume, name: str, model: Model, settings: Settings, grid: 
     except (InputRefused, PlanRefused) as error:
         raise error.at(name) from error
     if padding is not None:
-        note = f"voxels of {padding[0]:g} are padding: they are not compared, and stay where no stack sees more"
-        plan = replace(plan, padding=padding[0], notes=(*plan.notes, note))
+        note = f"voxels of {padding:g} are padding: they are not compared, and stay where no stack sees more"
+        plan = replace(plan, padding=padding, notes=(*plan.notes, note))
     return Stack(scan, plan, done.volume, beyond=beyond, model=model, fell_back=done.fell_back)
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from thinslice.compute.consistency import Report, make_report
+from thinslice.compute.consistency import Report, check_agreement, make_report
 from thinslice.compute.labels import check_labels, interpolate_labels
 from thinslice.compute.ringing import settle_profile
 from thinslice.compute.upsample import upsample
@@ -240,6 +240,8 @@ class Enhanced:
         voxels[...] = self.array
         thin = to_stored(replace(self.volume, voxels=voxels), target)
         report = make_report(self.acquired, thin, self.plan, self.report.guard, self.report.seconds, self.clipped)
+        # What contradicts the scan is only here because that was wanted.
+        report = replace(report, notes=(*report.notes, *check_agreement(report.consistency, self.plan, is_forced=True)))
         # The name of the scan is kept: a report that is made again knows only that of the file.
         return replace(self, volume=thin, report=replace(report, source=self.report.source))
 
@@ -322,7 +324,7 @@ def enhance_volume(
         progress: called with the share done, 0 .. 1.
 
     Raises:
-        PlanRefused: it cannot be made thinner as asked.
+        PlanRefused: it cannot be made thinner as asked, or what was asked for contradicts the scan.
         InputRefused: the segmentation is not one of this scan.
         OutputRefused: there is no room on the disk for an answer that is too large for the memory.
     """
@@ -341,6 +343,9 @@ def enhance_volume(
     # The report is made of what the file will hold, on its steps, not of the numbers before they were rounded.
     thin = to_stored(done.volume, target)
     report = make_report(acquired, thin, plan, done.guard, seconds, done.clipped)
+    report = replace(
+        report, notes=(*report.notes, *check_agreement(report.consistency, plan, is_forced=settings.force))
+    )
     if name is not None:
         report = replace(report, source=name)
     logger.debug("%s: %s in %.2f s", report.source or "a scan", describe_slices(plan), seconds)

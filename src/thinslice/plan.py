@@ -13,15 +13,16 @@ import numpy as np
 
 from thinslice.errors import PlanRefused
 from thinslice.models.envelope import TOLERANCE, Envelope
-from thinslice.models.hounsfield import check_hounsfield, padding_of
+from thinslice.models.hounsfield import check_hounsfield, find_padding, is_hounsfield
 from thinslice.models.slice_profile import FoundProfile, Source, find_profile
 from thinslice.physics.acquisition import Acquisition
 from thinslice.physics.interleaving import Alternation, find_alternation
 from thinslice.physics.noise import Noise, find_noise
+from thinslice.physics.padding import fill_padding
 from thinslice.physics.profile import GAUSSIAN_REACH_FWHM
 from thinslice.physics.projection import noise_to_signal
 from thinslice.settings import Grid, Profile, Settings
-from thinslice.volume import Volume, refine_affine, through_plane_axis
+from thinslice.volume import Volume, check_times_last, refine_affine, through_plane_axis
 
 logger = logging.getLogger(__name__)
 
@@ -215,6 +216,7 @@ def make_plan(volume: Volume, settings: Settings, model: PlannedModel) -> Plan:
         model: the model that will compute the slices.
 
     Raises:
+        InputRefused: its channels come before its axes of space.
         PlanRefused: the scan is isotropic or has one slice, what is asked lies outside what the model is valid for, or
             a slice is so thin that it would fall between the new ones.
 
@@ -227,14 +229,16 @@ def make_plan(volume: Volume, settings: Settings, model: PlannedModel) -> Plan:
     """
     axis = through_plane_axis(volume)
     thick_mm = volume.spacing_mm[axis]
+    check_times_last(volume, axis)
     _check_in_plane(model, settings.in_plane, volume)
     _check_several_slices(volume, axis)
     # The envelope is checked against what the grid makes of the wanted spacing: a factor of 4.98 that becomes 5 is a 5.
     target_mm, target_notes = _find_target_mm(volume, axis, settings, model)
     n_thin, factor = _fit_grid(volume.shape[axis], thick_mm, target_mm, settings.grid, model)
-    padding, padding_notes = _find_padding(volume, model)
+    padding, padding_notes = _find_padding(volume, axis, model)
     alternation, alternation_notes = _find_alternation(volume, axis, padding, settings, model)
-    found = find_profile(volume, axis, settings, model.envelope, alternation, _may_leave_out(model, settings, factor))
+    seen = replace(volume, voxels=fill_padding(volume.voxels, padding))
+    found = find_profile(seen, axis, settings, model.envelope, alternation, _may_leave_out(model, settings, factor))
     if found.every > 1:
         # What alternates in slices that were interpolated was none of the scanner's.
         alternation, alternation_notes = Alternation(), []
@@ -250,6 +254,7 @@ def make_plan(volume: Volume, settings: Settings, model: PlannedModel) -> Plan:
     first = [first_centre if i == axis else (settings.in_plane - 1) / 2 for i in range(3)]
     shape_thin = [n_thin if i == axis else n * settings.in_plane for i, n in enumerate(volume.shape)]
     notes = [*volume.notes, *target_notes, *found.notes, *padding_notes, *noise_notes, *alternation_notes]
+    notes += _note_foreign_kind(seen, model)
     notes += _note_rounding(volume.shape[axis], thick_mm, target_mm, n_thin, factor, settings.grid)
     plan = Plan(
         axis=axis,
@@ -311,8 +316,10 @@ def _find_target_mm(volume: Volume, axis: int, settings: Settings, model: Planne
             next="give a smaller `spacing_mm` or a `factor` above 1",
             code="not-thinner",
         )
-    if settings.asks_for_spacing() or model.envelope is None or not model.envelope.only_factors:
+    if settings.asks_for_spacing() or model.envelope is None:
         return target_mm, []
+    if not model.envelope.only_factors:
+        return _find_valid_mm(volume.shape[axis], thick_mm, target_mm, settings.grid, model)
     wanted = thick_mm / target_mm
     # By ratio: halfway between the factors 2 and 4 lies 2.83, not 3.
     nearest = min(model.envelope.only_factors, key=lambda factor: abs(np.log(factor / wanted)))
@@ -321,16 +328,42 @@ def _find_target_mm(volume: Volume, axis: int, settings: Settings, model: Planne
     return thick_mm / nearest, notes
 
 
-def _find_padding(volume: Volume, model: PlannedModel) -> tuple[float | None, list[str]]:
-    """Returns the value of the padding of a CT scan, and notes; refuses other scans for a model that needs CT."""
-    if model.envelope is None or not model.envelope.hounsfield:
-        return None, []
-    padding = padding_of(volume.voxels)
+def _find_valid_mm(
+    n_thick: int, thick_mm: float, target_mm: float, grid: Grid, model: PlannedModel
+) -> tuple[float, list[str]]:
+    """Returns the distance between thin slices, of those that a model is valid for, nearest to that of the pixels."""
+    spans = n_thick if grid == "fov" else n_thick - 1
+    wanted = round(spans * (thick_mm / target_mm))
+    count = model.envelope.nearest_count(wanted, spans) if model.envelope is not None else wanted
+    if count == wanted:
+        return target_mm, []
+    valid_mm = thick_mm * spans / count
+    end = "largest" if count < wanted else "smallest"
+    return valid_mm, [
+        f"new slices {valid_mm:.4g} mm apart, a factor of {count / spans:.3g}, the {end} that {model.name} is valid "
+        f"for; as far apart as pixels ({target_mm:.4g} mm) they would need one of {thick_mm / target_mm:.3g}"
+    ]
+
+
+def _find_padding(volume: Volume, axis: int, model: PlannedModel) -> tuple[float | None, list[str]]:
+    """Returns the value of the padding of a scan, and notes; refuses what is no CT for a model that needs CT."""
+    needs_ct = model.envelope is not None and model.envelope.hounsfield
+    padding = find_padding(volume, axis, needs_ct)
     # Without the padding: far below air as it is, it would make a good CT scan look like no Hounsfield units.
-    notes = check_hounsfield(model.name, volume.voxels, padding)
+    notes = check_hounsfield(model.name, volume.voxels, padding) if needs_ct else []
     if padding is not None:
         notes.append(f"voxels of {padding:g} are padding: computed as air, and put back where they were")
     return padding, notes
+
+
+def _note_foreign_kind(seen: Volume, model: PlannedModel) -> list[str]:
+    """Returns a note where computed tomography, without its padding, goes to a network that never saw any."""
+    if model.envelope is None or not model.envelope.learnt_mr_alone or not is_hounsfield(seen.voxels):
+        return []
+    return [
+        f"this looks like computed tomography, and {model.name} has learnt from magnetic resonance alone; "
+        "`model=planes-ct` has learnt from both"
+    ]
 
 
 def _is_plain(model: PlannedModel, settings: Settings) -> bool:

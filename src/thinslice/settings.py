@@ -55,6 +55,8 @@ class Settings:
         interleaving: corrects brightness and shifts that clearly alternate from slice to slice.
         noise: regularisation of that projection, see `thinslice.physics.projection.NOISE_LEVEL`; None: by the noise of
             the slices.
+        force: gives an answer even where it contradicts the acquired slices, see
+            `thinslice.compute.consistency.check_agreement`; the report says so.
 
     Raises:
         PlanRefused: a value that is right for no scan.
@@ -111,6 +113,9 @@ class Settings:
         default=True,
         metadata=_option("leave brightness and shifts that alternate from slice to slice as they are, uncorrected"),
     )
+    force: bool = field(
+        default=False, metadata=_option("write an answer even where it contradicts the acquired slices, and say so")
+    )
     # Without metadata, and so without an option of the command line (see `thinslice.cli.options.add_settings`).
     noise: float | None = None
 
@@ -137,7 +142,7 @@ class Settings:
         if self.profile is not None:
             _check_choice("profile", self.profile, PROFILES)
         _check_choice("grid", self.grid, GRIDS)
-        for name in ("fuse", "projection", "denoise", "interleaving"):
+        for name in ("fuse", "projection", "denoise", "interleaving", "force"):
             _check_flag(name, getattr(self, name))
         if not (isinstance(self.model, str) and self.model):
             raise PlanRefused(

@@ -8,11 +8,20 @@ from typing import Any
 
 import numpy as np
 
+from thinslice.errors import InputRefused
+
 SAME_PLACE_MM = 1e-3
 """Two grids are one if no voxel of them lies farther apart: the rounding of float32 headers is well below."""
 
 SAME_SPACING = 1e-4
 """Two spacings are one if they differ by no larger a share: the rounding of decimals in headers is below."""
+
+
+MOST_CHANNELS = 4
+"""No series has so few voxels along an axis within its slices; images with channels have three contrasts, or four."""
+
+FEWEST_PIXELS = 16
+"""Along both other axes so many voxels at least tell such an image from a tiny array."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +37,7 @@ class Volume:
         header: whatever the writer of the same format needs to keep dtype, units, codes and scale.
         slice_axis: the array axis across the acquired slices, that of ``thickness_mm``; None where the file does not
             say. Slices that are closer together than their pixels make another axis the coarsest one.
+        padding: the value that the header states for voxels which the scanner did not see, on the scale of ``voxels``.
         other_spacing_mm: a spacing that another part of the header states, where it contradicts that of the affine.
 
     Example:
@@ -43,6 +53,7 @@ class Volume:
     source: Path | None = None
     header: Any = field(default=None, repr=False)
     slice_axis: int | None = None
+    padding: float | None = None
     other_spacing_mm: tuple[float, float, float] | None = None
 
     @property
@@ -142,6 +153,38 @@ def through_plane_axis(volume: Volume) -> int:
     spacing = np.asarray(volume.spacing_mm)
     # Nearly equal is equal: the rounding of a header must not decide which axis is thick.
     return int(np.flatnonzero(spacing >= spacing.max() * (1 - SAME_SPACING))[-1])
+
+
+def check_times_last(volume: Volume, axis: int) -> None:
+    """Refuses a series whose first axis is none of space: an image [channel, x, y, z] looks like one [x, y, z, t].
+
+    Taken for such, its slices would be times, and rows or columns would be made thinner.
+
+    Args:
+        volume: of three axes, or four.
+        axis: across the slices, see `through_plane_axis`.
+
+    Raises:
+        InputRefused: there is one voxel along an axis within the slices, or a few along the first where there are many
+            along the others.
+
+    Example:
+        >>> check_times_last(Volume(np.zeros((40, 40, 10, 3)), np.diag([0.5, 0.5, 4.0, 1.0])), axis=2)
+    """
+    if volume.voxels.ndim != 4 or volume.voxels.shape[3] < 2:
+        return
+    shape = volume.shape
+    is_flat = any(size == 1 for other, size in enumerate(shape) if other != axis)
+    is_stack_of_channels = axis != 0 and shape[0] <= MOST_CHANNELS and min(shape[1:]) >= FEWEST_PIXELS
+    if shape[0] == 1 or is_flat or is_stack_of_channels:
+        raise InputRefused(
+            got=f"{format_shape(shape)} voxels at {volume.voxels.shape[3]} times, as an image becomes whose channels "
+            "come first",
+            need="[x, y, z], or [x, y, z, t] with times last",
+            next="give one channel: array[0], of a file python -c \"import nibabel as n; i = n.load('scan.nii.gz'); "
+            "n.save(n.Nifti1Image(i.dataobj[0], i.affine), 'channel.nii.gz')\"",
+            code="channels-first",
+        )
 
 
 def corners(shape: tuple[int, ...]) -> np.ndarray:

@@ -12,6 +12,7 @@ import numpy as np
 
 from thinslice.compute.guard import GuardCount
 from thinslice.compute.kept_slices import give_to_all, take_kept
+from thinslice.errors import PlanRefused
 from thinslice.io.atomic import whole_or_not
 from thinslice.io.formats import sidecar_path
 from thinslice.io.outputs import REPORT_NAME
@@ -31,6 +32,15 @@ CHUNK = 8
 
 SAME_PLACE_MM = 1e-3
 """Affines that differ by less are one grid: formats store them as 32-bit floats."""
+
+
+MOST_PERCENT = 5.0
+"""Percent of the intensity range, root mean square. With what is found for them, all real scans that were tried stay
+below 2.1, without projection too, and with the widest usual profile (a Gaussian as wide as the spacing) below 2.6; told
+a thickness of a metre they have 12 to 22 (LOG.md, 2026-11-30)."""
+
+MOST_IN_NOISE = 2.0
+"""Times the standard deviation of the slices' noise: an answer need not follow noise, and noise may be large."""
 
 
 @dataclass(frozen=True)
@@ -157,6 +167,39 @@ def check(volume: Volume, thin: Volume, plan: Plan) -> Consistency:
         found.worst_percent,
     )
     return found
+
+
+def check_agreement(found: Consistency, plan: Plan, is_forced: bool) -> list[str]:
+    """Refuses an answer that contradicts the acquired slices, or returns a note on it.
+
+    More than `MOST_PERCENT` of the intensity range and `MOST_IN_NOISE` times the noise of the slices, root mean square,
+    is more than any real scan has with what is found for it: the slices are not as thick as the plan has them.
+
+    Args:
+        found: of `check`.
+        plan: by which the answer was computed.
+        is_forced: whether such an answer is wanted all the same.
+
+    Raises:
+        PlanRefused: it contradicts them, and is not wanted.
+    """
+    most = max(MOST_PERCENT, MOST_IN_NOISE * 100 * (plan.slice_noise or 0.0))
+    if not found.rms_percent > most:
+        return []
+    got = (
+        f"an answer that differs from the acquired slices by {found.rms_percent:.3g} % RMS of the intensity range, "
+        f"computed with a {plan.profile} of {plan.thickness_mm:.4g} mm for slices "
+        f"{plan.spacing_thick_mm[plan.axis]:.4g} mm apart"
+    )
+    if is_forced:
+        return [f"forced: {got}, where at most {most:.3g} % are accepted: it contradicts the scan"]
+    told = "leave `thickness_mm` and `profile` out" if plan.profile_source == "told" else "give the true `thickness_mm`"
+    raise PlanRefused(
+        got=got,
+        need=f"at most {most:.3g} %",
+        next=f"{told}, or add `force=True` to have it all the same",
+        code="contradicts-scan",
+    )
 
 
 def map_misfit(volume: Volume, thin: Volume, plan: Plan) -> Volume:

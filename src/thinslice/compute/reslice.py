@@ -15,6 +15,7 @@ from thinslice.volume import (
     SAME_PLACE_MM,
     SAME_SPACING,
     Volume,
+    check_times_last,
     corners,
     format_shape,
     refine_affine,
@@ -68,6 +69,8 @@ def reslice(
         array([[[1.5, 5.5]]])
     """
     axis = through_plane_axis(like)
+    check_times_last(like, axis)
+    check_times_last(thin, axis)
     times = _times_finer(thin, like, axis)
     centres, thin_mm = _thick_centres(thin, _finer(like, axis, times), axis)
     if thickness_mm is None:

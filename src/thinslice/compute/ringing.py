@@ -15,6 +15,7 @@ import numpy as np
 from thinslice.compute.upsample import upsample
 from thinslice.models.protocol import Model
 from thinslice.physics.intensity import intensity_range
+from thinslice.physics.padding import fill_padding
 from thinslice.plan import Plan
 from thinslice.volume import Volume
 
@@ -75,7 +76,7 @@ def settle_profile(volume: Volume, plan: Plan, model: Model) -> Plan:
     # Slices that were interpolated have nothing at these frequencies, and are not all computed from.
     if not model.follows_profile or plan.in_plane > 1 or plan.every > 1:
         return plan
-    sample, part = take_sample(volume, plan)
+    sample, part = take_sample(replace(volume, voxels=fill_padding(volume.voxels, plan.padding)), plan)
     found = _measure(sample, part, model)
     if found is None or found <= RINGING:
         return replace(plan, ringing=found)

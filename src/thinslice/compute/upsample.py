@@ -25,6 +25,7 @@ from thinslice.physics.intensity import intensity_range
 from thinslice.physics.interleaving import make_even
 from thinslice.physics.interpolation import INTERPOLATIONS
 from thinslice.physics.noise import smooth_noise
+from thinslice.physics.padding import fill_padding
 from thinslice.physics.projection import correction_matrix, cut_into_bands, scale_damping
 from thinslice.plan import Plan
 from thinslice.progress import no_progress, part_of
@@ -143,7 +144,8 @@ def upsample(
     logger.debug("%d of %d cells fell back to interpolation, %d voxels clipped", total.suspect, total.cells, clipped)
     affine = np.array(plan.affine_thin)
     # The acquired slices' thickness is not that of the thin ones; whoever plans the answer again would believe it.
-    answer = replace(volume, voxels=out, affine=affine, thickness_mm=None, notes=plan.notes)
+    padding = volume.padding if plan.padding is None else plan.padding
+    answer = replace(volume, voxels=out, affine=affine, thickness_mm=None, notes=plan.notes, padding=padding)
     return Upsampled(answer, total, clipped, fell_back if fell_back is not None and fell_back.any() else None)
 
 
@@ -430,10 +432,8 @@ class _Padding:
         self.where = thick == plan.padding if plan.padding is not None else None
 
     def filled(self, thick: np.ndarray) -> np.ndarray:
-        """Returns the scan with its smallest other value instead: far below air, it would stretch the range."""
-        if self.where is None or self.where.all():
-            return thick
-        return np.where(self.where, thick[~self.where].min(), thick)
+        """Returns the scan with air instead."""
+        return fill_padding(thick, self.value)
 
     def put_back(self, thin: np.ndarray, owner: np.ndarray) -> None:
         """Writes it into the thin slices, each of which has an acquired one (``owner``) that is nearest."""

@@ -1,5 +1,6 @@
 """The envelope of a model: the scans it is valid for."""
 
+import math
 from dataclasses import dataclass
 
 from thinslice.settings import GRIDS, PROFILES
@@ -20,6 +21,7 @@ class Envelope:
         in_plane: the factors by which it can enlarge the slices themselves.
         grids: where the thin slices may lie.
         hounsfield: it needs computed tomography, see `thinslice.models.hounsfield`.
+        learnt_mr_alone: it has learnt from magnetic resonance and nothing else.
 
     Raises:
         TypeError, ValueError: a range is not that of two numbers, or a profile or grid has another name than ours.
@@ -32,6 +34,7 @@ class Envelope:
     in_plane: tuple[int, ...] = (1,)
     grids: tuple[str, ...] = GRIDS
     hounsfield: bool = False
+    learnt_mr_alone: bool = False
 
     def __post_init__(self) -> None:
         # What a model's file says of itself comes in here, and such a file may hold anything.
@@ -42,6 +45,18 @@ class Envelope:
         for names, known in ((self.profiles, PROFILES), (self.grids, GRIDS)):
             if foreign := set(names) - set(known):
                 raise ValueError(f"{', '.join(map(str, foreign))} is none of {', '.join(known)}")
+
+    def nearest_count(self, wanted: int, spans: int) -> int:
+        """Returns the number of thin spacings for so many thick ones, of those that it is valid for, nearest to one.
+
+        Example:
+            >>> Envelope(factor=(1.5, 10.0)).nearest_count(302, spans=20)
+            200
+        """
+        # Counted, as a grid rounds to whole slices: the very end of an envelope may round to what lies beyond it.
+        low, high = self.factor
+        fewest, most = max(math.ceil((low - TOLERANCE) * spans), spans + 1), (high + TOLERANCE) * spans
+        return max(min(wanted, wanted if math.isinf(most) else math.floor(most)), fewest)
 
     def has_factor(self, factor: float) -> bool:
         """Says whether the model is valid for a factor.

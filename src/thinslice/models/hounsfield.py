@@ -3,12 +3,17 @@
 import numpy as np
 
 from thinslice.errors import PlanRefused
+from thinslice.volume import Volume
 
 AIR_HOUNSFIELD = -1024.0
 """Below air, in Hounsfield units, lies nothing but padding: the lowest number that 12 bits hold for air."""
 
 PADDING_SHARE = 0.001
 """A share of the scan: so many voxels at least have one and the same value below air if that is padding, not noise."""
+
+SAME_PIXELS = 0.95
+"""A share of all voxels with the value of padding: so many at least lie in pixels that have it in so many of all
+slices, where air or tissue may have it too. Of noise that was cut off there, hardly a pixel has it in most of them."""
 
 FAT_HOUNSFIELD = -50.0
 """Fat and air are darker than this, in Hounsfield units: fat is near -100."""
@@ -61,48 +66,81 @@ def padding_of(voxels: np.ndarray) -> float | None:
     # Unsigned numbers are never below air.
     if voxels.dtype.kind == "u" or not voxels.size:
         return None
-    lowest = float(np.nanmin(voxels)) if voxels.dtype.kind == "f" else float(voxels.min())
+    lowest = float(np.fmin.reduce(voxels, axis=None))  # without NaN, and without a warning where nothing else is there
     # Not "at least": where all voxels are NaN the lowest is, and no comparison with it is true.
     if not lowest < AIR_HOUNSFIELD or np.mean(voxels == lowest) < PADDING_SHARE:
         return None
     return lowest
 
 
-def find_padding(voxels: np.ndarray) -> tuple[float, np.ndarray] | None:
-    """Returns the value of what lies beyond the scanner's field of view, and where that is; None where there is none.
+def find_padding(volume: Volume, axis: int, of_ct: bool = False) -> float | None:
+    """Returns the value with which a scan is filled where the scanner saw nothing, None if it is not.
 
-    The darkest air that 12 bits hold may be padding too. It is taken for it where it fills an edge of the volume, as
-    outside a scanner's circle, and there as far as it reaches: such air in a lung is none.
+    Below air nothing else lies in computed tomography. A value that air, or a dark tissue, may have as well is padding
+    only where it fills the same pixels of all slices, as the corners around a round field of view, and is told by the
+    header or is the lowest that 12 bits hold for air. What lies outside a body in magnetic resonance is none: a value
+    of 0 there is noise that was cut off, or a mask.
 
     Args:
-        voxels: of any scan, [x, y, z].
-
-    Returns:
-        The value, and bool [x, y, z].
+        volume: the scan; ``padding`` is what its header states.
+        axis: across the slices.
+        of_ct: it is known to be computed tomography; else that is read off its numbers.
 
     Example:
-        >>> scan = np.zeros((4, 10, 10), np.int16)
-        >>> scan[:, 0], scan[2, 5, 5] = -1024, -1024
-        >>> value, where = find_padding(scan)
-        >>> value, int(where.sum())
-        (-1024.0, 40)
+        >>> scan = np.zeros((8, 8, 5), np.int16)
+        >>> scan[0] = -3024
+        >>> find_padding(Volume(scan, np.eye(4)), axis=2, of_ct=True)
+        -3024.0
+        >>> find_padding(Volume(scan + 3024, np.eye(4)), axis=2) is None
+        True
     """
-    value = padding_of(voxels)
-    if value is None and (voxels.dtype.kind == "u" or voxels.min() != AIR_HOUNSFIELD):
-        return None
-    if not is_hounsfield(voxels):
-        return None
-    if value is not None:
-        return value, voxels == value
-    where = voxels == AIR_HOUNSFIELD
-    if not any(np.moveaxis(where, axis, 2)[i, j].all() for axis in range(3) for i in (0, -1) for j in (0, -1)):
-        return None
-    # A circle is convex: from everything outside it a line along some axis leaves the volume without meeting it.
-    reached = np.zeros_like(where)
-    for axis in range(3):
-        reached |= np.logical_and.accumulate(where, axis=axis)
-        reached |= np.flip(np.logical_and.accumulate(np.flip(where, axis), axis=axis), axis)
-    return AIR_HOUNSFIELD, reached
+    below_air = padding_of(volume.voxels)
+    stated = volume.padding
+    if below_air is not None and (of_ct or below_air == stated or is_hounsfield(volume.voxels)):
+        return below_air
+    voxels = volume.voxels if volume.voxels.ndim == 3 else volume.voxels[..., 0]
+    slices = np.moveaxis(voxels, axis, 0)
+    if stated is not None and _fills_the_same_pixels(slices, stated):
+        return stated
+    # First what is quickly told: most scans have no such value.
+    is_lowest = voxels.dtype.kind in "if" and voxels.size and float(voxels.min()) == AIR_HOUNSFIELD
+    if is_lowest and _fills_the_same_pixels(slices, AIR_HOUNSFIELD) and (of_ct or is_hounsfield(voxels)):
+        return AIR_HOUNSFIELD
+    return None
+
+
+def locate_padding(voxels: np.ndarray, axis: int, padding: float) -> np.ndarray:
+    """Returns where a scan holds padding: bool [x, y, z].
+
+    Air that has the same value, as in a lung, is none: only pixels that have it in nearly all slices are.
+
+    Args:
+        voxels: of the scan, [x, y, z].
+        axis: across the slices.
+        padding: the value that `find_padding` has found.
+
+    Example:
+        >>> scan = np.zeros((8, 8, 5), np.int16)
+        >>> scan[0], scan[4, 4, 2] = -1024, -1024
+        >>> int(locate_padding(scan, 2, -1024.0).sum())
+        40
+    """
+    where: np.ndarray = voxels == padding
+    return where if padding < AIR_HOUNSFIELD else where & np.expand_dims(_nearly_always(where, axis), axis)
+
+
+def _nearly_always(where: np.ndarray, axis: int) -> np.ndarray:
+    """Tells of each pixel whether nearly all slices have the value there."""
+    often: np.ndarray = where.mean(axis=axis) >= SAME_PIXELS
+    return often
+
+
+def _fills_the_same_pixels(slices: np.ndarray, value: float) -> bool:
+    """Tells whether a value is there often enough, and nearly only in the same pixels of all slices [n, h, w]."""
+    where = slices == value
+    found = int(np.count_nonzero(where))
+    always = int(np.count_nonzero(where & _nearly_always(where, 0)))
+    return found >= PADDING_SHARE * slices.size and found < slices.size and always >= SAME_PIXELS * found
 
 
 def check_hounsfield(model: str, voxels: np.ndarray, padding: float | None) -> list[str]:

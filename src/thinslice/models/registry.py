@@ -8,7 +8,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from glob import escape
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +26,9 @@ logger = logging.getLogger(__name__)
 
 EMBEDDED = Path(__file__).parent / "embedded"
 """Model files that ship with the package, ``NAME.onnx`` beside its card ``NAME.json``."""
+
+MR_ALONE = ("default", "planes-mr")
+"""Embedded models that have learnt from magnetic resonance and nothing else; NOTICE.md names what all learnt from."""
 
 ModelName = str | os.PathLike[str]
 """A name, or the path of a model file or of a folder of them; a path that is no text is never a name."""
@@ -155,13 +158,15 @@ def find_model(name: ModelName, settings: EngineSettings | None = None, load: Lo
 def _load(found: Resolved, settings: EngineSettings | None, load: Load) -> Model:
     logger.debug("the model is: %s %s", found.kind, ", ".join(map(str, found.files)) or found.name)
     if found.kind == "file":
-        return load(found.files[0], found.name, settings)
-    if found.kind == "family":
-        model: Model = together([load(path, None, settings) for path in found.files], str(found.name))
+        model = load(found.files[0], found.name, settings)
+    elif found.kind == "family":
+        model = together([load(path, None, settings) for path in found.files], str(found.name))
     else:
         model = interpolation(str(found.name))
+    if found.embedded and found.name in MR_ALONE and model.envelope is not None:
+        model = replace(model, envelope=replace(model.envelope, learnt_mr_alone=True))
     threads = settings.threads if settings is not None else None
-    return model if threads is None else model.with_threads(threads)
+    return model if threads is None or found.kind == "file" else model.with_threads(threads)
 
 
 def models_for(

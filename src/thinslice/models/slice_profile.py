@@ -282,6 +282,12 @@ def _stated_thickness_mm(volume: Volume, axis: int, settings: Settings) -> tuple
     """Returns the thickness that is told, or that is stated with the scan across these slices; None if neither is."""
     if settings.thickness_mm is not None:
         stated_mm, notes = settings.thickness_mm, []
+        ratio = stated_mm / volume.spacing_mm[axis]
+        if not PLAUSIBLE[0] <= ratio <= PLAUSIBLE[1]:
+            notes.append(
+                f"a thickness of {stated_mm:g} mm is {ratio:.3g} times the slice spacing, which no usual scan has "
+                f"({PLAUSIBLE[0]:g} to {PLAUSIBLE[1]:g}): check `thickness_mm`"
+            )
     elif volume.thickness_mm is None:
         return None, []
     elif volume.slice_axis not in (None, axis):

@@ -519,6 +519,8 @@ def describe(shared: Dataset, volume: Volume, layout: Layout, account: Account, 
     if image.modality == "CT" or storage.slope != 1 or storage.intercept != 0:
         shared.RescaleSlope, shared.RescaleIntercept = decimal_string(storage.slope), decimal_string(storage.intercept)
         shared.setdefault("RescaleType", "HU" if image.modality == "CT" else "US")
+    if volume.padding is not None:
+        _describe_padding(shared, volume.padding, storage)
     shared.Columns, shared.Rows = volume.shape[:2]
     shared.PixelSpacing = [decimal_string(mm) for mm in layout.pixel_mm]
     shared.ImageOrientationPatient = [decimal_string(cosine) for cosine in layout.orientation]
@@ -542,6 +544,15 @@ def complete_identifiers(shared: Dataset, images: Sequence[Image], key: str) -> 
         shared.StudyInstanceUID = uid_from(repr(("study", facts if any(facts) else key)).encode())
     if len(frames) > 1 or "" in frames:
         shared.FrameOfReferenceUID = uid_from(repr(("frame of reference", key)).encode())
+
+
+def _describe_padding(shared: Dataset, padding: float, storage: Storage) -> None:
+    """Adds which stored value stands for what the scanner did not see, so that viewers go on to leave it out."""
+    value = round((padding - storage.intercept) / storage.slope)
+    low, high = (SMALLEST_SIGNED, LARGEST_SIGNED) if storage.signed else (0, LARGEST_STORED)
+    # One that was stated but is not there may not fit into what is stored.
+    if low <= value <= high:
+        shared.add_new("PixelPaddingValue", "SS" if storage.signed else "US", value)
 
 
 def series_description(named: str, distinction: str, what: str, anonymise: bool) -> str:

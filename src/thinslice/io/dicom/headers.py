@@ -104,7 +104,7 @@ _WANTED = (
     "ConvolutionKernel", "PatientID", "ConcatenationUID", "InConcatenationNumber", "InConcatenationTotalNumber",
     "ImagesInAcquisition", "ComplexImageComponent", "DiffusionDirectionality", "InversionTimes", "FlipAngle",
     "RepetitionTime", "KVP", "ASLContext", "ContrastBolusAgentPhase", "AcquisitionDateTime", "ContentTime",
-    "SequenceName",
+    "SequenceName", "PixelPaddingValue", "PixelPaddingRangeLimit",
 )  # fmt: skip
 """The elements that are read: of the hundreds that a header has the others only cost time."""
 
@@ -168,6 +168,8 @@ class Image:
         computed: whether thinslice computed it.
         problem: why this image cannot be part of a scan; None if it can.
         unpacked: keeps the folder that it was unpacked into; None where the file was no archive.
+        padding: the lowest and the highest stored value of pixels that the scanner did not see (PixelPaddingValue and
+            PixelPaddingRangeLimit), the former first; None where the header is silent.
     """
 
     path: Path
@@ -202,6 +204,7 @@ class Image:
     computed: bool
     problem: InputRefused | None
     unpacked: object = None
+    padding: tuple[int, int] | None = None
 
 
 @contextmanager
@@ -363,7 +366,27 @@ def _image(path: Path, frame: int | None, kind: str, rest: int, found: Dataset, 
         compressed=_is_compressed(found),
         computed=_is_computed(found),
         problem=_problem(path, kind, facts["ImageType"], rest, found, look_up),
+        padding=_padding(found),
     )
+
+
+def _padding(found: Dataset) -> tuple[int, int] | None:
+    """Returns PixelPaddingValue and the other end of the range of such values, as stored; None where it is not said.
+
+    Both are 16 bits with a sign if the voxels have one, but many writers put them down the other way.
+    """
+    value = _whole(found.get("PixelPaddingValue"))
+    if value is None:
+        return None
+    limit = _whole(found.get("PixelPaddingRangeLimit"))
+    is_signed = _whole(found.get("PixelRepresentation")) == 1
+    first, last = (_in_16_bits(one, is_signed) for one in (value, value if limit is None else limit))
+    return first, last
+
+
+def _in_16_bits(value: int, is_signed: bool) -> int:
+    value %= 2**16
+    return value - 2**16 if is_signed and value >= 2**15 else value
 
 
 def _problem(

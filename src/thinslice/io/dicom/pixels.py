@@ -56,8 +56,11 @@ def read_series(series: Series) -> Volume:
             )
         # Rows from the last to the first, so that the array is laid out as by dcm2niix.
         stored[:, :, index] = values[::-1].T
+    padding = _one_padding(stored, series.images)
     voxels = _rescaled(stored, [image.rescale for image in series.images])
-    return Volume(voxels, series.affine, series.thickness_mm, series.notes, series.folder, series, slice_axis=2)
+    return Volume(
+        voxels, series.affine, series.thickness_mm, series.notes, series.folder, series, slice_axis=2, padding=padding
+    )
 
 
 def _slices(images: Sequence[Image]) -> Iterator[np.ndarray]:
@@ -72,6 +75,25 @@ def _slices(images: Sequence[Image]) -> Iterator[np.ndarray]:
         frames = decoded.reshape(-1, *decoded.shape[-2:])
         index = image.frame or 0
         yield frames[index] if index < len(frames) else frames[:0]
+
+
+def _one_padding(stored: np.ndarray, images: Sequence[Image]) -> float | None:
+    """Returns the value of pixels that the scanner did not see, in the scan's own units; None where none is stated.
+
+    Of a range of such values all become the one that is called PixelPaddingValue, in place: no other value means
+    anything there. None, too, where the slices do not agree.
+    """
+    facts = {(image.padding, image.rescale) for image in images}
+    (padding, (slope, intercept)), *others = facts
+    if padding is None or others:
+        return None
+    first, last = padding
+    if first != last:
+        for index in range(stored.shape[2]):
+            within = stored[..., index]
+            within[(within >= min(padding)) & (within <= max(padding))] = first
+    # As the voxels are rescaled: a value that is rounded otherwise would be none of theirs.
+    return float(np.float32(first * slope + intercept))
 
 
 def _is_next(image: Image, before: Image | None) -> bool:
