@@ -37,7 +37,7 @@ def padded(value, scan=None):
 
 @pytest.mark.parametrize("model", ["default", "cubic", "planes-ct", "planes-mr", "linear"])
 @pytest.mark.parametrize("value", [-1024, -2000, -3024, -32768])
-@catches("plan.py", "volume, voxels=fill_padding(volume.voxels, padding)", "volume")
+@catches("plan.py", "seen = replace(volume, voxels=fill_padding(volume.voxels, padding))", "seen = volume")
 @catches("models/hounsfield.py", "if below_air is not None and (of_ct", "if below_air is not None and False and (of_ct")
 def test_padding_of_any_model_comes_out_as_it_went_in(model, value):
     done = thinslice.enhance(padded(value), affine=AFFINE, model=model, factor=4)

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from thinslice.compute.combine import StackFit, combine_stacks
+from thinslice.compute.consistency import check, check_agreement
 from thinslice.compute.labels import check_labels, interpolate_labels
 from thinslice.compute.likeness import Likeness, measure_likeness
 from thinslice.compute.motion import refine_motions
@@ -826,6 +827,7 @@ def _make_thin(scan: Volume, name: str, model: Model, settings: Settings, grid: 
             scan = replace(scan, voxels=go_on(scan.voxels, beyond))
         plan = settle_profile(scan, plan, model)
         done = upsample(scan, plan, model, progress=progress)
+        check_agreement(check(scan, done.volume, plan), plan)
     except (InputRefused, PlanRefused) as error:
         raise error.at(name) from error
     if padding is not None:

@@ -229,15 +229,13 @@ def make_plan(volume: Volume, settings: Settings, model: PlannedModel) -> Plan:
     """
     axis = through_plane_axis(volume)
     thick_mm = volume.spacing_mm[axis]
-    check_times_last(volume, axis)
     _check_in_plane(model, settings.in_plane, volume)
     _check_several_slices(volume, axis)
     # The envelope is checked against what the grid makes of the wanted spacing: a factor of 4.98 that becomes 5 is a 5.
     target_mm, target_notes = _find_target_mm(volume, axis, settings, model)
     n_thin, factor = _fit_grid(volume.shape[axis], thick_mm, target_mm, settings.grid, model)
-    padding, padding_notes = _find_padding(volume, axis, model)
+    padding, seen, padding_notes = _find_padding(volume, axis, model)
     alternation, alternation_notes = _find_alternation(volume, axis, padding, settings, model)
-    seen = replace(volume, voxels=fill_padding(volume.voxels, padding))
     found = find_profile(seen, axis, settings, model.envelope, alternation, _may_leave_out(model, settings, factor))
     if found.every > 1:
         # What alternates in slices that were interpolated was none of the scanner's.
@@ -254,7 +252,6 @@ def make_plan(volume: Volume, settings: Settings, model: PlannedModel) -> Plan:
     first = [first_centre if i == axis else (settings.in_plane - 1) / 2 for i in range(3)]
     shape_thin = [n_thin if i == axis else n * settings.in_plane for i, n in enumerate(volume.shape)]
     notes = [*volume.notes, *target_notes, *found.notes, *padding_notes, *noise_notes, *alternation_notes]
-    notes += _note_foreign_kind(seen, model)
     notes += _note_rounding(volume.shape[axis], thick_mm, target_mm, n_thin, factor, settings.grid)
     plan = Plan(
         axis=axis,
@@ -345,15 +342,19 @@ def _find_valid_mm(
     ]
 
 
-def _find_padding(volume: Volume, axis: int, model: PlannedModel) -> tuple[float | None, list[str]]:
-    """Returns the value of the padding of a scan, and notes; refuses what is no CT for a model that needs CT."""
+def _find_padding(volume: Volume, axis: int, model: PlannedModel) -> tuple[float | None, Volume, list[str]]:
+    """Returns the value of the padding of a scan, what the scanner saw, and notes.
+
+    What is no computed tomography is refused for a model that needs it.
+    """
     needs_ct = model.envelope is not None and model.envelope.hounsfield
     padding = find_padding(volume, axis, needs_ct)
     # Without the padding: far below air as it is, it would make a good CT scan look like no Hounsfield units.
     notes = check_hounsfield(model.name, volume.voxels, padding) if needs_ct else []
     if padding is not None:
         notes.append(f"voxels of {padding:g} are padding: computed as air, and put back where they were")
-    return padding, notes
+    seen = replace(volume, voxels=fill_padding(volume.voxels, padding))
+    return padding, seen, notes + _note_foreign_kind(seen, model)
 
 
 def _note_foreign_kind(seen: Volume, model: PlannedModel) -> list[str]:
@@ -508,6 +509,7 @@ def _refuse_isotropic(
 
 
 def _check_several_slices(volume: Volume, axis: int) -> None:
+    check_times_last(volume, axis)
     count, thick_mm = volume.shape[axis], volume.spacing_mm[axis]
     if count < 2:
         raise PlanRefused(

@@ -169,7 +169,7 @@ def check(volume: Volume, thin: Volume, plan: Plan) -> Consistency:
     return found
 
 
-def check_agreement(found: Consistency, plan: Plan, is_forced: bool) -> list[str]:
+def check_agreement(found: Consistency, plan: Plan, is_forced: bool | None = None) -> list[str]:
     """Refuses an answer that contradicts the acquired slices, or returns a note on it.
 
     More than `MOST_PERCENT` of the intensity range and `MOST_IN_NOISE` times the noise of the slices, root mean square,
@@ -178,7 +178,8 @@ def check_agreement(found: Consistency, plan: Plan, is_forced: bool) -> list[str
     Args:
         found: of `check`.
         plan: by which the answer was computed.
-        is_forced: whether such an answer is wanted all the same.
+        is_forced: whether such an answer is wanted all the same (`Settings.force`), None where nobody may want that;
+            what was not projected onto the acquired slices is.
 
     Raises:
         PlanRefused: it contradicts them, and is not wanted.
@@ -191,13 +192,14 @@ def check_agreement(found: Consistency, plan: Plan, is_forced: bool) -> list[str
         f"computed with a {plan.profile} of {plan.thickness_mm:.4g} mm for slices "
         f"{plan.spacing_thick_mm[plan.axis]:.4g} mm apart"
     )
-    if is_forced:
-        return [f"forced: {got}, where at most {most:.3g} % are accepted: it contradicts the scan"]
-    told = "leave `thickness_mm` and `profile` out" if plan.profile_source == "told" else "give the true `thickness_mm`"
+    if is_forced or not plan.projection:  # without it an answer is not made by the profile, nor to agree
+        why = "forced" if plan.projection else "not made to agree with the scan (`projection=False`)"
+        return [f"{why}: {got}, where at most {most:.3g} % are accepted"]
+    way = "leave `thickness_mm` and `profile` out" if plan.profile_source == "told" else "give the true `thickness_mm`"
     raise PlanRefused(
         got=got,
         need=f"at most {most:.3g} %",
-        next=f"{told}, or add `force=True` to have it all the same",
+        next=way if is_forced is None else f"{way}, or add `force=True` to have it all the same",
         code="contradicts-scan",
     )
 

@@ -464,14 +464,7 @@ def _compute(job: Job, volume: Volume) -> Enhanced:
         raise
     _check_thick(volume, job.settings, model.envelope)
     labels = None if job.labels is None else read(_find_labels(job))
-    try:
-        return enhance_volume(volume, job.settings, model, target=job.destination, labels=labels, name=job.name)
-    except PlanRefused as error:
-        # The envelope is about the factor that whole slices make, which only the plan knows: 8 slices 1.45 times as
-        # far apart as pixels make 12 thin ones, a factor of 1.5, but 10 slices 1.44 times make 14, a factor of 1.4.
-        if error.code == "factor-below-envelope" and not job.settings.asks_for_spacing():
-            raise _ThinAlready(describe_spacings(volume)) from error
-        raise
+    return enhance_volume(volume, job.settings, model, target=job.destination, labels=labels, name=job.name)
 
 
 def _check_thick(volume: Volume, settings: Settings, envelope: Envelope | None) -> None:

@@ -321,7 +321,7 @@ def _is_still(held: int, path: Path) -> bool:
 def read_object(path: Path) -> dict[str, Any]:
     """Returns what a JSON file holds, if it is an object; else, and where it cannot be read, an empty one."""
     try:
-        content: Any = json.loads(path.read_text(encoding="utf-8-sig"))
+        content: Any = json.loads(path.read_bytes())  # finds out the encoding of bytes
     except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}

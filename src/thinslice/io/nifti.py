@@ -163,7 +163,7 @@ def is_in_scanner(volume: Volume) -> bool:
     if not isinstance(header, nifti1.Nifti1Header):
         return False
     codes = [int(cast(Any, header)[name]) for name in ("sform_code", "qform_code")]
-    # The sform comes first, as in `_geometry`.
+    # The sform comes first, as in `find_place`.
     return next((code for code in codes if code > 0), 0) == IN_SCANNER
 
 

@@ -4,11 +4,15 @@ import json
 import logging
 import math
 from pathlib import Path
+from typing import Any
 
 from thinslice.io.formats import sidecar_path
 from thinslice.io.refusals import one_line
 
 logger = logging.getLogger(__name__)
+
+MOST_BYTES = 2**26
+"""Larger files beside a scan are no sidecar, 64 MiB: those with the times of all slices of a long series have one."""
 
 THICKEST_MM = 1e3
 """No slice is a metre thick: such numbers are mistakes, or have another unit."""
@@ -22,12 +26,40 @@ def thickness_beside(path: Path) -> tuple[float | None, list[str]]:
     return thickness_in(sidecar)
 
 
+def read_facts(path: Path) -> dict[str, Any]:
+    """Returns the JSON object in a file, in UTF-8, UTF-16 or UTF-32, with a byte order mark or without.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is none, or larger than `MOST_BYTES`.
+        RecursionError: it is nested too deeply.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "scan.json"
+        ...     _ = path.write_text('{"SliceThickness": 3.5}', encoding="utf-16")
+        ...     read_facts(path)
+        {'SliceThickness': 3.5}
+    """
+    # A pipe or a device would be read, and waited for, without an end.
+    if not path.is_file():
+        raise ValueError("no regular file")
+    with open(path, "rb") as stream:
+        content = stream.read(MOST_BYTES + 1)
+    if len(content) > MOST_BYTES:
+        raise ValueError(f"more than {MOST_BYTES} bytes")
+    facts = json.loads(content)  # finds out the encoding of bytes
+    if not isinstance(facts, dict):
+        raise ValueError("no JSON object")
+    return facts
+
+
 def thickness_in(sidecar: Path) -> tuple[float | None, list[str]]:
     """Returns SliceThickness, in mm, of such a JSON, and notes; None where it does not say."""
     try:
-        facts = json.loads(sidecar.read_text(encoding="utf-8"))
-        thickness_mm = facts.get("SliceThickness")
-    except (OSError, ValueError, AttributeError, RecursionError):
+        thickness_mm = read_facts(sidecar).get("SliceThickness")
+    except (OSError, ValueError, RecursionError):
         return None, [f"the sidecar {sidecar.name} is not a readable JSON object and is ignored"]
     if thickness_mm is None:
         return None, []

@@ -11,6 +11,9 @@ AIR_HOUNSFIELD = -1024.0
 PADDING_SHARE = 0.001
 """A share of the scan: so many voxels at least have one and the same value below air if that is padding, not noise."""
 
+FEWEST_PADDED = 8
+"""Voxels: in a tiny scan the one that happens to be the lowest is a large share already."""
+
 SAME_PIXELS = 0.95
 """A share of all voxels with the value of padding: so many at least lie in pixels that have it in so many of all
 slices, where air or tissue may have it too. Of noise that was cut off there, hardly a pixel has it in most of them."""
@@ -68,9 +71,10 @@ def padding_of(voxels: np.ndarray) -> float | None:
         return None
     lowest = float(np.fmin.reduce(voxels, axis=None))  # without NaN, and without a warning where nothing else is there
     # Not "at least": where all voxels are NaN the lowest is, and no comparison with it is true.
-    if not lowest < AIR_HOUNSFIELD or np.mean(voxels == lowest) < PADDING_SHARE:
+    if not lowest < AIR_HOUNSFIELD:
         return None
-    return lowest
+    found = int(np.count_nonzero(voxels == lowest))
+    return lowest if found >= max(PADDING_SHARE * voxels.size, FEWEST_PADDED) else None
 
 
 def find_padding(volume: Volume, axis: int, of_ct: bool = False) -> float | None:

@@ -203,7 +203,8 @@ def _files(path: Path, broken: list[Unusable], below: bool) -> Iterable[Path]:
     if not path.is_dir():
         yield path
         return
-    next(iter(os.scandir(path)), None)  # a folder that cannot be listed is an error, not an empty one
+    with os.scandir(path):  # a folder that cannot be listed is an error, not an empty one
+        pass
     been: set[str] = set()
 
     def complain(error: OSError) -> None:
