@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-LEFT_OUT = ("factor", "spacing_mm", "grid", "in_plane", "fuse", "projection")
+LEFT_OUT = ("factor", "spacing_mm", "grid", "in_plane", "fuse", "projection", "force")
 """Settings of enhance that say something about one stack, or about a grid that several do not share."""
 
 

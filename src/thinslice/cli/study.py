@@ -42,7 +42,7 @@ def add_study(verbs: "argparse._SubParsersAction[Parser]") -> None:
     verb.add_argument(
         "--methods", type=names, metavar="NAMES", help="two or more, as --model of enhance: lanczos,default"
     )
-    add_settings(verb, leave_out=["model"])
+    add_settings(verb, leave_out=["model", "force"])
     verb.add_argument("--pairs", type=whole, metavar="N", help="comparisons, of all pairs of methods (default: 40)")
     verb.add_argument("--repeats", type=whole, metavar="N", help="of them shown once more (default: a fifth)")
     verb.add_argument("--seed", type=whole, default=0, metavar="S", help="of places, order and sides (default: 0)")

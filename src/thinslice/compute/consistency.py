@@ -179,7 +179,7 @@ def check_agreement(found: Consistency, plan: Plan, is_forced: bool | None = Non
         found: of `check`.
         plan: by which the answer was computed.
         is_forced: whether such an answer is wanted all the same (`Settings.force`), None where nobody may want that;
-            what was not projected onto the acquired slices is.
+            what was not projected onto the acquired slices is, and one whose profile was found, not told.
 
     Raises:
         PlanRefused: it contradicts them, and is not wanted.
@@ -192,10 +192,12 @@ def check_agreement(found: Consistency, plan: Plan, is_forced: bool | None = Non
         f"computed with a {plan.profile} of {plan.thickness_mm:.4g} mm for slices "
         f"{plan.spacing_thick_mm[plan.axis]:.4g} mm apart"
     )
-    if is_forced or not plan.projection:  # without it an answer is not made by the profile, nor to agree
-        why = "forced" if plan.projection else "not made to agree with the scan (`projection=False`)"
-        return [f"{why}: {got}, where at most {most:.3g} % are accepted"]
-    way = "leave `thickness_mm` and `profile` out" if plan.profile_source == "told" else "give the true `thickness_mm`"
+    # Without projection an answer is not made by the profile, nor to agree; and what nobody told may be mere noise.
+    if is_forced or not plan.projection or plan.profile_source != "told":
+        why = "check `thickness_mm`" if plan.profile_source != "told" else "forced"
+        why = why if plan.projection else "not made to agree with the scan (`projection=False`)"
+        return [f"{why}: {got}, where at most {most:.3g} % are usual"]
+    way = "leave `thickness_mm` and `profile` out"
     raise PlanRefused(
         got=got,
         need=f"at most {most:.3g} %",
