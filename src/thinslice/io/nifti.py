@@ -85,7 +85,7 @@ def read_grid(path: Path) -> Volume:
         with unpacked(path, ".gz", ".nii") as stream:
             header, order = _read_header(stream)
         shape, dtype = _shape_and_dtype(header, order)
-        affine, _ = _geometry(header, shape)
+        affine = find_place(header, shape).affine
         return Volume(np.broadcast_to(np.zeros((), dtype), shape), affine, source=path, header=header)
 
 
