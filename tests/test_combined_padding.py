@@ -106,7 +106,9 @@ def test_pixels_finer_than_the_voxels_of_the_answer():
     assert np.abs(done.array - pooled)[inner].mean() < 5
 
 
-@catches("models/hounsfield.py", "return where if padding < AIR_HOUNSFIELD else where &", "return where if True else where &")
+@catches(
+    "models/hounsfield.py", "return where if padding < AIR_HOUNSFIELD else where &", "return where if True else where &"
+)
 def test_the_darkest_air_is_padding_only_outside_the_circle():
     voxels = np.where(circle(), np.rint(BODY), -1024).astype(np.int16)
     # One slice with a wider view: beyond it the circle is found all the same, within the body nothing is.
