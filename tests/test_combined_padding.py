@@ -106,22 +106,20 @@ def test_pixels_finer_than_the_voxels_of_the_answer():
     assert np.abs(done.array - pooled)[inner].mean() < 5
 
 
-@catches(
-    "models/hounsfield.py", "return where if padding < AIR_HOUNSFIELD else where &", "return where if True else where &"
-)
+@catches("models/hounsfield.py", "else _in_full_lines(where)", "else where")
 def test_the_darkest_air_is_padding_only_outside_the_circle():
     voxels = np.where(circle(), np.rint(BODY), -1024).astype(np.int16)
     # One slice with a wider view: beyond it the circle is found all the same, within the body nothing is.
     voxels[:, :, 32] = BODY[:, :, 32]
     voxels[30:32, 30:32, 30:32] = -1024
-    assert find_padding(Volume(voxels, np.eye(4)), 2) == -1024
-    np.testing.assert_array_equal(locate_padding(voxels, 2, -1024.0), ~circle() & (np.arange(SIDE) != 32))
+    assert find_padding(Volume(voxels, np.eye(4))) == -1024
+    np.testing.assert_array_equal(locate_padding(voxels, -1024.0), ~circle() & (np.arange(SIDE) != 32))
     # Where no edge of the volume is filled with it, it is air.
     speckled = np.where(np.random.default_rng(0).random(BODY.shape) < 0.3, -1024, np.rint(BODY)).astype(np.int16)
-    assert find_padding(Volume(speckled, np.eye(4)), 2) is None
+    assert find_padding(Volume(speckled, np.eye(4))) is None
     # Numbers that are no Hounsfield units have none.
-    assert find_padding(Volume(np.where(circle(), 500, -1024).astype(np.int16), np.eye(4)), 2) is None
-    assert find_padding(Volume(np.where(circle(), 500, 0).astype(np.uint16), np.eye(4)), 2) is None
+    assert find_padding(Volume(np.where(circle(), 500, -1024).astype(np.int16), np.eye(4))) is None
+    assert find_padding(Volume(np.where(circle(), 500, 0).astype(np.uint16), np.eye(4))) is None
 
 
 @catches("compute/stacks.py", "place - before <= behind - place", "place - before >= behind - place")

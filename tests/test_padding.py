@@ -85,17 +85,17 @@ def test_padding_that_shifts_from_slice_to_slice_goes_to_the_nearest():
     ],
 )
 def test_what_is_no_padding(scan):
-    assert find_padding(Volume(scan, AFFINE), axis=2) is None
+    assert find_padding(Volume(scan, AFFINE)) is None
 
 
 def test_a_stated_value_is_padding_where_it_fills_the_same_pixels():
     """Of an MR scan that a scanner corrected for its gradients, and no more than the circle."""
     scan = padded(0, np.abs(head() + 1000).astype(np.int16) + 1)
-    assert find_padding(Volume(scan, AFFINE, padding=0.0), axis=2) == 0
-    assert find_padding(Volume(scan, AFFINE, padding=7.0), axis=2) is None
+    assert find_padding(Volume(scan, AFFINE, padding=0.0)) == 0
+    assert find_padding(Volume(scan, AFFINE, padding=7.0)) is None
     noise = np.random.default_rng(0).integers(0, 3, scan.shape).astype(np.int16)
-    assert find_padding(Volume(noise, AFFINE, padding=0.0), axis=2) is None
-    assert find_padding(Volume(scan[..., None].repeat(2, axis=3), AFFINE, padding=0.0), axis=2) == 0
+    assert find_padding(Volume(noise, AFFINE, padding=0.0)) is None
+    assert find_padding(Volume(scan[..., None].repeat(2, axis=3), AFFINE, padding=0.0)) == 0
 
 
 # ---- DICOM

@@ -805,10 +805,10 @@ def _make_thin(scan: Volume, name: str, model: Model, settings: Settings, grid: 
             next="leave it out, or give a smaller `spacing_mm`",
             code="stack-is-thin",
         )
-    padding = find_padding(scan, axis)
+    padding = find_padding(scan)
     beyond = None
     if padding is not None:
-        beyond = locate_padding(scan.voxels, axis, padding)
+        beyond = locate_padding(scan.voxels, padding)
         if beyond.all():
             raise InputRefused(
                 place=name,

@@ -234,7 +234,7 @@ def make_plan(volume: Volume, settings: Settings, model: PlannedModel) -> Plan:
     # The envelope is checked against what the grid makes of the wanted spacing: a factor of 4.98 that becomes 5 is a 5.
     target_mm, target_notes = _find_target_mm(volume, axis, settings, model)
     n_thin, factor = _fit_grid(volume.shape[axis], thick_mm, target_mm, settings.grid, model)
-    padding, seen, padding_notes = _find_padding(volume, axis, model)
+    padding, seen, padding_notes = _find_padding(volume, model)
     alternation, alternation_notes = _find_alternation(volume, axis, padding, settings, model)
     found = find_profile(seen, axis, settings, model.envelope, alternation, _may_leave_out(model, settings, factor))
     if found.every > 1:
@@ -342,13 +342,13 @@ def _find_valid_mm(
     ]
 
 
-def _find_padding(volume: Volume, axis: int, model: PlannedModel) -> tuple[float | None, Volume, list[str]]:
+def _find_padding(volume: Volume, model: PlannedModel) -> tuple[float | None, Volume, list[str]]:
     """Returns the value of the padding of a scan, what the scanner saw, and notes.
 
     What is no computed tomography is refused for a model that needs it.
     """
     needs_ct = model.envelope is not None and model.envelope.hounsfield
-    padding = find_padding(volume, axis, needs_ct)
+    padding = find_padding(volume, needs_ct)
     # Without the padding: far below air as it is, it would make a good CT scan look like no Hounsfield units.
     notes = check_hounsfield(model.name, volume.voxels, padding) if needs_ct else []
     if padding is not None:

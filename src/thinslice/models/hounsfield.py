@@ -14,9 +14,9 @@ PADDING_SHARE = 0.001
 FEWEST_PADDED = 8
 """Voxels: in a tiny scan the one that happens to be the lowest is a large share already."""
 
-SAME_PIXELS = 0.95
-"""A share of all voxels with the value of padding: so many at least lie in pixels that have it in so many of all
-slices, where air or tissue may have it too. Of noise that was cut off there, hardly a pixel has it in most of them."""
+FULL_LINES = 0.95
+"""A share: lines with so much of the value of padding are full of it, where air or tissue may have it too, and so much
+of it lies in such lines. Of noise that was cut off there, hardly a line has it in most voxels."""
 
 FAT_HOUNSFIELD = -50.0
 """Fat and air are darker than this, in Hounsfield units: fat is near -100."""
@@ -77,25 +77,24 @@ def padding_of(voxels: np.ndarray) -> float | None:
     return lowest if found >= max(PADDING_SHARE * voxels.size, FEWEST_PADDED) else None
 
 
-def find_padding(volume: Volume, axis: int, of_ct: bool = False) -> float | None:
+def find_padding(volume: Volume, of_ct: bool = False) -> float | None:
     """Returns the value with which a scan is filled where the scanner saw nothing, None if it is not.
 
     Below air nothing else lies in computed tomography. A value that air, or a dark tissue, may have as well is padding
-    only where it fills the same pixels of all slices, as the corners around a round field of view, and is told by the
-    header or is the lowest that 12 bits hold for air. What lies outside a body in magnetic resonance is none: a value
-    of 0 there is noise that was cut off, or a mask.
+    only where it runs through the scan along one axis, as what lies around a round field of view does, and is told by
+    the header or is the lowest that 12 bits hold for air. What lies outside a body in magnetic resonance is none: a
+    value of 0 there is noise that was cut off, or a mask.
 
     Args:
         volume: the scan; ``padding`` is what its header states.
-        axis: across the slices.
         of_ct: it is known to be computed tomography; else that is read off its numbers.
 
     Example:
         >>> scan = np.zeros((8, 8, 5), np.int16)
         >>> scan[0] = -3024
-        >>> find_padding(Volume(scan, np.eye(4)), axis=2, of_ct=True)
+        >>> find_padding(Volume(scan, np.eye(4)), of_ct=True)
         -3024.0
-        >>> find_padding(Volume(scan + 3024, np.eye(4)), axis=2) is None
+        >>> find_padding(Volume(scan + 3024, np.eye(4))) is None
         True
     """
     below_air = padding_of(volume.voxels)
@@ -103,48 +102,50 @@ def find_padding(volume: Volume, axis: int, of_ct: bool = False) -> float | None
     if below_air is not None and (of_ct or below_air == stated or is_hounsfield(volume.voxels)):
         return below_air
     voxels = volume.voxels if volume.voxels.ndim == 3 else volume.voxels[..., 0]
-    slices = np.moveaxis(voxels, axis, 0)
-    if stated is not None and _fills_the_same_pixels(slices, stated):
+    if stated is not None and _runs_through(voxels, stated):
         return stated
     # First what is quickly told: most scans have no such value.
     is_lowest = voxels.dtype.kind in "if" and voxels.size and float(voxels.min()) == AIR_HOUNSFIELD
-    if is_lowest and _fills_the_same_pixels(slices, AIR_HOUNSFIELD) and (of_ct or is_hounsfield(voxels)):
+    if is_lowest and _runs_through(voxels, AIR_HOUNSFIELD) and (of_ct or is_hounsfield(voxels)):
         return AIR_HOUNSFIELD
     return None
 
 
-def locate_padding(voxels: np.ndarray, axis: int, padding: float) -> np.ndarray:
+def locate_padding(voxels: np.ndarray, padding: float) -> np.ndarray:
     """Returns where a scan holds padding: bool [x, y, z].
 
-    Air that has the same value, as in a lung, is none: only pixels that have it in nearly all slices are.
+    Air that has the same value, as in a lung, is none.
 
     Args:
         voxels: of the scan, [x, y, z].
-        axis: across the slices.
         padding: the value that `find_padding` has found.
 
     Example:
         >>> scan = np.zeros((8, 8, 5), np.int16)
         >>> scan[0], scan[4, 4, 2] = -1024, -1024
-        >>> int(locate_padding(scan, 2, -1024.0).sum())
+        >>> int(locate_padding(scan, -1024.0).sum())
         40
     """
     where: np.ndarray = voxels == padding
-    return where if padding < AIR_HOUNSFIELD else where & np.expand_dims(_nearly_always(where, axis), axis)
+    return where if padding < AIR_HOUNSFIELD else _in_full_lines(where)
 
 
-def _nearly_always(where: np.ndarray, axis: int) -> np.ndarray:
-    """Tells of each pixel whether nearly all slices have the value there."""
-    often: np.ndarray = where.mean(axis=axis) >= SAME_PIXELS
-    return often
-
-
-def _fills_the_same_pixels(slices: np.ndarray, value: float) -> bool:
-    """Tells whether a value is there often enough, and nearly only in the same pixels of all slices [n, h, w]."""
-    where = slices == value
+def _runs_through(voxels: np.ndarray, value: float) -> bool:
+    """Tells whether a value is there often enough, and nearly only in lines along one axis that are full of it."""
+    where = voxels == value
     found = int(np.count_nonzero(where))
-    always = int(np.count_nonzero(where & _nearly_always(where, 0)))
-    return found >= PADDING_SHARE * slices.size and found < slices.size and always >= SAME_PIXELS * found
+    if not PADDING_SHARE * where.size <= found < where.size:
+        return False
+    return int(np.count_nonzero(_in_full_lines(where))) >= FULL_LINES * found
+
+
+def _in_full_lines(where: np.ndarray) -> np.ndarray:
+    """Returns what lies in lines that are nearly full of it, along the one axis along which most does, [x, y, z].
+
+    Of a scanner's circle that is the axis of the scanner, which slices may lie across or along.
+    """
+    full = [where & (where.mean(axis=axis, keepdims=True) >= FULL_LINES) for axis in range(3)]
+    return max(full, key=np.count_nonzero)
 
 
 def check_hounsfield(model: str, voxels: np.ndarray, padding: float | None) -> list[str]:
