@@ -964,7 +964,7 @@ def test_a_failed_overwrite_keeps_the_earlier_answer(run, scans, tmp_path, monke
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
 
 
-@catches("combination.py", "_check_labels(labels, first_plan)", "pass")
+@catches("combination.py", "labels = _fit_labels(labels, first_plan)", "pass")
 def test_a_series_of_segmentations_is_refused_before_anything_is_computed(run, scans, tmp_path):
     drawn = np.zeros((*FIRST.voxels.shape, 2), np.uint8)
     nifti.write(Volume(drawn, FIRST.affine), tmp_path / "drawn.nii")

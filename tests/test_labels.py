@@ -211,7 +211,7 @@ def test_what_is_not_a_segmentation_of_the_scan_is_refused():
     assert (refusal.value.code, refusal.value.place) == ("other-grid", "the segmentation")
     shifted = volume(drawn)
     shifted.affine[2, 3] += 4
-    with pytest.raises(InputRefused, match="4 mm away") as refusal:
+    with pytest.raises(InputRefused, match=r"4 mm \(1 voxels\) away") as refusal:
         interpolate_labels(shifted, plan)
     assert refusal.value.code == "other-grid"
     with pytest.raises(InputRefused, match="fractions") as refusal:
@@ -240,3 +240,111 @@ def test_whole_slices_of_one_label(fill):
     drawn[:, :, 0], drawn[:, :, 1] = fill
     thin, _ = thin_of(drawn, factor=4)
     np.testing.assert_array_equal(thin.voxels, np.repeat(drawn, 4, axis=2))
+
+
+# ---- the same voxels, stored elsewhere
+
+
+def stored_elsewhere(scan, order, flips):
+    """The same voxels in the same places, with array axes in another order and direction."""
+    voxels, affine = scan.voxels.transpose(*order, *range(3, scan.voxels.ndim)), scan.affine[:, [*order, 3]].copy()
+    for axis in flips:
+        affine[:3, 3] += affine[:3, axis] * (voxels.shape[axis] - 1)
+        affine[:3, axis] *= -1
+        voxels = np.flip(voxels, axis)
+    return Volume(voxels, affine)
+
+
+def oblique(scan, degrees=25.0):
+    a = np.radians(degrees)
+    turn = np.array([[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1]])
+    affine = scan.affine.copy()
+    affine[:3] = turn @ affine[:3]
+    return Volume(scan.voxels, affine)
+
+
+@catches("volume.py", "moved[:3, 3] += moved[:3, axis] * (voxels.shape[axis] - 1)", "pass")
+@catches("volume.py", "order = [nearest.index(axis) for axis in range(3)]", "order = list(nearest)")
+@pytest.mark.parametrize("flips", [(), (0,), (1, 2), (0, 1, 2)])
+@pytest.mark.parametrize("order", list(permutations(range(3))))
+@pytest.mark.parametrize("turned", [volume, lambda drawn: oblique(volume(drawn))])
+def test_a_segmentation_from_another_corner_is_the_same(order, flips, turned):
+    scan = turned(blobs(1))
+    plan = plan_for(scan, factor=4)
+    thin = interpolate_labels(stored_elsewhere(scan, order, flips), plan)
+    np.testing.assert_array_equal(thin.voxels, interpolate_labels(scan, plan).voxels)
+    np.testing.assert_array_equal(thin.affine, plan.affine_thin)
+    assert thin.notes == ()
+
+
+def test_a_series_of_segmentations_from_another_corner_is_the_same():
+    scan = volume(np.stack([blobs(0), blobs(1)], axis=3))
+    plan = plan_for(scan, factor=3)
+    thin = interpolate_labels(stored_elsewhere(scan, (2, 0, 1), (0, 2)), plan)
+    np.testing.assert_array_equal(thin.voxels, interpolate_labels(scan, plan).voxels)
+
+
+def test_a_grid_of_one_length_along_all_axes_is_turned_by_its_directions():
+    drawn = blobs(2, (24, 24, 24))
+    scan = volume(drawn)
+    plan = plan_for(scan, factor=4)
+    thin = interpolate_labels(stored_elsewhere(scan, (1, 2, 0), (1,)), plan)
+    np.testing.assert_array_equal(thin.voxels, interpolate_labels(scan, plan).voxels)
+
+
+@catches("compute/labels.py", "if not apart <= SAME_VOXEL:", "if not apart <= 10 * SAME_VOXEL:")
+@pytest.mark.parametrize(
+    ("beside_voxels", "is_noted"), [(0.004, False), (0.02, True), (0.09, True), (0.2, None), (1, None)]
+)
+@pytest.mark.parametrize("axis", range(3))
+def test_headers_are_rounded_and_shifted_grids_are_not_the_scans(axis, beside_voxels, is_noted):
+    drawn = blobs(0)
+    scan, moved = volume(drawn), volume(drawn)
+    moved.affine[:3, 3] += beside_voxels * moved.affine[:3, axis]
+    moved = stored_elsewhere(moved, (1, 0, 2), (2,))
+    plan = plan_for(scan, factor=4)
+    if is_noted is None:
+        with pytest.raises(InputRefused, match="away from the scan's voxels") as refusal:
+            interpolate_labels(moved, plan)
+        assert refusal.value.code == "other-grid"
+        return
+    thin = interpolate_labels(moved, plan)
+    np.testing.assert_array_equal(thin.voxels, interpolate_labels(scan, plan).voxels)
+    np.testing.assert_array_equal(thin.affine, plan.affine_thin)  # the scan's, not that of the rounded header
+    assert [f"({beside_voxels:.2g} voxels) beside those of the scan" in note for note in thin.notes] == [
+        True
+    ] * is_noted
+
+
+def test_a_header_that_a_converter_sheared_a_little_is_the_scans():
+    drawn = blobs(0)
+    sheared = volume(drawn)
+    sheared.affine[0, 2] += 2e-3  # 0.024 mm at the far end
+    plan = plan_for(volume(drawn), factor=4)
+    thin = interpolate_labels(sheared, plan)
+    np.testing.assert_array_equal(thin.affine, plan.affine_thin)
+    assert "0.022 mm (0.028 voxels)" in thin.notes[0]
+
+
+def test_a_header_that_is_not_a_number_is_refused():
+    broken = volume(blobs(0))
+    broken.affine[0, 0] = np.nan
+    with pytest.raises(InputRefused, match="away from"):
+        interpolate_labels(broken, plan_for(volume(blobs(0)), factor=4))
+
+
+@pytest.mark.parametrize(("slope", "inter"), [(0.9999, 0), (1.0001, 1e-4), (1.00002, -3e-3), (1, 0.004)])
+def test_labels_that_came_through_a_scale_are_rounded_and_told(slope, inter):
+    drawn = blobs(1)
+    scaled = volume((drawn.astype(np.float64) * slope + inter).astype(np.float32))
+    plan = plan_for(volume(drawn), factor=4)
+    thin = interpolate_labels(scaled, plan)
+    assert thin.voxels.dtype == np.uint8
+    np.testing.assert_array_equal(thin.voxels, interpolate_labels(volume(drawn), plan).voxels)
+    assert "are rounded" in thin.notes[0]
+
+
+@pytest.mark.parametrize("drawn", [blobs(1) * 0.5, blobs(1) * 0.97, np.where(blobs(1) > 0, 14175 * 0.9999, 0)])
+def test_what_no_scale_explains_is_no_segmentation(drawn):
+    with pytest.raises(InputRefused, match="fractions"):
+        interpolate_labels(volume(drawn.astype(np.float32)), plan_for(volume(blobs(1)), factor=4))

@@ -25,7 +25,7 @@ import numpy as np
 
 from thinslice.compute.combine import StackFit, combine_stacks
 from thinslice.compute.consistency import check, check_agreement
-from thinslice.compute.labels import check_labels, interpolate_labels
+from thinslice.compute.labels import fit_labels, interpolate_labels
 from thinslice.compute.likeness import Likeness, measure_likeness
 from thinslice.compute.motion import refine_motions
 from thinslice.compute.registration import check_installed, register
@@ -429,7 +429,7 @@ def combine_volumes(
     except (InputRefused, PlanRefused) as error:
         raise error.at(names[0]) from error
     if labels is not None:
-        _check_labels(labels, first_plan)
+        labels = _fit_labels(labels, first_plan)
     wanted = _find_grid(scans, first_plan, spacing_mm, grid)
     stacks = []
     for number, scan in enumerate(scans):
@@ -460,7 +460,11 @@ def combine_volumes(
         described,
         tuple(scans),
         seconds,
-        (*_notes_of_chunks(beside, names), *_notes(stacks, names, joined.held_by)),
+        (
+            *_notes_of_chunks(beside, names),
+            *_notes(stacks, names, joined.held_by),
+            *(f"labels: {note}" for note in (labels.notes if labels else ())),
+        ),
         None if labels is None else _bring_labels(labels, stacks[0].plan, wanted),
         spread=joined.spread,
         like=grid.source if isinstance(grid, Volume) else None,
@@ -747,9 +751,9 @@ def _check_scans(scans: Sequence[Volume], names: Sequence[str], contrasts: Seque
             )
 
 
-def _check_labels(labels: Volume, plan: Plan) -> None:
-    """Refuses what is no segmentation of the first stack."""
-    check_labels(labels, plan)
+def _fit_labels(labels: Volume, plan: Plan) -> Volume:
+    """Returns a segmentation as the grid of the first stack holds it; refuses what is none of it."""
+    labels = fit_labels(labels, plan)
     if labels.voxels.ndim != 3:
         raise InputRefused(
             got=f"a series of {labels.voxels.shape[3]} segmentations",
@@ -757,6 +761,7 @@ def _check_labels(labels: Volume, plan: Plan) -> None:
             next="take one out of it",
             code="labels-are-series",
         )
+    return labels
 
 
 def _check_different(scans: Sequence[Volume], names: Sequence[str]) -> None:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from thinslice.compute.consistency import Report, check_agreement, make_report
-from thinslice.compute.labels import check_labels, interpolate_labels
+from thinslice.compute.labels import fit_labels, interpolate_labels
 from thinslice.compute.ringing import settle_profile
 from thinslice.compute.upsample import upsample
 from thinslice.errors import InputRefused, OutputRefused
@@ -331,7 +331,7 @@ def enhance_volume(
     plan = make_plan(acquired, settings, model)
     if labels is not None:
         # Now, and not when they are interpolated: that would be after minutes of computing.
-        check_labels(labels, plan)
+        labels = fit_labels(labels, plan)
     if target is None:
         target = Path(tempfile.gettempdir()) / f"thin{formats.own_ending(acquired)}"
     # Room is taken before anything is computed, so that a full disk is told of at once.
@@ -342,6 +342,8 @@ def enhance_volume(
     seconds = round(perf_counter() - started, 3)  # here, so that the page and the report round the same number
     # The report is made of what the file will hold, on its steps, not of the numbers before they were rounded.
     thin = to_stored(done.volume, target)
+    if labels is not None:
+        thin = replace(thin, notes=(*thin.notes, *(f"labels: {note}" for note in labels.notes)))
     report = make_report(acquired, thin, plan, done.guard, seconds, done.clipped)
     report = replace(
         report, notes=(*report.notes, *check_agreement(report.consistency, plan, is_forced=settings.force))

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,13 @@ SAME_PLACE_MM = 1e-3
 
 SAME_SPACING = 1e-4
 """Two spacings are one if they differ by no larger a share: the rounding of decimals in headers is below."""
+
+SAME_VOXEL = 0.1
+"""Voxels of two grids are the same ones if they lie no farther apart along any axis, in voxels: converters round
+headers to six digits and straighten small shears, and half a voxel is needed before another voxel is meant."""
+
+NOTED_FROM_VOXELS = 0.01
+"""From this distance on, in voxels, a note says that two grids differ: below it nobody could see or measure it."""
 
 
 MOST_CHANNELS = 4
@@ -201,6 +208,61 @@ def grid_distance_mm(one: np.ndarray, other: np.ndarray, shape: tuple[int, ...])
     """
     # A difference of affine maps is affine: it is largest at a corner.
     return float(np.linalg.norm((corners(shape) @ (one - other).T)[:, :3], axis=1).max())
+
+
+def grid_distance_voxels(one: np.ndarray, other: np.ndarray, shape: tuple[int, ...]) -> float:
+    """Returns the largest distance along any axis, in voxels of ``other``, between voxels of the same index.
+
+    Args:
+        one, other: affines of two grids [4, 4], voxel index -> patient millimetres.
+        shape: spatial shape of both.
+
+    Example:
+        >>> grid, moved = np.diag([1.0, 1.0, 4.0, 1.0]), np.diag([1.0, 1.0, 4.0, 1.0])
+        >>> moved[2, 3] = 1.0
+        >>> grid_distance_voxels(moved, grid, (8, 8, 8))
+        0.25
+    """
+    apart = corners(shape) @ (np.linalg.inv(other) @ one - np.eye(4)).T
+    return float(np.abs(apart[:, :3]).max())
+
+
+def run_like(volume: Volume, affine: np.ndarray) -> Volume:
+    """Returns the volume with its array axes in the order and direction of those of another grid; no voxel changes.
+
+    A segmentation that was drawn on a DICOM series elsewhere has the same voxels, stored from another corner.
+
+    Args:
+        volume: [x, y, z] or [x, y, z, t].
+        affine: of the other grid [4, 4], voxel index -> patient millimetres.
+
+    Returns:
+        A view of the voxels, and the affine that puts each of them where it was; the volume itself where its axes run
+        so already.
+
+    Example:
+        >>> upside_down = np.diag([1.0, 1.0, -4.0, 1.0])
+        >>> upside_down[2, 3] = 8.0  # the first slice is the uppermost
+        >>> there = run_like(Volume(np.arange(3).reshape(1, 1, 3), upside_down), np.diag([1.0, 1.0, 4.0, 1.0]))
+        >>> there.voxels.tolist(), there.affine[2].tolist()
+        ([[[2, 1, 0]]], [0.0, 0.0, 4.0, 0.0])
+    """
+    turn = np.eye(4)
+    turn[:3, :3] = np.linalg.inv(affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)) @ volume.affine[:3, :3]
+    nearest = patient_axes(turn)  # of each axis of the volume, the other grid's
+    order = [nearest.index(axis) for axis in range(3)]
+    is_flipped = [turn[axis, order[axis]] < 0 for axis in range(3)]
+    if order == [0, 1, 2] and not any(is_flipped):
+        return volume
+    voxels = volume.voxels.transpose(*order, *range(3, volume.voxels.ndim))
+    voxels = voxels[tuple(slice(None, None, -1 if flipped else 1) for flipped in is_flipped)]
+    moved = np.array(volume.affine, np.float64)
+    moved[:3, :3] = moved[:3, order]
+    for axis in np.flatnonzero(is_flipped):
+        moved[:3, 3] += moved[:3, axis] * (voxels.shape[axis] - 1)
+        moved[:3, axis] *= -1
+    slice_axis = None if volume.slice_axis is None else order.index(volume.slice_axis)
+    return replace(volume, voxels=voxels, affine=moved, slice_axis=slice_axis)
 
 
 def format_shape(shape: Sequence[int]) -> str:

@@ -202,7 +202,7 @@ def add_reslice(verbs: "argparse._SubParsersAction[Parser]") -> None:
 def reslice(arguments: argparse.Namespace) -> int:
     """Brings a thin image or segmentation onto the grid of a thick scan."""
     from thinslice.compute.consistency import read_plan_beside
-    from thinslice.compute.reslice import has_label_regions
+    from thinslice.compute.label_maps import describe_labels, may_be_labels
     from thinslice.compute.reslice import reslice as to_thick
     from thinslice.io.formats import write
     from thinslice.io.outputs import find_reslice_output
@@ -213,7 +213,8 @@ def reslice(arguments: argparse.Namespace) -> int:
     thickness_mm = arguments.thickness if arguments.thickness is not None or plan is None else plan.thickness_mm
     # A box where nothing is known, as `enhance` takes it: both ways must assume the same.
     profile = arguments.profile or (plan.profile if plan is not None else "box")
-    labels = arguments.labels or (not arguments.image and has_label_regions(thin))
+    reason = "" if arguments.labels or arguments.image else describe_labels(thin)
+    labels = arguments.labels or bool(reason)
     # Only the plan tells air from what the scanner did not see; padding takes no part in means.
     padding = plan.padding if plan is not None else None
     thick = to_thick(thin, like, thickness_mm=thickness_mm, profile=profile, labels=labels, padding=padding)
@@ -221,8 +222,12 @@ def reslice(arguments: argparse.Namespace) -> int:
         write(thick, part)
     how = "segmentation, majority" if labels else "image, mean"
     say(f"{case.source.name}: {how} under a {profile} profile of {thick.thickness_mm:.4g} mm -> {case.destination}")
-    if labels and not arguments.labels:
-        say("  note: taken for a segmentation, its voxels form regions of equal numbers; --image if it is an image")
+    for note in thick.notes:
+        say(f"  note: {to_options(note)}")
+    if reason:
+        say(f"  note: taken for a segmentation, {reason}; --image if it is an image")
+    elif not labels and not arguments.image and may_be_labels(thin):
+        say("  note: taken for an image, though its voxels are few whole numbers; --labels if it is a segmentation")
     return 0
 
 

@@ -12,9 +12,18 @@ from dataclasses import replace
 
 import numpy as np
 
+from thinslice.compute.label_maps import is_nearly_whole, whole_type
 from thinslice.errors import InputRefused
 from thinslice.plan import Plan
-from thinslice.volume import SAME_PLACE_MM, Volume, format_shape, grid_distance_mm
+from thinslice.volume import (
+    NOTED_FROM_VOXELS,
+    SAME_VOXEL,
+    Volume,
+    format_shape,
+    grid_distance_mm,
+    grid_distance_voxels,
+    run_like,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +49,7 @@ def interpolate_labels(labels: Volume, plan: Plan, out: np.ndarray | None = None
     Raises:
         InputRefused: another grid than the scan's, or voxels that are not whole numbers.
     """
-    check_labels(labels, plan)
+    labels = fit_labels(labels, plan)
     logger.debug("labels of %d drawn slices are interpolated to %d", plan.n_thick, plan.n_thin)
     if out is None:
         out = np.empty((*plan.shape_thin, *labels.voxels.shape[3:]), labels.voxels.dtype)
@@ -54,14 +63,26 @@ def interpolate_labels(labels: Volume, plan: Plan, out: np.ndarray | None = None
     return replace(labels, voxels=out, affine=np.array(plan.affine_thin), thickness_mm=None)
 
 
-def check_labels(labels: Volume, plan: Plan) -> None:
-    """Refuses what is not a segmentation of the plan's scan.
+def fit_labels(labels: Volume, plan: Plan) -> Volume:
+    """Returns a segmentation as the grid of the plan's scan holds it: the same voxels, in the scan's order.
+
+    Programs store what was drawn on one series from different corners, and along other axes; that is undone, and
+    nothing is resampled. Voxels that lie a little beside the scan's, for the rounding of a header, are the scan's.
+
+    Args:
+        labels: [x, y, z] or [x, y, z, t], with axes in any order and direction.
+        plan: the scan's plan.
+
+    Returns:
+        Whole numbers with the scan's shape and affine; what had to be decided is added to the notes.
 
     Raises:
-        InputRefused: see `interpolate_labels`.
+        InputRefused: another grid than the scan's, or voxels that are not whole numbers.
     """
     name = labels.source or "the segmentation"
-    if labels.shape != plan.shape_thick:
+    affine = np.array(plan.affine_thick)
+    turned = run_like(labels, affine)
+    if turned.shape != plan.shape_thick:
         raise InputRefused(
             got=f"labels of {format_shape(labels.shape)} voxels",
             need=f"{format_shape(plan.shape_thick)} as in the scan",
@@ -69,28 +90,43 @@ def check_labels(labels: Volume, plan: Plan) -> None:
             place=name,
             code="other-grid",
         )
-    apart_mm = grid_distance_mm(labels.affine, np.array(plan.affine_thick), plan.shape_thick)
+    apart_mm = grid_distance_mm(turned.affine, affine, plan.shape_thick)
+    apart = grid_distance_voxels(turned.affine, affine, plan.shape_thick)
     # Not "greater than": of a header with NaN every comparison is false, and it must be refused.
-    if not apart_mm <= SAME_PLACE_MM:
+    if not apart <= SAME_VOXEL:
         raise InputRefused(
-            got=f"labels up to {apart_mm:.3g} mm away from the scan's voxels",
-            need=f"the same grid within {SAME_PLACE_MM:g} mm",
-            next="resample the segmentation onto the scan",
+            got=f"labels up to {apart_mm:.3g} mm ({apart:.2g} voxels) away from the scan's voxels",
+            need=f"the same grid within {SAME_VOXEL:g} voxels",
+            next="resample the segmentation onto the scan, each voxel with its nearest label",
             place=name,
             code="other-grid",
         )
-    check_whole_numbers(labels)
+    whole = to_whole_numbers(turned)
+    notes = list(whole.notes)
+    if apart >= NOTED_FROM_VOXELS:
+        notes.append(
+            f"the voxels of the segmentation lie up to {apart_mm:.2g} mm ({apart:.2g} voxels) beside those of the "
+            "scan, as headers are rounded: they are taken for the same"
+        )
+    return replace(whole, affine=affine, notes=tuple(notes))
 
 
-def check_whole_numbers(labels: Volume) -> None:
-    """Refuses voxels that are not whole numbers.
+def to_whole_numbers(labels: Volume) -> Volume:
+    """Returns a segmentation whose voxels are whole numbers.
+
+    Labels that went through a scale, as that of a NIfTI header, come out of it a little beside whole numbers: they are
+    rounded and the scale is dropped, with a note.
 
     Raises:
-        InputRefused: they are not.
+        InputRefused: they are not whole numbers, nor near them.
     """
     voxels = labels.voxels
+    if voxels.dtype.kind != "f":
+        return labels
     # Plane by plane, as a comparison of the whole would need the room of the scan again.
-    if voxels.dtype.kind == "f" and not all((plane == np.rint(plane)).all() for plane in voxels):
+    if all((plane == np.rint(plane)).all() for plane in voxels):
+        return labels
+    if not all(is_nearly_whole(plane).all() for plane in voxels):
         raise InputRefused(
             got="voxels with fractions",
             need="whole numbers, one per label",
@@ -98,6 +134,15 @@ def check_whole_numbers(labels: Volume) -> None:
             place=labels.source or "the segmentation",
             code="labels-with-fractions",
         )
+    kind = whole_type(float(voxels.min()), float(voxels.max()))
+    whole = np.empty(voxels.shape, kind)
+    farthest = 0.0
+    for plane, out in zip(voxels, whole, strict=True):
+        out[...] = np.rint(plane)
+        farthest = max(farthest, float(np.abs(plane - np.rint(plane)).max()))
+    note = f"labels up to {farthest:.2g} beside whole numbers, as a scale or its rounding leaves them, are rounded"
+    # Without the header: its scale would lead away from whole numbers again.
+    return replace(labels, voxels=whole, header=None, notes=(*labels.notes, note))
 
 
 def find_changing_times(near: np.ndarray, far: np.ndarray, spacing_mm: tuple[float, float]) -> np.ndarray:

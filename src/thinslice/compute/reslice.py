@@ -5,27 +5,26 @@ from dataclasses import replace
 
 import numpy as np
 
-from thinslice.compute.labels import check_whole_numbers
+from thinslice.compute.labels import to_whole_numbers
 from thinslice.errors import InputRefused, PlanRefused
 from thinslice.physics.acquisition import Acquisition, apply_along_first_axis
 from thinslice.physics.downscaling import downscaling_matrix
 from thinslice.physics.projection import cut_into_bands
 from thinslice.settings import Profile
 from thinslice.volume import (
-    SAME_PLACE_MM,
+    NOTED_FROM_VOXELS,
     SAME_SPACING,
+    SAME_VOXEL,
     Volume,
     check_times_last,
     corners,
     format_shape,
     refine_affine,
+    run_like,
     through_plane_axis,
 )
 
 logger = logging.getLogger(__name__)
-
-REGIONS = 0.7
-"""Share of equal neighbours from which on whole numbers are taken for labels."""
 
 DECIDED = 1e-9
 """A label needs this much more weight to win over a smaller one: sums of equal weights differ by their rounding."""
@@ -44,12 +43,14 @@ def reslice(
 
     Args:
         thin: image or segmentation on a thin grid, [x, y, z] or [x, y, z, t]; in-plane it has the grid of ``like``, or
-            one that is finer by a whole factor and has the same outer edges (`in_plane`).
+            one that is finer by a whole factor and has the same outer edges (`in_plane`). Its axes may run in any order
+            and direction.
         like: the scan with thick slices; only its grid, thickness and header are used.
         thickness_mm: default: the thickness that the header of ``like`` states, else its slice spacing.
         profile: shape of the slice profile; default: that of a plan for a scan which does not tell it.
         labels: ``thin`` is a segmentation: each voxel gets the label with the largest weight under the profile (of
-            equal ones the smallest), instead of a weighted mean. From a finer grid an image is made small by
+            equal ones the smallest), instead of a weighted mean. A label that is nowhere the largest, such as a single
+            point, is kept in the one voxel where it weighs most. From a finer grid an image is made small by
             anti-aliased bicubic downscaling (`thinslice.physics.downscaling`), labels by their share of a voxel.
         padding: the value of an image where the scanner saw nothing (`Plan.padding`). It takes no part in means: it
             counts as the smallest other value, and lies where most of a thick voxel has it.
@@ -58,7 +59,7 @@ def reslice(
         Shape and affine of ``like``, dtype of ``thin``; integers are rounded and clipped.
 
     Raises:
-        InputRefused: the two grids do not fit together, or a segmentation has fractions.
+        InputRefused: the two grids do not fit together within a tenth of a voxel, or a segmentation has fractions.
         PlanRefused: the thickness is not positive or too small.
 
     Example:
@@ -71,8 +72,10 @@ def reslice(
     axis = through_plane_axis(like)
     check_times_last(like, axis)
     check_times_last(thin, axis)
+    # Programs store what was drawn on the thin slices from another corner, or along other axes.
+    thin = run_like(thin, like.affine)
     times = _times_finer(thin, like, axis)
-    centres, thin_mm = _thick_centres(thin, _finer(like, axis, times), axis)
+    centres, thin_mm, notes = _thick_centres(thin, _finer(like, axis, times), axis)
     if thickness_mm is None:
         thickness_mm = like.thickness_mm if like.thickness_mm is not None else like.spacing_mm[axis]
     matrix = _make_matrix(centres, thin.shape[axis], thickness_mm, thin_mm, profile)
@@ -87,7 +90,7 @@ def reslice(
         times,
     )
     if labels:
-        check_whole_numbers(thin)
+        thin = to_whole_numbers(thin)
     out = np.empty((*like.shape, *thin.voxels.shape[3:]), thin.voxels.dtype)
     for at in np.ndindex(*thin.voxels.shape[3:]):
         source, target = (np.moveaxis(voxels[(..., *at)], axis, 0) for voxels in (thin.voxels, out))
@@ -95,26 +98,10 @@ def reslice(
             _fill_labels(source, target, matrix, times)
         else:
             _fill_image(source, target, matrix, times, padding)
-    return replace(thin, voxels=out, affine=like.affine, thickness_mm=thickness_mm)
-
-
-def has_label_regions(volume: Volume) -> bool:
-    """Returns whether a volume is made of regions, as a segmentation is: whole numbers, neighbours mostly equal.
-
-    Between neighbouring voxels of an image there is noise. Zeros do not count, as there are many in both.
-
-    Example:
-        >>> drawn = np.zeros((6, 6, 6), np.uint8)
-        >>> drawn[1:5, 1:5, 1:5] = 7
-        >>> has_label_regions(Volume(drawn, np.eye(4)))
-        True
-    """
-    voxels = volume.voxels
-    if voxels.dtype.kind not in "iub" or voxels.min() < 0:
-        return False
-    near, far = voxels[:-1], voxels[1:]
-    drawn = (near != 0) & (far != 0)
-    return bool(drawn.any() and np.mean(near[drawn] == far[drawn]) > REGIONS)
+    if labels:
+        notes += _keep_every_label(thin, out, matrix, axis, times)
+    notes = [*thin.notes, *notes]
+    return replace(thin, voxels=out, affine=like.affine, thickness_mm=thickness_mm, notes=tuple(notes))
 
 
 def _make_matrix(
@@ -155,16 +142,16 @@ def _finer(like: Volume, axis: int, times: int) -> Volume:
     return replace(like, voxels=np.broadcast_to(np.zeros((), like.voxels.dtype), shape), affine=affine)
 
 
-def _thick_centres(thin: Volume, like: Volume, axis: int) -> tuple[np.ndarray, float]:
-    """Returns the centres of the thick slices in thin-voxel units [thick], and the thin spacing in mm.
+def _thick_centres(thin: Volume, like: Volume, axis: int) -> tuple[np.ndarray, float, list[str]]:
+    """Returns the centres of the thick slices in thin-voxel units [thick], the thin spacing in mm, and notes.
 
     Both are read off the affines, so that stacks may run in opposite directions or hold a part of each other.
     """
     to_thin = np.linalg.inv(thin.affine) @ like.affine
     thin_mm = thin.spacing_mm[axis]
-    apart_mm = _in_plane_distance_mm(to_thin, thin, like, axis)
+    apart, apart_mm = _in_plane_distance(to_thin, thin, like, axis)
     same_shape = all(a == b for i, (a, b) in enumerate(zip(thin.shape, like.shape, strict=True)) if i != axis)
-    if not same_shape or apart_mm > SAME_PLACE_MM:
+    if not same_shape or not apart <= SAME_VOXEL:
         shapes = f"{format_shape(thin.shape)} and {format_shape(like.shape)}"
         raise _refusal(
             thin,
@@ -180,26 +167,33 @@ def _thick_centres(thin: Volume, like: Volume, axis: int) -> tuple[np.ndarray, f
             need=f"slices no farther apart than {like.spacing_mm[axis]:.3g} mm",
             code="thin-scan-coarser",
         )
+    notes = []
+    if apart >= NOTED_FROM_VOXELS:
+        notes.append(
+            f"the two grids lie up to {apart_mm:.2g} mm ({apart:.2g} voxels) apart in-plane, as headers are rounded: "
+            "they are taken for the same"
+        )
     # The field of view ends half a thin voxel beyond the outermost centres, and so far a slice may lie.
     beyond = max(-0.5 - centres.min(), centres.max() - (thin.shape[axis] - 0.5)) * thin_mm
-    if beyond > SAME_PLACE_MM:
+    if beyond > SAME_VOXEL * thin_mm:
         raise _refusal(
             thin,
             got=f"slices that end {beyond:.3g} mm before a slice of the thick scan",
             need="all of them inside",
             code="slices-end-early",
         )
-    return centres, thin_mm
+    return centres, thin_mm, notes
 
 
-def _in_plane_distance_mm(to_thin: np.ndarray, thin: Volume, like: Volume, axis: int) -> float:
-    """Returns how far a thick voxel lies beside the thin voxels of the same in-plane index, at most."""
+def _in_plane_distance(to_thin: np.ndarray, thin: Volume, like: Volume, axis: int) -> tuple[float, float]:
+    """Returns how far a thick voxel lies beside the thin voxels of the same in-plane index, at most: voxels, and mm."""
     thick = corners(like.shape)
-    moved = (thick @ to_thin.T - thick)[:, :3] * thin.spacing_mm
+    moved = (thick @ to_thin.T - thick)[:, :3]
     along = to_thin[axis, axis] * thick[:, axis] + to_thin[axis, 3]
     # A thick slice that is tilted against the thin ones has no one place among them.
     tilt = (thick @ to_thin.T)[:, axis] - along
-    return float(np.abs(np.column_stack([np.delete(moved, axis, axis=1), tilt * thin.spacing_mm[axis]])).max())
+    moved[:, axis] = tilt
+    return float(np.abs(moved).max()), float(np.abs(moved * thin.spacing_mm).max())
 
 
 def _refusal(thin: Volume, got: str, need: str, code: str) -> InputRefused:
@@ -255,3 +249,22 @@ def _fill_labels(thin: np.ndarray, out: np.ndarray, matrix: np.ndarray, times: i
             wins = weight > best + DECIDED
             out[i][wins] = label
             best[wins] = weight[wins]
+
+
+def _keep_every_label(thin: Volume, out: np.ndarray, matrix: np.ndarray, axis: int, times: int) -> list[str]:
+    """Puts labels that no voxel got where they weigh most; a note on these. Of a series each volume has its own."""
+    kept = set()
+    for at in np.ndindex(*thin.voxels.shape[3:]):
+        source, target = (np.moveaxis(voxels[(..., *at)], axis, 0) for voxels in (thin.voxels, out))
+        for label in np.setdiff1d(source, target):
+            thick = apply_along_first_axis(matrix, (source == label).astype(np.float64))
+            count, height, width = target.shape
+            weight = thick.reshape(count, height, times, width, times).mean(axis=(2, 4))
+            # Not what lost to another of its weight; and beyond the thick slices nothing sees it.
+            if label and 0 < weight.max() < 0.5 - DECIDED:
+                target[np.unravel_index(int(np.argmax(weight)), target.shape)] = label
+                kept.add(float(label))
+    if not kept:
+        return []
+    shown = ", ".join(f"{label:g}" for label in sorted(kept)[:5]) + (" ..." if len(kept) > 5 else "")
+    return [f"labels too small to fill half a thick voxel are kept in the one where they weigh most: {shown}"]

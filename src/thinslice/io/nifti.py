@@ -34,6 +34,9 @@ COMMENT_EXTENSION = 6
 IN_SCANNER = 1
 """The code of a form that counts from the scanner (NIFTI_XFORM_SCANNER_ANAT)."""
 
+LABEL_INTENT = 1002
+"""The intent code of voxels that are labels (NIFTI_INTENT_LABEL)."""
+
 # Any: nibabel's headers carry no types
 _HEADERS: dict[int, Any] = {348: nifti1.Nifti1Header, 540: nifti2.Nifti2Header}
 """Bytes of a header -> its class."""
@@ -171,6 +174,12 @@ def description_of(volume: Volume) -> bytes:
     """Returns the description in the header of a scan that was read from NIfTI; else nothing."""
     header = volume.header
     return bytes(header["descrip"].item()) if isinstance(header, nifti1.Nifti1Header) else b""
+
+
+def has_label_intent(volume: Volume) -> bool:
+    """Tells whether the header of a scan that was read from NIfTI says that its voxels are labels."""
+    header = volume.header
+    return isinstance(header, nifti1.Nifti1Header) and int(cast(Any, header)["intent_code"]) == LABEL_INTENT
 
 
 def _holds(dtype: np.dtype[Any], slope: float, inter: float, low: float, high: float) -> bool:

@@ -56,6 +56,9 @@ MOST_AXES = 16
 MOST_FIELD_LETTERS = 10_000
 """A field that is longer is refused before pynrrd parses it: sixteen axes never need as many."""
 
+SEGMENT_KEY = re.compile(r"Segment\d+_ID\b")
+"""The key that 3D Slicer writes for each segment of a segmentation."""
+
 LPS = "left-posterior-superior"
 """The space of DICOM, of ITK, and of what this module writes."""
 
@@ -207,6 +210,12 @@ def as_stored(volume: Volume) -> Volume:
     if volume.voxels.dtype.kind in "iuf" and volume.voxels.dtype != dtype:
         put_on_steps(volume.voxels, dtype)
     return volume
+
+
+def has_segments(volume: Volume) -> bool:
+    """Tells whether the header of a scan that was read from NRRD names segments, as 3D Slicer writes them."""
+    header = volume.header
+    return isinstance(header, Header) and any(SEGMENT_KEY.match(key) for key in header.keys)
 
 
 def data_file(path: Path) -> Path | None:

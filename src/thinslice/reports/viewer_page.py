@@ -18,7 +18,7 @@ from string import Template
 
 import numpy as np
 
-from thinslice.compute.reslice import has_label_regions
+from thinslice.compute.label_maps import looks_like_labels
 from thinslice.errors import InputRefused
 from thinslice.io.atomic import whole_or_not
 from thinslice.io.formats import stem_of
@@ -189,7 +189,7 @@ def write_comparison_page(path: Path, scans: Sequence[tuple[str, Volume]]) -> No
         path,
         title=f"{first} and {second}",
         acquired=Layer(first, acquired, True),
-        others=[Layer(second, other, has_label_regions(other), own)],
+        others=[Layer(second, other, looks_like_labels(other), own)],
         warning="Two scans as their files hold them. If one was computed, what it shows may not be there.",
         facts=facts,
         notes=notes,
