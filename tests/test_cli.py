@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 
@@ -713,3 +714,105 @@ def test_an_import_is_not_cut_off_half_way(number):
         interrupted()
     assert reached
     assert signal.getsignal(number) == before
+
+
+# ---- segmentations among the scans
+
+
+def image_of(shape=(24, 22, 9), seed=0):
+    return np.random.default_rng(seed).normal(500, 60, shape).astype(np.float32)
+
+
+def drawn_on(shape=(24, 22, 9), kind="uint8"):
+    drawn = np.zeros(shape, kind)
+    drawn[6:18, 5:17, 2:7], drawn[9:14, 9:14, 3:6] = 1, 2
+    return drawn
+
+
+def put(path, voxels, order=(0, 1, 2), intent=None):
+    """The voxels on one grid, whatever the order in which they are stored."""
+    affine = np.diag([1.0, 1.0, 4.0, 1.0])[:, [*order, 3]]
+    image = nibabel.Nifti1Image(voxels.transpose(order), affine)
+    if intent is not None:
+        image.header.set_intent(intent)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nibabel.save(image, path)
+    return path
+
+
+@catches("cli/enhance.py", "if answer not in [each.answer for each in drawn]", "if True")
+@pytest.mark.parametrize("kind", ["uint8", "float32"])
+def test_a_segmentation_beside_its_scan_is_brought_along_and_not_computed_as_an_image(run, tmp_path, kind):
+    put(tmp_path / "in" / "case1.nii.gz", image_of())
+    put(tmp_path / "in" / "case1_seg.nii.gz", drawn_on(kind=kind), order=(2, 0, 1))
+    put(tmp_path / "in" / "case2.nii.gz", image_of((20, 20, 8), 1))
+    put(tmp_path / "in" / "mask_of_another.nii.gz", drawn_on((30, 22, 9)))
+    code, out, err = run("enhance", "-i", tmp_path / "in", "-o", tmp_path / "thin", "--model", "cubic", "--factor", "4")
+    assert (code, err) == (0, [])
+    assert names(tmp_path / "thin") == ["case1.json", "case1.nii.gz", "case1_seg.nii.gz", "case2.json", "case2.nii.gz"]
+    image, labels = (nibabel.load(tmp_path / "thin" / name) for name in ("case1.nii.gz", "case1_seg.nii.gz"))
+    assert np.array_equal(image.affine, labels.affine)
+    assert image.shape == labels.shape
+    found = np.asarray(labels.dataobj)
+    assert set(np.unique(found)) == {0, 1, 2}
+    run("enhance", "-i", put(tmp_path / "a.nii.gz", image_of()), "-o", tmp_path / "alone.nii.gz", "--model", "cubic",
+        "--factor", "4", "--labels", put(tmp_path / "b.nii.gz", drawn_on()))  # fmt: skip
+    assert np.array_equal(found, np.asarray(nibabel.load(tmp_path / "alone_labels.nii.gz").dataobj))
+    assert any("case1_seg.nii.gz: a segmentation" in line and "of case1.nii.gz" in line for line in out)
+    assert any("mask_of_another.nii.gz" in line and "left alone" in line for line in out)
+
+
+def test_several_segmentations_of_one_scan_are_all_brought_along(run, tmp_path):
+    put(tmp_path / "in" / "t2.nii.gz", image_of())
+    put(tmp_path / "in" / "lesion.nii.gz", drawn_on())
+    put(tmp_path / "in" / "points.nii.gz", np.eye(24, 22, dtype=np.float32)[:, :, None] * (np.arange(9) == 4))
+    assert run("enhance", "-i", tmp_path / "in", "-o", tmp_path / "thin", "--model", "cubic", "--factor", "3")[0] == 0
+    assert names(tmp_path / "thin") == ["lesion.nii.gz", "points.nii.gz", "t2.json", "t2.nii.gz"]
+
+
+def test_a_folder_of_segmentations_alone_is_refused_and_the_way_out_works(run, tmp_path):
+    put(tmp_path / "labelsTr" / "a.nii.gz", drawn_on())
+    put(tmp_path / "imagesTr" / "a.nii.gz", image_of())
+    code, out, err = run("enhance", "-i", tmp_path / "labelsTr", "-o", tmp_path / "thin", "--model", "cubic")
+    assert (code, out, len(err)) == (2, [], 1)
+    assert "got segmentations alone (a.nii.gz: its voxels form regions of whole numbers (0, 1, 2))" in err[0]
+    assert not (tmp_path / "thin").exists()
+    way = ["-i", tmp_path / "imagesTr", "--labels", tmp_path / "labelsTr", "-o", tmp_path / "thin", "--model", "cubic"]
+    assert run("enhance", *way)[0] == 0
+    assert set(np.unique(nifti.read(tmp_path / "thin" / "a_labels.nii.gz").voxels)) == {0, 1, 2}
+
+
+def test_one_segmentation_as_the_scan_is_refused_and_a_phantom_is_computed_with_a_note(run, tmp_path):
+    for case in (
+        put(tmp_path / "case1_seg.nii.gz", drawn_on()),
+        put(tmp_path / "x.nii.gz", drawn_on(), intent="label"),
+    ):
+        code, out, err = run("enhance", "-i", case, "-o", tmp_path / "thin.nii.gz", "--model", "cubic")
+        assert (code, out, len(err)) == (2, [], 1)
+        assert "need a scan; next: give the scan that it was drawn on, and this as --labels" in err[0]
+        assert run("info", "-i", case)[0] == 2
+    phantom = put(tmp_path / "phantom.nii.gz", drawn_on())
+    code, out, _ = run("enhance", "-i", phantom, "-o", tmp_path / "thin.nii.gz", "--model", "cubic")
+    assert code == 0
+    assert any("note: it may be a segmentation: its voxels form regions" in line for line in out)
+    assert "it may be a segmentation" in (tmp_path / "thin.json").read_text()
+    assert any("it may be a segmentation" in line for line in run("info", "-i", phantom)[1])
+
+
+def test_info_of_a_folder_names_segmentations_and_refuses_none(run, tmp_path):
+    put(tmp_path / "in" / "case1.nii.gz", image_of())
+    put(tmp_path / "in" / "case1_seg.nii.gz", drawn_on())
+    code, out, err = run("info", "-i", tmp_path / "in", "--model", "cubic")
+    assert (code, err) == (0, [])
+    assert any("note: a segmentation (its voxels form regions of whole numbers (0, 1, 2))" in line for line in out)
+
+
+@pytest.mark.parametrize(("voxels", "words"), [
+    (np.where(image_of() > 500, 3, 1).astype(np.uint8), "taken for an image, though its voxels are few whole numbers"),
+    (drawn_on(kind="float32"), "taken for a segmentation, its voxels form regions of whole numbers (0, 1, 2)"),
+])  # fmt: skip
+def test_reslice_tells_what_it_guessed(run, tmp_path, voxels, words):
+    thin = put(tmp_path / "thin.nii.gz", voxels)
+    code, out, _ = run("reslice", "-i", thin, "--like", thin, "-o", tmp_path / "back.nii.gz")
+    assert code == 0
+    assert any(words in line for line in out)

@@ -28,6 +28,7 @@ from thinslice.models.registry import EMBEDDED, find_model, identify
 from thinslice.pipeline import enhance_volume
 from thinslice.reports.report_page import write_report_page
 from thinslice.settings import Settings
+from thinslice.volume import Volume
 
 
 @pytest.fixture
@@ -627,3 +628,14 @@ def test_a_name_that_just_fits_is_long_enough(tmp_path, letters):
     outcome = run_job(make_job(tmp_path, name, **with_page(tmp_path / "out" / "reports" / f"{letters}.html")))
     assert (outcome.state, outcome.reason) == ("done", "")
     assert set(os.listdir(tmp_path / "out")) == {f"{letters}.json", name, f"{letters}.png", "reports"}
+
+
+@catches("datasets/job.py", "if reason := describe_labels(volume):", "if reason := None:")
+def test_a_segmentation_is_left_alone_with_the_reason(tmp_path):
+    drawn = np.zeros((24, 22, 9), np.float32)
+    drawn[6:18, 5:17, 2:7] = 2
+    nifti.write(Volume(drawn, np.diag([1.0, 1.0, 4.0, 1.0])), make_job(tmp_path).source)
+    found = run_job(make_job(tmp_path))
+    assert found.state == "labels"
+    assert found.reason == ("its voxels form regions of whole numbers (0, 2); `labels` brings it along with its scan")
+    assert not make_job(tmp_path).destination.exists()

@@ -147,8 +147,8 @@ def test_of_a_dicom_series_too(tmp_path, run):
 
 @catches(
     "cli/enhance.py",
-    "[output for task in tasks for output in task.places.outputs], inputs, arguments.overwrite",
-    "[output for task in tasks for output in task.places.outputs], inputs, True",
+    "check_outputs([*outputs, *others], inputs, arguments.overwrite)",
+    "check_outputs([*outputs, *others], inputs, True)",
 )
 @pytest.mark.parametrize(
     ("words", "reason"),

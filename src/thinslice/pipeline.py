@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from thinslice.compute.consistency import Report, check_agreement, make_report
+from thinslice.compute.label_maps import check_is_scan
 from thinslice.compute.labels import fit_labels, interpolate_labels
 from thinslice.compute.ringing import settle_profile
 from thinslice.compute.upsample import upsample
@@ -325,9 +326,10 @@ def enhance_volume(
 
     Raises:
         PlanRefused: it cannot be made thinner as asked, or what was asked for contradicts the scan.
-        InputRefused: the segmentation is not one of this scan.
+        InputRefused: the segmentation is not one of this scan, or the scan is a segmentation itself.
         OutputRefused: there is no room on the disk for an answer that is too large for the memory.
     """
+    suspicion = check_is_scan(acquired)
     plan = make_plan(acquired, settings, model)
     if labels is not None:
         # Now, and not when they are interpolated: that would be after minutes of computing.
@@ -342,8 +344,8 @@ def enhance_volume(
     seconds = round(perf_counter() - started, 3)  # here, so that the page and the report round the same number
     # The report is made of what the file will hold, on its steps, not of the numbers before they were rounded.
     thin = to_stored(done.volume, target)
-    if labels is not None:
-        thin = replace(thin, notes=(*thin.notes, *(f"labels: {note}" for note in labels.notes)))
+    of_labels = [f"labels: {note}" for note in labels.notes] if labels is not None else []
+    thin = replace(thin, notes=(*thin.notes, *suspicion, *of_labels))
     report = make_report(acquired, thin, plan, done.guard, seconds, done.clipped)
     report = replace(
         report, notes=(*report.notes, *check_agreement(report.consistency, plan, is_forced=settings.force))

@@ -376,7 +376,7 @@ def _outcome_line(one: "Outcome") -> str:
     from thinslice.datasets.summary import WORDS
 
     if one.rms_percent is None:
-        return f"{one.name}: {WORDS[one.state]}" + (f" ({one.reason})" if one.state == "thin" else "")
+        return f"{one.name}: {WORDS[one.state]}" + (f" ({one.reason})" if one.state in ("thin", "labels") else "")
     seconds = f", {one.seconds:.1f} s" if one.state == "done" else ""
     left_out = f"; {one.reason}" if one.reason else ""
     return f"{one.name}: {WORDS[one.state]}, {one.slices}{seconds}, agrees to {one.rms_percent:.2g} % RMS{left_out}"

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from thinslice.compute.consistency import Report
     from thinslice.compute.guard import GuardCount
     from thinslice.io.dicom.series import Study
-    from thinslice.io.outputs import ScanOutput
+    from thinslice.io.outputs import Output, ScanOutput
     from thinslice.models.protocol import Model
     from thinslice.pipeline import Enhanced, Places
     from thinslice.settings import Settings
@@ -143,9 +143,12 @@ def enhance(arguments: argparse.Namespace) -> int:
         )
     answers = find_scan_outputs(arguments.input, arguments.output, arguments.overwrite)
     is_folder = arguments.input.is_dir()
-    tasks = _find_tasks(answers, arguments, is_folder)
+    drawn = _find_drawn(answers, arguments.input) if is_folder else []
+    answers = [answer for answer in answers if answer not in [each.answer for each in drawn]]
+    tasks = _find_tasks(answers, arguments, is_folder, [each.place for each in drawn if each.scan is not None])
     states = _enhance_all(tasks, settings, arguments)
-    return how_many(states.count(False), len(tasks), is_folder, pages=states.count(None))
+    states += [_bring_along_if_possible(each, settings, arguments) for each in drawn]
+    return how_many(states.count(False), len(states), is_folder, pages=states.count(None))
 
 
 def _enhance_study(study: "Study", settings: "Settings", arguments: argparse.Namespace) -> int:
@@ -190,8 +193,41 @@ class _Task(NamedTuple):
     places: "Places"
 
 
-def _find_tasks(answers: "Sequence[ScanOutput]", arguments: argparse.Namespace, is_folder: bool) -> list[_Task]:
-    """Pairs every scan with its segmentation and its places, all of which may be written."""
+class _Drawn(NamedTuple):
+    """One segmentation among the scans of a folder: where it goes, the scan it belongs to, and why it is taken so."""
+
+    answer: "ScanOutput"
+    scan: Path | None
+    reason: str
+
+    @property
+    def place(self) -> "Output":
+        """The file that it goes to; no JSON is written beside that."""
+        return self.answer.outputs[0]
+
+
+def _find_drawn(answers: "Sequence[ScanOutput]", folder: Path) -> list[_Drawn]:
+    """Finds the segmentations among the scans of a folder; a folder of them alone is refused."""
+    from thinslice.compute.label_files import find_label_files
+
+    answer_to = {answer.source: answer for answer in answers}
+    found = [_Drawn(answer_to[one.path], one.scan, one.reason) for one in find_label_files(list(answer_to))]
+    if len(found) == len(answers):
+        names = [each.answer.name for each in found]
+        raise InputRefused(
+            got=f"segmentations alone ({', '.join(names[:3])}{' ...' if len(names) > 3 else ''}: {found[0].reason})",
+            need="scans",
+            next="give the folder of the scans, and this one as `labels`; or name one file, if it is an image",
+            place=folder,
+            code="folder-of-labels",
+        )
+    return found
+
+
+def _find_tasks(
+    answers: "Sequence[ScanOutput]", arguments: argparse.Namespace, is_folder: bool, others: "Sequence[Output]" = ()
+) -> list[_Task]:
+    """Pairs every scan with its segmentation and its places, all of which may be written, and the ``others`` too."""
     from thinslice.io.outputs import check_outputs
 
     if arguments.labels_out is not None and (arguments.labels is None or is_folder):
@@ -212,7 +248,8 @@ def _find_tasks(answers: "Sequence[ScanOutput]", arguments: argparse.Namespace, 
     tasks = [_find_task(answer, arguments) for answer in answers]
     # All tasks together: neither may two answers have one place, nor may one land on the input of another.
     inputs = [file for task in tasks for file in (task.answer.source, task.labels) if file is not None]
-    check_outputs([output for task in tasks for output in task.places.outputs], inputs, arguments.overwrite)
+    outputs = [output for task in tasks for output in task.places.outputs]
+    check_outputs([*outputs, *others], inputs, arguments.overwrite)
     return tasks
 
 
@@ -286,6 +323,42 @@ def _enhance_one(
         written = [place for place in (answer.destination, task.places.labels) if place is not None]
         say(f"  wrote {' and '.join(map(str, written))}")
     _write_pages(done, task.places, arguments.quiet)
+
+
+def _bring_along_if_possible(drawn: _Drawn, settings: "Settings", arguments: argparse.Namespace) -> bool:
+    """Brings a segmentation along that lies among the scans, or tells why not; it is never computed as an image."""
+    try:
+        _bring_along(drawn, settings, arguments)
+    except (ThinsliceError, OSError, MemoryError) as error:
+        logger.debug("%s was not brought along", drawn.answer.name, exc_info=error)
+        complain(named(drawn.answer.name, reason_of(error)))
+        return False
+    return True
+
+
+def _bring_along(drawn: _Drawn, settings: "Settings", arguments: argparse.Namespace) -> None:
+    """Interpolates a segmentation as the plan of its scan says, and writes it; without a scan it is left alone."""
+    from thinslice.compute.labels import interpolate_labels
+    from thinslice.io.formats import write
+    from thinslice.models.registry import models_for
+    from thinslice.plan import make_plan
+
+    name = drawn.answer.name
+    if drawn.scan is None:
+        if not arguments.quiet:
+            say(f"{name}: a segmentation ({drawn.reason}), on the grid of no scan here: left alone")
+            say(to_options("  next: enhance its scan with this as `labels`"))
+        return
+    scan = read_scan(drawn.scan)
+    plan = make_plan(scan, settings, models_for(settings.model, engine_from(arguments))(scan))
+    thin = interpolate_labels(read_scan(drawn.answer.source), plan)
+    with all_or_none([drawn.answer.destination], arguments.overwrite) as (part,):
+        write(thin, part)
+    if not arguments.quiet:
+        say(f"{name}: a segmentation ({drawn.reason}) of {drawn.scan.name}, brought along to {plan.n_thin} slices")
+        for note in thin.notes:
+            say(f"  note: {to_options(note)}")
+        say(f"  wrote {drawn.answer.destination}")
 
 
 def _read_source(answer: "ScanOutput", anonymise: bool) -> "Volume":

@@ -59,7 +59,10 @@ def info(arguments: argparse.Namespace) -> int:
     choose = models_for(settings.model)
     study = find_study(arguments.input)
     if study is None:
-        facts = [_facts(str(path), partial(read_scan, path), choose, settings) for path in sources(arguments.input)]
+        is_alone = not arguments.input.is_dir()
+        facts = [
+            _facts(str(path), partial(read_scan, path), choose, settings, is_alone) for path in sources(arguments.input)
+        ]
     else:
         facts = _facts_of_study(study, choose, settings)
         for note in () if arguments.json else study.notes:
@@ -103,11 +106,19 @@ def _facts_of_study(
 
 
 def _facts(
-    name: str, read: "Callable[[], Volume]", choose: "Callable[[Volume], Model]", settings: "Settings"
+    name: str,
+    read: "Callable[[], Volume]",
+    choose: "Callable[[Volume], Model]",
+    settings: "Settings",
+    is_alone: bool = True,
 ) -> dict[str, object]:
-    """Returns what is seen in a scan (None where it cannot be read), the plan (None where refused), and the refusal."""
+    """Returns what is seen in a scan (None where it cannot be read), the plan (None where refused), and the refusal.
+
+    Among others in a folder a segmentation is none of the scans, and has neither plan nor refusal.
+    """
     import dataclasses
 
+    from thinslice.compute.label_maps import check_is_scan, describe_labels
     from thinslice.compute.ringing import settle_profile
     from thinslice.plan import make_plan
 
@@ -116,9 +127,15 @@ def _facts(
         volume = read()
         # Kept where the plan is refused below: one sees what the refusal is about.
         seen = _seen(volume)
+        reason = "" if is_alone else describe_labels(volume)
+        if reason:
+            notes = [*volume.notes, f"a segmentation ({reason}): enhance brings it along with its scan in the folder"]
+            return {"source": name, "sees": seen | {"notes": notes}, "plan": None, "refused": None}
+        suspicion = check_is_scan(volume)
         model = choose(volume)
         # As enhance does: where a sample of the answer rings the profile is narrowed.
         plan = dataclasses.asdict(settle_profile(volume, make_plan(volume, settings, model), model))
+        plan["notes"] = [*plan["notes"], *suspicion]
     except (ThinsliceError, OSError, MemoryError) as error:
         return {"source": name, "sees": seen, "plan": None, "refused": reason_of(error)}
     return {"source": name, "sees": seen, "plan": plan, "refused": None}

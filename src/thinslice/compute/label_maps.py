@@ -198,7 +198,7 @@ def check_is_scan(volume: Volume) -> list[str]:
             f"it may be a segmentation: {reason}; it is computed as an image, which makes numbers between its own; "
             "next: if it is one, give the scan that it was drawn on, and this as `labels`"
         ]
-    way_out = "clear that code" if stated else "rename it"
+    way_out = "correct its header" if stated else "rename it"
     raise InputRefused(
         got=f"a segmentation ({reason}{'' if stated else ', and its name is that of one'})",
         need="a scan",

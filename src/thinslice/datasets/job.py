@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from thinslice.combination import Combined, combine_fitting, describe_combination
+from thinslice.compute.label_maps import describe_labels
 from thinslice.errors import InputRefused, ModelRefused, OutputRefused, PlanRefused, ThinsliceError, reason_of
 from thinslice.io.atomic import HIDDEN, hold_lock, locked_folders, read_object
 from thinslice.io.contrast import Contrast, contrast_beside
@@ -53,9 +54,9 @@ if TYPE_CHECKING:  # pydicom takes a third of a second to import
 
 logger = logging.getLogger(__name__)
 
-State = Literal["done", "kept", "thin", "no-scan", "refused", "failed", "left"]
-"""Computed now; computed earlier; thin already, left out; DICOM that is no stack of slices, left out; not to be made
-thinner as asked; anything else that went wrong; not reached before the run ended."""
+State = Literal["done", "kept", "thin", "no-scan", "labels", "refused", "failed", "left"]
+"""Computed now; computed earlier; thin already, left out; DICOM that is no stack of slices, left out; a segmentation,
+left alone; not to be made thinner as asked; anything else that went wrong; not reached before the run ended."""
 
 Extra = Literal["page", "figure", "labels"]
 """What may be made beside an answer: a page to look at, a figure for a paper, the segmentation that is brought along.
@@ -189,6 +190,7 @@ class Outcome:
 def run_job(job: Job) -> Outcome:
     """Does one job, unless it was done already; whatever goes wrong is in the outcome, never raised."""
     started = perf_counter()
+    state: State
     try:
         with hold_lock(job.lock):
             inputs = [(scan, _series(scan)) for scan in job.scans]
@@ -201,9 +203,10 @@ def run_job(job: Job) -> Outcome:
                 return kept
             done = _do(job, inputs, made_of)
         return dataclasses.replace(done, seconds=perf_counter() - started)
+    except _IsLabels as labels:
+        state, reason = "labels", str(labels)
     except _ThinAlready as thin:
-        state: State = "thin"
-        reason = str(thin)
+        state, reason = "thin", str(thin)
     except _NotTogether as refusal:
         state, reason = "refused", str(refusal)
     # Above ThinsliceError, the root of the first two: `refused` is left for what can be read and not be made thinner.
@@ -403,6 +406,10 @@ class _ThinAlready(Exception):
     """The scan is as thin as it is fine: there is nothing to do."""
 
 
+class _IsLabels(Exception):
+    """The file is a segmentation: made thin as an image it would get labels that nobody drew."""
+
+
 def _do(job: Job, inputs: Sequence[tuple[Job, "Series | None"]], made_of: dict[str, Any]) -> Outcome:
     with _stage(job) as begin_to_move:
         # Without the lock of the folder, which is held for the moves alone: others write their answers meanwhile.
@@ -456,6 +463,8 @@ def _combine(job: Job, group: Group, scans: Sequence[tuple[Volume, Contrast | No
 
 
 def _compute(job: Job, volume: Volume) -> Enhanced:
+    if reason := describe_labels(volume):
+        raise _IsLabels(f"{reason}; `labels` brings it along with its scan")
     choose = _models(job.settings.model, job.model_sha256, job.engine)
     try:
         model = choose(volume)

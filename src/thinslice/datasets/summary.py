@@ -20,6 +20,7 @@ WORDS: dict[State, str] = {
     "kept": "kept, computed earlier",
     "thin": "left out, thin already",
     "no-scan": "left out, no scan",
+    "labels": "left alone, a segmentation",
     "refused": "refused",
     "failed": "failed",
     "left": "not done yet",
@@ -34,7 +35,7 @@ body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem; background: #111; col
 table { border-collapse: collapse; } td, th { padding: .4rem .8rem; text-align: left; vertical-align: top; }
 tr { border-bottom: 1px solid #333; } td { overflow-wrap: anywhere; }
 td.number { text-align: right; } a { color: #8cf; }
-.failed, .refused { color: #f99; } .thin, .no-scan, .kept, .left { color: #aaa; } img { max-height: 220px; }
+.failed, .refused { color: #f99; } .thin, .no-scan, .labels, .kept, .left { color: #aaa; } img { max-height: 220px; }
 """
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from thinslice.compute.kept_slices import take_kept
+from thinslice.compute.label_maps import check_is_scan
 from thinslice.errors import InputRefused, ThinsliceError
 from thinslice.io.formats import read
 from thinslice.io.outputs import unique_names
@@ -100,6 +101,7 @@ def _read_and_plan(
         volume = read(path)
         # What this program invented between slices must not teach as if a scanner had seen it.
         check_acquired(volume)
+        check_is_scan(volume)
         plan = make_plan(volume, Settings(**plan_settings(settings)), model)
     # One scan is left out, the others are still worth learning from.
     except (ThinsliceError, OSError, MemoryError) as refusal:
