@@ -299,7 +299,7 @@ def test_no_output_lies_in_the_place_of_another(tmp_path):
         assert reason(outputs).code == "output-twice"
 
 
-@catches("io/outputs.py", "and name not in (REPORT_NAME, LABELS_NAME):", "and False:")
+@catches("io/outputs.py", "and name not in (REPORT_NAME, LABELS_NAME, SEGMENTATION_NAME):", "and False:")
 def test_among_the_slices_of_a_new_series_lies_what_belongs_there_alone(tmp_path):
     series = Output(tmp_path / "out", "the answer", is_series=True)
     for name in (REPORT_NAME, LABELS_NAME):

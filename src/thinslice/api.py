@@ -23,7 +23,7 @@ from thinslice.models.engine import EngineSettings
 from thinslice.models.files import load_once
 from thinslice.models.protocol import Model
 from thinslice.models.registry import models_for
-from thinslice.pipeline import Enhanced, enhance_volume, read_scan, series_of
+from thinslice.pipeline import Enhanced, enhance_volume, read_labels, read_scan, series_of
 from thinslice.progress import Progress, no_progress
 from thinslice.settings import Profile, Settings
 from thinslice.volume import Volume
@@ -116,7 +116,7 @@ def enhance(
         chosen,
         target=target,
         # An array of labels has no affine of its own: it lies where the array of the scan does.
-        labels=None if labels is None else to_volume(labels, affine if _is_bare(labels) else None, labels=True),
+        labels=None if labels is None else _to_labels(labels, affine if _is_bare(labels) else None, volume),
         name=None if series is None else series.label,
         progress=progress,
     )
@@ -203,7 +203,7 @@ def combine(
         spacing_mm=spacing_mm,
         grid=_to_grid(grid),
         registration=registration,
-        labels=None if labels is None else to_volume(labels, of_labels, labels=True),
+        labels=None if labels is None else _to_labels(labels, of_labels, volumes[0]),
         settings=settings,
         progress=progress,
     )
@@ -249,6 +249,13 @@ def _changed(settings: Settings | None, changes: Mapping[str, Any]) -> Settings:
         raise TypeError(f"enhance() got an unexpected keyword argument '{unknown[0]}'; it takes {', '.join(known)}")
     # `replace` builds the object anew, so the fields that were given by name are checked like all others.
     return replace(settings or Settings(), **changes)
+
+
+def _to_labels(labels: Image, affine: ArrayLike | None, scan: Volume) -> Volume:
+    """Returns a segmentation of a scan as a `Volume`."""
+    if isinstance(labels, str | os.PathLike) and os.fspath(labels):
+        return read_labels(Path(labels), scan)
+    return to_volume(labels, affine, labels=True)
 
 
 def _is_bare(image: Any) -> bool:

@@ -22,17 +22,19 @@ import numpy as np
 
 from thinslice.compute.consistency import Report, check_agreement, make_report
 from thinslice.compute.label_maps import check_is_scan
-from thinslice.compute.labels import fit_labels, interpolate_labels
+from thinslice.compute.labels import extend_to_grid, fit_labels, interpolate_labels
 from thinslice.compute.ringing import settle_profile
 from thinslice.compute.upsample import upsample
 from thinslice.errors import InputRefused, OutputRefused
 from thinslice.io import formats, nifti
-from thinslice.io.atomic import all_or_none, whole_or_not
+from thinslice.io.affines import directions
+from thinslice.io.atomic import all_or_none, looks_like_dicom, whole_or_not
 from thinslice.io.formats import ending
 from thinslice.io.outputs import (
     FIGURE_ENDINGS,
     LABELS_NAME,
     PAGE_ENDINGS,
+    SEGMENTATION_NAME,
     Output,
     ScanOutput,
     check_outputs,
@@ -51,6 +53,9 @@ if TYPE_CHECKING:  # pydicom takes a third of a second to import
     from thinslice.io.dicom.series import Series
 
 logger = logging.getLogger(__name__)
+
+SEGMENTATION_ENDING = ".dcm"
+"""How the name of a DICOM SEG ends among the slices of a new series."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +78,9 @@ class Places:
     def outputs(self) -> list[Output]:
         """All files that will be written, for `thinslice.io.outputs.check_outputs`."""
         way_out = "name a folder, or another file"
+        label_endings = (*formats.WRITABLE, *((SEGMENTATION_ENDING,) if self.answer.is_into_series else ()))
         further = (
-            (self.labels, f"the labels of {self.answer.name}", formats.WRITABLE),
+            (self.labels, f"the labels of {self.answer.name}", label_endings),
             (self.page, "`report`", PAGE_ENDINGS),
             (self.figure, "`figure`", FIGURE_ENDINGS),
         )
@@ -186,7 +192,10 @@ class Enhanced:
         source = self.acquired.source or Path()
         # An array came from no file, for which `Path()` stands here.
         answer = find_output(source, series_of(self.acquired), os.fspath(path), overwrite)
-        labels = None if self.segmentation is None else find_labels_place(answer, labels_out)
+        labels = None
+        if self.segmentation is not None:
+            labels = find_labels_place(answer, labels_out, has_segments(self.segmentation))
+            check_labels_place(labels, self.segmentation)
         places = Places(
             answer, labels, None if report is None else Path(report), None if figure is None else Path(figure)
         )
@@ -229,7 +238,10 @@ class Enhanced:
         check_can_hide(series)
         # A file, a folder or a series may be called after the patient, and the report and its page would say so.
         report = replace(self.report, source="")
-        drawn = None if self.segmentation is None else replace(self.segmentation, header=None)
+        drawn = self.segmentation
+        if drawn is not None:
+            header = drawn.header.without_identity() if has_segments(drawn) else None
+            drawn = replace(drawn, header=header)
         return replace(self, report=report, segmentation=drawn)
 
     def stored_in(self, target: Path) -> "Enhanced":
@@ -263,15 +275,21 @@ class Enhanced:
         def find_stale() -> set[Path]:  # an earlier series that is replaced may have had more slices, or labels
             if not answer.is_into_series:
                 return set()
-            return {*answer.destination.glob("IM*.dcm"), *answer.destination.glob(LABELS_NAME)} - {*slices, *beside}
+            names = ("IM*.dcm", LABELS_NAME, SEGMENTATION_NAME)
+            return {file for name in names for file in answer.destination.glob(name)} - {*slices, *beside}
 
         with all_or_none([answer.sidecar, *beside, *slices], answer.overwrite, find_stale) as parts:
             self.report.save(parts[0])
-            if beside:
-                # The order of `parts` is that of the list above: the JSON, the segmentation where there is one, then
-                # the slices.
+            # The order of `parts` is that of the list above: the JSON, the segmentation where there is one, then the
+            # slices.
+            is_dicom = bool(beside) and beside[0].suffix.lower() == SEGMENTATION_ENDING
+            images = _write_slices(self, parts[-len(slices) :], answer, anonymise, keep_headers=is_dicom)
+            if is_dicom:
+                from thinslice.io.dicom import segmentations
+
+                segmentations.write(self.labels_to_thin(), images, parts[1])
+            elif beside:
                 formats.write(self.labels_to_thin(), parts[1])
-            _write_slices(self, parts[-len(slices) :], answer, anonymise)
 
     def write_page(self, path: Path, progress: Progress = no_progress, overwrite: bool = True) -> None:
         """Writes the page on which acquired, cubic and thin slices are compared; see `thinslice.reports.report_page`.
@@ -390,6 +408,43 @@ def read_scan(path: Path) -> Volume:
     raise InputRefused(f"{path}: {unusable.label}: {unusable.reason}", code="unusable-series")
 
 
+def read_labels(path: Path, scan: Volume) -> Volume:
+    """Reads the segmentation of a scan: a file of any format, among them a DICOM SEG, or a folder with one of these.
+
+    What covers a part of the scan alone, as a SEG and what 3D Slicer saves do, comes back on all of its grid.
+
+    Raises:
+        InputRefused: it cannot be read, or covers another scan's voxels.
+    """
+    if is_segmentation(path):
+        from thinslice.io.dicom import segmentations
+
+        if (file := segmentations.find_segmentation(path)) is not None:
+            return extend_to_grid(segmentations.read(file, scan.spacing_mm, directions(scan.affine)), scan)
+    labels = formats.read(path)
+    nrrd = sys.modules.get("thinslice.io.nrrd")  # not imported: then it is no NRRD
+    return extend_to_grid(labels, scan) if nrrd is not None and nrrd.is_cropped(labels) else labels
+
+
+def is_segmentation(path: Path) -> bool:
+    """Returns whether a path is a DICOM SEG, or a folder with one.
+
+    Raises:
+        InputRefused: contours instead, or several.
+    """
+    if not path.is_dir() and (ending(path) or not path.is_file() or not looks_like_dicom(path)):
+        return False
+    from thinslice.io.dicom import segmentations
+
+    return segmentations.find_segmentation(path) is not None
+
+
+def has_segments(labels: Volume | None) -> bool:
+    """Returns whether labels came from a DICOM SEG, and can be written as one again."""
+    module = sys.modules.get("thinslice.io.dicom.segmentations")  # not imported: then they did not
+    return labels is not None and module is not None and isinstance(labels.header, module.Segmentation)
+
+
 def series_of(volume: Volume) -> "Series | None":
     """Returns the DICOM series that a scan was read from, None for a file of another format."""
     module = sys.modules.get("thinslice.io.dicom.series")  # not imported: then there is none
@@ -407,16 +462,36 @@ def describe_slices(plan: Plan) -> str:
     return f"{slices}{larger} with {plan.model}"
 
 
-def find_labels_place(answer: ScanOutput, labels_out: str | os.PathLike[str] | None = None) -> Path:
+def find_labels_place(
+    answer: ScanOutput, labels_out: str | os.PathLike[str] | None = None, from_segments: bool = False
+) -> Path:
     """Returns where the segmentation of a scan goes: where it was asked to, else beside the thin slices.
 
     Args:
         answer: where the thin slices go.
         labels_out: another place that was asked for.
+        from_segments: whether it came from a DICOM SEG, and among the slices of a new series becomes one again.
     """
     if labels_out is not None:
         return Path(labels_out)
-    return answer.destination / LABELS_NAME if answer.is_into_series else labels_beside(answer.destination)
+    in_series = SEGMENTATION_NAME if from_segments else LABELS_NAME
+    return answer.destination / in_series if answer.is_into_series else labels_beside(answer.destination)
+
+
+def check_labels_place(place: Path, labels: Volume) -> None:
+    """Refuses a SEG as the place of labels that came from none: nothing says what its segments are.
+
+    Raises:
+        OutputRefused: it is one.
+    """
+    if place.suffix.lower() == SEGMENTATION_ENDING and not has_segments(labels):
+        raise OutputRefused(
+            got="a DICOM SEG as the place of labels that came from another format",
+            need=f"labels from a DICOM SEG, which says what its segments are, or {' or '.join(formats.WRITABLE[:2])}",
+            next="change `labels_out`",
+            place=place,
+            code="output-ending",
+        )
 
 
 def type_of_thin(acquired: Volume) -> str | np.dtype[Any]:
@@ -448,17 +523,24 @@ def _slice_files(case: ScanOutput, slices: int) -> list[Path]:
     return [case.destination / f"IM{index:04d}.dcm" for index in range(1, slices + 1)]
 
 
-def _write_slices(done: Enhanced, parts: Sequence[Path], case: ScanOutput, anonymise: bool) -> None:
+def _write_slices(
+    done: Enhanced, parts: Sequence[Path], case: ScanOutput, anonymise: bool, keep_headers: bool
+) -> list[Any]:
+    """Writes the thin slices; returns the headers of those of a new series, for what refers to them."""
     if not case.is_into_series:
         formats.write(done.volume, parts[0])
-        return
+        return []
     from thinslice.io.dicom.derived import images, save
+    from thinslice.io.dicom.segmentations import header_of
 
     found = done.report.consistency
     agreement = (
         f"Made thick again they differ from the acquired ones by {found.rms_percent:.2g} % RMS, "
         f"{found.worst_percent:.2g} % at worst, of the intensity range."
     )
+    headers: list[Any] = []
     # Each slice is made when it is its turn: all of them together would be the whole series once more in memory.
     for image, part in zip(images(done.volume, done.acquired, done.plan, agreement, anonymise), parts, strict=True):
         save(image, part)
+        headers += [header_of(image)] if keep_headers else []
+    return headers

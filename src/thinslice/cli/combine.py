@@ -292,6 +292,7 @@ def _combine_one(stacks: _Stacks, output: Path, arguments: argparse.Namespace) -
     )
     from thinslice.io.formats import ending
     from thinslice.models.registry import models_for
+    from thinslice.pipeline import read_labels
 
     # Stacks that were found, and not chosen, may be chunks of which the first one would show a part.
     wanted: Any = arguments.answer_grid or ("first" if stacks.odd is None else None)
@@ -313,8 +314,8 @@ def _combine_one(stacks: _Stacks, output: Path, arguments: argparse.Namespace) -
     if arguments.expected_error is not None:
         check_expects_error(settings.model)
     grid = wanted if wanted in ("first", "union", None) else read_scan(Path(wanted))
-    labels = read_scan(arguments.labels) if arguments.labels is not None else None
     scans, contrasts = stacks.read()
+    labels = read_labels(arguments.labels, scans[0]) if arguments.labels is not None else None
     if not ending(places["volume"]):
         check_into_series(scans, grid or "first")
     if arguments.anonymise:

@@ -170,13 +170,13 @@ def _enhance_study(study: "Study", settings: "Settings", arguments: argparse.Nam
     refused = [one for one in study.unusable if one.is_scan or is_counted]
     # Not before all places are found to be free: a command that is refused has said nothing else.
     for one in refused:
-        complain(f"{one.label}: {one.reason}")
+        complain(f"{one.label}: {to_options(one.reason)}")
     if not arguments.quiet:
         for note in [
             *study.notes,
             *(f"left out: {one.label}: {one.what}" for one in study.unusable if one not in refused),
         ]:
-            say(f"note: {note}")
+            say(f"note: {to_options(note)}")
     states = _enhance_all(tasks, settings, arguments)
     scans = len(tasks) + len(refused)
     return how_many(states.count(False) + len(refused), scans, scans > 1, pages=states.count(None))
@@ -255,14 +255,16 @@ def _find_tasks(
 
 def _find_task(answer: "ScanOutput", arguments: argparse.Namespace) -> _Task:
     from thinslice.io.outputs import find_namesake, name_after_answer
-    from thinslice.pipeline import Places, find_labels_place
+    from thinslice.pipeline import Places, find_labels_place, is_segmentation
 
     labels: Path | None = arguments.labels
-    if labels is not None and labels.is_dir():
+    if labels is not None and labels.is_dir() and not is_segmentation(labels):
         labels = find_namesake(labels, answer.source)
     wanted = ((arguments.report, ".html"), (arguments.figure, ".png"))
     page, figure = (None if name is None else name_after_answer(name, answer.destination, end) for name, end in wanted)
-    labels_place = None if labels is None else find_labels_place(answer, arguments.labels_out)
+    labels_place = None
+    if labels is not None:
+        labels_place = find_labels_place(answer, arguments.labels_out, is_segmentation(labels))
     return _Task(answer, labels, Places(answer, labels_place, page, figure))
 
 
@@ -303,11 +305,13 @@ def _enhance_one(
     task: _Task, settings: "Settings", choose: "Callable[[Volume], Model]", arguments: argparse.Namespace
 ) -> None:
     """Reads, plans, computes, checks, and puts all files in their places, or none of them."""
-    from thinslice.pipeline import describe_slices, enhance_volume
+    from thinslice.pipeline import check_labels_place, describe_slices, enhance_volume, read_labels
 
     answer = task.answer
     volume = _read_source(answer, arguments.anonymise)
-    labels = read_scan(task.labels) if task.labels is not None else None
+    labels = read_labels(task.labels, volume) if task.labels is not None else None
+    if labels is not None and task.places.labels is not None:
+        check_labels_place(task.places.labels, labels)
     with bar(answer.name, arguments.quiet) as show:
         done = enhance_volume(
             volume, settings, choose(volume), target=answer.destination, labels=labels, name=answer.name, progress=show

@@ -111,6 +111,45 @@ def fit_labels(labels: Volume, plan: Plan) -> Volume:
     return replace(whole, affine=affine, notes=tuple(notes))
 
 
+def extend_to_grid(labels: Volume, scan: Volume) -> Volume:
+    """Returns a segmentation that covers a part of a scan's grid on all of it; 0 where nothing was drawn.
+
+    Programs store no more than the box of what was drawn.
+
+    Args:
+        labels: [x, y, z], voxels that lie where some of the scan's do, with axes in any order and direction.
+        scan: of which only shape and affine are used.
+
+    Returns:
+        The labels with the scan's shape; `fit_labels` says how well they lie on its voxels.
+
+    Raises:
+        InputRefused: something is drawn beyond the scan, or it has voxels of another size.
+    """
+    turned = run_like(labels, scan.affine)
+    to_scan = np.linalg.inv(scan.affine) @ turned.affine
+    first = np.rint(to_scan[:3, 3]).astype(int)
+    moved = np.array(turned.affine)
+    moved[:3, 3] -= turned.affine[:3, :3] @ first
+    whole = np.zeros(scan.shape, labels.voxels.dtype)
+    sizes = zip(first, turned.shape, whole.shape, strict=True)
+    there = [slice(max(start, 0), max(min(start + n, size), 0)) for start, n, size in sizes]
+    part = tuple(slice(s.start - f, max(s.stop - f, 0)) for s, f in zip(there, first, strict=True))
+    inside = turned.voxels[part]
+    is_same_size = np.abs(to_scan[:3, :3] - np.eye(3)).max() <= SAME_VOXEL
+    # Not what the box alone reaches beyond the scan, but what is drawn there.
+    if not is_same_size or np.count_nonzero(inside) < np.count_nonzero(turned.voxels):
+        raise InputRefused(
+            got="a segmentation of voxels that are not the scan's",
+            need="one that was drawn on this scan",
+            next="give that of this series, or resample it onto the scan",
+            place=labels.source or "the segmentation",
+            code="other-grid",
+        )
+    whole[tuple(there)] = inside
+    return replace(turned, voxels=whole, affine=moved)
+
+
 def to_whole_numbers(labels: Volume) -> Volume:
     """Returns a segmentation whose voxels are whole numbers.
 

@@ -43,7 +43,7 @@ from thinslice.models.envelope import Envelope
 from thinslice.models.protocol import Model
 from thinslice.models.registry import identify, models_for
 from thinslice.physics.intensity import intensity_range
-from thinslice.pipeline import Enhanced, enhance_volume
+from thinslice.pipeline import Enhanced, enhance_volume, read_labels
 from thinslice.plan import Plan
 from thinslice.reports.picture import Picture, draw_side_by_side, find_picture_centre, reslice_planes, write_picture
 from thinslice.settings import Settings
@@ -472,7 +472,7 @@ def _compute(job: Job, volume: Volume) -> Enhanced:
         _check_thick(volume, job.settings, None)
         raise
     _check_thick(volume, job.settings, model.envelope)
-    labels = None if job.labels is None else read(_find_labels(job))
+    labels = None if job.labels is None else read_labels(_find_labels(job), volume)
     return enhance_volume(volume, job.settings, model, target=job.destination, labels=labels, name=job.name)
 
 

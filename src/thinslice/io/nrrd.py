@@ -59,6 +59,9 @@ MOST_FIELD_LETTERS = 10_000
 SEGMENT_KEY = re.compile(r"Segment\d+_ID\b")
 """The key that 3D Slicer writes for each segment of a segmentation."""
 
+OFFSET_KEY = "Segmentation_ReferenceImageExtentOffset"
+"""The key that says where in the grid of a scan a segmentation begins which 3D Slicer has cropped."""
+
 LPS = "left-posterior-superior"
 """The space of DICOM, of ITK, and of what this module writes."""
 
@@ -216,6 +219,12 @@ def has_segments(volume: Volume) -> bool:
     """Tells whether the header of a scan that was read from NRRD names segments, as 3D Slicer writes them."""
     header = volume.header
     return isinstance(header, Header) and any(SEGMENT_KEY.match(key) for key in header.keys)
+
+
+def is_cropped(volume: Volume) -> bool:
+    """Tells whether the header of a scan from NRRD says that it is a part of a grid, as 3D Slicer's may do."""
+    header = volume.header
+    return isinstance(header, Header) and any(key.startswith(OFFSET_KEY) for key in header.keys)
 
 
 def data_file(path: Path) -> Path | None:

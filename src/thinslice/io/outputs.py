@@ -49,6 +49,9 @@ REPORT_NAME = "thinslice.json"
 LABELS_NAME = "labels.nii.gz"
 """The segmentation among the slices of a computed DICOM series."""
 
+SEGMENTATION_NAME = "labels.dcm"
+"""The same as a DICOM SEG."""
+
 LONGEST_NAME = 60
 """Letters of the name of a series' folder: with its path it stays within the 260 of Windows."""
 
@@ -251,7 +254,7 @@ def _check_apart(outputs: Sequence[Output]) -> None:
         folder, name = os.path.split(os.path.realpath(output.path))
         while folder != os.path.dirname(folder):
             above = taken.get(folder.casefold())
-            if above is not None and above.is_series and name not in (REPORT_NAME, LABELS_NAME):
+            if above is not None and above.is_series and name not in (REPORT_NAME, LABELS_NAME, SEGMENTATION_NAME):
                 raise OutputRefused(
                     got=f"a place for {output.what} among the slices of the new series",
                     need="another",

@@ -29,6 +29,12 @@ ENHANCED: dict[str, str] = {
 }
 """Storage classes of scans: one slice a file, and many."""
 
+SEGMENTATIONS = (uid.SegmentationStorage, "1.2.840.10008.5.1.4.1.1.66.7")
+"""Storage classes of what is drawn on scans: Segmentation, and Label Map Segmentation, which pydicom 3.0 has not."""
+
+CONTOURS = (uid.RTStructureSetStorage, uid.SurfaceSegmentationStorage)
+"""Storage classes of what is drawn as outlines and surfaces, without voxels."""
+
 MAKER = "thinslice"
 """Manufacturer of the modifying equipment, by which a computed series is known."""
 
@@ -394,6 +400,9 @@ def _problem(
 ) -> InputRefused | None:
     """Returns why an image cannot be part of a scan."""
     values = image_type.split("\\")
+    if kind in SEGMENTATIONS:
+        way = "give the series that it was drawn on, and this file as `labels`"
+        return refused("a segmentation (DICOM SEG)", "MR or CT images", way, code="dicom-segmentation")
     if kind not in CLASSIC and kind not in ENHANCED:
         name = uid.UID(kind).name if kind else "an unnamed kind of image"
         return refused(name, "MR or CT images", "leave this series out", code="dicom-not-a-scan")

@@ -16,7 +16,7 @@ import numpy as np
 from thinslice.errors import InputRefused
 from thinslice.io.archives import START_BYTES, is_packed
 from thinslice.io.atomic import looks_like_dicom
-from thinslice.io.dicom.headers import IN_TIME, WHERE_DOUBLED, Image, printable, read_images
+from thinslice.io.dicom.headers import IN_TIME, SEGMENTATIONS, WHERE_DOUBLED, Image, printable, read_images
 from thinslice.io.dicom.identifiers import Origin, find_origins, without_shared_uids
 from thinslice.io.dicom.packed import unpack
 from thinslice.io.dicom.places import (
@@ -156,12 +156,19 @@ def find_study(
             continue
         images += found
         others += not found
+    # Beside scans it is no scan that fails; alone it is refused, and the refusal says what to do with it.
+    drawn = [image for image in images if image.sop_class in SEGMENTATIONS]
+    drawn = drawn if len(drawn) < len(images) else []
+    images = [image for image in images if not drawn or image.sop_class not in SEGMENTATIONS]
     once, copies, resent = _without_copies([image if computed_too else _acquired(image) for image in images])
     series, unusable = _sort(once, resent)
     damaged_in = {one.folder for one in broken}
     series = [_noting_damage(one, damaged_in) for one in series]
     logger.debug("%s: %d images, %d series, %d unusable", path, len(images), len(series), len(unusable) + len(broken))
     notes = []
+    if drawn:
+        shown = ", ".join(sorted(printable(image.path.name) for image in drawn)[:3])
+        notes.append(f"{len(drawn)} segmentation(s) ({shown}) left alone: `labels` brings one along with its series")
     if others:
         notes.append(f"{others} file(s) hold no DICOM image and were left alone")
     if copies:

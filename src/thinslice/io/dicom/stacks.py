@@ -53,6 +53,7 @@ LEAST_IN_A_STACK = 3
 NO_SCANS = frozenset(
     {
         "dicom-not-a-scan",
+        "dicom-segmentation",
         "dicom-colour",
         "dicom-mosaic",
         "dicom-localizer",
