@@ -1,8 +1,10 @@
 """The command line as a user meets it: what is written, what is said and where, and the exit code."""
 
+import gzip
 import json
 import os
 import signal
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,7 +22,7 @@ from thinslice import cli
 from thinslice.cli.terminal import uninterrupted
 from thinslice.compute.consistency import check
 from thinslice.errors import InputRefused
-from thinslice.io import atomic, nifti
+from thinslice.io import atomic, formats, nifti
 from thinslice.plan import Plan
 from thinslice.volume import Volume
 
@@ -816,3 +818,36 @@ def test_reslice_tells_what_it_guessed(run, tmp_path, voxels, words):
     code, out, _ = run("reslice", "-i", thin, "--like", thin, "-o", tmp_path / "back.nii.gz")
     assert code == 0
     assert any(words in line for line in out)
+
+
+@pytest.mark.parametrize("name", ["seg.nii.gz", "seg.nrrd", "seg.mgz", "seg.mha"])
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
+def test_labels_from_another_corner_are_written_on_the_grid_of_the_answer_in_every_format(run, tmp_path, name, order):
+    scan = put(tmp_path / "scan.nii.gz", image_of())
+    affine = np.diag([-1.0, -1.0, 4.0, 1.0])[:, [*order, 3]]
+    affine[:2, 3] = 23, 21
+    formats.write(Volume(drawn_on()[::-1, ::-1].transpose(order), affine), tmp_path / name)
+    words = ["enhance", "-i", scan, "--model", "cubic", "--factor", "4", "--labels"]
+    labels = tmp_path / f"thin_labels{name.removeprefix('seg')}"
+    assert run(*words, tmp_path / name, "-o", tmp_path / "thin.nii.gz", "--labels-out", labels)[0] == 0
+    run(*words, put(tmp_path / "plain.nii.gz", drawn_on()), "-o", tmp_path / "a.nii.gz")
+    thin, expected, image = (formats.read(tmp_path / one) for one in (labels, "a_labels.nii.gz", "thin.nii.gz"))
+    np.testing.assert_array_equal(thin.voxels, expected.voxels)
+    np.testing.assert_allclose(thin.affine, image.affine, atol=1e-5)
+
+
+def test_labels_that_a_scale_left_beside_whole_numbers_come_out_whole(run, tmp_path):
+    scan = put(tmp_path / "scan.nii.gz", image_of())
+    image = nibabel.Nifti1Image(drawn_on(), np.diag([1.0, 1.0, 4.0, 1.0]))
+    image.header.set_slope_inter(0.9999, 0)
+    nibabel.save(image, tmp_path / "seg.nii.gz")
+    stored = bytearray(gzip.decompress((tmp_path / "seg.nii.gz").read_bytes()))
+    stored[112:116] = struct.pack("<f", 0.9999)  # scl_slope
+    (tmp_path / "seg.nii").write_bytes(stored)
+    code, out, _ = run("enhance", "-i", scan, "-o", tmp_path / "thin.nii.gz", "--model", "cubic",
+                       "--labels", tmp_path / "seg.nii")  # fmt: skip
+    assert code == 0
+    assert any("note: labels: labels up to 0.0002 beside whole numbers" in line for line in out)
+    assert "beside whole numbers" in (tmp_path / "thin.json").read_text()
+    found = nibabel.load(tmp_path / "thin_labels.nii.gz").get_fdata()
+    assert set(np.unique(found)) == {0.0, 1.0, 2.0}

@@ -975,3 +975,19 @@ def test_a_series_of_segmentations_is_refused_before_anything_is_computed(run, s
     assert (code, said, len(err)) == (2, [], 1)
     assert "a series of 2 segmentations" in err[0]
     assert not (tmp_path / "c.nii").exists()
+
+
+def test_labels_from_another_corner_are_those_of_the_first_stack(tmp_path):
+    drawn = np.zeros(FIRST.voxels.shape, np.uint8)
+    drawn[8:30, 10:24, 3:8] = 5
+    affine = FIRST.affine[:, [2, 0, 1, 3]].copy()
+    affine[:3, 3] += affine[:3, 1] * (drawn.shape[0] - 1)
+    affine[:3, 1] *= -1
+    elsewhere = Volume(np.flip(drawn.transpose(2, 0, 1), 1), affine)
+    words = {"model": "cubic", "registration": False}
+    stacks = [FIRST, STACKS["coronal"]]
+    found = thinslice.combine(stacks, labels=elsewhere, **words)
+    expected = thinslice.combine(stacks, labels=Volume(drawn, FIRST.affine), **words)
+    np.testing.assert_array_equal(found.segmentation.voxels, expected.segmentation.voxels)
+    np.testing.assert_array_equal(found.segmentation.affine, found.volume.affine)
+    assert (found.segmentation.voxels == 5).any()
