@@ -630,7 +630,7 @@ def test_a_name_that_just_fits_is_long_enough(tmp_path, letters):
     assert set(os.listdir(tmp_path / "out")) == {f"{letters}.json", name, f"{letters}.png", "reports"}
 
 
-@catches("datasets/job.py", "if reason := describe_labels(volume):", "if reason := None:")
+@catches("datasets/job.py", "(reason := describe_labels(volume))", "(reason := None)")
 def test_a_segmentation_is_left_alone_with_the_reason(tmp_path):
     drawn = np.zeros((24, 22, 9), np.float32)
     drawn[6:18, 5:17, 2:7] = 2

@@ -96,6 +96,7 @@ IMAGES = {
     "a mask, made thin as an image": parcels(1).astype(np.int16) * 3 - 1,
     "probabilities": ndimage.gaussian_filter(parcels(1).astype(np.float32), 1),
     "nothing": np.zeros((8, 8, 8), np.uint8),
+    "one number": np.full((8, 8, 8), 5, np.uint8),
 }
 
 

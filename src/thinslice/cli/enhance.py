@@ -103,7 +103,7 @@ def add_enhance(verbs: "argparse._SubParsersAction[Parser]") -> None:
         "--labels",
         type=path_argument,
         metavar="SEG",
-        help="segmentation on the scan's grid, or a DICOM SEG, to bring along, written as OUT with _labels in its name; "
+        help="segmentation on the scan's grid, or DICOM SEG, to bring along, written as OUT with _labels in its name; "
         "for a folder: a folder with segmentations of the scans' names; their format may be another",
     )
     verb.add_argument("--labels-out", type=path_argument, metavar="FILE", help="another name for it (one scan only)")

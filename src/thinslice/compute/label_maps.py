@@ -102,7 +102,7 @@ def looks_like_labels(volume: Volume) -> bool:
     """Returns whether the voxels of a volume are those of a segmentation: labels in regions, or a few single points.
 
     Whole numbers in a file of floats are as good as others, and so are those that came through a scale. A volume of
-    zeros alone is none: nothing tells an empty segmentation from an empty image.
+    one number alone is none: nothing tells an empty segmentation from an empty image.
 
     Example:
         >>> drawn = np.zeros((6, 6, 6), np.float32)
@@ -117,6 +117,8 @@ def looks_like_labels(volume: Volume) -> bool:
     if codes is None:
         return False
     values = _count_values(codes)
+    if values < 2:  # flat: as an image it stays what it is
+        return False
     along = [_count_along(codes, axis) for axis in range(3) if codes.shape[axis] > 1]
     found = [one for one in along if one.pairs.any()]
     if not found:

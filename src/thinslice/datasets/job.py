@@ -43,7 +43,7 @@ from thinslice.models.envelope import Envelope
 from thinslice.models.protocol import Model
 from thinslice.models.registry import identify, models_for
 from thinslice.physics.intensity import intensity_range
-from thinslice.pipeline import Enhanced, enhance_volume, read_labels
+from thinslice.pipeline import Enhanced, enhance_volume, read_labels, series_of
 from thinslice.plan import Plan
 from thinslice.reports.picture import Picture, draw_side_by_side, find_picture_centre, reslice_planes, write_picture
 from thinslice.settings import Settings
@@ -463,7 +463,8 @@ def _combine(job: Job, group: Group, scans: Sequence[tuple[Volume, Contrast | No
 
 
 def _compute(job: Job, volume: Volume) -> Enhanced:
-    if reason := describe_labels(volume):
+    # A DICOM series says by its class that it is an image.
+    if series_of(volume) is None and (reason := describe_labels(volume)):
         raise _IsLabels(f"{reason}; `labels` brings it along with its scan")
     choose = _models(job.settings.model, job.model_sha256, job.engine)
     try:
