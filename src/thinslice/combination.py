@@ -460,11 +460,7 @@ def combine_volumes(
         described,
         tuple(scans),
         seconds,
-        (
-            *_notes_of_chunks(beside, names),
-            *_notes(stacks, names, joined.held_by),
-            *(f"labels: {note}" for note in (labels.notes if labels else ())),
-        ),
+        (*_notes_of_chunks(beside, names), *_notes(stacks, names, joined.held_by), *_notes_of_labels(labels)),
         None if labels is None else _bring_labels(labels, stacks[0].plan, wanted),
         spread=joined.spread,
         like=grid.source if isinstance(grid, Volume) else None,
@@ -1076,6 +1072,11 @@ def _notes_of_chunks(beside: Mapping[int, int], names: Sequence[str]) -> list[st
         "brightness could be compared"
         for number, other in beside.items()
     ]
+
+
+def _notes_of_labels(labels: Volume | None) -> list[str]:
+    """Returns what had to be decided about the segmentation that is brought along."""
+    return [] if labels is None else [f"labels: {note}" for note in labels.notes]
 
 
 def _bring_labels(labels: Volume, plan: Plan, grid: VoxelGrid) -> Volume:
