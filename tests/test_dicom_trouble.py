@@ -98,7 +98,6 @@ def no_slice(ds, index):
 
 ODD = [
     of_another_orientation, of_another_size, in_its_own_frame, a_localizer, a_secondary_capture, a_dose_page,
-    a_segmentation_of_it,
 ]  # fmt: skip
 
 
@@ -116,6 +115,15 @@ def test_an_odd_image_is_left_out_and_named_and_the_stack_is_done(tmp_path, quic
     assert [line for line in out if "left out" in line and "X000" in line]
     notes = json.loads((tmp_path / "out.json").read_text())["notes"]
     assert [note for note in notes if note.startswith("left out: X000")]
+
+
+def test_a_segmentation_of_the_series_is_named_as_one_and_the_stack_is_done(tmp_path, quick):
+    values = stack(tmp_path / "in")
+    a_segmentation_of_it(tmp_path / "in")
+    assert np.array_equal(voxels_of(only(tmp_path / "in")), values)
+    code, out, err = quick("-i", tmp_path / "in", "-o", tmp_path / "out.nii.gz")
+    assert (code, err) == (0, [])
+    assert [line for line in out if "1 segmentation(s)" in line and "X000" in line and "--labels" in line]
 
 
 def test_strictly_an_odd_image_counts_as_refused(tmp_path, quick, run):
