@@ -269,7 +269,7 @@ def test_what_disagrees_with_the_slice_it_enlarges_is_not_taken():
 
 
 @catches("compute/upsample.py", "_Padding(thick, plan).filled(thick)", "thick")
-@catches("compute/upsample.py", "padding.put_back(thin, lines.owner)", "pass")
+@catches("compute/upsample.py", "padding.put_back(thin, lines.owner_acquired)", "pass")
 @pytest.mark.parametrize("dtype", [np.int16, np.float32])
 @pytest.mark.parametrize("in_plane", [1, 2])
 def test_padding_is_no_anatomy_and_comes_back_where_it_was(dtype, in_plane):

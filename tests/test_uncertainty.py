@@ -51,8 +51,8 @@ def test_an_interpolation_says_the_same_to_every_mirror_image(name):
 
 @catches(
     "compute/uncertainty.py",
-    "return _run(mirrored, plan, model, progress)[::-1, ::-1, ::-1]",
-    "return _run(mirrored, plan, model, progress)",
+    "return _run(*mirror(volume, plan), model, progress)[::-1, ::-1, ::-1]",
+    "return _run(*mirror(volume, plan), model, progress)",
 )
 @pytest.mark.parametrize("model", [silent(), straight()], ids=["silent", "straight"])
 def test_a_network_that_says_the_same_to_the_mirror_image_is_trusted(model):
@@ -179,9 +179,7 @@ def test_a_cell_lies_in_the_middle_of_its_voxels():
     assert np.allclose(cells @ [1, 1, 1, 1], np.mean(corners, axis=0))
 
 
-@catches(
-    "compute/consistency.py", "np.moveaxis(np.abs(apart, out=apart), 0, plan.axis)", "np.moveaxis(apart, 0, plan.axis)"
-)
+@catches("compute/consistency.py", "    np.abs(apart, out=apart)\n", "")
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_the_misfit_is_what_the_report_measures_at_its_place(axis):
     volume = scan()

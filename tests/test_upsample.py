@@ -61,7 +61,7 @@ def same(answer, wanted, tolerance=ROUNDING):
 
 @catches(
     "compute/upsample.py",
-    "thick = np.moveaxis(series[..., t], plan.axis, 0)",
+    "thick = np.moveaxis(acquired[..., t], plan.axis, 0)",
     "thick = np.swapaxes(series[..., t], plan.axis, 0)",
 )
 @catches(

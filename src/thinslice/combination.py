@@ -717,6 +717,14 @@ def _check_scans(scans: Sequence[Volume], names: Sequence[str], contrasts: Seque
                 next="leave it out",
                 code="stack-is-short",
             )
+        if scan.measured is not None:
+            raise InputRefused(
+                place=name,
+                got="slices that are tilted, uneven or incomplete",
+                need="an even stack at right angles",
+                next="leave it out; enhance makes it thin by itself",
+                code="stack-is-uneven",
+            )
         if not np.any(scan.voxels != scan.voxels.flat[0]):
             raise InputRefused(
                 place=name,

@@ -24,6 +24,7 @@ from thinslice.compute.consistency import Report, check_agreement, make_report
 from thinslice.compute.label_maps import check_is_scan
 from thinslice.compute.labels import extend_to_grid, fit_labels, interpolate_labels
 from thinslice.compute.ringing import settle_profile
+from thinslice.compute.tilted import acquired_voxels, shown_acquired
 from thinslice.compute.upsample import upsample
 from thinslice.errors import InputRefused, OutputRefused
 from thinslice.io import formats, nifti
@@ -43,6 +44,7 @@ from thinslice.io.outputs import (
     labels_beside,
 )
 from thinslice.io.scratch import allocate
+from thinslice.io.upright import make_upright
 from thinslice.models.protocol import Model
 from thinslice.plan import Plan, make_plan
 from thinslice.progress import Progress, no_progress
@@ -99,7 +101,8 @@ class Enhanced:
             steps.
         plan: every decision.
         report: how well the thin slices agree with the acquired ones, the time it took, notes.
-        acquired: the scan that went in.
+        acquired: the scan that went in; where its slices are tilted, uneven or incomplete, on an upright, even grid,
+            with what was acquired in its ``measured``.
         model: what computed them.
         fell_back: bool [x, y, z], acquired voxels (of a series of its first volume) where the guard took the network
             back to interpolation; None if nowhere.
@@ -348,6 +351,7 @@ def enhance_volume(
         OutputRefused: there is no room on the disk for an answer that is too large for the memory.
     """
     suspicion = check_is_scan(acquired)
+    acquired = make_upright(acquired)
     plan = make_plan(acquired, settings, model)
     if labels is not None:
         # Now, and not when they are interpolated: that would be after minutes of computing.
@@ -371,7 +375,7 @@ def enhance_volume(
     if name is not None:
         report = replace(report, source=name)
     logger.debug("%s: %s in %.2f s", report.source or "a scan", describe_slices(plan), seconds)
-    return Enhanced(thin, plan, report, acquired, model, done.fell_back, done.clipped, labels)
+    return Enhanced(thin, plan, report, shown_acquired(acquired, plan), model, done.fell_back, done.clipped, labels)
 
 
 def read_scan(path: Path) -> Volume:
@@ -458,7 +462,7 @@ def describe_slices(plan: Plan) -> str:
     """
     before, after = plan.spacing_thick_mm[plan.axis], plan.spacing_thin_mm[plan.axis]
     larger = f", each {plan.in_plane} times larger along both sides," if plan.in_plane > 1 else ""
-    slices = f"{plan.n_thick} slices x {before:.4g} mm -> {plan.n_thin} slices x {after:.4g} mm"
+    slices = f"{plan.n_acquired} slices x {before:.4g} mm -> {plan.n_thin} slices x {after:.4g} mm"
     return f"{slices}{larger} with {plan.model}"
 
 
@@ -496,7 +500,7 @@ def check_labels_place(place: Path, labels: Volume) -> None:
 
 def type_of_thin(acquired: Volume) -> str | np.dtype[Any]:
     """Returns the type of the voxels of an answer: whole numbers stay whole numbers, but 8 bits become 16."""
-    kind = acquired.voxels.dtype
+    kind = acquired_voxels(acquired).dtype
     if kind.kind in "iu":
         # Both 8-bit types: clipped to 0 .. 255 a knee, made thick again, differed from its scan by 32 % at worst
         # (LOG.md).

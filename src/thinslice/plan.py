@@ -14,15 +14,16 @@ import numpy as np
 from thinslice.errors import PlanRefused
 from thinslice.models.envelope import TOLERANCE, Envelope
 from thinslice.models.hounsfield import check_hounsfield, find_padding, is_hounsfield
-from thinslice.models.slice_profile import FoundProfile, Source, find_profile
+from thinslice.models.slice_profile import FEWEST_SLICES, FoundProfile, Source, find_profile
 from thinslice.physics.acquisition import Acquisition
 from thinslice.physics.interleaving import Alternation, find_alternation
 from thinslice.physics.noise import Noise, find_noise
 from thinslice.physics.padding import fill_padding
 from thinslice.physics.profile import GAUSSIAN_REACH_FWHM
 from thinslice.physics.projection import noise_to_signal
+from thinslice.physics.straightening import WIDEST_GAP, WIDEST_GAP_OF_NETWORKS, find_even_run, is_even
 from thinslice.settings import Grid, Profile, Settings
-from thinslice.volume import Volume, check_times_last, refine_affine, through_plane_axis
+from thinslice.volume import Measured, Volume, check_times_last, refine_affine, through_plane_axis
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +81,12 @@ class Plan:
             shift is clear.
         ringing: how much a sample of the answer rings, see `thinslice.compute.ringing.measure_ringing`; None where that
             was not measured.
+        places: where the acquired slices lie, in thick-slice index units, where that is not at 0, 1, 2 ...: their
+            distances differ, or some are missing. Else None.
+        offsets_px: where the first pixel of each acquired slice lies along the two in-plane axes of ``affine_thick``,
+            where they are shifted sideways, as with a tilted gantry; else None.
+        shape_acquired, affine_acquired: the grid of the file, where ``affine_thick`` is an upright, even one that was
+            laid around it; else None.
         notes: what the reader and the planner had to decide, in plain words.
         versions: of this package, Python and what it computes with.
     """
@@ -112,6 +119,10 @@ class Plan:
     alternating_gain: float = 1.0
     alternating_shift_px: tuple[float, float] = (0.0, 0.0)
     ringing: float | None = None
+    places: tuple[float, ...] | None = None
+    offsets_px: tuple[tuple[float, float], ...] | None = None
+    shape_acquired: tuple[int, int, int] | None = None
+    affine_acquired: tuple[tuple[float, ...], ...] | None = None
     notes: tuple[str, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
 
@@ -124,6 +135,11 @@ class Plan:
     def n_thin(self) -> int:
         """Number of slices of the answer."""
         return self.shape_thin[self.axis]
+
+    @property
+    def n_acquired(self) -> int:
+        """Number of slices that the scanner acquired; with gaps among them there are fewer than `n_thick`."""
+        return self.n_thick if self.places is None else len(self.places)
 
     @property
     def thickness_over_spacing(self) -> float:
@@ -140,8 +156,28 @@ class Plan:
         return (np.arange(self.n_thin) - self.first_centre) / self.factor
 
     def acquisition(self) -> Acquisition:
-        """Returns the operator by which the acquired slices of this plan see the thin ones."""
-        centres_vox = self.first_centre + self.factor * np.arange(self.n_thick)
+        """Returns the operator by which the acquired slices see the thin ones, each at its true position."""
+        return self._acquisition_at(np.arange(self.n_thick) if self.places is None else np.array(self.places))
+
+    def even_acquisition(self) -> Acquisition:
+        """Returns the operator by which even slices see the thin ones, which the acquired ones are for most scans."""
+        return self._acquisition_at(np.arange(self.n_thick))
+
+    def acquired_positions(self) -> np.ndarray:
+        """Returns [thin], the centres of the thin slices as indices of acquired slices, linear between two of them."""
+        if self.places is None:
+            return self.positions()
+        # Beyond the outermost slices as far as on the even grid, whose ends these are.
+        found = np.interp(self.positions(), self.places, np.arange(self.n_acquired))
+        beyond = self.positions() - np.clip(self.positions(), 0, self.n_thick - 1)
+        return np.asarray(found + beyond)
+
+    def without_true_places(self) -> "Plan":
+        """Returns the plan of the even, upright slices alone: of a part of them, or of others on their grid."""
+        return replace(self, places=None, offsets_px=None, shape_acquired=None, affine_acquired=None)
+
+    def _acquisition_at(self, places: np.ndarray) -> Acquisition:
+        centres_vox = self.first_centre + self.factor * places
         fwhm_vox = self.thickness_over_spacing * self.factor
         return Acquisition(centres_vox, self.n_thin, fwhm_vox, self.profile, self.axis)
 
@@ -174,7 +210,9 @@ class Plan:
         """
         first = self.n_thin - 1 - (self.first_centre + (self.n_thick - 1) * self.factor)
         # Not for rounding: a scan that is stored the other way round has the same answer to the last bit.
-        return replace(self, first_centre=first) if abs(first - self.first_centre) > TOLERANCE else self
+        first = first if abs(first - self.first_centre) > TOLERANCE else self.first_centre
+        places = None if self.places is None else tuple(self.n_thick - 1 - place for place in reversed(self.places))
+        return replace(self, first_centre=first, places=places)
 
     def to_json(self) -> str:
         """Returns readable JSON; `from_json` gives back an equal plan."""
@@ -230,13 +268,14 @@ def make_plan(volume: Volume, settings: Settings, model: PlannedModel) -> Plan:
     axis = through_plane_axis(volume)
     thick_mm = volume.spacing_mm[axis]
     _check_in_plane(model, settings.in_plane, volume)
-    _check_several_slices(volume, axis)
+    _check_slices(volume, axis, model)
     # The envelope is checked against what the grid makes of the wanted spacing: a factor of 4.98 that becomes 5 is a 5.
     target_mm, target_notes = _find_target_mm(volume, axis, settings, model)
     n_thin, factor = _fit_grid(volume.shape[axis], thick_mm, target_mm, settings.grid, model)
     padding, seen, padding_notes = _find_padding(volume, model)
     alternation, alternation_notes = _find_alternation(volume, axis, padding, settings, model)
-    found = find_profile(seen, axis, settings, model.envelope, alternation, _may_leave_out(model, settings, factor))
+    even, leave_out = _evenly_acquired(seen, axis), _may_leave_out(volume, model, settings, factor)
+    found = find_profile(even, axis, settings, model.envelope, alternation, leave_out)
     if found.every > 1:
         # What alternates in slices that were interpolated was none of the scanner's.
         alternation, alternation_notes = Alternation(), []
@@ -281,12 +320,12 @@ def make_plan(volume: Volume, settings: Settings, model: PlannedModel) -> Plan:
         in_plane=settings.in_plane,
         fuse=settings.fuse,
         padding=padding,
+        **_true_places(volume),
         notes=tuple(notes),
         versions=_find_versions(),
     )
     _check_matrix(plan)
-    profile = f"{found.profile} of {found.thickness_mm:g} mm"
-    logger.debug("plan: axis %d, factor %g, %s, model %s", axis, factor, profile, model.name)
+    logger.debug("plan: axis %d, x%g, %s %g mm, %s", axis, factor, plan.profile, plan.thickness_mm, model.name)
     return plan
 
 
@@ -348,11 +387,13 @@ def _find_padding(volume: Volume, model: PlannedModel) -> tuple[float | None, Vo
     What is no computed tomography is refused for a model that needs it.
     """
     needs_ct = model.envelope is not None and model.envelope.hounsfield
-    padding = find_padding(volume, needs_ct)
+    # In tilted slices it is not at one place, and would be mixed with what lies at its edge.
+    acquired = volume if volume.measured is None else replace(volume, voxels=volume.measured.voxels)
+    padding = find_padding(acquired, needs_ct)
     # Without the padding: far below air as it is, it would make a good CT scan look like no Hounsfield units.
     notes = check_hounsfield(model.name, volume.voxels, padding) if needs_ct else []
     if padding is not None:
-        notes.append(f"voxels of {padding:g} are padding: computed as air, and put back where they were")
+        notes.append(_note_on_padding(padding))
     seen = replace(volume, voxels=fill_padding(volume.voxels, padding))
     return padding, seen, notes + _note_foreign_kind(seen, model)
 
@@ -367,13 +408,20 @@ def _note_foreign_kind(seen: Volume, model: PlannedModel) -> list[str]:
     ]
 
 
+def _note_on_padding(padding: float) -> str:
+    return f"voxels of {padding:g} are padding: computed as air, and put back where they were"
+
+
 def _is_plain(model: PlannedModel, settings: Settings) -> bool:
     """Returns whether interpolation and nothing else is asked for: what papers compare with, through the slices."""
     return model.envelope is None and not settings.projection
 
 
-def _may_leave_out(model: PlannedModel, settings: Settings, factor: float) -> bool:
+def _may_leave_out(volume: Volume, model: PlannedModel, settings: Settings, factor: float) -> bool:
     """Returns whether slices that were interpolated may be left out: half of them, so the factor is twice as large."""
+    # Of slices that are tilted or uneven each one counts where it is.
+    if volume.measured is not None:
+        return False
     # Plain interpolation is what papers compare with: of all slices, whatever they are.
     return not _is_plain(model, settings) and (model.envelope is None or model.envelope.has_factor(2 * factor))
 
@@ -388,7 +436,9 @@ def _find_noise(
     if settings.noise is not None:
         return settings.noise, None, []
     # Of a series the first volume: the others have the same scanner, and one plan serves all of them.
-    voxels = volume.voxels if volume.voxels.ndim == 3 else volume.voxels[..., 0]
+    # As they were acquired: slices that were shifted, or computed in a gap, have less of it.
+    acquired = volume.voxels if volume.measured is None else volume.measured.voxels
+    voxels = acquired if acquired.ndim == 3 else acquired[..., 0]
     found = find_noise(np.moveaxis(voxels, axis, 0), padding)
     if found is None:
         return noise_to_signal(0.0), None, []
@@ -409,6 +459,9 @@ def _find_alternation(
 ) -> tuple[Alternation, list[str]]:
     """Returns what alternates from slice to slice, and a note on it; nothing where it shall be left as it is."""
     if not settings.interleaving or _is_plain(model, settings):
+        return Alternation(), []
+    # Among slices that are uneven or incomplete every second one of the file is not every second one of the body.
+    if volume.measured is not None and not is_even(volume.measured.places):
         return Alternation(), []
     found = _find_common_alternation(np.moveaxis(volume.voxels, axis, 0), padding)
     parts = []
@@ -477,6 +530,32 @@ def _note_rounding(
     ]
 
 
+def _evenly_acquired(volume: Volume, axis: int) -> Volume:
+    """Returns the part of a scan in which no slice was computed from others, if it is long enough to tell anything."""
+    if volume.measured is None or is_even(volume.measured.places):
+        return volume
+    places = np.array(volume.measured.places)
+    run = find_even_run(places)
+    if run.stop - run.start < FEWEST_SLICES:
+        return volume
+    among = [slice(None)] * 3
+    among[axis] = slice(round(places[run.start]), round(places[run.stop - 1]) + 1)
+    return replace(volume, voxels=volume.voxels[tuple(among)], measured=None)
+
+
+def _true_places(volume: Volume) -> dict[str, Any]:
+    """Returns the fields of a plan that say where the acquired slices lie, if that is not on the grid of the volume."""
+    found = volume.measured
+    if found is None:
+        return {}
+    return {
+        "places": None if is_even(found.places) else found.places,
+        "offsets_px": found.offsets_px if np.any(found.offsets_px) else None,
+        "shape_acquired": found.shape,
+        "affine_acquired": _to_tuples(np.asarray(found.affine).tolist()),
+    }
+
+
 # ---- refusals
 
 
@@ -508,7 +587,8 @@ def _refuse_isotropic(
     )
 
 
-def _check_several_slices(volume: Volume, axis: int) -> None:
+def _check_slices(volume: Volume, axis: int, model: PlannedModel) -> None:
+    """Refuses a single slice, and gaps among the slices that are wider than what a model can be asked to fill."""
     check_times_last(volume, axis)
     count, thick_mm = volume.shape[axis], volume.spacing_mm[axis]
     if count < 2:
@@ -518,6 +598,26 @@ def _check_several_slices(volume: Volume, axis: int) -> None:
             next="give the whole stack, not one slice of it",
             code="one-slice",
         )
+    if volume.measured is not None:
+        _check_gaps(volume.measured, thick_mm, model)
+
+
+def _check_gaps(measured: Measured, thick_mm: float, model: PlannedModel) -> None:
+    steps = np.diff(measured.places)
+    widest = float(steps.max())
+    limit = WIDEST_GAP if model.envelope is None else WIDEST_GAP_OF_NETWORKS
+    if widest <= limit:
+        return
+    before = int(np.argmax(steps))
+    cubic = widest <= WIDEST_GAP
+    raise PlanRefused(
+        got=f"{widest * thick_mm:.4g} mm between acquired slices {before + 1} and {before + 2}, where "
+        f"{round(widest) - 1} slices {thick_mm:.4g} mm apart are missing, for model {model.name}",
+        need=f"at most {round(limit) - 1} missing in a row",
+        next=("use `model=cubic`, which fills up to three," if cubic else "find the missing slices,")
+        + " or give the slices on either side as scans of their own",
+        code="gap-too-wide",
+    )
 
 
 def _spacing_to_advise(n_thick: int, thick_mm: float, grid: Grid, envelope: Envelope | None) -> tuple[str, str]:

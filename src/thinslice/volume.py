@@ -31,6 +31,27 @@ FEWEST_PIXELS = 16
 """Along both other axes so many voxels at least tell such an image from a tiny array."""
 
 
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """Holds slices as the scanner acquired them, where they do not lie evenly one behind the other.
+
+    The grid meant here is that of the `Volume` they belong to: upright, even, and large enough for all of them.
+
+    Attributes:
+        voxels: [x, y, z] or [x, y, z, t] as in the file, without slices that hold nothing.
+        affine: [4, 4] of the file's grid: that of its slices in a row, tilted or not, at their mean distance.
+        shape: spatial shape of the file's grid.
+        places: [n] of the slices along the slice axis, in voxels of the grid, ascending.
+        offsets_px: [n, 2], where the first pixel of each slice lies along the two other axes, in voxels of the grid.
+    """
+
+    voxels: np.ndarray
+    affine: np.ndarray
+    shape: tuple[int, int, int]
+    places: tuple[float, ...]
+    offsets_px: tuple[tuple[float, float], ...]
+
+
 @dataclass(frozen=True)
 class Volume:
     """Holds one scan: its voxels, their place in the patient, and what is known of how it was acquired.
@@ -46,6 +67,8 @@ class Volume:
             say. Slices that are closer together than their pixels make another axis the coarsest one.
         padding: the value that the header states for voxels which the scanner did not see, on the scale of ``voxels``.
         other_spacing_mm: a spacing that another part of the header states, where it contradicts that of the affine.
+        measured: the acquired slices, where the voxels are these on an upright, even grid; None where the voxels are
+            the acquired slices themselves. See `thinslice.io.upright`.
 
     Example:
         >>> scan = Volume(np.zeros((256, 256, 20), np.int16), np.diag([0.9, 0.9, 5.0, 1.0]))
@@ -62,6 +85,7 @@ class Volume:
     slice_axis: int | None = None
     padding: float | None = None
     other_spacing_mm: tuple[float, float, float] | None = None
+    measured: Measured | None = field(default=None, repr=False)
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:

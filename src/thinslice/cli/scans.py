@@ -120,11 +120,12 @@ def _facts(
 
     from thinslice.compute.label_maps import check_is_scan, describe_labels
     from thinslice.compute.ringing import settle_profile
+    from thinslice.io.upright import make_upright
     from thinslice.plan import make_plan
 
     seen: dict[str, object] | None = None
     try:
-        volume = read()
+        volume = make_upright(read())
         # Kept where the plan is refused below: one sees what the refusal is about.
         seen = _seen(volume)
         reason = "" if is_alone else describe_labels(volume)
@@ -146,12 +147,13 @@ def _seen(volume: "Volume") -> dict[str, object]:
 
     from thinslice.volume import through_plane_axis
 
+    acquired = volume.voxels if volume.measured is None else volume.measured.voxels
     axis = through_plane_axis(volume)
     direction = np.abs(volume.affine[:3, axis]).argmax()
     return {
-        "shape": list(volume.voxels.shape),
+        "shape": list(acquired.shape),
         "spacing_mm": list(volume.spacing_mm),
-        "dtype": str(volume.voxels.dtype),
+        "dtype": str(acquired.dtype),
         "axis": axis,
         "direction": PATIENT_AXES[int(direction)],
         "thickness_mm": volume.thickness_mm,

@@ -12,6 +12,7 @@ import numpy as np
 
 from thinslice.compute.guard import GuardCount
 from thinslice.compute.kept_slices import give_to_all, take_kept
+from thinslice.compute.tilted import acquired_voxels, back_to_acquired, held_beyond
 from thinslice.errors import PlanRefused
 from thinslice.io.atomic import whole_or_not
 from thinslice.io.formats import sidecar_path
@@ -22,6 +23,7 @@ from thinslice.physics.intensity import intensity_range
 from thinslice.physics.interleaving import make_even
 from thinslice.physics.noise import LEAST_NOISE
 from thinslice.physics.projection import cut_into_bands
+from thinslice.physics.straightening import SAME_PLACE, inside
 from thinslice.plan import Plan
 from thinslice.volume import Volume
 
@@ -135,7 +137,8 @@ def check(volume: Volume, thin: Volume, plan: Plan) -> Consistency:
 
     What clearly alternates from slice to slice, and was taken out for the computation, is taken out of these too.
     Slices that were enlarged in-plane are made small again by anti-aliased bicubic downscaling. Those that are not
-    computed from, as they were interpolated, are not compared.
+    computed from, as they were interpolated, are not compared. Slices that were straightened, or are uneven, are
+    compared as they were acquired: what the answer shows there is shifted back to them.
 
     Args:
         volume: the scan that went in, [x, y, z] or [x, y, z, t].
@@ -148,7 +151,7 @@ def check(volume: Volume, thin: Volume, plan: Plan) -> Consistency:
     volume, plan = take_kept(volume, plan)
     measured = [
         _measure_differences(np.moveaxis(before, plan.axis, 0), np.moveaxis(after, plan.axis, 0), plan)
-        for before, after in zip(_volumes(volume.voxels), _volumes(thin.voxels), strict=True)
+        for before, after in zip(_volumes(acquired_voxels(volume)), _volumes(thin.voxels), strict=True)
     ]
     mean_square, worst, scale = (np.array(column) for column in zip(*measured, strict=True))
     in_ranges = float(np.sqrt((mean_square / scale**2).mean()))
@@ -215,18 +218,41 @@ def map_misfit(volume: Volume, thin: Volume, plan: Plan) -> Volume:
         kept, of_kept = take_kept(volume, plan)
         misfit = map_misfit(kept, thin, of_kept)
         return Volume(give_to_all(misfit.voxels, plan), volume.affine)
-    before, after = (np.moveaxis(_volumes(one.voxels)[0], plan.axis, 0) for one in (volume, thin))
+    before, after = (np.moveaxis(_volumes(one)[0], plan.axis, 0) for one in (acquired_voxels(volume), thin.voxels))
     before, after = _as_computed(before, after, plan)
     apart = np.empty(before.shape, np.float32)
     for start in range(0, len(before), CHUNK):
         chunk = apart[start : start + CHUNK]
-        if plan.in_plane > 1:
-            chunk[...] = list(_compare_enlarged(before, after, plan, start, start + len(chunk)))
+        if plan.in_plane > 1 or plan.offsets_px is not None:
+            chunk[...] = list(_compare_one_by_one(before, after, plan, start, start + len(chunk)))
             continue
         differences = _compare(before, after, plan, start, start + len(chunk))
         for band, found in zip(cut_into_bands(after), differences, strict=True):
             chunk[band] = found
-    return Volume(np.moveaxis(np.abs(apart, out=apart), 0, plan.axis), volume.affine)
+    np.abs(apart, out=apart)
+    return Volume(np.moveaxis(_on_even_grid(apart, plan), 0, plan.axis), volume.affine)
+
+
+def _on_even_grid(apart: np.ndarray, plan: Plan) -> np.ndarray:
+    """Returns what was found in the acquired slices [n, h, w] where these lie on the upright, even grid.
+
+    A slice that is missing gets what was found in its neighbours, the larger of two.
+    """
+    if plan.shape_acquired is None:
+        return apart
+    within = [axis for axis in range(3) if axis != plan.axis]
+    shape = plan.shape_thick[within[0]], plan.shape_thick[within[1]]
+    if plan.offsets_px is not None:
+        upright = np.zeros((len(apart), *shape), apart.dtype)
+        for index, offset in enumerate(plan.offsets_px):
+            part = inside(offset, (apart.shape[1], apart.shape[2]), shape)
+            upright[index][part] = apart[index, : part[0].stop - part[0].start, : part[1].stop - part[1].start]
+        apart = upright
+    if plan.places is None:
+        return apart
+    among = np.interp(np.arange(plan.n_thick), plan.places, np.arange(plan.n_acquired))
+    before, behind = np.floor(among + SAME_PLACE).astype(int), np.ceil(among - SAME_PLACE).astype(int)
+    return np.asarray(np.maximum(apart[before], apart[behind]))
 
 
 def read_plan_beside(path: Path, thin: Volume | None = None) -> Plan | None:
@@ -270,7 +296,7 @@ def _measure_differences(thick: np.ndarray, thin: np.ndarray, plan: Plan) -> tup
     """
     thick, thin = _as_computed(thick, thin, plan)
     total, worst = 0.0, 0.0
-    compare = _compare if plan.in_plane == 1 else _compare_enlarged
+    compare = _compare if plan.in_plane == 1 and plan.offsets_px is None else _compare_one_by_one
     for start in range(0, len(thick), CHUNK):
         for difference in compare(thick, thin, plan, start, min(start + CHUNK, len(thick))):
             total += float(np.sum(difference**2))
@@ -280,7 +306,15 @@ def _measure_differences(thick: np.ndarray, thin: np.ndarray, plan: Plan) -> tup
 
 
 def _as_computed(thick: np.ndarray, thin: np.ndarray, plan: Plan) -> tuple[np.ndarray, np.ndarray]:
-    """Returns both with air where the scanner saw nothing, and the acquired slices even: so they were computed with."""
+    """Returns both with air where the scanner saw nothing, and the acquired slices even: so they were computed with.
+
+    Slices that were straightened are not compared where the scanner saw nothing: NaN stands there.
+    """
+    if plan.offsets_px is not None:
+        even = make_even(thick, plan.alternation).astype(np.float64)
+        if plan.padding is not None:
+            even[thick == plan.padding] = np.nan
+        return even, held_beyond(thin, plan)
     if plan.padding is not None and not (thick == plan.padding).all():
         # The value that `upsample` computed with: another one would look like disagreement all along the rim.
         air = thick[thick != plan.padding].min()
@@ -297,12 +331,14 @@ def _compare(thick: np.ndarray, thin: np.ndarray, plan: Plan, start: int, stop: 
         yield again - thick[start:stop][band]
 
 
-def _compare_enlarged(thick: np.ndarray, thin: np.ndarray, plan: Plan, start: int, stop: int) -> Iterator[np.ndarray]:
-    """Yields the differences of some acquired slices, one by one; the thin ones are larger in-plane."""
-    rows, columns = (downscaling_matrix(size, plan.in_plane) for size in thick.shape[1:])
+def _compare_one_by_one(thick: np.ndarray, thin: np.ndarray, plan: Plan, start: int, stop: int) -> Iterator[np.ndarray]:
+    """Yields the differences of some acquired slices; the thin ones are larger in-plane, or upright."""
+    within = [size for axis, size in enumerate(plan.shape_thick) if axis != plan.axis]
+    rows, columns = (downscaling_matrix(size, plan.in_plane) if plan.in_plane > 1 else None for size in within)
     acquisition = plan.acquisition()
     # One by one: in float64 the enlarged slices that a whole chunk sees would take ``in_plane`` squared times the room.
     for index in range(start, stop):
         seen, matrix = acquisition.rows(index, index + 1)
         large = np.tensordot(matrix[0], thin[seen].astype(np.float64), axes=1)
-        yield rows @ large @ columns.T - thick[index]
+        small = large if rows is None or columns is None else rows @ large @ columns.T
+        yield np.nan_to_num(back_to_acquired(small, plan, index) - thick[index])

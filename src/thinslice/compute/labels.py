@@ -14,6 +14,7 @@ import numpy as np
 
 from thinslice.compute.label_maps import is_nearly_whole, whole_type
 from thinslice.errors import InputRefused
+from thinslice.physics.straightening import inside
 from thinslice.plan import Plan
 from thinslice.volume import (
     NOTED_FROM_VOXELS,
@@ -53,14 +54,51 @@ def interpolate_labels(labels: Volume, plan: Plan, out: np.ndarray | None = None
     logger.debug("labels of %d drawn slices are interpolated to %d", plan.n_thick, plan.n_thin)
     if out is None:
         out = np.empty((*plan.shape_thin, *labels.voxels.shape[3:]), labels.voxels.dtype)
+    upright, positions = _upright(labels, plan)
     for at in np.ndindex(*labels.voxels.shape[3:]):
-        drawn = np.moveaxis(labels.voxels[(..., *at)], plan.axis, 0)
+        drawn = np.moveaxis(upright[(..., *at)], plan.axis, 0)
         # Pixels are repeated where images are interpolated: between two labels there is nothing.
         drawn = drawn.repeat(plan.in_plane, axis=1).repeat(plan.in_plane, axis=2)
         thin = np.moveaxis(out[(..., *at)], plan.axis, 0)
         in_plane = [mm for axis, mm in enumerate(plan.spacing_thin_mm) if axis != plan.axis]
-        _fill(drawn, thin, plan.positions(), (in_plane[0], in_plane[1]))
+        _fill(drawn, thin, positions, (in_plane[0], in_plane[1]))
     return replace(labels, voxels=out, affine=np.array(plan.affine_thin), thickness_mm=None)
+
+
+def _upright(labels: Volume, plan: Plan) -> tuple[np.ndarray, np.ndarray]:
+    """Returns drawn slices on the upright grid of the plan, and [thin] the places of the thin slices among them.
+
+    Where a slice is missing, and nothing is drawn in it, the labels go on from one of its neighbours to the other.
+    """
+    stack = np.moveaxis(labels.voxels, plan.axis, 0)
+    places = np.arange(len(stack)) if plan.places is None else np.array(plan.places)
+    drawn = np.arange(len(stack))
+    if len(stack) > len(places):  # the slices of the file, of which some hold nothing
+        there = np.isin(drawn, np.rint(places).astype(int))
+        drawn = drawn[there | np.array([one.any() for one in stack])]
+        places = drawn.astype(float)
+    stack = stack[drawn]
+    # Not where the labels lie on the upright grid already.
+    if plan.offsets_px is not None and labels.shape == plan.shape_acquired:
+        stack = _moved(stack, drawn, plan)
+    positions = np.interp(plan.positions(), places, np.arange(len(places)))
+    return np.moveaxis(stack, 0, plan.axis), plan.positions() if plan.places is None else positions
+
+
+def _moved(stack: np.ndarray, drawn: np.ndarray, plan: Plan) -> np.ndarray:
+    """Returns labels [n, h, w, ...] of tilted slices, each moved by whole pixels to where it lies; 0 beyond them."""
+    within = [axis for axis in range(3) if axis != plan.axis]
+    shape = plan.shape_thick[within[0]], plan.shape_thick[within[1]]
+    known = np.arange(plan.n_acquired) if plan.places is None else np.array(plan.places)
+    places = drawn if len(drawn) > plan.n_acquired else known
+    offsets = np.array(plan.offsets_px)
+    upright = np.zeros((len(stack), *shape, *stack.shape[3:]), stack.dtype)
+    for index, place in enumerate(places):
+        rows, columns = (float(np.interp(place, known, offsets[:, side])) for side in (0, 1))
+        part = inside((rows, columns), stack.shape[1:3], shape)
+        size = part[0].stop - part[0].start, part[1].stop - part[1].start
+        upright[(index, *part)] = stack[index, : size[0], : size[1]]
+    return upright
 
 
 def fit_labels(labels: Volume, plan: Plan) -> Volume:
@@ -80,18 +118,17 @@ def fit_labels(labels: Volume, plan: Plan) -> Volume:
         InputRefused: another grid than the scan's, or voxels that are not whole numbers.
     """
     name = labels.source or "the segmentation"
-    affine = np.array(plan.affine_thick)
-    turned = run_like(labels, affine)
-    if turned.shape != plan.shape_thick:
+    shape, affine, turned = _find_grid(labels, plan)
+    if turned.shape != shape:
         raise InputRefused(
             got=f"labels of {format_shape(labels.shape)} voxels",
-            need=f"{format_shape(plan.shape_thick)} as in the scan",
+            need=f"{format_shape(shape)} as in the scan",
             next="give the segmentation that was drawn on this scan",
             place=name,
             code="other-grid",
         )
-    apart_mm = grid_distance_mm(turned.affine, affine, plan.shape_thick)
-    apart = grid_distance_voxels(turned.affine, affine, plan.shape_thick)
+    apart_mm = grid_distance_mm(turned.affine, affine, shape)
+    apart = grid_distance_voxels(turned.affine, affine, shape)
     # Not "greater than": of a header with NaN every comparison is false, and it must be refused.
     if not apart <= SAME_VOXEL:
         raise InputRefused(
@@ -109,6 +146,24 @@ def fit_labels(labels: Volume, plan: Plan) -> Volume:
             "scan, as headers are rounded: they are taken for the same"
         )
     return replace(whole, affine=affine, notes=tuple(notes))
+
+
+def _find_grid(labels: Volume, plan: Plan) -> tuple[tuple[int, int, int], np.ndarray, Volume]:
+    """Returns shape and affine of the grid that labels were drawn on, and the labels with their axes as it has them.
+
+    Slices that are tilted, uneven or incomplete have two: that of the file, and the upright one.
+    """
+    shape, affine = plan.shape_thick, np.array(plan.affine_thick)
+    turned = run_like(labels, affine)
+    if plan.affine_acquired is None or plan.shape_acquired is None:
+        return shape, affine, turned
+    own = np.array(plan.affine_acquired)
+    as_acquired = run_like(labels, own)
+    if as_acquired.shape == plan.shape_acquired:
+        apart = grid_distance_voxels(as_acquired.affine, own, plan.shape_acquired)
+        if turned.shape != shape or apart <= grid_distance_voxels(turned.affine, affine, shape):
+            return plan.shape_acquired, own, as_acquired
+    return shape, affine, turned
 
 
 def extend_to_grid(labels: Volume, scan: Volume) -> Volume:
@@ -135,10 +190,10 @@ def extend_to_grid(labels: Volume, scan: Volume) -> Volume:
     sizes = zip(first, turned.shape, whole.shape, strict=True)
     there = [slice(max(start, 0), max(min(start + n, size), 0)) for start, n, size in sizes]
     part = tuple(slice(s.start - f, max(s.stop - f, 0)) for s, f in zip(there, first, strict=True))
-    inside = turned.voxels[part]
+    drawn = turned.voxels[part]
     is_same_size = np.abs(to_scan[:3, :3] - np.eye(3)).max() <= SAME_VOXEL
     # Not what the box alone reaches beyond the scan, but what is drawn there.
-    if not is_same_size or np.count_nonzero(inside) < np.count_nonzero(turned.voxels):
+    if not is_same_size or np.count_nonzero(drawn) < np.count_nonzero(turned.voxels):
         raise InputRefused(
             got="a segmentation of voxels that are not the scan's",
             need="one that was drawn on this scan",
@@ -146,7 +201,7 @@ def extend_to_grid(labels: Volume, scan: Volume) -> Volume:
             place=labels.source or "the segmentation",
             code="other-grid",
         )
-    whole[tuple(there)] = inside
+    whole[tuple(there)] = drawn
     return replace(turned, voxels=whole, affine=moved)
 
 

@@ -134,7 +134,8 @@ def take_sample(volume: Volume, plan: Plan) -> tuple[Volume, Plan]:
     spans = count - 1 if plan.grid == "centres" else count
     n_thin = int(plan.factor * spans + 1e-9) + count - spans
     x, y, z = (n_thin if axis == plan.axis else n for axis, n in enumerate(sample.shape))
-    return sample, replace(plan, shape_thick=sample.shape, shape_thin=(x, y, z), fuse=False)
+    # A part has no tilt to speak of, and is even: the upright slices are looked at.
+    return sample, replace(plan.without_true_places(), shape_thick=sample.shape, shape_thin=(x, y, z), fuse=False)
 
 
 def measure_ringing(thick: np.ndarray, thin: np.ndarray, plan: Plan) -> float | None:

@@ -17,11 +17,13 @@ from pathlib import Path
 import numpy as np
 
 from thinslice.compute.stacks import ObservedStack, Stack, VoxelGrid
+from thinslice.compute.tilted import mirror
 from thinslice.compute.upsample import upsample
 from thinslice.io.scratch import allocate
 from thinslice.models.protocol import Model
 from thinslice.physics.intensity import intensity_range
 from thinslice.physics.stack_acquisition import resample
+from thinslice.physics.straightening import find_gaps
 from thinslice.plan import Plan
 from thinslice.progress import no_progress, part_of
 from thinslice.volume import Volume
@@ -88,7 +90,8 @@ def map_expected_error(
     """Runs the network once more, on the mirror image, and returns the error that its two answers let expect.
 
     It takes as long as the answer took without `fuse`, or twice that for fused planes. Of a 4-D series the first volume
-    is looked at. Where the guard took the network back, nothing is known: there stands the largest value of all.
+    is looked at. Where the guard took the network back, or a slice is missing, nothing is known: there stands the
+    largest value of all.
 
     Args:
         volume: the scan, [x, y, z] or [x, y, z, t].
@@ -114,6 +117,10 @@ def map_expected_error(
     # There both answers are the interpolation's and so near each other, which would look like certainty.
     if fell_back is not None:
         expected[_cells_with(fell_back, volume.affine, expected.shape, affine)] = expected.max()
+    # In a gap both answers rest on the same slices around it.
+    for before, step in find_gaps(np.array(plan.places)) if plan.places is not None else ():
+        first = plan.places[before] if plan.places is not None else 0.0
+        expected[_cells_between(first + 0.5, first + step - 0.5, size[plan.axis], plan)] = expected.max()
     return Uncertainty(Volume(expected.astype(np.float32), affine), high - low)
 
 
@@ -237,10 +244,7 @@ def _distance(
 def _run_mirrored(volume: Volume, plan: Plan, model: Model, progress: Callable[[float], None]) -> np.ndarray:
     """Returns the answer to the mirror image, mirrored back."""
     # The affine stays: with a mirrored one `upsample` would turn the stack back before the network sees it.
-    mirrored = replace(volume, voxels=volume.voxels[::-1, ::-1, ::-1])
-    uneven = plan.alternation.mirrored(plan.n_thick)
-    plan = replace(plan, alternating_gain=uneven.gain, alternating_shift_px=uneven.shift_px)
-    return _run(mirrored, plan, model, progress)[::-1, ::-1, ::-1]
+    return _run(*mirror(volume, plan), model, progress)[::-1, ::-1, ::-1]
 
 
 def _run(volume: Volume, plan: Plan, model: Model, progress: Callable[[float], None]) -> np.ndarray:
@@ -256,6 +260,14 @@ def _cells_with(
     index = np.argwhere(mask)
     there = np.linalg.solve(affine_of_cells, affine @ np.c_[index, np.ones(len(index))].T)[:3]
     cells = np.clip(np.rint(there).astype(int), 0, np.array(shape)[:, None] - 1)
+    return tuple(cells)
+
+
+def _cells_between(low: float, high: float, size: int, plan: Plan) -> tuple[slice | np.ndarray, ...]:
+    """Returns the indices of the cells that have a thin slice between two places, in thick-slice index units."""
+    among = (plan.positions() > low) & (plan.positions() < high)
+    cells: list[slice | np.ndarray] = [slice(None)] * 3
+    cells[plan.axis] = np.unique(np.flatnonzero(among) // size)
     return tuple(cells)
 
 

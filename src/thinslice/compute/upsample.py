@@ -18,15 +18,19 @@ import numpy as np
 from thinslice.compute.guard import GuardCount, find_suspect_cells, make_keep_map
 from thinslice.compute.kept_slices import give_to_all, take_kept
 from thinslice.compute.planes import enlarge_slices
+from thinslice.compute.tilted import acquired_slices, blank_outside, outside_value
+from thinslice.io.upright import put_at_even_places
 from thinslice.models.blas import one_blas_thread
+from thinslice.models.envelope import TOLERANCE
 from thinslice.models.protocol import Model
-from thinslice.physics.acquisition import apply_along_first_axis
+from thinslice.physics.acquisition import Acquisition, apply_along_first_axis
 from thinslice.physics.intensity import intensity_range
 from thinslice.physics.interleaving import make_even
 from thinslice.physics.interpolation import INTERPOLATIONS
 from thinslice.physics.noise import smooth_noise
 from thinslice.physics.padding import fill_padding
 from thinslice.physics.projection import correction_matrix, cut_into_bands, scale_damping
+from thinslice.physics.straightening import find_missing, hold
 from thinslice.plan import Plan
 from thinslice.progress import no_progress, part_of
 from thinslice.settings import Profile
@@ -46,6 +50,9 @@ GUARD_HALO = 6
 
 WIDE = tuple(np.dtype(kind) for kind in (np.float64, np.int32, np.uint32, np.int64, np.uint64))
 """Kinds of numbers that hold more digits than float32."""
+
+FILL_REACH = 4
+"""Every second slice so many steps from a missing one takes part in filling it: networks see two on each side."""
 
 CHUNK = 8
 """Slabs that are projected and stored together: fewer compute the halo more often, more need more memory."""
@@ -113,6 +120,8 @@ def upsample(
     if out is None:
         out = np.empty(shape if volume.voxels.ndim == 4 else plan.shape_thin, np.float32)
     answers = out.reshape(shape)
+    # Where the scan was put on an upright, even grid it is the acquired slices that the answer is computed from.
+    acquired = acquired_slices(volume, plan)
     # Reshaping a strided view makes a copy: the caller's array would stay as it was.
     if not np.shares_memory(answers, out):
         raise ValueError("out must be a whole array, not a strided view")
@@ -126,7 +135,7 @@ def upsample(
         with one_blas_thread if model.adds else nullcontext():
             for t in range(series.shape[3]):
                 this = part_of(progress, t / series.shape[3], (t + 1) / series.shape[3])
-                thick = np.moveaxis(series[..., t], plan.axis, 0)
+                thick = np.moveaxis(acquired[..., t], plan.axis, 0)
                 thin = np.moveaxis(answers[..., t], plan.axis, 0)
                 # Before the stack is turned, as the plan counts the slices and lines of the file.
                 even = make_even(_Padding(thick, plan).filled(thick), plan.alternation)
@@ -141,11 +150,15 @@ def upsample(
     finally:
         # Slabs are begun ahead: after a failure, or Ctrl-C, nobody needs them, and the program shall end.
         workers.shutdown(cancel_futures=True)
+    if plan.offsets_px is not None and volume.measured is not None:
+        blank_outside(answers, plan, plan.positions(), outside_value(volume.measured, plan), plan.in_plane)
     logger.debug("%d of %d cells fell back to interpolation, %d voxels clipped", total.suspect, total.cells, clipped)
     affine = np.array(plan.affine_thin)
     # The acquired slices' thickness is not that of the thin ones; whoever plans the answer again would believe it.
     padding = volume.padding if plan.padding is None else plan.padding
-    answer = replace(volume, voxels=out, affine=affine, thickness_mm=None, notes=plan.notes, padding=padding)
+    answer = replace(
+        volume, voxels=out, affine=affine, thickness_mm=None, notes=plan.notes, padding=padding, measured=None
+    )
     return Upsampled(answer, total, clipped, fell_back if fell_back is not None and fell_back.any() else None)
 
 
@@ -174,10 +187,13 @@ def _upsample_one(
         begin = IN_PLANE_SHARE
         # By the range of the acquired slices, as both networks have to work on one scale.
         thick, count = _larger_slices(thick, shown, plan, model, part_of(progress, 0, begin))
-    stack = _Stack(thick, shown, lines, model, workers, part_of(progress, begin, 1))
+    evenly = lines.evenly(thick)
+    if model.adds and not lines.is_even:
+        _fill_missing(evenly, shown, lines, model, workers)
+    stack = _Stack(evenly, thick, shown, lines, model, workers, part_of(progress, begin, 1))
     for start in range(0, plan.n_thick, CHUNK):
         stack.compute(start, min(start + CHUNK, plan.n_thick), thin)
-    padding.put_back(thin, lines.owner)
+    padding.put_back(thin, lines.owner_acquired)
     if fell_back is not None:
         for slab, where in stack.fell_back.items():
             fell_back[slab] = where[:: plan.in_plane, :: plan.in_plane]
@@ -198,6 +214,59 @@ def _as_in_the_patient(stack: np.ndarray, affine: np.ndarray, axis: int) -> np.n
     return turned if nearest[stored[1]] < nearest[stored[2]] else turned.swapaxes(1, 2)
 
 
+def _fill_missing(
+    even: np.ndarray, shown: tuple[float, float], lines: "_Lines", model: Model, workers: Executor
+) -> None:
+    """Puts what a model makes of every second slice [n, h, w] where one is missing between two of these, in place.
+
+    Every second slice is a stack as well, twice as far apart: what a network finds between its slices is nearer to the
+    slice that is missing than a smooth curve, and the same network is then shown that. A model that is not valid for
+    twice the distance leaves the curve.
+    """
+    plan = lines.plan
+    missing = find_missing(lines.places, plan.n_thick)
+    ratio = plan.thickness_over_spacing / 2
+    if model.envelope is None or not model.envelope.has_factor(2 * plan.factor):
+        return
+    if ratio < model.envelope.thickness_over_spacing[0] - TOLERANCE:
+        return
+    found = {}
+    for parity in (0, 1):
+        # Of slices that are missing in a row, each would be filled from the other.
+        wanted = [int(at) for at in missing if at % 2 != parity and not {at - 1, at + 1} & set(missing)]
+        if not wanted:
+            continue
+        first = max(wanted[0] - 1 - 2 * FILL_REACH, parity)
+        kept = even[first : wanted[-1] + 2 * FILL_REACH + 2 : 2]
+        own = _every_second(plan, len(kept))
+        thin = np.empty((own.n_thin, *kept.shape[1:]), kept.dtype if kept.dtype.kind == "f" else np.float32)
+        stack = _Stack(kept, kept, shown, _Lines(own, model.base), model, workers, no_progress)
+        for start in range(0, len(kept), CHUNK):
+            stack.compute(start, min(start + CHUNK, len(kept)), thin)
+        centres_vox = own.first_centre + plan.factor * (np.array(wanted) - first)
+        acquire = Acquisition(centres_vox, own.n_thin, plan.thickness_over_spacing * plan.factor, plan.profile)
+        for number, at in enumerate(wanted):
+            seen, weights = acquire.rows(number, number + 1)
+            found[at] = apply_along_first_axis(weights, thin[seen])[0]
+    for at, one in found.items():
+        even[at] = one
+
+
+def _every_second(plan: Plan, count: int) -> Plan:
+    """Returns the plan of so many slices that are twice as far apart; its thin slices are as near as before."""
+    shape, shape_thin, spacing = list(plan.shape_thick), list(plan.shape_thin), list(plan.spacing_thick_mm)
+    shape[plan.axis], shape_thin[plan.axis] = count, int(np.ceil(2 * plan.factor * count))
+    spacing[plan.axis] *= 2
+    return replace(
+        plan.without_true_places(),
+        shape_thick=(shape[0], shape[1], shape[2]),
+        shape_thin=(shape_thin[0], shape_thin[1], shape_thin[2]),
+        spacing_thick_mm=(spacing[0], spacing[1], spacing[2]),
+        factor=2 * plan.factor,
+        first_centre=(2 * plan.factor - 1) / 2,
+    )
+
+
 class _Lines:
     """What happens along the slice axis: the same for every pixel, and for every volume of a series."""
 
@@ -206,8 +275,14 @@ class _Lines:
         self.positions = plan.positions()
         # Not rint, as in `nearest_matrix`: halves to even would make slabs of unequal numbers of slices.
         self.owner = np.clip(np.floor(self.positions + 0.5).astype(int), 0, plan.n_thick - 1)
+        owner_acquired = np.floor(plan.acquired_positions() + 0.5).astype(int)
+        self.owner_acquired = np.clip(owner_acquired, 0, plan.n_acquired - 1)
         self.interpolation = INTERPOLATIONS[base]
+        # Two of them: models are shown even slices, and the answer has to agree with those that were acquired.
+        self.even_acquisition = plan.even_acquisition()
         self.acquisition = plan.acquisition()
+        self.places = np.arange(plan.n_thick) if plan.places is None else np.array(plan.places)
+        self.is_even = plan.places is None
         # A window in the middle tells the damping of a long stack: the whole matrix grows with the square of its
         # length.
         middle = max(plan.n_thick // 2 - PROJECTION_HALO, 0)
@@ -225,11 +300,16 @@ class _Lines:
         """Returns the interpolation [thin, slices] of some thin slices from acquired slices low .. high - 1."""
         return self.interpolation(self.positions[thin] - low, high - low)
 
+    def evenly(self, thick: np.ndarray) -> np.ndarray:
+        """Returns acquired slices [n, h, w] as they look at even places."""
+        return thick if self.is_even else put_at_even_places(thick, self.places, self.plan.n_thick, 0)
+
     def acquire(self, low: int, high: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns the acquired slices that see nothing but slabs low .. high - 1, and their rows [., thin]."""
         high = min(high, self.plan.n_thick)
         window = self.thin_of(low, high)
-        around = ((slab, self.acquisition.seen_by(slab, slab + 1)) for slab in range(low, high))
+        first, last = np.searchsorted(self.places, (low - 1, high))
+        around = ((slab, self.acquisition.seen_by(slab, slab + 1)) for slab in range(int(first), int(last)))
         # A row that is cut at the window's border would see other thin slices than the scanner did.
         whole = [slab for slab, seen in around if window.start <= seen.start and seen.stop <= window.stop]
         rows = np.zeros((len(whole), window.stop - window.start))
@@ -238,17 +318,20 @@ class _Lines:
             rows[:, seen.start - window.start : seen.stop - window.start] = weights
         return np.array(whole, int), rows
 
-    def matrices(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the two matrices that make the thin slices of slabs start .. stop - 1.
+    def matrices(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, slice, np.ndarray]:
+        """Returns the matrices that make the thin slices of slabs start .. stop - 1.
 
         With B the interpolation, A the acquisition, C the correction (zero without projection) and E what picks the
         wanted slices out of the window, the projection of B s + r is E (B s + r) + C (s - A (B s + r)), so
 
             answer = (K B + C) s + K r,   K = E - C A.
 
+        Where acquired slices are uneven, B has the even ones that were made of them, A and C the acquired ones.
+
         Returns:
-            [wanted, slices] for the acquired slices s of the window and its own halo, [wanted, window] for the
-            network's residual r of the window.
+            [wanted, slices] for the slices s of the window and its own halo, [wanted, window] for the network's
+            residual r of the window; of uneven slices which acquired ones are corrected by, and C for these, else
+            none and nothing.
         """
         low, high = self.beyond(start, stop)
         window, wanted = self.thin_of(low, high), self.thin_of(start, stop)
@@ -258,13 +341,17 @@ class _Lines:
         keep = np.eye(window.stop - window.start)[inside]
         base = self.base(window, spline_low, spline_high)
         to_thin = base[inside].copy()
+        apart, by_apart = slice(0, 0), np.empty((len(keep), 0))
         if self.plan.projection:
             whole, acquire = self.acquire(low, high)
             correct = correction_matrix(acquire, self.plan.factor, self.damping)[inside]
             keep -= correct @ acquire
             to_thin = keep @ base
-            to_thin[:, whole - spline_low] += correct
-        return to_thin, keep
+            if self.is_even:
+                to_thin[:, whole - spline_low] += correct
+            elif len(whole):
+                apart, by_apart = slice(int(whole[0]), int(whole[-1]) + 1), correct
+        return to_thin, keep, apart, by_apart
 
 
 class _Stack:
@@ -277,6 +364,7 @@ class _Stack:
     def __init__(
         self,
         thick: np.ndarray,
+        acquired: np.ndarray,
         shown: tuple[float, float],
         lines: _Lines,
         model: Model,
@@ -284,6 +372,7 @@ class _Stack:
         progress: Callable[[float], None],
     ) -> None:
         self.thick = thick
+        self.acquired = acquired
         self.lines = lines
         self.plan = lines.plan
         self.model = model
@@ -349,13 +438,15 @@ class _Stack:
         """Computes slabs start .. stop - 1 into ``thin``."""
         low, high = self.lines.beyond(start, stop)
         spline_low, spline_high = self.lines.beyond(low, high)
-        to_thin, keep = self.lines.matrices(start, stop)
+        to_thin, keep, apart, by_apart = self.lines.matrices(start, stop)
         wanted = self.lines.thin_of(start, stop)
         if self.answer is not None:
             # The halo's too: the projection carries what is added there into these slabs.
             residuals = [self.guarded(slab) for slab in range(low, high)]
         for band in cut_into_bands(self.thick):
             answer = apply_along_first_axis(to_thin, self.normalised(self.thick[spline_low:spline_high][band]))
+            if apart.stop:
+                answer += apply_along_first_axis(by_apart, self.normalised(self.acquired[apart][band]))
             if self.answer is not None:
                 answer += apply_along_first_axis(keep, np.concatenate([r[band] for r in residuals]))
             if thin.dtype in WIDE:
@@ -396,7 +487,7 @@ class _Stack:
         if slab not in self.kept:
             low, high = max(slab - self.plan_reach, 0), min(slab + self.plan_reach + 1, self.plan.n_thick)
             near = self.lines.thin_of(low, high)
-            thin, weights = self.lines.acquisition.rows(slab, slab + 1)
+            thin, weights = self.lines.even_acquisition.rows(slab, slab + 1)
             seen = np.zeros((1, near.stop - near.start))
             seen[:, thin.start - near.start : thin.stop - near.start] = weights
             # Of the neighbours as the network gave them: guarded ones would depend on which slab was looked at first.
@@ -430,9 +521,13 @@ class _Padding:
     def __init__(self, thick: np.ndarray, plan: Plan) -> None:
         self.value, self.times = plan.padding, plan.in_plane
         self.where = thick == plan.padding if plan.padding is not None else None
+        self.is_tilted = plan.offsets_px is not None
 
     def filled(self, thick: np.ndarray) -> np.ndarray:
-        """Returns the scan with air instead."""
+        """Returns the scan with other values instead."""
+        if self.is_tilted and self.where is not None and not self.where.all():
+            # There padding is not at one place in all slices: between them air would be mixed with what is at its edge.
+            return hold(thick, self.where)
         return fill_padding(thick, self.value)
 
     def put_back(self, thin: np.ndarray, owner: np.ndarray) -> None:

@@ -168,7 +168,7 @@ def simulate(
     affine = np.array(volume.affine, dtype=np.float64)
     affine[:3, 3] += start * affine[:3, axis]
     # The header's thickness is that of the file's slices and would be taken for that of the simulated ones.
-    truth = replace(volume, voxels=thin, affine=affine, thickness_mm=None)
+    truth = replace(volume, voxels=thin, affine=affine, thickness_mm=None, measured=None)
     affine_thick = affine.copy()
     affine_thick[:3, 3] += first_centre * affine[:3, axis]
     affine_thick[:3, axis] *= realised
@@ -426,7 +426,7 @@ def take_middle(volume: Volume, side: int) -> Volume:
     voxels = volume.voxels[tuple(slice(low, low + kept) for low, kept in zip(start, size, strict=True))]
     affine = np.array(volume.affine, dtype=np.float64)
     affine[:3, 3] += affine[:3, :3] @ start
-    return replace(volume, voxels=voxels, affine=affine)
+    return replace(volume, voxels=voxels, affine=affine, measured=None)
 
 
 def check_truth(volume: Volume, anisotropy: float = MAX_ANISOTROPY) -> None:

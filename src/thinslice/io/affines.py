@@ -94,7 +94,7 @@ def shear_notes(affine: np.ndarray) -> list[str]:
     if cosine <= SHEAR_COSINE:
         return []
     degrees = math.degrees(math.asin(min(cosine, 1.0)))
-    return [f"the affine is sheared by {degrees:.1f} degrees (as with a tilted gantry) and kept as it is"]
+    return [f"the affine is sheared by {degrees:.1f} degrees (as with a tilted gantry)"]
 
 
 def directions(form: np.ndarray) -> np.ndarray:

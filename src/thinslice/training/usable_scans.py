@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +98,8 @@ def _read_and_plan(
 ) -> UsableScan | None:
     """Returns a scan and its plan, or None after telling why not."""
     try:
-        volume = read(path)
+        # Parts are cut out of it: of tilted or uneven slices those on the upright, even grid.
+        volume = replace(read(path), measured=None)
         # What this program invented between slices must not teach as if a scanner had seen it.
         check_acquired(volume)
         check_is_scan(volume)
