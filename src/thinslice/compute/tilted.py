@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import numpy as np
 
-from thinslice.models.hounsfield import padding_of
 from thinslice.physics.straightening import hold, inside, shift_slice, straighten
 from thinslice.plan import Plan
 from thinslice.volume import Measured, Volume
@@ -21,7 +20,7 @@ def acquired_slices(volume: Volume, plan: Plan) -> np.ndarray:
     if found is not None:
         if found.voxels.ndim > voxels.ndim:  # the first volume of a series
             found = replace(found, voxels=found.voxels[..., 0])
-        voxels = straighten(found, plan.shape_thick, plan.axis, padding_of(found.voxels))
+        voxels = straighten(found, plan.shape_thick, plan.axis, plan.padding)
     return voxels if voxels.ndim == 4 else voxels[..., None]
 
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 
 from thinslice.io.affines import shear_notes
-from thinslice.models.hounsfield import padding_of
+from thinslice.models.hounsfield import find_padding
 from thinslice.physics.straightening import (
     GAP,
     UprightGrid,
@@ -88,7 +88,7 @@ def put_on(
     places = tuple(float(place) for place in grid.places)
     offsets_px = tuple((float(one), float(other)) for one, other in grid.offsets_px)
     measured = Measured(volume.voxels, grid.affine_acquired, shape or volume.shape, places, offsets_px)
-    padding = padding_of(volume.voxels)
+    padding = find_padding(volume)
     voxels = straighten(measured, grid.shape, axis, padding)
     if not is_even(grid.places):
         voxels = put_at_even_places(voxels, grid.places, grid.shape[axis], axis, padding)

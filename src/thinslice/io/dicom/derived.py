@@ -253,10 +253,12 @@ def images(thin: Volume, thick: Volume, plan: Plan, agreement: str, anonymise: b
         layout = Layout(first.orientation or (), pixel_mm, plan.spacing_thin_mm[plan.axis])
         shared = shared_header(headers, series)
         describe(shared, thin, layout, account, anonymise)
+        if plan.offsets_px is not None and "GantryDetectorTilt" in shared:
+            del shared.GantryDetectorTilt  # whoever reads it would straighten once more
         windows = [window_of(header) for header in headers]
         is_downwards = counts_down(series)
         # Each new slice refers to, and is shown as, the acquired ones nearest to it.
-        nearest = np.clip(np.rint(plan.positions()), 0, plan.n_thick - 1).astype(int)
+        nearest = np.clip(np.rint(plan.acquired_positions()), 0, plan.n_acquired - 1).astype(int)
         for index in range(plan.n_thin):
             near = series.images[max(nearest[index] - REACH, 0) : nearest[index] + REACH + 1]
             image = image_at(shared, thin, layout, index, account.key)
@@ -284,8 +286,8 @@ def _account(thick: Volume, plan: Plan, agreement: str, anonymise: bool) -> Acco
         step="RESAMPLED",
         comments=f"Computed slices, not acquired ones: {program}, model {plan.model}. Not for diagnosis alone.",
         derivation=(
-            f"{plan.n_thin} slices {spacing_mm:.4g} mm apart computed by {program} from {plan.n_thick} acquired ones "
-            f"{plan.spacing_thick_mm[plan.axis]:.4g} mm apart and {plan.thickness_mm:.4g} mm thick "
+            f"{plan.n_thin} slices {spacing_mm:.4g} mm apart computed by {program} from {plan.n_acquired} acquired "
+            f"ones {plan.spacing_thick_mm[plan.axis]:.4g} mm apart and {plan.thickness_mm:.4g} mm thick "
             f"({plan.profile} profile), model {model}. {agreement}"
         ),
         contribution=f"computed the slices between acquired ones with model {model}",

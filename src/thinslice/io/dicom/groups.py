@@ -290,6 +290,12 @@ def _shows_what_another_holds(one: _Candidate, others: Sequence[_Candidate]) -> 
     return ""
 
 
+def _is_uneven(one: _Candidate, others: Sequence[_Candidate]) -> str:
+    if one.series.grid is None:
+        return ""
+    return "its slices are tilted, uneven or incomplete: enhance makes it thin by itself"
+
+
 def _is_thin(one: _Candidate, others: Sequence[_Candidate]) -> str:
     if one.spacing_mm[2] >= one.spacing_mm[:2].min() * THIN_BELOW:
         return ""
@@ -303,6 +309,7 @@ _QUESTIONS: tuple[Callable[[_Candidate, Sequence[_Candidate]], str], ...] = (
     _shows_something_else,
     _was_resampled,
     _shows_what_another_holds,
+    _is_uneven,
     _is_thin,
 )
 """Each returns a reason in plain words, or nothing; the first one counts."""

@@ -12,6 +12,7 @@ from thinslice.io.dicom.decode import decode, decode_compressed
 from thinslice.io.dicom.headers import Image
 from thinslice.io.dicom.series import Series, find_study
 from thinslice.io.scratch import allocate
+from thinslice.io.upright import put_on
 from thinslice.volume import Volume
 
 logger = logging.getLogger(__name__)
@@ -41,7 +42,7 @@ def read_series(series: Series) -> Volume:
     Raises:
         InputRefused: voxels that are cut off or damaged, or compressed in a way for which no codec is installed.
     """
-    columns, rows, count = series.shape
+    columns, rows, count = series.shape_acquired
     # Wide enough for all 16 bits, with a sign or without, whichever each slice has.
     stored = allocate((columns, rows, count), np.int32, Path(tempfile.gettempdir()))
     logger.debug("%s: %d slices, %d of them compressed", series.label, count, sum(i.compressed for i in series.images))
@@ -58,9 +59,10 @@ def read_series(series: Series) -> Volume:
         stored[:, :, index] = values[::-1].T
     padding = _one_padding(stored, series.images)
     voxels = _rescaled(stored, [image.rescale for image in series.images])
-    return Volume(
+    volume = Volume(
         voxels, series.affine, series.thickness_mm, series.notes, series.folder, series, slice_axis=2, padding=padding
     )
+    return volume if series.grid is None else put_on(series.grid, volume, 2)
 
 
 def _slices(images: Sequence[Image]) -> Iterator[np.ndarray]:

@@ -1,6 +1,7 @@
 """A folder of DICOM files -> its series: split into stacks, sorted, measured, or refused by name and reason.
 
-Nothing is resampled to look regular: a stack that is tilted, gapped or uneven is refused. How the images of a series
+A stack that is tilted or uneven, or lacks a slice here and there, is read as what it is: `Series.grid` is the upright,
+even grid that holds its slices, and says where in it each one lies (`thinslice.io.upright`). How the images of a series
 become stacks is written in `thinslice.io.dicom.stacks`, and whose images are of one series in
 `thinslice.io.dicom.identifiers`.
 """
@@ -33,17 +34,23 @@ from thinslice.io.dicom.stacks import (
     LEAST_IN_A_STACK,
     NAMES,
     NO_SCANS,
+    PART,
+    SAME_THICKNESS,
     Part,
     find_stacks,
     has_same_voxels,
     name_files,
 )
 from thinslice.io.refusals import refused, without_place
+from thinslice.physics.straightening import (
+    SHORTEST_STEP,
+    TILT_DEGREES,
+    WIDEST_GAP,
+    UprightGrid,
+    find_upright_grid,
+)
 
 logger = logging.getLogger(__name__)
-
-TILT_DEGREES = 0.1
-"""The largest angle between the line of the slices and their normal: more is a tilted gantry."""
 
 TO_RAS = np.diag([-1.0, -1.0, 1.0])
 """DICOM's left-posterior-superior (LPS) -> RAS."""
@@ -51,7 +58,7 @@ TO_RAS = np.diag([-1.0, -1.0, 1.0])
 
 @dataclass(frozen=True)
 class Series:
-    """One stack of parallel slices, evenly spaced.
+    """One stack of parallel slices.
 
     Attributes:
         folder: where its first file lies; an archive where it is packed in one.
@@ -64,6 +71,7 @@ class Series:
         notes: what had to be decided.
         index: which of the stacks of its series it is, from 0.
         files: all files of its series, those of other stacks and what was left out among them.
+        grid: the upright, even grid that the affine is of, where the slices themselves lie on none.
     """
 
     folder: Path
@@ -76,10 +84,16 @@ class Series:
     notes: tuple[str, ...]
     index: int
     files: tuple[Path, ...] = ()
+    grid: UprightGrid | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Returns the number of columns, rows and slices."""
+        """Returns the number of columns, rows and slices of the grid that the affine is of."""
+        return self.grid.shape if self.grid is not None else self.shape_acquired
+
+    @property
+    def shape_acquired(self) -> tuple[int, int, int]:
+        """Returns the number of columns, rows and slices of what was acquired."""
         rows, columns = self.images[0].shape
         return columns, rows, len(self.images)
 
@@ -285,11 +299,12 @@ def _sort(images: list[Image], resent: list[Image]) -> tuple[list[Series], list[
     for origin in sorted(origins, key=_order_of_series):
         parts = sorted(find_stacks(origin.images), key=_order_of_part)
         files = tuple(sorted({image.file for image in origin.images}))
-        for index, part in enumerate(parts):
-            notes = (*origin.notes, *_note_copies(origin, resent))
-            found = _series_or_not(_label(part.images[0]), part, index, notes, files)
-            series += [found] if isinstance(found, Series) else []
-            unusable += [found] if isinstance(found, Unusable) else []
+        notes = (*origin.notes, *_note_copies(origin, resent))
+        found = [
+            _series_or_not(_label(part.images[0]), part, index, notes, files) for index, part in enumerate(parts)
+        ]
+        series += _noting_parts([one for one in found if isinstance(one, Series)])
+        unusable += [one for one in found if isinstance(one, Unusable)]
     return series, _each_once(unusable)
 
 
@@ -361,6 +376,29 @@ def _series_or_not(
         return Unusable(label + part.distinction, _place_of(part.images[0]), refusal, computed)
 
 
+def _noting_parts(of_one_series: list[Series]) -> list[Series]:
+    """Returns the stacks of a series; those that are stations of one acquisition say how they lie to the others."""
+    noted = []
+    for one in of_one_series:
+        base, found, _ = one.distinction.rpartition(PART)
+        others = [
+            other for other in of_one_series if other is not one and other.distinction.rpartition(PART)[0] == base
+        ]
+        notes = [_describe_neighbour(one, other) for other in others] if found else []
+        noted.append(replace(one, notes=(*notes, *one.notes)))
+    return noted
+
+
+def _describe_neighbour(one: Series, other: Series) -> str:
+    """Returns how far two stations are apart, or overlap, in words."""
+    normal = normal_of(one.images[0])
+    ends = [np.sort(find_positions(part.images) @ normal)[[0, -1]] for part in (one, other)]
+    apart_mm = float(max(ends[0][0], ends[1][0]) - min(ends[0][1], ends[1][1]))
+    if apart_mm > 0:
+        return f"{apart_mm:.4g} mm lie between its last slice and that of {other.label}, with no slice there"
+    return f"overlaps {other.label} by {-apart_mm:.4g} mm: each is done by itself; combine makes one volume of them"
+
+
 def _place_of(image: Image) -> Path:
     """Returns the folder that its file lies in, or the archive."""
     return image.file if image.unpacked else image.file.parent
@@ -378,29 +416,46 @@ def _series(label: str, distinction: str, images: list[Image], index: int) -> Se
     """Returns the stack, sorted and measured.
 
     Raises:
-        InputRefused: it is no even stack of parallel slices.
+        InputRefused: it is no stack of parallel slices.
     """
     _check_usable(images)
     normal = normal_of(images[0])
     along = find_positions(images) @ normal
     images = [images[i] for i in np.argsort(along, kind="stable")]  # a left-handed array, as dcm2niix writes it
     start, step, residual_mm = fit_even_places(find_positions(images))
-    spacing_mm = float(np.linalg.norm(step))
-    _check_even(images, np.sort(along), spacing_mm, residual_mm)
+    is_even = _check_distances(images, np.sort(along), residual_mm)
     images, mended = mend_directions(images, step)
-    normal = normal_of(images[0])
-    # The slices of a tilted gantry run along another line than their normal.
-    degrees = float(np.degrees(np.arccos(np.clip(step @ normal / spacing_mm, -1, 1))))
-    if degrees > TILT_DEGREES:
-        got = f"slices that are shifted sideways from one to the next (tilted gantry, {degrees:.1f} degrees)"
-        way = "have it reconstructed without tilt, or straighten it with dcm2niix"
-        raise refused(got, "a stack at right angles", way, code="dicom-tilted")
-    thickness_mm = _thickness_mm(images)
-    notes = mended + _notes(images, spacing_mm, residual_mm, thickness_mm)
     affine = _affine(images[0], start, step)
+    # The slices of a tilted gantry run along another line than their normal.
+    degrees = float(np.degrees(np.arccos(np.clip(step @ normal_of(images[0]) / np.linalg.norm(step), -1, 1))))
+    grid = None
+    if is_even and degrees <= TILT_DEGREES:
+        _check_not_thinned_out(images, float(np.linalg.norm(step)))
+    else:
+        grid = _upright_grid(images, affine)
+        affine, residual_mm = grid.affine, _residual_mm(grid)
+    thickness_mm = _thickness_mm(images)
+    notes = mended + _notes(images, float(np.linalg.norm(affine[:3, 2])), residual_mm, thickness_mm, grid)
     folder = _place_of(images[0])
     name = label + distinction
-    return Series(folder, name, distinction, tuple(images), affine, thickness_mm, residual_mm, notes, index)
+    return Series(
+        folder, name, distinction, tuple(images), affine, thickness_mm, residual_mm, notes, index, grid=grid
+    )
+
+
+def _upright_grid(images: Sequence[Image], affine: np.ndarray) -> UprightGrid:
+    """Returns the even grid at right angles that holds all slices, see `thinslice.physics.straightening`."""
+    between_rows, _ = images[0].spacing_mm or ()
+    along_column = np.array((images[0].orientation or ())[3:])
+    # The array's first row is the image's last, see `_affine`.
+    corner = along_column * between_rows * (images[0].shape[0] - 1)
+    rows, columns = images[0].shape
+    return find_upright_grid(affine, (columns, rows, len(images)), 2, (find_positions(images) + corner) @ TO_RAS)
+
+
+def _residual_mm(grid: UprightGrid) -> float:
+    """Returns the largest distance of a slice from an even place."""
+    return float(np.abs(grid.places - np.rint(grid.places)).max() * np.linalg.norm(grid.affine[:3, 2]))
 
 
 def _check_usable(images: list[Image]) -> None:
@@ -423,7 +478,7 @@ def _check_usable(images: list[Image]) -> None:
     _check_whole_concatenation(images)
     thick = {image.thickness_mm for image in images}
     stated = [mm for mm in thick if mm is not None]
-    if len(stated) > 1 and max(stated) > 1.01 * min(stated):
+    if len(stated) > 1 and max(stated) > SAME_THICKNESS * min(stated):
         got = f"slices from {min(stated):g} to {max(stated):g} mm thick in one stack"
         raise refused(got, "one thickness", "export them as series of their own", code="dicom-thicknesses")
 
@@ -437,7 +492,12 @@ def _check_whole_concatenation(images: list[Image]) -> None:
             raise refused(got, "all", "export the series again", code="dicom-missing-slices")
 
 
-def _check_even(images: Sequence[Image], along: np.ndarray, spacing_mm: float, residual_mm: float) -> None:
+def _check_distances(images: Sequence[Image], along: np.ndarray, residual_mm: float) -> bool:
+    """Returns whether slices are even, but for what scanners round; refuses those that are no one stack.
+
+    Raises:
+        InputRefused: several images at one place, or distances that no single stack has.
+    """
     steps_mm = np.diff(along)
     doubled = int((steps_mm < SAME_PLACE_MM).sum())
     if doubled:
@@ -448,25 +508,22 @@ def _check_even(images: Sequence[Image], along: np.ndarray, spacing_mm: float, r
         )
         way = "leave one of the two out, or export the phases as series of their own"
         raise refused(got, "one image a place", way, code="dicom-doubled")
-    if residual_mm <= UNEVEN_SHARE * spacing_mm:
-        _check_not_thinned_out(images, spacing_mm)
-        return
-    # Steps over a gap are multiples of the usual step: then slices are missing, else they are uneven.
-    usual_mm = float(np.median(steps_mm[steps_mm < 1.1 * steps_mm.min()]))
-    jumps = steps_mm / usual_mm
-    missing = np.round(jumps) - 1
-    if np.abs(jumps - np.round(jumps)).max() < 0.1 and missing.max() >= 1:
-        where = int(np.argmax(missing))
+    if residual_mm <= UNEVEN_SHARE * float(steps_mm.mean()):
+        return True
+    usual_mm = float(np.median(steps_mm))
+    where = int(np.argmax(steps_mm))
+    if steps_mm[where] > WIDEST_GAP * usual_mm:
+        # Whoever lacks so many slices has a part that is too short to be a stack of its own.
         got = (
-            f"{len(images)} slices {usual_mm:.4g} mm apart of which {int(missing.sum())} are missing (between "
-            f"{images[where].path.name} and {images[where + 1].path.name})"
+            f"{len(images)} slices {usual_mm:.4g} mm apart, and {steps_mm[where]:.4g} mm between "
+            f"{images[where].path.name} and {images[where + 1].path.name}"
         )
-        raise refused(got, "all", "export the series again", code="dicom-missing-slices")
-    got, way = (
-        f"slices from {steps_mm.min():.4g} to {steps_mm.max():.4g} mm apart",
-        "export the series again, or choose another",
-    )
-    raise refused(got, "even distances", way, code="dicom-uneven")
+        need = f"at most {WIDEST_GAP:g} spacings from one to the next, or {LEAST_IN_A_STACK} slices on both sides"
+        raise refused(got, need, "export the series again", code="dicom-missing-slices")
+    if steps_mm.min() < SHORTEST_STEP * usual_mm:
+        got = f"slices from {steps_mm.min():.4g} to {steps_mm.max():.4g} mm apart"
+        raise refused(got, "distances of one stack", "export the series again, or choose another", code="dicom-uneven")
+    return False
 
 
 def _check_not_thinned_out(images: Sequence[Image], spacing_mm: float) -> None:
@@ -490,10 +547,15 @@ def _thickness_mm(images: Sequence[Image]) -> float | None:
 
 
 def _notes(
-    images: Sequence[Image], spacing_mm: float, residual_mm: float, thickness_mm: float | None
+    images: Sequence[Image],
+    spacing_mm: float,
+    residual_mm: float,
+    thickness_mm: float | None,
+    grid: UprightGrid | None,
 ) -> tuple[str, ...]:
     measured = f"slices {spacing_mm:.6g} mm apart by least squares over {len(images)} positions, none farther than "
-    notes = [measured + f"{residual_mm:.2g} mm from its even place"]
+    # Of uneven slices the reader tells how far they are apart.
+    notes = [measured + f"{residual_mm:.2g} mm from its even place"] if grid is None else []
     if thickness_mm is not None and abs(thickness_mm - spacing_mm) > 0.01 * spacing_mm:
         kind = "a gap" if thickness_mm < spacing_mm else "an overlap"
         notes.append(

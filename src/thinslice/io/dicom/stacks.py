@@ -14,7 +14,8 @@ Names and numbers of files say nothing reliable about that, so the places of the
    a time, does not. Of an acquisition that was interrupted, the last volume may have some of the places only.
 5. Images that nothing tells apart but the time at which, or the number under which, they came at their place are the
    phases of a dynamic series: the n-th of each place are the n-th volume.
-6. One or two images beside a stack are left out.
+6. What is parted by a hole, by another thickness of its slices, or into stations that overlap, is several stacks.
+7. One or two images beside a stack are left out.
 """
 
 import hashlib
@@ -44,11 +45,18 @@ from thinslice.io.dicom.places import (
     normal_of,
 )
 from thinslice.io.refusals import refused
+from thinslice.physics.straightening import WIDEST_GAP
 
 logger = logging.getLogger(__name__)
 
 LEAST_IN_A_STACK = 3
 """In a series of several orientations each has at least so many slices, or it is no set of stacks."""
+
+SAME_THICKNESS = 1.01
+"""Slices whose thicknesses differ by no larger a factor are equally thick: headers round."""
+
+PART = ", part "
+"""What the names of the stations of one acquisition have before their numbers."""
 
 NO_SCANS = frozenset(
     {
@@ -283,7 +291,7 @@ def _of_one_grid(label: str, grid: list[Image], images: list[Image]) -> Iterator
         alternating = _alternating_contrasts(grid)
         if not alternating:
             kind = _distinction(grid[0], images) if len({image.among for image in grid}) == 1 else ""
-            yield Part(kind + label, grid)
+            yield from _runs(Part(kind + label, grid))
             return
         yield from (replace(part, distinction=part.distinction + label) for part in alternating)
         return
@@ -307,7 +315,7 @@ def _of_one_kind(label: str, images: list[Image]) -> Iterator[Part]:
         if contrasts:
             yield from (replace(one, distinction=part.distinction + one.distinction) for one in contrasts)
         else:
-            yield replace(part, notes=tuple(dict.fromkeys(findings.notes)))
+            yield from _runs(replace(part, notes=tuple(dict.fromkeys(findings.notes))))
     yield from findings.broken
 
 
@@ -342,6 +350,84 @@ def _alternating_contrasts(images: list[Image]) -> list[Part]:
         if overlap:
             return [Part(f", {word} {value(group[0])}".rstrip(), group) for group in groups]
     return []
+
+
+# ---- runs of one thickness, and stations
+
+
+def _runs(part: Part) -> Iterator[Part]:
+    """Yields the parts of images of one kind: slices of one thickness, and without a hole; stations that overlap.
+
+    Where one would be too short to be a stack all of it is yielded, to be refused when it is measured.
+    """
+    for thickness, group in _by_thickness(part.images):
+        stations = _stations(group)
+        for number, images in enumerate(stations, 1):
+            which = f"{PART}{number} of {len(stations)}" if len(stations) > 1 else ""
+            yield replace(part, distinction=part.distinction + thickness + which, images=images)
+
+
+def _by_thickness(images: list[Image]) -> list[tuple[str, list[Image]]]:
+    """Returns the slices of each thickness, where one comes after the other along the stack; and what to call them."""
+    runs: list[list[Image]] = []
+    for at in np.argsort(_along(images), kind="stable"):
+        if runs and _is_as_thick(runs[-1][-1], images[at]):
+            runs[-1].append(images[at])
+        else:
+            runs.append([images[at]])
+    # Thicknesses in turns, or one slice that differs, are none of several stacks.
+    if len(runs) < 2 or min(map(len, runs)) < LEAST_IN_A_STACK or len(find_places(images)) < len(images):
+        return [("", images)]
+    # Where two runs follow each other both are stated: what is silent is as thick as what lies before it.
+    return [(f", {max(image.thickness_mm or 0.0 for image in run):g} mm thick", run) for run in runs]
+
+
+def _is_as_thick(one: Image, other: Image) -> bool:
+    """Tells whether the headers of two slices say one thickness; where one is silent, it says no other."""
+    if not one.thickness_mm or not other.thickness_mm:
+        return True
+    thinner, thicker = sorted((one.thickness_mm, other.thickness_mm))
+    return thicker <= SAME_THICKNESS * thinner
+
+
+def _stations(images: list[Image]) -> list[list[Image]]:
+    """Returns the stations of an acquisition: parts with a hole between them, or parts that overlap; else one part."""
+    if len(images) < 2 * LEAST_IN_A_STACK or even_spacing_mm(images) is not None:
+        return [images]
+    return _overlapping(images) or _apart(images)
+
+
+def _apart(images: list[Image]) -> list[list[Image]]:
+    """Returns the parts between which there is more than `WIDEST_GAP`, if each of them is a stack."""
+    along = _along(images)
+    order = np.argsort(along, kind="stable")
+    steps_mm = np.diff(along[order])
+    cuts = np.flatnonzero(steps_mm > WIDEST_GAP * np.median(steps_mm)) + 1
+    parts = [[images[i] for i in part] for part in np.split(order, cuts)]
+    return parts if min(map(len, parts)) >= LEAST_IN_A_STACK else [images]
+
+
+def _overlapping(images: list[Image]) -> list[list[Image]]:
+    """Returns even parts that overlap at their ends, by the order in which the images are numbered; none if not so."""
+    if any(image.instance is None or image.frame is not None for image in images):
+        return []
+    images = sorted(images, key=lambda image: image.instance or 0)
+    steps_mm = np.diff(_along(images))
+    usual_mm = float(np.median(steps_mm))
+    # From one station to the next the numbers go on, and the places go back.
+    cuts = np.flatnonzero(np.sign(steps_mm) != np.sign(usual_mm)) + 1
+    parts = [[images[i] for i in part] for part in np.split(np.arange(len(images)), cuts)]
+    if len(parts) < 2 or any(len(part) < LEAST_IN_A_STACK or even_spacing_mm(part) is None for part in parts):
+        return []
+    ends = sorted((float(_along(part).min()), float(_along(part).max())) for part in parts)
+    # Slices that lie between those of another pass all along are of one stack, or of two contrasts.
+    shared_mm = [one[1] - other[0] for one, other in pairwise(ends)]
+    return parts if max(shared_mm) < min(high - low for low, high in ends) / 2 else []
+
+
+def _along(images: Sequence[Image]) -> np.ndarray:
+    """Returns the places [n] in mm along the normal of the first image, in the order of the images."""
+    return np.asarray(find_positions(images) @ normal_of(images[0]))
 
 
 def _among(at: int, image: Image) -> str:
