@@ -97,7 +97,8 @@ def find_upright_grid(
     steps = np.linalg.solve(np.column_stack([pixels, normal]), (origins_mm - origins_mm[0]).T)
     offsets_px, along_mm = steps[:2].T, steps[2]
     spacing_mm, places = find_even_places(along_mm)
-    aside_mm = np.linalg.norm((offsets_px[-1] - offsets_px[0]) @ pixels.T)
+    # Not of the last slice alone: those between may lie aside of both ends.
+    aside_mm = np.linalg.norm(offsets_px @ pixels.T, axis=1).max()
     degrees = float(np.degrees(np.arctan2(aside_mm, along_mm[-1])))
     if degrees <= TILT_DEGREES:
         degrees, offsets_px = 0.0, np.zeros_like(offsets_px)

@@ -300,9 +300,7 @@ def _sort(images: list[Image], resent: list[Image]) -> tuple[list[Series], list[
         parts = sorted(find_stacks(origin.images), key=_order_of_part)
         files = tuple(sorted({image.file for image in origin.images}))
         notes = (*origin.notes, *_note_copies(origin, resent))
-        found = [
-            _series_or_not(_label(part.images[0]), part, index, notes, files) for index, part in enumerate(parts)
-        ]
+        found = [_series_or_not(_label(part.images[0]), part, index, notes, files) for index, part in enumerate(parts)]
         series += _noting_parts([one for one in found if isinstance(one, Series)])
         unusable += [one for one in found if isinstance(one, Unusable)]
     return series, _each_once(unusable)
@@ -438,9 +436,7 @@ def _series(label: str, distinction: str, images: list[Image], index: int) -> Se
     notes = mended + _notes(images, float(np.linalg.norm(affine[:3, 2])), residual_mm, thickness_mm, grid)
     folder = _place_of(images[0])
     name = label + distinction
-    return Series(
-        folder, name, distinction, tuple(images), affine, thickness_mm, residual_mm, notes, index, grid=grid
-    )
+    return Series(folder, name, distinction, tuple(images), affine, thickness_mm, residual_mm, notes, index, grid=grid)
 
 
 def _upright_grid(images: Sequence[Image], affine: np.ndarray) -> UprightGrid:

@@ -32,6 +32,7 @@ from thinslice.errors import InputRefused
 from thinslice.io.dicom.decode import decode, decode_compressed
 from thinslice.io.dicom.headers import AMONG, IN_TIME, WHERE_DOUBLED, Image
 from thinslice.io.dicom.places import (
+    SAME_PLACE_MM,
     UNEVEN_SHARE,
     are_among_places,
     are_same_places,
@@ -402,7 +403,9 @@ def _apart(images: list[Image]) -> list[list[Image]]:
     along = _along(images)
     order = np.argsort(along, kind="stable")
     steps_mm = np.diff(along[order])
-    cuts = np.flatnonzero(steps_mm > WIDEST_GAP * np.median(steps_mm)) + 1
+    # Where two images lie at one place there is no step.
+    usual_mm = float(np.median(np.diff(find_places(images))))
+    cuts = np.flatnonzero(steps_mm > WIDEST_GAP * usual_mm) + 1
     parts = [[images[i] for i in part] for part in np.split(order, cuts)]
     return parts if min(map(len, parts)) >= LEAST_IN_A_STACK else [images]
 
@@ -414,8 +417,8 @@ def _overlapping(images: list[Image]) -> list[list[Image]]:
     images = sorted(images, key=lambda image: image.instance or 0)
     steps_mm = np.diff(_along(images))
     usual_mm = float(np.median(steps_mm))
-    # From one station to the next the numbers go on, and the places go back.
-    cuts = np.flatnonzero(np.sign(steps_mm) != np.sign(usual_mm)) + 1
+    # From one station to the next the numbers go on, and the places go back; two images at one place are no overlap.
+    cuts = np.flatnonzero(np.sign(usual_mm) * steps_mm < -SAME_PLACE_MM) + 1
     parts = [[images[i] for i in part] for part in np.split(np.arange(len(images)), cuts)]
     if len(parts) < 2 or any(len(part) < LEAST_IN_A_STACK or even_spacing_mm(part) is None for part in parts):
         return []
