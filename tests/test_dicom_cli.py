@@ -87,7 +87,7 @@ def test_one_file_of_a_classic_series_is_refused_with_the_way_out(tmp_path, quic
 def study(folder):
     stack(folder / "a", series=3, description="T2 TSE tra")
     stack(folder / "b", series=4, description="T1 (SE) sag/Ä", orientation=CORONAL)
-    stack(folder / "c", series=5, description="broken", skip=(3,))
+    stack(folder / "c", series=5, description="broken", skip=(2, 3, 4, 5))
     stack(folder / "d", series=1, description="loc", count=3, ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
     stack(folder / "e", series=6, description="3D", step_mm=0.9)
 
@@ -99,7 +99,7 @@ def test_of_a_study_what_can_be_done_is_done_and_the_rest_named(tmp_path, quick)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["003_T2_TSE_tra", "004_T1_SE_sag"]
     assert len(list((tmp_path / "out").rglob("*.dcm"))) == 72
     assert "note: left out: 1 loc: a localizer" in out
-    assert [line for line in err if "5 broken: got 7 slices 4 mm apart of which 1 are missing" in line]
+    assert [line for line in err if "5 broken: got 4 slices 4 mm apart, and 20 mm between" in line]
     assert [line for line in err if "6 3D: " in line and "need slices at least 1.05 times farther apart" in line]
     assert err[-1] == "thinslice: 2 of 4 scans refused, 2 enhanced"
     assert len([line for line in out if "wrote" in line]) == 2
