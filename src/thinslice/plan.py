@@ -289,13 +289,12 @@ def make_plan(volume: Volume, settings: Settings, model: PlannedModel) -> Plan:
     first_centre = (factor - 1) / 2 if settings.grid == "fov" else 0.0
     finer = [factor if i == axis else float(settings.in_plane) for i in range(3)]
     first = [first_centre if i == axis else (settings.in_plane - 1) / 2 for i in range(3)]
-    shape_thin = [n_thin if i == axis else n * settings.in_plane for i, n in enumerate(volume.shape)]
     notes = [*volume.notes, *target_notes, *found.notes, *padding_notes, *noise_notes, *alternation_notes]
     notes += _note_rounding(volume.shape[axis], thick_mm, target_mm, n_thin, factor, settings.grid)
     plan = Plan(
         axis=axis,
         shape_thick=volume.shape,
-        shape_thin=_to_tuples(shape_thin),
+        shape_thin=_to_tuples([n_thin if i == axis else n * settings.in_plane for i, n in enumerate(volume.shape)]),
         spacing_thick_mm=volume.spacing_mm,
         spacing_thin_mm=_to_tuples([mm / times for mm, times in zip(volume.spacing_mm, finer, strict=True)]),
         thickness_mm=found.thickness_mm,
