@@ -518,6 +518,37 @@ def test_slices_of_two_thicknesses_are_two_stacks(tmp_path):
     assert [one.affine[2, 2] for one in (thin, thick)] == pytest.approx([2.5, 5])
 
 
+def test_runs_of_one_thickness_on_both_sides_of_another_have_names_of_their_own(tmp_path):
+    stack(tmp_path, count=12, change=lambda ds, index: setattr(ds, "SliceThickness", 5 if 4 <= index < 8 else 2.5))
+    assert {one.label for one in find_study(tmp_path).series} == {
+        "1 T2 TSE, 2.5 mm thick, run 1 of 2",
+        "1 T2 TSE, 2.5 mm thick, run 2 of 2",
+        "1 T2 TSE, 5 mm thick",
+    }
+
+
+@catches("io/dicom/stacks.py", "[usual_spacing_mm(group) for group in groups]", "[None for group in groups]")
+@pytest.mark.parametrize("name", ["EchoTime", "EchoNumbers"])
+def test_two_contrasts_that_alternate_stay_apart_where_a_slice_is_missing(tmp_path, name):
+    stack(tmp_path, count=12, skip=(4,), change=lambda ds, index: setattr(ds, name, [1, 20][index % 2]))
+    first, second = find_study(tmp_path).series
+    assert [len(first.images), len(second.images)] == [5, 6]
+    assert find_gaps(first.grid.places) == [(1, 2.0)]
+    assert second.grid is None
+
+
+@catches("io/dicom/stacks.py", "| (usual_spacing_mm(stack) is None)", "")
+def test_a_slice_of_an_uneven_stack_is_no_odd_image(tmp_path):
+    places = [0, 4.3, 8, 11.6, 16.5, 20, 23.7, 28]
+
+    def change(ds, index):
+        at_places(places)(ds, index)
+        ds.ImageType = ["DERIVED" if index == 4 else "ORIGINAL", "PRIMARY", "M"]
+
+    stack(tmp_path, change=change)
+    assert [one.is_scan for one in find_study(tmp_path).unusable] == [True]
+
+
 def test_uneven_series_take_no_part_in_combining(tmp_path):
     stack(tmp_path / "a", drift_mm=1.0)
     stack(tmp_path / "b", series=2)

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from thinslice.io.dicom.headers import Image
+from thinslice.physics.straightening import find_even_places
 
 SAME_DIRECTION = 1e-4
 """Cosines that differ by less are those of one orientation: 0.03 mm at the edge of a large image."""
@@ -75,6 +76,14 @@ def even_spacing_mm(images: Sequence[Image]) -> float | None:
     _, step, residual_mm = fit_even_places(positions[np.argsort(positions @ normal_of(images[0]))])
     spacing_mm = float(np.linalg.norm(step))
     return spacing_mm if residual_mm <= UNEVEN_SHARE * spacing_mm else None
+
+
+def usual_spacing_mm(images: Sequence[Image]) -> float | None:
+    """Returns how far apart slices lie that are even but for some that are missing; None where they are uneven."""
+    if len(images) < 2 or len(find_places(images)) < len(images):
+        return None
+    spacing_mm, places = find_even_places(np.sort(find_positions(images) @ normal_of(images[0])))
+    return spacing_mm if np.abs(places - np.rint(places)).max() <= UNEVEN_SHARE else None
 
 
 def by_orientation(images: Iterable[Image]) -> list[list[Image]]:

@@ -44,6 +44,7 @@ from thinslice.io.dicom.places import (
     find_places,
     find_positions,
     normal_of,
+    usual_spacing_mm,
 )
 from thinslice.io.refusals import refused
 from thinslice.physics.straightening import WIDEST_GAP
@@ -231,7 +232,8 @@ def _goes_on(images: list[Image], stack: list[Image]) -> bool:
         return False
     step_mm = float(np.median(np.diff(places)))
     index = (find_positions(images) @ normal_of(stack[0]) - places[0]) / step_mm
-    is_even = np.abs(index - np.round(index)) <= UNEVEN_SHARE
+    # Among slices that are uneven themselves any place is one of the stack.
+    is_even = (np.abs(index - np.round(index)) <= UNEVEN_SHARE) | (usual_spacing_mm(stack) is None)
     is_near = (index > -LEAST_IN_A_STACK) & (index < len(places) + LEAST_IN_A_STACK - 1)
     return bool((is_even & is_near).all()) and not are_among_places(places[0] + index * step_mm, places)
 
@@ -334,7 +336,7 @@ def _distinction(image: Image, series: list[Image]) -> str:
 def _alternating_contrasts(images: list[Image]) -> list[Part]:
     """Returns the stacks of several contrasts whose slices alternate; none where they do not.
 
-    Each is as even as all of them are together, and as many times farther apart as there are of them.
+    Each is even, but for slices that are missing, and as far apart as the others.
     """
     asked: list[tuple[str, Callable[[Image], str]]] = [
         (NAMES[name], partial(_among, AMONG.index(name))) for name in ("EchoNumbers", "ImageType", "DiffusionBValue")
@@ -342,7 +344,7 @@ def _alternating_contrasts(images: list[Image]) -> list[Part]:
     asked += [(WHERE_DOUBLED[name], partial(_fact, list(WHERE_DOUBLED).index(name))) for name in CONTRASTS]
     for word, value in asked:
         groups = _by_value(images, value)
-        spacings = [even_spacing_mm(group) for group in groups]
+        spacings = [usual_spacing_mm(group) for group in groups]
         known = [mm for mm in spacings if mm is not None]
         if len(groups) < 2 or len(known) < len(groups) or max(known) > (1 + UNEVEN_SHARE) * min(known):
             continue
@@ -380,7 +382,12 @@ def _by_thickness(images: list[Image]) -> list[tuple[str, list[Image]]]:
     if len(runs) < 2 or min(map(len, runs)) < LEAST_IN_A_STACK or len(find_places(images)) < len(images):
         return [("", images)]
     # Where two runs follow each other both are stated: what is silent is as thick as what lies before it.
-    return [(f", {max(image.thickness_mm or 0.0 for image in run):g} mm thick", run) for run in runs]
+    names = [f", {max(image.thickness_mm or 0.0 for image in run):g} mm thick" for run in runs]
+    which = [f", run {names[: at + 1].count(name)} of {names.count(name)}" for at, name in enumerate(names)]
+    return [
+        (name + part if names.count(name) > 1 else name, run)
+        for name, part, run in zip(names, which, runs, strict=True)
+    ]
 
 
 def _is_as_thick(one: Image, other: Image) -> bool:
