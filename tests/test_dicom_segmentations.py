@@ -216,6 +216,22 @@ def test_what_was_drawn_on_another_scan_is_refused(run, tmp_path, name):
     assert not (tmp_path / "a.nii").exists()
 
 
+@catches("io/dicom/segmentations.py", "if np.ptp(starts, axis=0).max() > ", "if 0 > ")
+def test_frames_on_tilted_slices_are_refused_not_moved(run, tmp_path):
+    folder = tmp_path / "series"
+    dicom_files.stack(folder, drift_mm=1.0)
+    images = [dcmread(image.path, stop_before_pixels=True) for image in read_scan(folder).header.images]
+    drawn = np.ones((images[0].Rows, images[0].Columns), np.uint8)
+    write_seg(tmp_path / "seg.dcm", [(1, drawn, image) for image in images], images[0], numbers=(1,))
+    place = tmp_path / "out.nii.gz"
+    code, _, err = run(
+        "enhance", "-i", folder, "-o", place, "--labels", tmp_path / "seg.dcm", "--model", "linear", "--factor", "4"
+    )
+    assert code == 2
+    assert "shifted sideways" in err[0]
+    assert not place.exists()
+
+
 def test_contours_are_refused_with_a_way_to_labels(run, tmp_path):
     folder, images, scan = make_series(tmp_path)
     path = write_seg(tmp_path / "rt.dcm", frames_of(drawn_on(scan), images), images[0])

@@ -238,7 +238,17 @@ def _stack(
             place=path,
             code="other-grid",
         )
-    start = (positions - index[:, None] * step_mm * normal).mean(axis=0)
+    starts = positions - index[:, None] * step_mm * normal
+    if np.ptp(starts, axis=0).max() > SAME_VOXEL * min(between_rows, between_columns):
+        # One grid at right angles holds none of them but the first at its place.
+        raise InputRefused(
+            got="frames that are shifted sideways from one to the next (tilted slices)",
+            need="a grid at right angles",
+            next="write it as NIfTI or NRRD on the scan's grid, with the program that made it",
+            place=path,
+            code="segmentation-without-place",
+        )
+    start = starts.mean(axis=0)
     affine = np.eye(4)
     affine[:3, 0], affine[:3, 1], affine[:3, 2] = (
         along_row * between_columns,

@@ -336,18 +336,21 @@ def _distinction(image: Image, series: list[Image]) -> str:
 def _alternating_contrasts(images: list[Image]) -> list[Part]:
     """Returns the stacks of several contrasts whose slices alternate; none where they do not.
 
-    Each is even, but for slices that are missing, and as far apart as the others.
+    Each is even, but for slices that are missing, and as many times farther apart as there are of them.
     """
     asked: list[tuple[str, Callable[[Image], str]]] = [
         (NAMES[name], partial(_among, AMONG.index(name))) for name in ("EchoNumbers", "ImageType", "DiffusionBValue")
     ]
     asked += [(WHERE_DOUBLED[name], partial(_fact, list(WHERE_DOUBLED).index(name))) for name in CONTRASTS]
+    together_mm = usual_spacing_mm(images)
     for word, value in asked:
         groups = _by_value(images, value)
         spacings = [usual_spacing_mm(group) for group in groups]
         known = [mm for mm in spacings if mm is not None]
         if len(groups) < 2 or len(known) < len(groups) or max(known) > (1 + UNEVEN_SHARE) * min(known):
             continue
+        if together_mm is not None and min(known) < (len(groups) - 0.5) * together_mm:
+            continue  # as near as all are together: what differs here and there along one stack
         ends = [find_places(group)[[0, -1]] for group in groups]
         overlap = max(first for first, _ in ends) < min(last for _, last in ends)
         if overlap:
