@@ -310,8 +310,8 @@ def test_what_a_dead_run_left_elsewhere_is_removed_by_the_next(tmp_path, scan):
 
 @catches(
     "datasets/job.py",
-    "if beside is not None and os.path.lexists(beside) else []",
-    "if beside is not None and beside.is_file() else []",
+    "(beside.is_file() or beside.is_symlink())",
+    "beside.is_file()",
 )
 def test_a_json_that_is_elsewhere_is_named(tmp_path, scan):
     """As in a DataLad data set: it may tell the slice thickness."""

@@ -21,6 +21,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 
 LAYERS = [
     {"errors", "progress"},
+    {"files"},
     {"settings"},
     {"volume"},
     {"physics", "networks"},

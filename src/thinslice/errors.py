@@ -11,6 +11,7 @@ line shows them as its own options (``--spacing 1.2``), so that neither surface 
 docs/errors.md lists every code.
 """
 
+import errno
 import re
 
 _PARTS = re.compile(r"(?s)(?:(?P<place>.*?): )?got (?P<got>.*?)(?:; need (?P<need>.*?))?(?:; next: (?P<next>.*))?")
@@ -24,6 +25,14 @@ _WAYS_OUT: dict[type[OSError], tuple[str, str]] = {
     PermissionError: ("permission there", "choose another place"),
 }
 """What is needed and what to do next, for errors of the operating system that are not about room."""
+
+
+_WAYS_OUT_BY_NUMBER = {
+    errno.EINVAL: ("a file", "save it to a file first"),
+    errno.EFBIG: ("a smaller file", "check the name"),
+    errno.ENAMETOOLONG: ("a shorter path", "choose a place with a shorter name, or fewer folders above it"),
+}
+"""The same for those that have no class of their own."""
 
 
 class ThinsliceError(ValueError):
@@ -117,7 +126,10 @@ def reason_of(error: BaseException, name_file: bool = True) -> str:
         place = f"{error.filename}: " if error.filename and name_file else ""
         # By the class itself, not by `isinstance`: a full disk and a spent quota have none of their own and are a bare
         # OSError.
-        need, then = _WAYS_OUT.get(type(error), ("room and permission there", "free some room, or choose another"))
+        usual = _WAYS_OUT_BY_NUMBER.get(
+            error.errno or 0, ("room and permission there", "free some room, or choose another")
+        )
+        need, then = _WAYS_OUT.get(type(error), usual)
         return f"{place}got '{error.strerror}'; need {need}; next: {then}"
     # Messages of libraries run over several lines, and some have no text at all; a reason is one line.
     return " ".join(str(error).split()) or type(error).__name__

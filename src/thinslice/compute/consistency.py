@@ -14,6 +14,7 @@ from thinslice.compute.guard import GuardCount
 from thinslice.compute.kept_slices import give_to_all, take_kept
 from thinslice.compute.tilted import acquired_voxels, back_to_acquired, held_beyond
 from thinslice.errors import PlanRefused
+from thinslice.files import read_text
 from thinslice.io.atomic import whole_or_not
 from thinslice.io.formats import sidecar_path
 from thinslice.io.outputs import REPORT_NAME
@@ -270,7 +271,7 @@ def read_plan_beside(path: Path, thin: Volume | None = None) -> Plan | None:
         # Labels have no report of their own; the plan they were made by is in that of the answer beside them.
         if sidecar is not None and not sidecar.exists():
             sidecar = sidecar.with_name(sidecar.name.replace("_labels.json", ".json"))
-        content: Any = json.loads(sidecar.read_text(encoding="utf-8")) if sidecar is not None else None
+        content: Any = json.loads(read_text(sidecar)) if sidecar is not None else None
         plan = Plan.from_json(json.dumps(content["plan"]))
     # Any JSON may lie there under this name: one of another program is no error, only no plan.
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from thinslice.errors import InputRefused, OutputRefused
+from thinslice.files import read_bytes
 from thinslice.io.atomic import read_object, whole_or_not
 
 logger = logging.getLogger(__name__)
@@ -358,7 +359,7 @@ def write_description(dataset: Path, output: Path) -> None:
 
 def _lines(path: Path) -> list[str]:
     # Lines that are no UTF-8 go back as they came, see `_write_if_new`.
-    return path.read_text(encoding="utf-8", errors="surrogateescape").splitlines() if path.exists() else []
+    return read_bytes(path).decode("utf-8", "surrogateescape").splitlines() if path.exists() else []
 
 
 def check_labels(choice: Choice) -> None:
@@ -408,7 +409,7 @@ def _write_if_new(path: Path, text: str) -> None:
     # Left alone where it says the same: shards of one run all come here, and others may read it meanwhile.
     content = text.encode(errors="surrogateescape")
     with suppress(OSError):
-        if path.read_bytes() == content:
+        if read_bytes(path) == content:
             return
     with whole_or_not(path) as part:
         part.write_bytes(content)

@@ -25,6 +25,7 @@ from thinslice.datasets.bids import (
 from thinslice.datasets.groups import find_odd
 from thinslice.datasets.job import ONE_THREAD, Extra, Group, Job, Outcome, key_of_series
 from thinslice.errors import InputRefused, OutputRefused
+from thinslice.files import walk
 from thinslice.io.atomic import is_inside, looks_like_dicom
 from thinslice.io.formats import ending, name_to_write, sidecar_path, stem_of, without_voxel_files
 from thinslice.io.outputs import check_writable, labels_beside, names_of_series
@@ -373,21 +374,19 @@ def _scans_below(source: Path, left_alone: Sequence[Path]) -> tuple[list[Path], 
     seen: set[str] = set()
     tops = [source]  # grows while we walk: a link to a folder may lead back to one that holds it
     for top in tops:
-        for place, folders, names in os.walk(top, onerror=unreadable.append):
-            folder = Path(place)
-            real = os.path.realpath(folder)
+        for folder, real, folders, names in walk(top, follow_links=False, complain=unreadable.append):
             if real in seen or any(is_inside(real, other) for other in others):
                 folders.clear()
                 continue
             seen.add(real)
             if not os.access(folder, os.X_OK):  # its names can be read, but not what they are
-                unreadable.append(PermissionError(errno.EACCES, os.strerror(errno.EACCES), place))
+                unreadable.append(PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder)))
                 folders.clear()
                 continue
             below = sorted(name for name in folders if not name.startswith("."))
-            # In place: `os.walk` goes down into what is left of its own list.
-            folders[:] = [name for name in below if not (folder / name).is_symlink()]
-            tops += [folder / name for name in below if (folder / name).is_symlink()]
+            # In place: `walk` goes down into what is left of its own list.
+            folders[:] = [name for name in below if not os.path.islink(folder / name)]
+            tops += [folder / name for name in below if os.path.islink(folder / name)]
             files = sorted(folder / name for name in names if not name.startswith("."))
             scans += [file for file in files if ending(file)]
             # The first that is found is enough: of a series of thousands of files one is opened.

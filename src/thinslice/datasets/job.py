@@ -33,6 +33,7 @@ import numpy as np
 from thinslice.combination import Combined, combine_fitting, describe_combination
 from thinslice.compute.label_maps import describe_labels
 from thinslice.errors import InputRefused, ModelRefused, OutputRefused, PlanRefused, ThinsliceError, reason_of
+from thinslice.files import check_is_regular, make_folder
 from thinslice.io.atomic import HIDDEN, hold_lock, locked_folders, read_object
 from thinslice.io.contrast import Contrast, contrast_beside
 from thinslice.io.formats import has_detached_voxels, read, sidecar_path, stem_of, write
@@ -312,7 +313,9 @@ def _hash_of_scan(path: Path) -> str:
     Of a header whose voxels are elsewhere, of these voxels.
     """
     beside = sidecar_path(path)
-    facts = [_sha256(beside)] if beside is not None and os.path.lexists(beside) else []
+    # A pipe of that name is no JSON, and is not looked at by the reader either.
+    has_facts = beside is not None and (beside.is_file() or beside.is_symlink())
+    facts = [_sha256(beside)] if beside is not None and has_facts else []
     if has_detached_voxels(path):
         volume = read(path)
         return _joined([fingerprint(volume), str(volume.thickness_mm), *facts])
@@ -331,9 +334,12 @@ def _joined(hashes: Any) -> str:
 
 def _sha256(path: Path) -> str:
     found = hashlib.sha256()
+    left = check_is_regular(path)
     with open(path, "rb") as stream:
-        while chunk := stream.read(_CHUNK_BYTES):
+        # No more than there was: a file to which another program goes on writing has no end.
+        while left > 0 and (chunk := stream.read(min(left, _CHUNK_BYTES))):
             found.update(chunk)
+            left -= len(chunk)
     return found.hexdigest()
 
 
@@ -507,7 +513,7 @@ def _write_parts(job: Job, done: Enhanced | Combined, made_of: dict[str, Any], o
     parts = {target: _part(job, target) for target in (job.destination, job.sidecar)}
     write(done.volume, parts[job.destination])
     for part in beside.values():
-        part.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(part.parent)
     _draw(done, beside[job.thumbnail])
     record = made_of | {"answer_bytes": parts[job.destination].stat().st_size, "run": job.run}
     if job.group is not None:

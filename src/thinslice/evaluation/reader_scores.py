@@ -17,6 +17,7 @@ from typing import Any
 
 from thinslice.errors import InputRefused
 from thinslice.evaluation.reader_study import KEY_FORMAT, RESULTS_FORMAT
+from thinslice.files import read_text
 
 logger = logging.getLogger(__name__)
 
@@ -264,7 +265,15 @@ def _read_object(path: Path, form: str, what: str) -> dict[str, Any]:
         InputRefused: it does not, or is no JSON.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path))
+    except OSError as error:
+        raise InputRefused(
+            place=path,
+            got=f"'{error.strerror}'",
+            need=what,
+            next="check the name and the permissions",
+            code="no-access",
+        ) from error
     except (ValueError, RecursionError) as error:
         raise InputRefused(
             place=path, got="no JSON", need=what, next="check the name", code="not-of-a-study"

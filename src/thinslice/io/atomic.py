@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from thinslice.errors import OutputRefused
+from thinslice.files import make_folder, read_bytes
 from thinslice.io.archives import START_BYTES, is_packed, members_of
 
 try:
@@ -70,7 +71,7 @@ def whole_or_not(path: Path, overwrite: bool = True) -> Iterator[Path]:
     missing = [folder for folder in path.parents if not folder.exists()]
     temporary = path.with_name(f".{secrets.token_hex(8)}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         yield temporary
         if overwrite:
             os.replace(temporary, path)
@@ -162,7 +163,7 @@ def _stage(folder: Path) -> Iterator[Path]:
     """Lends a hidden folder inside ``folder``; after a failure folders that had to be made for it vanish too."""
     missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         with tempfile.TemporaryDirectory(prefix=HIDDEN, dir=folder, ignore_cleanup_errors=True) as name:
             stage = Path(name)
             (stage / "new").mkdir()
@@ -266,7 +267,7 @@ def hold_lock(path: Path, wait: bool = True) -> Iterator[None]:
         BlockingIOError: another does, and ``wait`` is False.
     """
     if fcntl is None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         yield
         return
     made = [folder for folder in path.parents if not os.path.exists(folder)]
@@ -301,9 +302,9 @@ def _opened(path: Path) -> int:
     """Opens a file, made where it is missing, and its folders, which another process may be about to remove."""
     for _ in range(_MOST_TRIES):
         with suppress(FileNotFoundError, FileExistsError):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
             return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
 
 
@@ -321,7 +322,7 @@ def _is_still(held: int, path: Path) -> bool:
 def read_object(path: Path) -> dict[str, Any]:
     """Returns what a JSON file holds, if it is an object; else, and where it cannot be read, an empty one."""
     try:
-        content: Any = json.loads(path.read_bytes())  # finds out the encoding of bytes
+        content: Any = json.loads(read_bytes(path))  # finds out the encoding of bytes
     except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}

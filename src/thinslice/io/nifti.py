@@ -28,6 +28,9 @@ from thinslice.volume import Volume
 
 logger = logging.getLogger(__name__)
 
+MOST_EXTENSION_BYTES = 256 * 2**20
+"""What may lie between header and voxels: descriptions of some kilobytes as a rule, of CIFTI some megabytes."""
+
 COMMENT_EXTENSION = 6
 """The code of an extension that is a comment (nifti1.h: NIFTI_ECODE_COMMENT)."""
 
@@ -266,6 +269,9 @@ def _read_extensions(stream: BinaryIO, header: Any, order: _Order, most_bytes: i
     offset = float(header["vox_offset"])
     if not math.isfinite(offset) or offset > most_bytes:
         raise refused(f"voxels that start at byte {offset:g}, beyond the end", WHOLE, AGAIN, code="cut-off")
+    if offset > MOST_EXTENSION_BYTES:
+        got = f"voxels that start at byte {offset:g}"
+        raise refused(got, f"extensions of at most {MOST_EXTENSION_BYTES:,} bytes", _CONVERT, code="damaged-header")
     header["vox_offset"] = max(int(offset), header_bytes + 4)
     block = stream.read(int(header["vox_offset"]) - header_bytes)
     dropped = 0

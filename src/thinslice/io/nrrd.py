@@ -30,6 +30,7 @@ from thinslice.io.affines import (
 from thinslice.io.encoding import encoded, put_on_steps, replace_non_finite, type_to_store
 from thinslice.io.formats import ending
 from thinslice.io.refusals import AGAIN, WHOLE, by, reading, refused, unwritable, writing
+from thinslice.io.scratch import check_memory
 from thinslice.io.sidecars import thickness_beside, thickness_of_header
 from thinslice.io.streams import (
     SLAB_BYTES,
@@ -46,6 +47,9 @@ from thinslice.io.streams import (
 from thinslice.volume import Volume
 
 logger = logging.getLogger(__name__)
+
+MOST_SKIPPED_BYTES = 64 * 2**20
+"""What may be skipped in packed voxels: the header of another program."""
 
 MOST_HEADER_BYTES = 16 * 2**20
 """A header that is longer is none, and is not read into memory to find that out."""
@@ -603,6 +607,9 @@ def _read_data(path: Path, start: int, texts: dict[str, str], shape: tuple[int, 
             return _read_raw(stream, path, skip, shape, dtype, file_bytes)
         if skip < 0:
             raise refused(f"a byte skip of -1 for {encoding}", "raw for that", _CONVERT, code="damaged-header")
+        if skip > MOST_SKIPPED_BYTES:
+            got, need = f"a byte skip of {skip:,} for {encoding}", f"at most {MOST_SKIPPED_BYTES:,}"
+            raise refused(got, need, _CONVERT, code="damaged-header")
         if encoding == "gzip":
             return _read_gzip(stream, path, skip, shape, dtype, file_bytes)
         if encoding == "bzip2":
@@ -641,6 +648,7 @@ def _read_gzip(
 def _read_bzip2(stream: BinaryIO, skip: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
     """Reads bzip2, which may shrink a million to one: only what came out tells whether a header is right."""
     size = math.prod(shape) * dtype.itemsize
+    check_memory(size)
     try:
         with bz2.BZ2File(stream) as packed:
             unpacked = cast(BinaryIO, packed)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from thinslice.errors import InputRefused, OutputRefused
+from thinslice.files import make_folder, walk
 from thinslice.io.atomic import HIDDEN, exists_already, folder_in_place, is_inside, looks_like_dicom, read_object
 from thinslice.io.formats import (
     READABLE,
@@ -143,7 +144,7 @@ def check_writable(folder: Path, names: Sequence[str] = ()) -> None:
             tried = existing
             place = Path(trial) / folder.absolute().relative_to(existing)
             tried = folder
-            place.mkdir(parents=True, exist_ok=True)
+            make_folder(place)
             for name in names:
                 tried = folder / name
                 (place / name).touch()
@@ -632,8 +633,8 @@ def _holds_dicom(path: Path) -> bool:
     except OSError:
         return False
     # Deep in a study there may be a hundred thousand files: the first slice is enough to know.
-    walk = ((Path(folder), files) for folder, _, files in os.walk(path, followlinks=True))
-    return any(looks_like_dicom(folder / name) for folder, files in walk for name in files if not name.startswith("."))
+    below = ((folder / name) for folder, _, _, names in walk(path) for name in names if not name.startswith("."))
+    return any(looks_like_dicom(file) for file in below)
 
 
 def find_series_outputs(

@@ -6,13 +6,11 @@ import math
 from pathlib import Path
 from typing import Any
 
+from thinslice.files import read_bytes
 from thinslice.io.formats import sidecar_path
 from thinslice.io.refusals import one_line
 
 logger = logging.getLogger(__name__)
-
-MOST_BYTES = 2**26
-"""Larger files beside a scan are no sidecar, 64 MiB: those with the times of all slices of a long series have one."""
 
 THICKEST_MM = 1e3
 """No slice is a metre thick: such numbers are mistakes, or have another unit."""
@@ -30,8 +28,8 @@ def read_facts(path: Path) -> dict[str, Any]:
     """Returns the JSON object in a file, in UTF-8, UTF-16 or UTF-32, with a byte order mark or without.
 
     Raises:
-        OSError: it cannot be read.
-        ValueError: it is none, or larger than `MOST_BYTES`.
+        OSError: it cannot be read, is no regular file, or larger than `thinslice.files.MOST_TEXT_BYTES`.
+        ValueError: it is none.
         RecursionError: it is nested too deeply.
 
     Example:
@@ -42,13 +40,7 @@ def read_facts(path: Path) -> dict[str, Any]:
         ...     read_facts(path)
         {'SliceThickness': 3.5}
     """
-    # A pipe or a device would be read, and waited for, without an end.
-    if not path.is_file():
-        raise ValueError("no regular file")
-    with open(path, "rb") as stream:
-        content = stream.read(MOST_BYTES + 1)
-    if len(content) > MOST_BYTES:
-        raise ValueError(f"more than {MOST_BYTES} bytes")
+    content = read_bytes(path)  # a pipe or a device would be read, and waited for, without an end
     facts = json.loads(content)  # finds out the encoding of bytes
     if not isinstance(facts, dict):
         raise ValueError("no JSON object")

@@ -14,14 +14,20 @@ import numpy as np
 
 from thinslice.io.atomic import whole_or_not
 from thinslice.io.formats import FORMATS
-from thinslice.io.refusals import AGAIN, refused
-from thinslice.io.scratch import ON_DISK_BYTES
+from thinslice.io.refusals import AGAIN, WHOLE, refused
+from thinslice.io.scratch import ON_DISK_BYTES, check_memory
 
 SLAB_BYTES = 16 * 2**20
 """How much is read, computed or written at a time: large enough to be fast, small beside a scan."""
 
 GZIP_BEST_RATIO = 1040
 """A gzip file holds at most so many times its own size: deflate cannot shrink more than 1032 : 1."""
+
+MOST_BEHIND_BYTES = 64 * 2**20
+"""What may follow the voxels in a packed file, such as the tags of FreeSurfer: a few kilobytes as a rule."""
+
+MOST_PADDING_BYTES = 2**20
+"""What may be filled with zeros behind a gzip stream, as tapes and some transfers do it in blocks of some kilobytes."""
 
 _FOREIGN_SIGNATURES = {
     b"\x89PNG": "a PNG picture", b"\xff\xd8\xff": "a JPEG picture",
@@ -64,6 +70,7 @@ def unpacked(path: Path, packed: str, plain: str) -> Iterator[BinaryIO]:
         is_gzip = raw.read(2) == b"\x1f\x8b"
         raw.seek(0)
         if is_gzip:
+            _check_padding(raw)
             with gzip.GzipFile(fileobj=raw) as stream:
                 yield cast(BinaryIO, stream)
         elif path.name.lower().endswith(packed):
@@ -71,6 +78,18 @@ def unpacked(path: Path, packed: str, plain: str) -> Iterator[BinaryIO]:
             raise refused(got, "what the name promises", f"rename it to {plain} or copy it again", code="other-format")
         else:
             yield raw
+
+
+def _check_padding(raw: BinaryIO) -> None:
+    """Refuses gzip with megabytes of zeros behind it, which Python's reader would skip one byte after the other."""
+    size = raw.seek(0, os.SEEK_END)
+    raw.seek(max(0, size - MOST_PADDING_BYTES))
+    # Packed bytes are never all zero for so long: the checksum at their end is not.
+    is_padded = size > MOST_PADDING_BYTES and not raw.read(MOST_PADDING_BYTES).strip(b"\0")
+    raw.seek(0)
+    if is_padded:
+        got = f"a compressed stream with more than {MOST_PADDING_BYTES:,} zeros behind it"
+        raise refused(got, WHOLE, AGAIN, code="endless-stream")
 
 
 def most_bytes(stream: BinaryIO, file_bytes: int) -> int:
@@ -117,6 +136,7 @@ def read_voxels(
         # Copy-on-write: voxels are changed in place later on, and the file stays what it is.
         stored = np.asarray(np.memmap(path, dtype, "c", offset, shape, order="F"))
     else:
+        check_memory(size)
         stored = np.empty(shape, dtype, order="F")
         read_bytes = _fill(stream, stored)
         if read_bytes < size:
@@ -130,9 +150,21 @@ def as_native(stored: np.ndarray) -> np.ndarray:
 
 
 def drain(stream: BinaryIO) -> None:
-    """Reads a packed stream to its end, where the checksum is."""
-    while isinstance(stream, Unpacked) and stream.read(SLAB_BYTES):
-        pass
+    """Reads a packed stream to its end, where the checksum is.
+
+    Raises:
+        InputRefused: far more follows than any format has behind the voxels.
+    """
+    follows = 0
+    while isinstance(stream, Unpacked) and (part := stream.read(SLAB_BYTES)):
+        follows += len(part)
+        if follows > MOST_BEHIND_BYTES:
+            raise refused(
+                f"a compressed stream with more than {MOST_BEHIND_BYTES:,} bytes behind its voxels",
+                "one that ends where its header says",
+                f"{AGAIN}, or write the scan anew",
+                code="endless-stream",
+            )
 
 
 def _fill(stream: BinaryIO, array: np.ndarray) -> int:
@@ -234,6 +266,9 @@ class Inflated:
         return bytes(content[: self.readinto(memoryview(content))])
 
 
+MOST_LETTERS = 64
+"""Of a number in text with the white space around it."""
+
 Unpacked = gzip.GzipFile | Inflated
 """Streams that may hold far more than their files."""
 
@@ -255,7 +290,8 @@ def read_ascii(stream: BinaryIO, shape: tuple[int, ...], dtype: np.dtype[Any], f
     need = f"{count:,} numbers, as its header says"
     if 2 * count - 1 > file_bytes:  # a digit each, and what parts them
         raise refused(f"a file of {file_bytes:,} bytes", need, AGAIN, code="cut-off")
-    words = stream.read().split()
+    # Not all that there is: behind few numbers gigabytes may lie.
+    words = stream.read(count * MOST_LETTERS + SLAB_BYTES).split()
     if len(words) < count:
         raise refused(f"{len(words):,} numbers", need, AGAIN, code="cut-off")
     if dtype.kind == "f":

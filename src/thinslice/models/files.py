@@ -11,6 +11,7 @@ from threading import Lock
 import numpy as np
 
 from thinslice.errors import ModelRefused, ThinsliceError
+from thinslice.files import read_bytes
 from thinslice.models import plane_networks, slab_network
 from thinslice.models.engine import EngineSettings, Session, make_engine
 from thinslice.models.interpolations import interpolation
@@ -31,6 +32,9 @@ KINDS: dict[frozenset[str], Callable[[Session, str, str], Model]] = {
 
 It may raise KeyError, TypeError or ValueError where the card is not that of its kind.
 """
+
+MOST_MODEL_BYTES = 512 * 2**20
+"""A network of a hundred million numbers, fifty times the largest of ours: whatever is larger is none of them."""
 
 MOST_KEPT = 8
 """Models that `load_once` keeps: a family of networks for planes has four, so two of them fit."""
@@ -104,7 +108,7 @@ def run_once(path: Path, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
 
 def _content(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_bytes(path, MOST_MODEL_BYTES)
     except OSError as error:
         raise ModelRefused(
             got=f"{path}, which cannot be read ({error.strerror})",

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from thinslice.errors import ModelRefused
+from thinslice.files import read_bytes
 from thinslice.models.engine import EngineSettings
-from thinslice.models.files import load_model
+from thinslice.models.files import MOST_MODEL_BYTES, load_model
 from thinslice.models.interpolations import interpolation
 from thinslice.models.plane_networks import together
 from thinslice.models.protocol import Model
@@ -215,7 +216,7 @@ def identify(name: ModelName) -> str | None:
     if found.kind != "folder":
         return _load(found, None, load_model).sha256
     # Sorted: what the files are called is no part of what was learnt.
-    hashes = sorted(hashlib.sha256(file.read_bytes()).hexdigest() for file in found.files)
+    hashes = sorted(hashlib.sha256(read_bytes(file, MOST_MODEL_BYTES)).hexdigest() for file in found.files)
     return hashlib.sha256(",".join(hashes).encode()).hexdigest()
 
 

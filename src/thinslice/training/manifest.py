@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from thinslice.errors import InputRefused
+from thinslice.files import MOST_TEXT_BYTES, check_is_regular
 
 UNKNOWN = {"licence": "unknown", "source": "unknown"}
 """Of a file that no manifest names."""
@@ -61,6 +62,7 @@ def contrasts(folder: Path) -> dict[str, str]:
 def _rows(manifest: Path) -> dict[str, dict[str, str]]:
     if not manifest.exists():
         return {}
+    check_is_regular(manifest, MOST_TEXT_BYTES)
     with manifest.open(newline="", encoding="utf-8-sig") as lines:
         table = csv.DictReader(lines)
         missing = {"file", "licence"} - set(table.fieldnames or ())

@@ -18,6 +18,7 @@ from pydicom.dataset import Dataset
 from pydicom.filereader import read_file_meta_info
 
 from thinslice.errors import InputRefused
+from thinslice.io.dicom.deflated import check_deflated
 from thinslice.io.refusals import one_line, refused
 
 CLASSIC: dict[str, str] = {uid.MRImageStorage: "MR", uid.CTImageStorage: "CT"}
@@ -235,9 +236,10 @@ def read_dataset(path: Path, raw: BinaryIO | None = None, **options: Any) -> Dat
     """
     try:
         with quiet():
+            check_deflated(path)
             # Forced: many archives hold files without the preamble that says DICM.
             found = dcmread(raw or path, force=True, **options)
-    except (OSError, MemoryError):
+    except (OSError, MemoryError, InputRefused):
         raise
     except Exception as error:  # pydicom raises whatever its parts raise
         raise damaged(path, error) from error

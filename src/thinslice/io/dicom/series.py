@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from thinslice.errors import InputRefused
+from thinslice.files import walk
 from thinslice.io.archives import START_BYTES, is_packed
 from thinslice.io.atomic import looks_like_dicom
 from thinslice.io.dicom.headers import IN_TIME, SEGMENTATIONS, WHERE_DOUBLED, Image, printable, read_images
@@ -224,20 +225,15 @@ def _files(path: Path, broken: list[Unusable], below: bool) -> Iterable[Path]:
     if not path.is_dir():
         yield path
         return
-    with os.scandir(path):  # a folder that cannot be listed is an error, not an empty one
-        pass
-    been: set[str] = set()
+    os.scandir(path).close()  # a folder that cannot be listed is an error, not an empty one
 
     def complain(error: OSError) -> None:
         folder = Path(error.filename)
         broken.append(Unusable(printable(folder.name), folder.parent, _no_access(error)))
 
-    for folder, inner, files in os.walk(path, onerror=complain, followlinks=True):
-        real = os.path.realpath(folder)
-        inner[:] = [] if real in been else sorted(name for name in inner if not name.startswith("."))
-        if real not in been:
-            yield from (Path(folder) / name for name in sorted(files) if not name.startswith("."))
-        been.add(real)
+    for folder, _, inner, files in walk(path, complain=complain):
+        inner[:] = sorted(name for name in inner if not name.startswith("."))
+        yield from (folder / name for name in sorted(files) if not name.startswith("."))
         if not below:
             return
 
