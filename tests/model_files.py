@@ -29,3 +29,26 @@ def with_card(path, **facts):
     entry.value = json.dumps(json.loads(entry.value) | facts)
     onnx.save(network, path)
     return path
+
+
+def save_endless(path):
+    """A network of the embedded one's kind, with its card, whose graph goes round for ever."""
+    network = onnx.load(EMBEDDED / "default.onnx")
+    known = {entry.key: entry.value for entry in network.metadata_props}
+
+    def value(name, kind=TensorProto.FLOAT, shape=None):
+        return helper.make_tensor_value_info(name, kind, shape)
+
+    going_on, turned = value("on", TensorProto.BOOL, []), value("still on", TensorProto.BOOL, [])
+    nodes = [helper.make_node("Identity", ["on"], ["still on"]), helper.make_node("Sin", ["x"], ["y"])]
+    body = helper.make_graph(
+        nodes, "round", [value("count", TensorProto.INT64, []), going_on, value("x")], [turned, value("y")]
+    )
+    loop = helper.make_node("Loop", ["", "true", "slices"], ["residual"], body=body)
+    yes = helper.make_tensor("true", TensorProto.BOOL, [], [True])
+    inputs = [value(entry.name) for entry in network.graph.input]
+    graph = helper.make_graph([loop], "g", inputs, [value("residual")], [yes])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    helper.set_model_props(model, known)
+    onnx.save(model, path)
+    return path

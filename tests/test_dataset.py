@@ -174,7 +174,9 @@ def test_links_to_folders_are_followed_once(tmp_path):
     assert not found.failed
 
 
-@catches("datasets/find.py", "walk(top, follow_links=False, complain=unreadable.append)", "walk(top, follow_links=False)")
+@catches(
+    "datasets/find.py", "walk(top, follow_links=False, complain=unreadable.append)", "walk(top, follow_links=False)"
+)
 def test_folders_that_cannot_be_read_are_named(tmp_path, monkeypatch):
     for name in ("a/x.nii.gz", "closed/y.nii.gz"):
         make_scan(tmp_path / "in" / name)

@@ -1,10 +1,12 @@
 """Prints lines, bars and errors on the terminal, and turns signals into interruptions; nothing else prints."""
 
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from time import monotonic
 from types import FrameType
 from typing import TextIO
 
@@ -13,6 +15,9 @@ REFUSED = 2
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C or a polite kill: 128 and the number of SIGINT, as shells give it."""
+
+ONE_SIGNAL_SECONDS = 0.3
+"""Signals that come within this time are one: nobody presses Ctrl-C twice as fast."""
 
 BAR_CELLS = 30
 """Characters of a progress bar: with a name and a percentage it fits into 80 columns."""
@@ -94,12 +99,23 @@ def redraw(line: str) -> None:
 
 @contextmanager
 def terminated_as_interrupted() -> Iterator[None]:
-    """Makes a polite kill clean up like Ctrl-C: SIGTERM, as job schedulers send it, and SIGHUP of a closed terminal."""
+    """Makes a polite kill clean up like Ctrl-C: SIGTERM, as job schedulers send it, and SIGHUP of a closed terminal.
 
-    def interrupt(_signal: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
+    Whichever comes a second time ends the program at once, and nothing is cleaned up.
+    """
+    heard_at = float("-inf")
 
-    polite = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+    def interrupt(number: int, _frame: FrameType | None) -> None:
+        nonlocal heard_at
+        earlier, heard_at = heard_at, monotonic()
+        if earlier == float("-inf"):
+            raise KeyboardInterrupt
+        # Many senders send one signal twice: to the process, and to the group that it is in.
+        if heard_at - earlier > ONE_SIGNAL_SECONDS:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+    polite = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
     heard = [number for number in polite if signal.getsignal(number) is not signal.SIG_IGN]  # as nohup asks for
     with _handled(interrupt, *heard):
         yield

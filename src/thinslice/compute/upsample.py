@@ -9,7 +9,7 @@ are one matrix per chunk; see `_Lines.matrices`.
 
 import logging
 from collections.abc import Callable
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
@@ -21,6 +21,7 @@ from thinslice.compute.planes import enlarge_slices
 from thinslice.compute.tilted import acquired_slices, blank_outside, outside_value
 from thinslice.io.upright import put_at_even_places
 from thinslice.models.blas import one_blas_thread
+from thinslice.models.engine import network_threads
 from thinslice.models.envelope import TOLERANCE
 from thinslice.models.protocol import Model
 from thinslice.physics.acquisition import Acquisition, apply_along_first_axis
@@ -129,27 +130,20 @@ def upsample(
     total, clipped = GuardCount(), 0
     lines = _Lines(plan.turned() if runs_backwards(volume.affine, plan.axis) else plan, model.base)
     fell_back = np.zeros(series.shape[:3], bool) if model.adds else None
-    workers = ThreadPoolExecutor(model.workers)
-    try:
-        # An interpolation has no network to be kept from its cores, and BLAS is all that computes.
-        with one_blas_thread if model.adds else nullcontext():
-            for t in range(series.shape[3]):
-                this = part_of(progress, t / series.shape[3], (t + 1) / series.shape[3])
-                thick = np.moveaxis(acquired[..., t], plan.axis, 0)
-                thin = np.moveaxis(answers[..., t], plan.axis, 0)
-                # Before the stack is turned, as the plan counts the slices and lines of the file.
-                even = make_even(_Padding(thick, plan).filled(thick), plan.alternation)
-                thick, even, thin = (
-                    _as_in_the_patient(array, volume.affine, plan.axis) for array in (thick, even, thin)
-                )
-                # Turned as the stack is, so that the map comes out as the file stores the scan.
-                where = np.moveaxis(fell_back, plan.axis, 0) if fell_back is not None and t == 0 else None
-                where = None if where is None else _as_in_the_patient(where, volume.affine, plan.axis)
-                count, beyond = _upsample_one(thick, even, thin, lines, model, workers, this, where)
-                total, clipped = total + count, clipped + beyond
-    finally:
-        # Slabs are begun ahead: after a failure, or Ctrl-C, nobody needs them, and the program shall end.
-        workers.shutdown(cancel_futures=True)
+    # An interpolation has no network to be kept from its cores, and BLAS is all that computes.
+    with network_threads(model.workers) as workers, one_blas_thread if model.adds else nullcontext():
+        for t in range(series.shape[3]):
+            this = part_of(progress, t / series.shape[3], (t + 1) / series.shape[3])
+            thick = np.moveaxis(acquired[..., t], plan.axis, 0)
+            thin = np.moveaxis(answers[..., t], plan.axis, 0)
+            # Before the stack is turned, as the plan counts the slices and lines of the file.
+            even = make_even(_Padding(thick, plan).filled(thick), plan.alternation)
+            thick, even, thin = (_as_in_the_patient(array, volume.affine, plan.axis) for array in (thick, even, thin))
+            # Turned as the stack is, so that the map comes out as the file stores the scan.
+            where = np.moveaxis(fell_back, plan.axis, 0) if fell_back is not None and t == 0 else None
+            where = None if where is None else _as_in_the_patient(where, volume.affine, plan.axis)
+            count, beyond = _upsample_one(thick, even, thin, lines, model, workers, this, where)
+            total, clipped = total + count, clipped + beyond
     if plan.offsets_px is not None and volume.measured is not None:
         blank_outside(answers, plan, plan.positions(), outside_value(volume.measured, plan), plan.in_plane)
     logger.debug("%d of %d cells fell back to interpolation, %d voxels clipped", total.suspect, total.cells, clipped)

@@ -8,8 +8,12 @@ import json
 import logging
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import Thread, Timer, current_thread, get_ident
+from time import perf_counter
 from typing import Any, ClassVar
 
 import numpy as np
@@ -21,6 +25,16 @@ logger = logging.getLogger(__name__)
 
 CARD_KEY = "thinslice.card"
 """Where the model file keeps its card (ONNX metadata)."""
+
+LONGEST_CALL_SECONDS = 60.0
+"""The first call of a network that takes longer is ended: ours need seconds for a slab of the largest scans, a graph
+that loops for ever none that would be enough."""
+
+TIMES_LONGER = 20.0
+"""A later call may take so many times as long as the longest before it: other programs may want the processor too."""
+
+ENDING_SECONDS = 0.1
+"""How often threads that are to end are looked at."""
 
 LONGEST_REASON = 200
 """Letters of what an engine says that an error repeats: some add a trace of pages."""
@@ -163,13 +177,65 @@ class _OnnxSession(Session):
         self.session, self.errors = session, errors
         self.inputs = frozenset(entry.name for entry in session.get_inputs())
         self.card = card_from(session.get_modelmeta().custom_metadata_map.get(CARD_KEY))
+        self.longest_seconds = 0.0
 
     def run(self, feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        from onnxruntime import RunOptions
+
+        most_seconds = max(LONGEST_CALL_SECONDS, TIMES_LONGER * self.longest_seconds)
+        call = _Call(RunOptions())
+        watch = Timer(most_seconds, call.end)
+        watch.daemon = True  # it must not keep the program from ending
+        started = perf_counter()
+        _running[get_ident()] = call
+        watch.start()
         try:
-            answers: list[np.ndarray] = self.session.run(None, dict(feed))
+            answers: list[np.ndarray] = self.session.run(None, dict(feed), call.options)
         except self.errors as error:
+            if call.is_ended:
+                raise _endless(perf_counter() - started) from error
             raise _failure(error) from error
+        finally:
+            watch.cancel()
+            del _running[get_ident()]
+        self.longest_seconds = max(self.longest_seconds, perf_counter() - started)
         return answers
+
+
+class _Call:
+    """A call of a network, which can be ended from another thread: between two nodes of its graph, or two rounds."""
+
+    def __init__(self, options: Any) -> None:
+        self.options, self.is_ended = options, False
+
+    def end(self) -> None:
+        self.is_ended = self.options.terminate = True
+
+
+_running: dict[int, _Call] = {}
+"""The call that each thread waits for."""
+
+
+@contextmanager
+def network_threads(count: int) -> Iterator[Executor]:
+    """Lends threads that run networks; a failure in the block, or an interruption, ends what they are computing.
+
+    A network may need minutes, or never come to an end: it is not waited for.
+    """
+    threads: list[Thread] = []
+    pool = ThreadPoolExecutor(count, initializer=lambda: threads.append(current_thread()))
+    try:
+        yield pool
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        # Not once and for all: a thread may be about to begin.
+        while alive := [thread for thread in threads if thread.is_alive()]:
+            for thread in alive:
+                if (call := _running.get(thread.ident or 0)) is not None:
+                    call.end()
+            alive[0].join(ENDING_SECONDS)
+        raise
+    pool.shutdown()
 
 
 ENGINES: dict[str, type[Engine]] = {"onnxruntime": _OnnxRuntime}
@@ -241,6 +307,15 @@ def _failure(error: Exception) -> Exception:
         need="a model file that runs",
         next="use another `model`",
         code="engine-failed",
+    )
+
+
+def _endless(seconds: float) -> ModelRefused:
+    return ModelRefused(
+        got=f"a network without an answer after {seconds:.0f} s",
+        need="a model file that comes to an end",
+        next="use another `model`",
+        code="engine-too-slow",
     )
 
 

@@ -8,14 +8,13 @@ see, so that it never meets the zeros with which convolutions fill what is missi
 import hashlib
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 import numpy as np
 
 from thinslice.errors import ModelRefused
-from thinslice.models.engine import Session
+from thinslice.models.engine import Session, network_threads
 from thinslice.models.envelope import Envelope
 from thinslice.models.interpolations import interpolation
 from thinslice.models.protocol import WORKERS, Answer, Enlarger, Model, Stack
@@ -257,11 +256,8 @@ def run_beside_each_other(work: Callable[[int], None], items: Iterable[int], pro
     Raises:
         The first failure; nothing new is begun after it.
     """
-    with ThreadPoolExecutor(workers) as pool:
+    with network_threads(workers) as pool:
         jobs = [pool.submit(work, item) for item in items]
-        try:
-            for done, job in enumerate(jobs, 1):
-                job.result()
-                progress(done / len(jobs))
-        finally:
-            pool.shutdown(cancel_futures=True)
+        for done, job in enumerate(jobs, 1):
+            job.result()
+            progress(done / len(jobs))
