@@ -468,7 +468,7 @@ def test_info_as_json_is_the_plan_that_enhance_obeys(run, scan, tmp_path):
 
 @catches(
     "cli/scans.py",
-    "settle_profile(volume, make_plan(volume, settings, model), model)",
+    "settle_profile(volume, made, model)",
     "make_plan(volume, settings, model)",
 )
 def test_info_says_the_profile_that_is_left_after_ringing(run, scan, monkeypatch):

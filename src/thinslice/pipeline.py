@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from thinslice.compute.consistency import Report, check_agreement, make_report
+from thinslice.compute.cost import check_cost
 from thinslice.compute.label_maps import check_is_scan
 from thinslice.compute.labels import extend_to_grid, fit_labels, interpolate_labels
 from thinslice.compute.ringing import settle_profile
@@ -358,6 +359,7 @@ def enhance_volume(
         labels = fit_labels(labels, plan)
     if target is None:
         target = Path(tempfile.gettempdir()) / f"thin{formats.own_ending(acquired)}"
+    check_cost(acquired, plan, model, np.dtype(type_of_thin(acquired)).itemsize, target.parent)
     # Room is taken before anything is computed, so that a full disk is told of at once.
     out = allocate((*plan.shape_thin, *acquired.voxels.shape[3:]), type_of_thin(acquired), target.parent)
     started = perf_counter()

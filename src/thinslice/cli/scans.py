@@ -118,9 +118,13 @@ def _facts(
     """
     import dataclasses
 
+    import numpy as np
+
+    from thinslice.compute.cost import check_cost
     from thinslice.compute.label_maps import check_is_scan, describe_labels
     from thinslice.compute.ringing import settle_profile
     from thinslice.io.upright import make_upright
+    from thinslice.pipeline import type_of_thin
     from thinslice.plan import make_plan
 
     seen: dict[str, object] | None = None
@@ -134,8 +138,10 @@ def _facts(
             return {"source": name, "sees": seen | {"notes": notes}, "plan": None, "refused": None}
         suspicion = check_is_scan(volume)
         model = choose(volume)
+        made = make_plan(volume, settings, model)
+        check_cost(volume, made, model, np.dtype(type_of_thin(volume)).itemsize, Path())
         # As enhance does: where a sample of the answer rings the profile is narrowed.
-        plan = dataclasses.asdict(settle_profile(volume, make_plan(volume, settings, model), model))
+        plan = dataclasses.asdict(settle_profile(volume, made, model))
         plan["notes"] = [*plan["notes"], *suspicion]
     except (ThinsliceError, OSError, MemoryError) as error:
         return {"source": name, "sees": seen, "plan": None, "refused": reason_of(error)}

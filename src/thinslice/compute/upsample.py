@@ -332,7 +332,8 @@ class _Lines:
         # A halo around the halo: the spline mirrors at its ends, and those of the window are no ends of the scan.
         spline_low, spline_high = self.beyond(low, high)
         inside = slice(wanted.start - window.start, wanted.stop - window.start)
-        keep = np.eye(window.stop - window.start)[inside]
+        # Only the rows that are wanted: all of them would be the square of the window.
+        keep = np.eye(inside.stop - inside.start, window.stop - window.start, inside.start)
         base = self.base(window, spline_low, spline_high)
         to_thin = base[inside].copy()
         apart, by_apart = slice(0, 0), np.empty((len(keep), 0))

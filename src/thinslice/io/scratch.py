@@ -2,6 +2,7 @@
 
 import math
 import os
+import shutil
 import tempfile
 from contextlib import suppress
 from pathlib import Path
@@ -27,6 +28,13 @@ def free_memory_bytes() -> int | None:
     """
     known = [_free_on_machine(), _free_in_group(), _free_below_limit()]
     return min((free for free in known if free is not None), default=None)
+
+
+def free_disk_bytes(folder: Path) -> int | None:
+    """Returns how much room there is in a folder, or where it would be made; None where the system does not tell."""
+    with suppress(OSError):
+        return shutil.disk_usage(next(f for f in (folder.absolute(), *folder.absolute().parents) if f.is_dir())).free
+    return None
 
 
 def check_memory(size: int) -> None:
