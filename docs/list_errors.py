@@ -6,6 +6,8 @@ python docs/list_errors.py
 import ast
 from pathlib import Path
 
+from thinslice.cli.terminal import EXIT_CODES
+
 DOCS = Path(__file__).resolve().parent
 SOURCE = DOCS.parent / "src" / "thinslice"
 
@@ -29,9 +31,7 @@ The command line prints the sentence on one line of standard error. `--debug` sh
 
 | exit code | meaning |
 |---|---|
-| 0 | done; also where only what is no scan was left out of a DICOM study ([dicom.md](dicom.md)), without `--strict` |
-| 2 | refused or failed; every scan that was is named, and no unfinished file is left behind |
-| 130 | interrupted (Ctrl-C, SIGTERM); what stays is said |
+EXIT_CODES
 
 ## Codes
 
@@ -61,7 +61,8 @@ def page() -> str:
     lines = [
         f"| `{code}` | {' | '.join(cell.replace('|', chr(92) + '|') for cell in rows[code])} |" for code in sorted(rows)
     ]
-    return HEAD + "\n".join(lines) + "\n"
+    exits = "\n".join(f"| {code} | {meaning} |" for code, meaning in EXIT_CODES.items())
+    return HEAD.replace("EXIT_CODES", exits) + "\n".join(lines) + "\n"
 
 
 def found_in(call: ast.Call) -> list[tuple[str, tuple[str, str, str]]]:

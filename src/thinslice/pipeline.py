@@ -320,6 +320,22 @@ class Enhanced:
             write_figure(part, self)
 
 
+def plan_volume(acquired: Volume, settings: Settings, model: Model, target: Path) -> Plan:
+    """Makes the plan of a scan, and refuses what could not be done by it; nothing has been computed by then.
+
+    Args:
+        acquired, settings, model: as for `enhance_volume`.
+        target: the file or folder that the answer is meant for, in whose folder there must be room.
+
+    Raises:
+        PlanRefused: it cannot be made thinner as asked, or not on this machine.
+    """
+    acquired = make_upright(acquired)
+    plan = make_plan(acquired, settings, model)
+    check_cost(acquired, plan, model, np.dtype(type_of_thin(acquired)).itemsize, target.parent)
+    return plan
+
+
 def enhance_volume(
     acquired: Volume,
     settings: Settings,
@@ -353,13 +369,12 @@ def enhance_volume(
     """
     suspicion = check_is_scan(acquired)
     acquired = make_upright(acquired)
-    plan = make_plan(acquired, settings, model)
+    if target is None:
+        target = Path(tempfile.gettempdir()) / f"thin{formats.own_ending(acquired)}"
+    plan = plan_volume(acquired, settings, model, target)
     if labels is not None:
         # Now, and not when they are interpolated: that would be after minutes of computing.
         labels = fit_labels(labels, plan)
-    if target is None:
-        target = Path(tempfile.gettempdir()) / f"thin{formats.own_ending(acquired)}"
-    check_cost(acquired, plan, model, np.dtype(type_of_thin(acquired)).itemsize, target.parent)
     # Room is taken before anything is computed, so that a full disk is told of at once.
     out = allocate((*plan.shape_thin, *acquired.voxels.shape[3:]), type_of_thin(acquired), target.parent)
     started = perf_counter()

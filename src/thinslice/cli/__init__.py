@@ -1,7 +1,7 @@
 """The command line: one module per verb or family of verbs; only `thinslice.cli.terminal` prints.
 
 Whatever is slow to import is imported by the verb that needs it, so that ``thinslice --help`` answers at once. Answers
-go to standard output, refusals and the progress bar to standard error. Exit codes: 0 done, 2 refused, 130 interrupted.
+go to standard output, refusals and the progress bar to standard error. Exit codes: `thinslice.cli.terminal.EXIT_CODES`.
 """
 
 import argparse
@@ -12,12 +12,21 @@ from collections.abc import Callable, Sequence
 
 from thinslice.cli.batch import add_batch
 from thinslice.cli.combine import add_combine
+from thinslice.cli.completion import add_completion
 from thinslice.cli.enhance import add_demo, add_enhance
 from thinslice.cli.evaluate import add_evaluate
-from thinslice.cli.options import Parser
+from thinslice.cli.options import EXIT_CODES_IN_SHORT, Parser
 from thinslice.cli.scans import add_info, add_reslice, add_view
 from thinslice.cli.study import add_study
-from thinslice.cli.terminal import INTERRUPTED, REFUSED, complain, log_to_terminal, say, terminated_as_interrupted
+from thinslice.cli.terminal import (
+    INTERRUPTED,
+    REFUSED,
+    complain,
+    log_to_terminal,
+    logged,
+    say,
+    terminated_as_interrupted,
+)
 from thinslice.cli.training import add_adapt, add_train
 from thinslice.cli.words import reason_of
 from thinslice.errors import ThinsliceError
@@ -40,10 +49,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: the words after ``thinslice``; default: those this process was started with.
     """
-    arguments = make_parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else list(argv)
+    arguments = make_parser().parse_args(words)
     verb: Callable[[argparse.Namespace], int] = arguments.verb
     if arguments.debug:
         log_to_terminal()
+    try:
+        with logged(arguments.log, words):
+            return _call(verb, arguments)
+    except (ThinsliceError, OSError) as error:  # there can be no log
+        complain(reason_of(error))
+        return REFUSED
+
+
+def _call(verb: Callable[[argparse.Namespace], int], arguments: argparse.Namespace) -> int:
+    """Runs a verb and tells how it ended, if not well; returns the exit code."""
     try:
         with terminated_as_interrupted():
             return verb(arguments)
@@ -77,7 +97,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="thinslice",
         description="Turn thick-slice MR and CT scans into thin-slice ones, and check the answer.",
-        epilog="Start with: thinslice demo",
+        epilog=f"Start with: thinslice demo. {EXIT_CODES_IN_SHORT}",
         # An abbreviation that fits one option today fits two after the next version.
         allow_abbrev=False,
     )
@@ -94,4 +114,5 @@ def make_parser() -> argparse.ArgumentParser:
     add_train(verbs)
     add_evaluate(verbs)
     add_study(verbs)
+    add_completion(verbs, parser)
     return parser

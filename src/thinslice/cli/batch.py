@@ -1,6 +1,7 @@
 """The verb batch: a whole data set, on one machine or many."""
 
 import argparse
+import itertools
 import os
 import sys
 from dataclasses import replace
@@ -94,6 +95,9 @@ def add_batch(verbs: "argparse._SubParsersAction[Parser]") -> None:
     )
     verb.add_argument("--reports", action="store_true", help="also write a page for every scan; takes twice as long")
     verb.add_argument("--figures", action="store_true", help="also draw a figure for a paper of every scan")
+    verb.add_argument(
+        "--dry-run", action="store_true", help="say what would be done with each scan, or why not; compute nothing"
+    )
     again = verb.add_mutually_exclusive_group()
     again.add_argument("--resume", action="store_true", help="keep what an earlier run has done: so it is without, too")
     again.add_argument("--overwrite", action="store_true", help="compute again what is done, replace other files")
@@ -119,10 +123,31 @@ def batch(arguments: argparse.Namespace) -> int:
     # A scheduler's workers share the cores among themselves, and we do not know how: one thread each is never too many.
     threads = arguments.threads or (1 if arguments.scheduler else max(1, cores // workers))
     found = _find_data_set(arguments, settings, threads, part)
+    if arguments.dry_run:
+        return _preview_all(found, arguments.quiet)
     # A process without a scan would only start and import its libraries.
     where = engine.Engine(min(workers, max(1, len(found.jobs))), arguments.scheduler, arguments.allowed_failures)
     with _ProgressLines(arguments.quiet) as lines:
         return _Run(arguments, found, lines, part).do(where)
+
+
+def _preview_all(found: "Found", quiet: bool) -> int:
+    """Says what would be done with each scan, one after the other; the exit code is that which the run would have."""
+    from thinslice.datasets.job import preview_job
+    from thinslice.datasets.summary import WORDS
+
+    outcomes: list[Outcome] = []
+    for one in itertools.chain(found.failed, map(preview_job, found.jobs)):
+        outcomes.append(replace(one, reason=to_options(one.reason)))
+        words = "would be computed" if one.state == "left" else WORDS[one.state]
+        about = one.slices or (one.reason if one.state == "thin" else "")
+        if not quiet:
+            say(f"{one.name}: {words}" + (f", {about}" if about else ""))
+        if one.state in _BAD:
+            complain(named(one.name, outcomes[-1].reason))
+    if not quiet:
+        say(f"{sum(one.state == 'left' for one in outcomes)} of {len(outcomes)} scans would be computed")
+    return REFUSED if any(one.state in _BAD for one in outcomes) else 0
 
 
 class _Run:

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -13,11 +14,13 @@ from thinslice.cli.options import (
     add_engine,
     add_settings,
     add_strict,
+    add_threads,
     add_verb,
     engine_from,
     path_argument,
     read_scan,
     settings_from,
+    threads_from,
 )
 from thinslice.cli.terminal import bar, complain, how_many, say
 from thinslice.cli.words import named, reason_of, to_options
@@ -27,7 +30,7 @@ from thinslice.io.atomic import all_or_none
 if TYPE_CHECKING:
     from thinslice.compute.consistency import Report
     from thinslice.compute.guard import GuardCount
-    from thinslice.io.dicom.series import Study
+    from thinslice.io.dicom.series import Study, Unusable
     from thinslice.io.outputs import Output, ScanOutput
     from thinslice.models.protocol import Model
     from thinslice.pipeline import Enhanced, Places
@@ -53,6 +56,7 @@ def add_demo(verbs: "argparse._SubParsersAction[Parser]") -> None:
         "-o", "--output", type=path_argument, default=Path("thinslice-demo"), metavar="DIR", help="%(default)s"
     )
     add_settings(verb, only=["model"])
+    add_threads(verb)
 
 
 def demo(arguments: argparse.Namespace) -> int:
@@ -65,7 +69,7 @@ def demo(arguments: argparse.Namespace) -> int:
     check_outputs([Output(arguments.output / name, "`output`") for name in DEMO_FILES], [SAMPLE], overwrite=True)
     settings = settings_from(arguments)
     folder: Path = arguments.output
-    model = find_model(settings.model)
+    model = find_model(settings.model, threads_from(arguments))
     with bar("demo", quiet=False) as show:
         done = enhance_volume(read_scan(SAMPLE), settings, model, target=folder / DEMO_FILES[0], progress=show)
     with all_or_none([folder / name for name in DEMO_FILES[:3]], overwrite=True) as (image, facts, picture):
@@ -88,7 +92,14 @@ def add_enhance(verbs: "argparse._SubParsersAction[Parser]") -> None:
     """Adds ``thinslice enhance`` and its options."""
     verb = add_verb(verbs, "enhance", enhance, "compute the thin slices of a scan, or of every scan in a folder")
     verb.add_argument(
-        "-i", "--input", required=True, type=path_argument, metavar="IN", help=f"{SCAN}, a folder of them, or {DICOM}"
+        "-i",
+        "--input",
+        required=True,
+        type=path_argument,
+        nargs="+",
+        action="extend",
+        metavar="IN",
+        help=f"{SCAN}, a folder of them, or {DICOM}; several, also of several -i, go to one folder",
     )
     verb.add_argument(
         "-o",
@@ -131,16 +142,15 @@ def enhance(arguments: argparse.Namespace) -> int:
     from thinslice.io.outputs import find_scan_outputs, find_study
 
     settings = settings_from(arguments)
+    paths = _each_once(arguments.input)
+    if len(paths) > 1:
+        return _enhance_several(paths, settings, arguments)
+    arguments.input = paths[0]
     study = find_study(arguments.input, Path(arguments.output))
     if study is not None:
         return _enhance_study(study, settings, arguments)
     if arguments.anonymise:
-        raise InputRefused(
-            got="`anonymise` for files that are no DICOM",
-            need="a DICOM series",
-            next="leave it out",
-            code="anonymise-without-dicom",
-        )
+        raise _anonymise_without_dicom()
     answers = find_scan_outputs(arguments.input, arguments.output, arguments.overwrite)
     is_folder = arguments.input.is_dir()
     drawn = _find_drawn(answers, arguments.input) if is_folder else []
@@ -149,6 +159,71 @@ def enhance(arguments: argparse.Namespace) -> int:
     states = _enhance_all(tasks, settings, arguments)
     states += [_bring_along_if_possible(each, settings, arguments) for each in drawn]
     return how_many(states.count(False), len(states), is_folder, pages=states.count(None))
+
+
+def _anonymise_without_dicom() -> InputRefused:
+    return InputRefused(
+        got="`anonymise` for files that are no DICOM",
+        need="a DICOM series",
+        next="leave it out",
+        code="anonymise-without-dicom",
+    )
+
+
+def _each_once(paths: Sequence[Path]) -> list[Path]:
+    """Returns the inputs, those that are given twice once."""
+    once: dict[str, Path] = {}
+    for path in paths:
+        once.setdefault(os.path.realpath(path), path)
+    return list(once.values())
+
+
+def _enhance_several(paths: Sequence[Path], settings: "Settings", arguments: argparse.Namespace) -> int:
+    """Enhances files, folders and studies together, into one folder; all of them are looked at before any is done."""
+    from thinslice.io.outputs import find_scan_outputs, find_series_outputs, find_study
+
+    target = Path(arguments.output)
+    of_series: list[ScanOutput] = []
+    of_files: list[ScanOutput] = []
+    studies: list[Study] = []
+    for number, path in enumerate(paths, 1):
+        study = find_study(path, target)
+        if study is not None:
+            # A folder is often called after the patient.
+            name = f"{number:03d}" if arguments.anonymise else path.resolve().name
+            place = f"{target / name}/"  # with the separator, as whatever is made of it is a folder
+            of_series += find_series_outputs(study, path, place, arguments.overwrite, arguments.anonymise)
+            studies.append(study)
+        elif arguments.anonymise:
+            raise _anonymise_without_dicom().at(path)
+        else:
+            of_files += find_scan_outputs(path, f"{target}/", arguments.overwrite)
+    drawn = _find_drawn(of_files, paths[0]) if of_files else []
+    of_files = [answer for answer in of_files if answer not in [each.answer for each in drawn]]
+    brought = [each.place for each in drawn if each.scan is not None]
+    tasks = _find_tasks([*of_files, *of_series], arguments, True, brought)
+    refused = _tell_of_others(studies, arguments, not tasks)
+    states = _enhance_all(tasks, settings, arguments)
+    states += [_bring_along_if_possible(each, settings, arguments) for each in drawn]
+    scans = len(states) + len(refused)
+    return how_many(states.count(False) + len(refused), scans, True, pages=states.count(None))
+
+
+def _tell_of_others(
+    studies: "Sequence[Study]", arguments: argparse.Namespace, is_nothing_else: bool
+) -> "list[Unusable]":
+    """Tells of what in studies is left out, and why; returns what counts as refused."""
+    unusable = [one for study in studies for one in study.unusable]
+    # What is no scan is only missing where nothing else is there, or all is wanted.
+    refused = [one for one in unusable if one.is_scan or arguments.strict or is_nothing_else]
+    # Not before all places are found to be free: a command that is refused has said nothing else.
+    for one in refused:
+        complain(f"{one.label}: {to_options(one.reason)}")
+    notes = [note for study in studies for note in study.notes]
+    notes += [f"left out: {one.label}: {one.what}" for one in unusable if one not in refused]
+    for note in [] if arguments.quiet else notes:
+        say(f"note: {to_options(note)}")
+    return refused
 
 
 def _enhance_study(study: "Study", settings: "Settings", arguments: argparse.Namespace) -> int:
@@ -165,18 +240,7 @@ def _enhance_study(study: "Study", settings: "Settings", arguments: argparse.Nam
             code="labels-for-several-series",
         )
     tasks = _find_tasks(answers, arguments, is_folder=False)
-    # What is no scan is only missing where nothing else is there, or all is wanted.
-    is_counted = arguments.strict or not tasks
-    refused = [one for one in study.unusable if one.is_scan or is_counted]
-    # Not before all places are found to be free: a command that is refused has said nothing else.
-    for one in refused:
-        complain(f"{one.label}: {to_options(one.reason)}")
-    if not arguments.quiet:
-        for note in [
-            *study.notes,
-            *(f"left out: {one.label}: {one.what}" for one in study.unusable if one not in refused),
-        ]:
-            say(f"note: {to_options(note)}")
+    refused = _tell_of_others([study], arguments, not tasks)
     states = _enhance_all(tasks, settings, arguments)
     scans = len(tasks) + len(refused)
     return how_many(states.count(False) + len(refused), scans, scans > 1, pages=states.count(None))

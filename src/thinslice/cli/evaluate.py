@@ -5,6 +5,7 @@ import argparse
 from thinslice.cli.options import (
     Parser,
     add_settings,
+    add_threads,
     add_verb,
     amounts,
     names,
@@ -14,7 +15,7 @@ from thinslice.cli.options import (
     profiles,
     sources,
 )
-from thinslice.cli.terminal import bar, say
+from thinslice.cli.terminal import bar, say, say_lines
 from thinslice.errors import PlanRefused
 from thinslice.evaluation.conditions import NOISE_KINDS, make_conditions, make_mismatch_conditions
 from thinslice.settings import PROFILES
@@ -75,6 +76,7 @@ def add_evaluate(verbs: "argparse._SubParsersAction[Parser]") -> None:
     verb.add_argument("--axes", choices=("last", "all"), default="last", help="made thick along these (default: last)")
     # Factor, thickness and profile come from the conditions, and both ways of the projection are scored.
     add_settings(verb, only=["fuse"])
+    add_threads(verb)
     verb.add_argument("-q", "--quiet", action="store_true", help="no progress, no table on the terminal")
 
 
@@ -101,10 +103,11 @@ def evaluate(arguments: argparse.Namespace) -> int:
             downstream=arguments.downstream,
             crop=arguments.crop,
             projected_only=arguments.projected_only,
+            threads=arguments.threads,
             progress=lambda share, text: show(share),
         )
     if not arguments.quiet:
-        say(found.table.rstrip())
+        say_lines(found.table.rstrip())
         say(f"wrote {arguments.output / 'table.md'}, results.jsonl and pictures beside it")
     return 0
 

@@ -27,6 +27,10 @@ DICOM = "DICOM (a series, a study)"
 # ---- options
 
 
+EXIT_CODES_IN_SHORT = "Exit codes: 0 done, 2 refused or failed, 130 interrupted; the table is in docs/errors.md."
+"""What ends every help text."""
+
+
 class Parser(argparse.ArgumentParser):
     """Refuses in one line that says where help is."""
 
@@ -41,10 +45,15 @@ def add_verb(
     verbs: "argparse._SubParsersAction[Parser]", name: str, run: Callable[[argparse.Namespace], int], what: str
 ) -> argparse.ArgumentParser:
     """Adds a verb without options of its own yet; ``run`` is called with what was parsed."""
-    verb = verbs.add_parser(name, help=what, description=what[0].upper() + what[1:] + ".", allow_abbrev=False)
+    verb = verbs.add_parser(
+        name, help=what, description=what[0].upper() + what[1:] + ".", epilog=EXIT_CODES_IN_SHORT, allow_abbrev=False
+    )
     verb.set_defaults(verb=run)
     verb.add_argument(
         "--debug", action="store_true", help="tell on standard error what is done, and of an error where it came from"
+    )
+    verb.add_argument(
+        "--log", type=path_argument, metavar="FILE", help="add what is said and done to the end of a file (.log, .txt)"
     )
     return verb
 
@@ -109,9 +118,23 @@ def add_engine(
     verb: argparse.ArgumentParser, threads: str = "of the processor; default: all cores that may be used"
 ) -> None:
     """Adds the options that say how a network is run; ``threads`` is the help of ``--threads``."""
-    verb.add_argument("--threads", type=positive(int), metavar="N", help=threads)
+    add_threads(verb, threads)
     verb.add_argument("-d", "--device", default="cpu", metavar="DEVICE", help="what runs a network (default: cpu)")
     verb.add_argument("--precision", default="fp32", metavar="P", help="of a network's numbers (default: fp32)")
+
+
+def add_threads(
+    verb: argparse.ArgumentParser, threads: str = "of the processor; default: all cores that may be used"
+) -> None:
+    """Adds the option that says how many threads compute."""
+    verb.add_argument("--threads", type=positive(int), metavar="N", help=threads)
+
+
+def threads_from(arguments: argparse.Namespace) -> "EngineSettings":
+    """Returns how a network is run, as the option of `add_threads` asks for it, and all else as usual."""
+    from thinslice.models.engine import EngineSettings
+
+    return EngineSettings(threads=arguments.threads)
 
 
 def engine_from(arguments: argparse.Namespace) -> "EngineSettings":

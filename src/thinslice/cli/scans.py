@@ -12,13 +12,15 @@ from thinslice.cli.options import (
     Parser,
     add_settings,
     add_strict,
+    add_threads,
     add_verb,
     path_argument,
     read_scan,
     settings_from,
     sources,
+    threads_from,
 )
-from thinslice.cli.terminal import REFUSED, complain, say
+from thinslice.cli.terminal import REFUSED, complain, say, say_lines
 from thinslice.cli.words import named, reason_of, to_options
 from thinslice.errors import ThinsliceError
 from thinslice.io.atomic import all_or_none
@@ -45,6 +47,7 @@ def add_info(verbs: "argparse._SubParsersAction[Parser]") -> None:
     )
     add_settings(verb)
     add_strict(verb)
+    add_threads(verb)
     verb.add_argument("--json", action="store_true", help="as JSON: an object, or a list of them for a folder")
 
 
@@ -56,7 +59,7 @@ def info(arguments: argparse.Namespace) -> int:
     from thinslice.models.registry import models_for
 
     settings = settings_from(arguments)
-    choose = models_for(settings.model)
+    choose = models_for(settings.model, threads_from(arguments))
     study = find_study(arguments.input)
     if study is None:
         is_alone = not arguments.input.is_dir()
@@ -69,7 +72,7 @@ def info(arguments: argparse.Namespace) -> int:
             say(f"note: {note}")
     if arguments.json:
         # A list for a folder even where it holds one scan: a program need not look at what came.
-        say(json.dumps(facts if arguments.input.is_dir() or len(facts) != 1 else facts[0], indent=2))
+        say_lines(json.dumps(facts if arguments.input.is_dir() or len(facts) != 1 else facts[0], indent=2))
     for fact in facts:
         if not arguments.json:
             _describe(fact)
@@ -118,14 +121,10 @@ def _facts(
     """
     import dataclasses
 
-    import numpy as np
-
-    from thinslice.compute.cost import check_cost
     from thinslice.compute.label_maps import check_is_scan, describe_labels
     from thinslice.compute.ringing import settle_profile
     from thinslice.io.upright import make_upright
-    from thinslice.pipeline import type_of_thin
-    from thinslice.plan import make_plan
+    from thinslice.pipeline import plan_volume
 
     seen: dict[str, object] | None = None
     try:
@@ -138,8 +137,7 @@ def _facts(
             return {"source": name, "sees": seen | {"notes": notes}, "plan": None, "refused": None}
         suspicion = check_is_scan(volume)
         model = choose(volume)
-        made = make_plan(volume, settings, model)
-        check_cost(volume, made, model, np.dtype(type_of_thin(volume)).itemsize, Path())
+        made = plan_volume(volume, settings, model, Path("thin"))
         # As enhance does: where a sample of the answer rings the profile is narrowed.
         plan = dataclasses.asdict(settle_profile(volume, made, model))
         plan["notes"] = [*plan["notes"], *suspicion]

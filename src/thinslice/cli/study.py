@@ -10,15 +10,17 @@ from thinslice.cli.options import (
     SCAN,
     Parser,
     add_settings,
+    add_threads,
     add_verb,
     names,
     path_argument,
     read_scan,
     settings_from,
     sources,
+    threads_from,
     whole,
 )
-from thinslice.cli.terminal import bar, complain, how_many, say
+from thinslice.cli.terminal import bar, complain, how_many, say, say_lines
 from thinslice.cli.words import named, reason_of, to_options
 from thinslice.errors import InputRefused, ThinsliceError
 from thinslice.io.atomic import all_or_none
@@ -43,6 +45,7 @@ def add_study(verbs: "argparse._SubParsersAction[Parser]") -> None:
         "--methods", type=names, metavar="NAMES", help="two or more, as --model of enhance: lanczos,default"
     )
     add_settings(verb, leave_out=["model", "force"])
+    add_threads(verb)
     verb.add_argument("--pairs", type=whole, metavar="N", help="comparisons, of all pairs of methods (default: 40)")
     verb.add_argument("--repeats", type=whole, metavar="N", help="of them shown once more (default: a fifth)")
     verb.add_argument("--seed", type=whole, default=0, metavar="S", help="of places, order and sides (default: 0)")
@@ -111,7 +114,7 @@ def _make_study(arguments: argparse.Namespace) -> int:
         raise InputRefused(
             got=f"method {repeated[0]} twice", need="different ones", next="leave one out", code="method-twice"
         )
-    models = {name: find_model(name) for name in arguments.methods}
+    models = {name: find_model(name, threads_from(arguments)) for name in arguments.methods}
 
     def plan(volume: "Volume", model: "Model") -> "Plan":
         """Plans networks as `enhance` does, interpolations as other programs do: not projected, nothing to fuse."""
@@ -204,5 +207,5 @@ def _score_study(arguments: argparse.Namespace) -> int:
     from thinslice.evaluation.reader_scores import make_table, score
 
     found = score(arguments.score, arguments.key)
-    say(found.to_json() if arguments.json else make_table(found))
+    say_lines(found.to_json() if arguments.json else make_table(found))
     return 0

@@ -5,9 +5,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from shlex import quote
+from time import monotonic
 from typing import TYPE_CHECKING
 
-from thinslice.cli.options import Parser, add_verb, path_argument, positive, sources
+from thinslice.cli.options import Parser, add_threads, add_verb, path_argument, positive, sources
 from thinslice.cli.terminal import complain, say, uninterrupted
 from thinslice.cli.words import to_options
 from thinslice.errors import InputRefused
@@ -51,12 +52,14 @@ def add_adapt(verbs: "argparse._SubParsersAction[Parser]") -> None:
     again = verb.add_mutually_exclusive_group()
     again.add_argument("--resume", action="store_true", help="finish what is unfinished, keep what is there")
     again.add_argument("--overwrite", action="store_true", help="replace a model, or unfinished work, of that name")
+    add_threads(verb)
     verb.add_argument("-q", "--quiet", action="store_true", help="say nothing unless a scan is left out")
 
 
 def adapt(arguments: argparse.Namespace) -> int:
     """Adapts a model to thick scans; where the held-out loss does not fall, the answer is the starting model."""
-    with _training_installed():
+    begun = monotonic()  # the import of torch takes seconds of the minutes that were given
+    with _training_installed(arguments.threads):
         from thinslice.training.recipes.adapt import adapt as adapt_to
 
         done = adapt_to(
@@ -64,6 +67,7 @@ def adapt(arguments: argparse.Namespace) -> int:
             arguments.output,
             _settings(arguments, model=arguments.model),
             minutes=arguments.minutes,
+            begun=begun,
             per_scan=arguments.per_scan,
             resume=arguments.resume,
             overwrite=arguments.overwrite,
@@ -119,6 +123,7 @@ def add_train(verbs: "argparse._SubParsersAction[Parser]") -> None:
         "--keep-synthetic", action="store_true", help="no-ground-truth: write the volumes that were synthesised"
     )
     _add_acquisition(verb, "no-ground-truth: ")
+    add_threads(verb)
     length = verb.add_mutually_exclusive_group()
     length.add_argument("--minutes", type=positive(float), metavar="M", help="length, shared out over the stages")
     length.add_argument("--steps", type=positive(int), metavar="N", help="length, shared out over the stages")
@@ -131,7 +136,7 @@ def train(arguments: argparse.Namespace) -> int:
         raise InputRefused(
             got=f"recipe {arguments.recipe!r}", need=f"one of {known}", next="choose one of them", code="unknown-recipe"
         )
-    with _training_installed():
+    with _training_installed(arguments.threads):
         from thinslice.training.recipes import load_recipe
 
         recipe = load_recipe(arguments.recipe)
@@ -270,11 +275,14 @@ def _complain(line: str) -> None:
 
 
 @contextmanager
-def _training_installed() -> Iterator[None]:
-    """Tells how to install what a training needs and does not find."""
+def _training_installed(threads: int | None) -> Iterator[None]:
+    """Tells how to install what a training needs and does not find; it computes with as many threads as are given."""
     try:
         with uninterrupted():  # an import that is cut off half way is not repaired by another
-            import thinslice.training.runner  # noqa: F401
+            import thinslice.training.runner
+
+            if threads is not None:
+                thinslice.training.runner.use_threads(threads)
         yield
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]

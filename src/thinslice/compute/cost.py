@@ -102,34 +102,32 @@ def check_cost(acquired: Volume, plan: Plan, model: Model, itemsize: int, folder
     logger.debug("at least %s of memory, %s on a disk, %.2g hours", *words, cost.hours)
     room = free_disk_bytes(folder)
 
-    def beyond(needed: Cost) -> tuple[str, str, str] | None:
-        """What is needed, what there is, and the code of the refusal; None for a plan that can be done."""
+    def beyond(needed: Cost) -> PlanRefused | None:
+        """Returns the refusal, still without a way out; None for a plan that can be done."""
+        large = f"an answer of {_by(plan.shape_thin)} voxels, which needs "
         if free is not None and needed.memory_bytes > free - SPARE_BYTES:
-            there = f"the {_gigabytes(free)} that are free"
-            return f"{_gigabytes(needed.memory_bytes)} of memory", there, "too-much-memory"
+            got = f"{large}{_gigabytes(needed.memory_bytes)} of memory"
+            return PlanRefused(got=got, need=f"at most the {_gigabytes(free)} that are free", code="too-much-memory")
         if room is not None and needed.disk_bytes > room:
-            there = f"the {_gigabytes(room)} that are free in {folder}"
-            return f"{_gigabytes(needed.disk_bytes)} on a disk for a while", there, "too-much-room"
+            got = f"{large}{_gigabytes(needed.disk_bytes)} on a disk for a while"
+            need = f"at most the {_gigabytes(room)} that are free in {folder}"
+            return PlanRefused(got=got, need=need, code="too-much-room")
         if needed.hours > LONGEST_HOURS:
-            return f"{needed.hours:.0f} hours or more", f"{LONGEST_HOURS:.0f} hours a scan", "too-much-time"
+            got = f"{large}{needed.hours:.0f} hours or more"
+            return PlanRefused(got=got, need=f"at most {LONGEST_HOURS:.0f} hours a scan", code="too-much-time")
         return None
 
     refusal = beyond(cost)
     if refusal is None:
         return
-    needs, there, code = refusal
     smaller = (
         words
         for words, other in _smaller_plans(plan, model)
         if beyond(estimate_cost(other, model, volumes, itemsize, cores)) is None
     )
     way_out = next(smaller, None)
-    raise PlanRefused(
-        got=f"an answer of {_by(plan.shape_thin)} voxels, which needs {needs}",
-        need=f"at most {there}",
-        next=f"give {way_out}, or crop the scan" if way_out else "crop the scan, or use a larger machine",
-        code=code,
-    )
+    then = f"give {way_out}, or crop the scan" if way_out else "crop the scan, or use a larger machine"
+    raise PlanRefused(got=refusal.got, need=refusal.need, next=then, code=refusal.code)
 
 
 def _smaller_plans(plan: Plan, model: Model) -> Iterator[tuple[str, Plan]]:

@@ -32,6 +32,7 @@ import numpy as np
 
 from thinslice.combination import Combined, combine_fitting, describe_combination
 from thinslice.compute.label_maps import describe_labels
+from thinslice.compute.labels import fit_labels
 from thinslice.errors import InputRefused, ModelRefused, OutputRefused, PlanRefused, ThinsliceError, reason_of
 from thinslice.files import check_is_regular, make_folder
 from thinslice.io.atomic import HIDDEN, hold_lock, locked_folders, read_object
@@ -44,7 +45,7 @@ from thinslice.models.envelope import Envelope
 from thinslice.models.protocol import Model
 from thinslice.models.registry import identify, models_for
 from thinslice.physics.intensity import intensity_range
-from thinslice.pipeline import Enhanced, enhance_volume, read_labels, series_of
+from thinslice.pipeline import Enhanced, enhance_volume, plan_volume, read_labels, series_of
 from thinslice.plan import Plan
 from thinslice.reports.picture import Picture, draw_side_by_side, find_picture_centre, reslice_planes, write_picture
 from thinslice.settings import Settings
@@ -190,20 +191,53 @@ class Outcome:
 
 def run_job(job: Job) -> Outcome:
     """Does one job, unless it was done already; whatever goes wrong is in the outcome, never raised."""
+    return _attempt(job, _run)
+
+
+def preview_job(job: Job) -> Outcome:
+    """Says what `run_job` would do: reads the scan and plans it; nothing is computed, and nothing written.
+
+    What would be computed is left as it is, with the slices that it has and would get.
+    """
+    return _attempt(job, _preview)
+
+
+def _run(job: Job) -> Outcome:
+    started = perf_counter()
+    with hold_lock(job.lock):
+        inputs = [(scan, _series(scan)) for scan in job.scans]
+        made_of = _made_of(job, inputs)
+        kept = _done_earlier(job, made_of)
+        if kept is not None and not (job.redo and kept.state == "kept"):
+            logger.debug("%s: done earlier", job.name)
+            _sweep(job)
+            _remove(job.stage)
+            return kept
+        done = _do(job, inputs, made_of)
+    return dataclasses.replace(done, seconds=perf_counter() - started)
+
+
+def _preview(job: Job) -> Outcome:
+    inputs = [(scan, _series(scan)) for scan in job.scans]
+    kept = _done_earlier(job, _made_of(job, inputs))
+    if kept is not None and not job.redo:
+        return kept
+    _check_free(job, _is_torn(job.stage))
+    volumes = [_read(*one)[0] for one in inputs]
+    if job.group is not None:  # whether they fit is known when they have been made thin
+        return Outcome(job.name, "left", "would be computed", slices=f"{len(volumes)} stacks into one volume")
+    model, labels = _prepare(job, volumes[0])
+    plan = plan_volume(volumes[0], job.settings, model, job.destination)
+    if labels is not None:
+        fit_labels(labels, plan)
+    return Outcome(job.name, "left", "would be computed", slices=_slices(plan))
+
+
+def _attempt(job: Job, work: Callable[[Job], Outcome]) -> Outcome:
     started = perf_counter()
     state: State
     try:
-        with hold_lock(job.lock):
-            inputs = [(scan, _series(scan)) for scan in job.scans]
-            made_of = _made_of(job, inputs)
-            kept = _done_earlier(job, made_of)
-            if kept is not None and not (job.redo and kept.state == "kept"):
-                logger.debug("%s: done earlier", job.name)
-                _sweep(job)
-                _remove(job.stage)
-                return kept
-            done = _do(job, inputs, made_of)
-        return dataclasses.replace(done, seconds=perf_counter() - started)
+        return work(job)
     except _IsLabels as labels:
         state, reason = "labels", str(labels)
     except _ThinAlready as thin:
@@ -469,6 +503,12 @@ def _combine(job: Job, group: Group, scans: Sequence[tuple[Volume, Contrast | No
 
 
 def _compute(job: Job, volume: Volume) -> Enhanced:
+    model, labels = _prepare(job, volume)
+    return enhance_volume(volume, job.settings, model, target=job.destination, labels=labels, name=job.name)
+
+
+def _prepare(job: Job, volume: Volume) -> tuple[Model, Volume | None]:
+    """Returns the model for a scan and the segmentation that is brought along; leaves out what is none, or thin."""
     # A DICOM series says by its class that it is an image.
     if series_of(volume) is None and (reason := describe_labels(volume)):
         raise _IsLabels(f"{reason}; `labels` brings it along with its scan")
@@ -479,8 +519,7 @@ def _compute(job: Job, volume: Volume) -> Enhanced:
         _check_thick(volume, job.settings, None)
         raise
     _check_thick(volume, job.settings, model.envelope)
-    labels = None if job.labels is None else read_labels(_find_labels(job), volume)
-    return enhance_volume(volume, job.settings, model, target=job.destination, labels=labels, name=job.name)
+    return model, None if job.labels is None else read_labels(_find_labels(job), volume)
 
 
 def _check_thick(volume: Volume, settings: Settings, envelope: Envelope | None) -> None:

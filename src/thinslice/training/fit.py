@@ -38,6 +38,10 @@ BATCHES_AHEAD = 4
 """Batches that are made while the ones before them are learnt from."""
 
 
+LONGEST_SILENCE_SECONDS = 10.0
+"""After this time a line is told whatever the number of steps: on a slow machine a step takes seconds."""
+
+
 @dataclass(frozen=True)
 class Schedule:
     """How long and how fast.
@@ -140,7 +144,7 @@ def fit(
             losses.append(_gradients(network, of_step, loss_of, device, workers))
             _average_gradients(network, world)
             training.update(rate)
-            if rank == 0 and training.step % schedule.log_every == 0:
+            if rank == 0 and (training.step % schedule.log_every == 0 or training.is_silent()):
                 # Read once a line, not once a step: a GPU has to wait for every number that is read.
                 training.log(torch.stack(losses).mean().item(), rate, report)
                 losses.clear()
@@ -169,6 +173,7 @@ class _Training(Generic[Trained]):
     stop: bool = False
     spent_seconds: float = 0.0
     started: float | None = None
+    spoken_at: float = 0.0
 
     def seconds(self) -> float:
         """Returns the time of the training, that before its interruptions included."""
@@ -194,9 +199,13 @@ class _Training(Generic[Trained]):
         _follow(self.average, self.network, min(self.schedule.ema, (self.step + 1) / (self.step + 10)))
         self.step += 1
 
+    def is_silent(self) -> bool:
+        """Says whether nothing has been told for so long that one may wonder."""
+        return self.seconds() - self.spoken_at > LONGEST_SILENCE_SECONDS
+
     def log(self, loss: float, rate: float, report: Callable[[str], None]) -> None:
         """Writes and tells one line."""
-        seconds = self.seconds()
+        seconds = self.spoken_at = self.seconds()
         line = {"step": self.step, "seconds": round(seconds, 1), "loss": loss, "rate": rate}
         with (self.folder / "log.jsonl").open("a") as log:
             log.write(json.dumps(line) + "\n")

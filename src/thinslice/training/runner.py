@@ -166,6 +166,11 @@ def check_unused(folder: RunFolder, stages: Sequence[Stage], resume: bool, other
             )
 
 
+def use_threads(count: int) -> None:
+    """Makes trainings of this process compute with so many threads."""
+    torch.set_num_threads(count)
+
+
 def check_one_process() -> None:
     """Refuses several processes, for recipes that validate their weights.
 

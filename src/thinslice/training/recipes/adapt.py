@@ -133,6 +133,7 @@ def adapt(
     steps: int | None = None,
     report: Report = print,
     complain: Report = print,
+    begun: float | None = None,
 ) -> list[Adapted]:
     """Adapts a model to thick scans; they may differ in spacing, size, contrast and orientation.
 
@@ -151,13 +152,14 @@ def adapt(
         steps: length in steps instead of minutes, for experiments.
         report: receives progress lines.
         complain: receives a line about every scan that is left out.
+        begun: when the minutes began (`time.monotonic`); default: now.
 
     Raises:
         InputRefused: no scan can be used.
         ModelRefused: the start is not a network of the default kind.
         OutputRefused: the answer exists already, its name means something else to ``model``, or is in use.
     """
-    begun = monotonic()
+    begun = monotonic() if begun is None else begun
     settings = settings or Settings()
     check_one_process()
     output = output.with_suffix("") if output.suffix == ".onnx" else output
