@@ -2,9 +2,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from faults import catches
 from thinslice.reports.picture import (
+    INK,
+    LETTERS,
     Picture,
     Plane,
+    _hang,
     find_picture_centre,
     render,
     reslice_planes,
@@ -148,3 +152,32 @@ def test_demo_picture(tmp_path):
     with Image.open(tmp_path / "demo.png") as image:
         assert image.format == "PNG"
         assert image.width > 3 * 270
+
+
+@catches("reports/picture.py", '"coronal": "RLSI"', '"coronal": "LRSI"')
+@catches("reports/picture.py", '"axial": "RLAP"', '"axial": "RLPA"')
+def test_letters_say_where_the_sides_of_a_plane_are():
+    """A voxel that is farthest to the right, front and head of the patient is at the sides with R, A and S."""
+    for affine in (np.diag([1.0, 1, 1, 1]), np.diag([-1.0, 1, -1, 1])):
+        voxels = np.zeros((9, 9, 9))
+        corner = [8 if affine[axis, axis] > 0 else 0 for axis in range(3)]
+        voxels[tuple(corner)] = 1
+        for across in range(3):
+            centre = tuple(corner[axis] if axis == across else 4 for axis in range(3))
+            plane = _hang(voxels[(slice(None),) * across + (centre[across],)], affine, across, 2)
+            row, column = np.unravel_index(plane.pixels.argmax(), plane.pixels.shape)
+            left, right, top, bottom = LETTERS[plane.name]
+            assert {left if column == 0 else right, top if row == 0 else bottom} <= set("RAS")
+
+
+def test_marks_are_at_the_sides_and_the_bar_is_as_long_as_it_says():
+    plane = Plane("axial", np.zeros((100, 100)), (1.0, 1.0), True)
+    bare, marked = (np.asarray(render(Picture("", plane, (0, 1), marks=marks), 4)) for marks in (False, True))
+    assert not bare.any()
+    seen = marked == INK
+    for part in (seen[190:210, :20], seen[190:210, -20:], seen[:20, 190:210], seen[-20:, 190:210]):
+        assert part.any()
+    # 100 mm of 400 pixels, of which a bar takes three tenths at most: 20 mm are 80 pixels.
+    assert max(seen[row, :150].sum() for row in range(380, 400)) == 79
+    small = render(Picture("", plane, (0, 1), marks=True), 1)
+    assert not np.asarray(small).any()

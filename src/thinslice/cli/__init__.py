@@ -51,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     words = sys.argv[1:] if argv is None else list(argv)
     arguments = make_parser().parse_args(words)
+    arguments.words = words
     verb: Callable[[argparse.Namespace], int] = arguments.verb
     if arguments.debug:
         log_to_terminal()

@@ -3,8 +3,10 @@
 import argparse
 import itertools
 import os
+import shlex
 import sys
 from dataclasses import replace
+from datetime import datetime
 from hashlib import sha256
 from pathlib import Path
 from time import perf_counter
@@ -212,14 +214,27 @@ class _Run:
         self._describe()
         seconds = perf_counter() - self.started
         self.lines.table(make_table(self.outcomes, seconds))
+        about = self._describe_run()
         # A list, not `and`: the page is written even where the table could not be.
         written = [
             self.lines.in_spite_of_errors(lambda: write_table(self.page.with_suffix(".tsv"), self.jobs, self.outcomes)),
-            self.lines.in_spite_of_errors(lambda: write_page(self.page, self.jobs, self.outcomes, seconds)),
+            self.lines.in_spite_of_errors(lambda: write_page(self.page, self.jobs, self.outcomes, seconds, about)),
         ]
         if all(written):
             self.lines.table([f"wrote {self.page} (open it in a browser) and {self.page.stem}.tsv beside it"])
         return all(written)
+
+    def _describe_run(self) -> list[tuple[str, str]]:
+        """Returns when, how and by what this was computed."""
+        from importlib.metadata import version
+
+        name, known = self.arguments.model, self.jobs[0].model_sha256 if self.jobs else None
+        return [
+            ("ended", datetime.now().astimezone().isoformat(" ", "seconds")),
+            ("command", shlex.join(["thinslice", *self.arguments.words])),
+            ("model", f"{name}, sha256 {known}" if known else str(name)),
+            ("version", f"thinslice {version('thinslice')}"),
+        ]
 
     def _sum_up_interrupted(self) -> None:
         from thinslice.datasets.job import Outcome

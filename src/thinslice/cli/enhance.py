@@ -5,6 +5,7 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING, NamedTuple
 
 from thinslice.cli.options import (
@@ -80,7 +81,7 @@ def demo(arguments: argparse.Namespace) -> int:
     with bar("demo: report", quiet=False) as show:
         done.write_page(folder / DEMO_FILES[3], show)
     say(f"did       a real lumbar spine, T2, 0.5 T: {describe_slices(done.plan)}")
-    say(f"measured  {done.report.seconds:.1f} s; {_agreement(done.report)}")
+    say(f"measured  {done.report.seconds:.1f} s of computing; {_agreement(done.report)}")
     say(f"wrote     {folder / DEMO_FILES[3]} (open this in a browser), and beside it {', '.join(DEMO_FILES[:3])}")
     return 0
 
@@ -355,6 +356,8 @@ def _enhance_if_possible(
         logger.debug("%s: its page failed", task.answer.name, exc_info=error)
         complain(reason_of(error))
         return None
+    except BrokenPipeError:  # nobody reads what is said: nothing is wrong with the scan
+        raise
     except (ThinsliceError, OSError, MemoryError) as error:
         logger.debug("%s was refused", task.answer.name, exc_info=error)
         reason = reason_of(error)
@@ -371,7 +374,7 @@ def _enhance_one(
     """Reads, plans, computes, checks, and puts all files in their places, or none of them."""
     from thinslice.pipeline import check_labels_place, describe_slices, enhance_volume, read_labels
 
-    answer = task.answer
+    answer, started = task.answer, perf_counter()
     volume = _read_source(answer, arguments.anonymise)
     labels = read_labels(task.labels, volume) if task.labels is not None else None
     if labels is not None and task.places.labels is not None:
@@ -384,7 +387,9 @@ def _enhance_one(
         done = done.without_identity()
     done.write(task.places, arguments.anonymise)
     if not arguments.quiet:
-        say(f"{answer.name}: {describe_slices(done.plan)}, {done.report.seconds:.1f} s")
+        all_seconds = perf_counter() - started
+        took = f"{done.report.seconds:.1f} s of computing, {all_seconds:.1f} s with reading and writing"
+        say(f"{answer.name}: {describe_slices(done.plan)}, {took}")
         say(f"  {_agreement(done.report)}")
         for note in done.report.notes:
             say(f"  note: {to_options(note)}")

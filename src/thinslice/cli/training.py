@@ -80,7 +80,7 @@ def adapt(arguments: argparse.Namespace) -> int:
         before, after = one.held_out
         loss = f"held-out loss {before:.5f} -> {after:.5f} ({100 * (after / before - 1):+.1f} %)"
         verdict = loss if one.adapted else "the losses did not fall enough: this is the starting model, unchanged"
-        say(f"{', '.join(one.scans)}: {one.steps} steps in {one.minutes:.1f} min; {verdict}")
+        say(f"{', '.join(one.scans)}: {one.steps} steps in {one.minutes:.1f} min, preparations included; {verdict}")
         if not one.new:
             say(f"  left as it was: {one.model}")
     name = arguments.output.with_suffix("") if arguments.output.suffix == ".onnx" else arguments.output

@@ -27,6 +27,9 @@ WORDS: dict[State, str] = {
 }
 """What a state is called in a table for people."""
 
+LINKS = {"page": "page to look at", "figure": "figure (PNG)", "labels": "segmentation on the thin slices"}
+"""What the links of the page are called to what was made beside an answer."""
+
 _NO_LINES = str.maketrans("\t\n\r", "   ")
 """What would end a cell or a line of the table."""
 
@@ -56,7 +59,7 @@ def make_table(outcomes: Sequence[Outcome], seconds: float) -> list[str]:
     rows.append(("scans", str(len(outcomes))))
     done = [one for one in outcomes if one.state == "done"]
     if done:
-        rows.append(("seconds", f"{seconds:.0f}"))
+        rows.append(("seconds by the clock", f"{seconds:.0f}"))
         rows.append(("computed per hour", f"{3600 * len(done) / max(seconds, 1e-9):.0f}"))
         rows.append(("worst agreement", f"{max(one.rms_percent or 0.0 for one in done):.2g} % RMS"))
     width = max(len(name) for name, _ in rows)
@@ -74,8 +77,20 @@ def write_table(path: Path, jobs: Sequence[Job], outcomes: Sequence[Outcome]) ->
         _write(part, _lines(sorted(outcomes, key=lambda one: one.name), where, path.parent))
 
 
-def write_page(path: Path, jobs: Sequence[Job], outcomes: Sequence[Outcome], seconds: float) -> None:
+def write_page(
+    path: Path,
+    jobs: Sequence[Job],
+    outcomes: Sequence[Outcome],
+    seconds: float,
+    about: Sequence[tuple[str, str]] = (),
+) -> None:
     """Writes a page to open in a browser; its folder is the output.
+
+    Args:
+        path: the page.
+        jobs, outcomes: of the run.
+        seconds: of the run, by the clock.
+        about: what else is to be known of the run, as its date and its command; rows of a name and a text.
 
     Raises:
         OSError: it cannot be written.
@@ -84,7 +99,7 @@ def write_page(path: Path, jobs: Sequence[Job], outcomes: Sequence[Outcome], sec
     # The page ends after `MOST_ROWS`: what needs to be looked at must not be beyond that.
     bad_first = sorted(outcomes, key=lambda one: (one.state not in ("failed", "refused"), one.name))
     with whole_or_not(path) as part:
-        _write(part, _page(bad_first, where, path.parent, seconds))
+        _write(part, _page(bad_first, where, path.parent, seconds, about))
 
 
 def _write(path: Path, text: str) -> None:
@@ -120,12 +135,22 @@ def _percent(value: float | None) -> str:
     return "n/a" if value is None else f"{value:.3g}"
 
 
-def _page(outcomes: Sequence[Outcome], where: Mapping[str, Job], folder: Path, seconds: float) -> str:
-    summary = "".join(f"<li>{escape(line)}</li>" for line in make_table(outcomes, seconds))
+def _page(
+    outcomes: Sequence[Outcome],
+    where: Mapping[str, Job],
+    folder: Path,
+    seconds: float,
+    about: Sequence[tuple[str, str]],
+) -> str:
+    lines = [*make_table(outcomes, seconds), *(f"{name}: {text}" for name, text in about)]
+    summary = "".join(f"<li>{escape(line)}</li>" for line in lines)
     rows = "\n".join(_row(one, where.get(one.name), folder) for one in outcomes[:MOST_ROWS])
     more = len(outcomes) - MOST_ROWS
     rest = f"<p>and {more} more, see the .tsv beside this page</p>" if more > 0 else ""
-    head = "".join(f"<th>{name}</th>" for name in ("scan", "acquired, computed", "agreement", "seconds", "outcome"))
+    head = "".join(
+        f"<th>{name}</th>"
+        for name in ("scan", "acquired, computed", "agreement", "seconds, with reading and writing", "outcome")
+    )
     return (
         f'<!DOCTYPE html>\n<html lang="en"><meta charset="utf-8"><title>thinslice: a data set</title>'
         f"<style>{_STYLE}</style>\n<h1>{len(outcomes)} scans</h1><ul>{summary}</ul>\n"
@@ -151,11 +176,11 @@ def _row(one: Outcome, job: Job | None, folder: Path) -> str:
 def _links(one: Outcome, job: Job | None, folder: Path) -> str:
     if job is None or one.state not in ("done", "kept"):
         return ""
-    files: dict[str, Path] = {"scan": job.destination, "report": job.sidecar}
+    files: dict[str, Path] = {"thin slices": job.destination, "report (JSON)": job.sidecar}
     # what an earlier run made of the answer belongs to it, as long as it is there
     shown = {extra: place for extra, place in job.extras.items() if extra in job.wanted or extra != "labels"}
     files |= {extra: place for extra, place in shown.items() if place.exists()}
-    links = (f'<a href="{_link(path, folder)}">{name}</a>' for name, path in files.items())
+    links = (f'<a href="{_link(path, folder)}">{LINKS.get(name, name)}</a>' for name, path in files.items())
     return f"<br>{' '.join(links)}"
 
 

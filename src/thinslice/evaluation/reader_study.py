@@ -433,7 +433,9 @@ def _draw_pictures(shown: Mapping[tuple[int, str], _Shown]) -> tuple[dict[tuple[
 def _to_png(shown: _Shown, side: int) -> str:
     """Returns a PNG in base64 of a plane, ``side`` pixels being the longest side of its scan."""
     stream = io.BytesIO()
-    render(Picture("", shown.plane, shown.window), side / shown.long_side_mm).save(stream, format="PNG", optimize=True)
+    render(Picture("", shown.plane, shown.window, marks=True), side / shown.long_side_mm).save(
+        stream, format="PNG", optimize=True
+    )
     return base64.b64encode(stream.getvalue()).decode()
 
 

@@ -42,6 +42,27 @@ PAPER = 16
 DIM = 150
 """Grey of what is less important than a caption, 0 .. 255."""
 
+LETTERS = {"sagittal": "APSI", "coronal": "RLSI", "axial": "RLAP"}
+"""What left, right, top and bottom of a plane are in the patient: right, left, anterior, posterior, superior, inferior.
+
+For oblique planes those of the plane that is nearest, as on every scanner.
+"""
+
+LETTER_SIZE = 14
+"""Least height in pixels of the letters in a picture."""
+
+LETTERS_ALONG = 32
+"""Letters that the shorter side of a large picture is long: so they can be read when it is printed small."""
+
+LEAST_MARKED = 120
+"""Pixels of the shorter side of a picture below which letters would cover more than they tell."""
+
+SCALE_BARS_MM = (1, 2, 5, 10, 20, 50, 100, 200)
+"""Lengths of scale bars: the longest that is no longer than `SCALE_BAR_SHARE` of the picture's width."""
+
+SCALE_BAR_SHARE = 0.3
+"""Of the width of a picture what its scale bar takes at most."""
+
 PLANE_NAMES = ("sagittal", "coronal", "axial")
 """The plane that lies across the patient's left-right, front-back and head-foot axis."""
 
@@ -72,12 +93,14 @@ class Picture:
         plane: what is shown.
         window: values shown black and white.
         staircase: every slice is shown as a step of its full height, as acquired; else smoothly.
+        marks: whether letters say where its sides are in the patient, and a bar how long some millimetres are.
     """
 
     caption: str
     plane: Plane
     window: tuple[float, float]
     staircase: bool = False
+    marks: bool = False
 
 
 def reslice_planes(volume: Volume, axis: int, centre: tuple[int, int, int] | None = None) -> tuple[Plane, Plane]:
@@ -161,7 +184,32 @@ def render(picture: Picture, pixels_per_mm: float) -> Image.Image:
     if picture.staircase:
         steps = (image.width, height) if picture.plane.thick_rows else (width, image.height)
         image = image.resize(steps, Image.Resampling.NEAREST)
-    return image.resize((width, height), Image.Resampling.BICUBIC)
+    image = image.resize((width, height), Image.Resampling.BICUBIC)
+    if picture.marks and min(image.size) >= LEAST_MARKED:
+        _draw_marks(image, picture.plane.name, pixels_per_mm)
+    return image
+
+
+def _draw_marks(image: Image.Image, plane: str, pixels_per_mm: float) -> None:
+    """Draws the letters of a plane at the middle of its sides, and a scale bar in the lower left corner."""
+    draw, (width, height) = ImageDraw.Draw(image), image.size
+    size = max(LETTER_SIZE, min(width, height) // LETTERS_ALONG)
+    air = size // 3
+
+    def write(place: tuple[int, int], text: str, anchor: str) -> None:
+        # With a rim: a letter must be seen on fat as well as on air.
+        draw.text(place, text, INK, _font(size), anchor=anchor, stroke_width=1, stroke_fill=0)
+
+    left, right, top, bottom = LETTERS[plane]
+    write((air, height // 2), left, "lm")
+    write((width - air, height // 2), right, "rm")
+    write((width // 2, air), top, "mt")
+    write((width // 2, height - air), bottom, "mb")
+    length_mm = max((mm for mm in SCALE_BARS_MM if mm * pixels_per_mm <= SCALE_BAR_SHARE * width), default=None)
+    if length_mm is not None:
+        lower = height - air
+        draw.rectangle((air, lower - air, air + round(length_mm * pixels_per_mm), lower), fill=INK, outline=0)
+        write((air, lower - 2 * air), f"{length_mm} mm", "ls")
 
 
 def write_picture(image: Image.Image, path: Path) -> None:
@@ -205,10 +253,14 @@ def write_comparison_picture(
     ]
     planes = [reslice_planes(volume, axis, centre) for _, volume, _ in columns]
     rows = [
-        [Picture(text, pair[row], window, steps) for (text, _, steps), pair in zip(columns, planes, strict=True)]
+        [
+            Picture(text, pair[row], window, steps, marks=True)
+            for (text, _, steps), pair in zip(columns, planes, strict=True)
+        ]
         for row in range(2)
     ]
-    write_picture(draw_side_by_side(rows, long_side=long_side), path)
+    title = f"black {window[0]:.4g}, white {window[1]:.4g}, in the units of the scan"
+    write_picture(draw_side_by_side(rows, title=title, long_side=long_side), path)
 
 
 def _hang(pixels: np.ndarray, affine: np.ndarray, across: int, thick_axis: int) -> Plane:

@@ -186,7 +186,7 @@ def _describe(scan: EnhancedScan) -> list[tuple[str, str]]:
         ("same", "field of view" if plan.grid == "fov" else "outer slice centres"),
         ("model", plan.model + (f", sha256 {plan.model_sha256[:16]}..." if plan.model_sha256 else "")),
         *_describe_card(scan.model.card),
-        ("time", f"{report.seconds:.1f} s"),
+        ("time", f"{report.seconds:.1f} s of computing, by the clock, without reading and writing"),
         (
             "made thick again",
             f"differs from the acquired slices by {_number(found.rms)} RMS ({found.rms_percent:.2g} % of the range"

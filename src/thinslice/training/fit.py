@@ -174,6 +174,7 @@ class _Training(Generic[Trained]):
     spent_seconds: float = 0.0
     started: float | None = None
     spoken_at: float = 0.0
+    steps: int = 0
 
     def seconds(self) -> float:
         """Returns the time of the training, that before its interruptions included."""
@@ -184,7 +185,11 @@ class _Training(Generic[Trained]):
         if self.stop:
             return 1.0
         if self.schedule.minutes is not None:
-            return self.seconds() / 60 / self.schedule.minutes
+            seconds = self.seconds()
+            # The minutes are kept: a step that would end after them, by the mean of those so far, is not begun.
+            next_seconds = (seconds - self.spent_seconds) / self.steps if self.steps else 0.0
+            done = seconds / 60 / self.schedule.minutes
+            return max(done, 1.0) if (seconds + next_seconds) / 60 >= self.schedule.minutes else done
         return self.step / self.schedule.steps
 
     def update(self, rate: float) -> None:
@@ -198,6 +203,7 @@ class _Training(Generic[Trained]):
         # A short memory at first, or the average would long hold the weights it began with.
         _follow(self.average, self.network, min(self.schedule.ema, (self.step + 1) / (self.step + 10)))
         self.step += 1
+        self.steps += 1
 
     def is_silent(self) -> bool:
         """Says whether nothing has been told for so long that one may wonder."""

@@ -294,8 +294,7 @@ def _train_stage(
         schedule = check.fit_into(schedule)
     logger.debug("%s: %s", stage.name, schedule)
     batch_at = stage.objective.batches(done.volumes, seed, network)
-    lines = report if check is None else _report_nothing  # which tells of the same steps, and more
-    network = fit(network, batch_at, stage.objective.loss, place, schedule, True, lines, check)
+    network = fit(network, batch_at, stage.objective.loss, place, schedule, True, report, check)
     done.networks[stage.name] = network if check is None else check.choose(network)
     if check is not None:
         done.checks[stage.name] = check

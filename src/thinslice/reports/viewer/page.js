@@ -433,7 +433,8 @@
     const row = made("div", { className: "overlay" },
       made("label", {}, toggle, about.name, ...("oe"[index] ? [made("kbd", { textContent: "oe"[index] })] : [])),
       made("label", { className: "slide" }, "Opacity", opacity),
-      made("span", { className: "legend" }, "0", legend, `${legendNumber(about.top)} ${about.unit}`.trim()));
+      made("span", { className: "legend" }, "0", legend, `${legendNumber(about.top)} ${about.unit}`.trim()),
+      made("span", { className: "hint" }, "the dark start of the bar is clear: there the scan shows through"));
     if (about.worst_mm) row.append(worstButton(one));
     row.append(made("p", { textContent: about.words }));
     drawLegend(legend, index);
