@@ -119,7 +119,7 @@ def change_fact(path, rng, remove):
     return f"{'remove' if remove else 'set'} {name} in {path.name}"
 
 
-def attempt(folder, out):
+def attempt(folder, out, words=("--model", "linear")):
     """Run the command in a process of its own: exit code or None for too long, and what it said."""
     with tempfile.TemporaryFile() as said:
         child = os.fork()
@@ -130,7 +130,7 @@ def attempt(folder, out):
             try:
                 from thinslice.cli import main
 
-                code = main(["enhance", "-i", str(folder), "-o", str(out), "--model", "linear"])
+                code = main(["enhance", "-i", str(folder), "-o", str(out), *words])
             except SystemExit as stop:
                 code = int(stop.code or 0)
             except BaseException:

@@ -25,7 +25,7 @@ from thinslice.evaluation.benchmark import simulate
 from thinslice.evaluation.metrics import data_range, foreground, psnr
 from thinslice.io.nifti import read
 from thinslice.models import files, slab_network
-from thinslice.models.engine import CARD_KEY
+from thinslice.models.engine import CARD_KEY, EngineSettings, make_engine
 from thinslice.models.files import load_model
 from thinslice.models.registry import EMBEDDED, find_model
 from thinslice.models.slab_network import INPUTS, SlabModel
@@ -148,7 +148,7 @@ class Failing:
     def get_modelmeta(self):
         return SimpleNamespace(custom_metadata_map={CARD_KEY: json.dumps(OURS)})
 
-    def run(self, names, feed):
+    def run(self, names, feed, options):
         raise self.error
 
 
@@ -249,3 +249,18 @@ def test_the_embedded_weights_beat_projected_cubic_on_a_scan_they_never_saw():
         assert answer.guard.share < 0.01
         scores.append(psnr(answer.volume.voxels, truth.voxels, data_range(truth.voxels), foreground(truth.voxels)))
     assert scores[1] > scores[0], scores  # measured: +0.02 dB; its pixels are finer than what was acquired
+
+
+@catches("models/engine.py", "(RuntimeError, UnicodeDecodeError, *kinds)", "(RuntimeError, *kinds)")
+def test_a_network_whose_names_are_no_text_is_refused(tmp_path, capfd):
+    """The library cannot even tell what is wrong: its own message is no text either."""
+    content = (EMBEDDED / "default.onnx").read_bytes()
+    refused = 0
+    for at in range(60, 300, 7):
+        damaged = content[:at] + b"\xb1" + content[at + 1 :]
+        try:
+            make_engine(EngineSettings(threads=1)).open(damaged)
+        except ModelRefused as refusal:
+            refused += refusal.code == "unreadable-network"
+    assert refused > 10
+    assert capfd.readouterr() == ("", "")

@@ -3,7 +3,11 @@
 import gzip
 import os
 import struct
+import subprocess
+import sys
+import time
 import zlib
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -244,3 +248,14 @@ def test_more_than_the_free_memory_is_refused_before_it_is_promised():
     if free is not None:
         with pytest.raises(MemoryError):
             check_memory(free + 2**30)
+
+
+@pytest.mark.slow
+def test_damaged_scans_labels_sidecars_and_models_never_crash_it():
+    """A short run of `fuzz_files.py`, which is there to be run for longer by hand."""
+    if not hasattr(os, "fork"):
+        pytest.skip("needs os.fork")
+    script = Path(__file__).with_name("fuzz_files.py")
+    command = [sys.executable, str(script), "--seconds", "20", "--seed", str(int(time.time()))]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    assert found.returncode == 0, found.stdout[-3000:] + found.stderr[-1000:]

@@ -1,5 +1,6 @@
 """What people are used to: several inputs, a trial run, a log, completion, exit codes; and names of any kind."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -243,3 +244,17 @@ def test_warnings_that_are_errors_change_nothing(tmp_path):
             [sys.executable, "-W", "error", "-c", code, *map(str, words)], capture_output=True, text=True, check=False
         )
         assert (done.returncode, done.stderr) == (0, "")
+
+
+@catches("cli/batch.py", '            ("command", shlex.join(["thinslice", *self.arguments.words])),\n', "")
+def test_the_page_of_a_run_says_when_how_and_by_what(tmp_path, run):
+    thick_scan(tmp_path / "in" / "a b.nii.gz")
+    words = ["batch", "-i", tmp_path / "in", "-o", tmp_path / "out", "--model", "cubic", "--workers", 1, "--figures"]
+    assert run(*words)[0] == 0
+    page = (tmp_path / "out" / "summary.html").read_text()
+    assert f"<li>command: thinslice batch -i {tmp_path / 'in'} -o {tmp_path / 'out'} --model cubic" in page
+    assert re.search(r"<li>ended: \d{4}-\d\d-\d\d \d\d:\d\d:\d\d[+-]", page)
+    assert "<li>model: cubic</li>" in page
+    assert "<li>version: thinslice " in page
+    for link in ("thin slices", "report (JSON)", "figure (PNG)"):
+        assert f">{link}</a>" in page

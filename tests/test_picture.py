@@ -154,8 +154,8 @@ def test_demo_picture(tmp_path):
         assert image.width > 3 * 270
 
 
-@catches("reports/picture.py", '"coronal": "RLSI"', '"coronal": "LRSI"')
-@catches("reports/picture.py", '"axial": "RLAP"', '"axial": "RLPA"')
+@catches("reports/picture.py", '"coronal": tuple("RLSI")', '"coronal": tuple("LRSI")')
+@catches("reports/picture.py", '"axial": tuple("RLAP")', '"axial": tuple("RLPA")')
 def test_letters_say_where_the_sides_of_a_plane_are():
     """A voxel that is farthest to the right, front and head of the patient is at the sides with R, A and S."""
     for affine in (np.diag([1.0, 1, 1, 1]), np.diag([-1.0, 1, -1, 1])):

@@ -130,6 +130,7 @@ class _OnnxRuntime(Engine):
         "InvalidProtobuf",
         "NoModel",
         "NotImplemented",
+        "UnicodeDecodeError",
     )
     """Names of the library's errors that tell, when a file is opened, that the file is no network it can run."""
 
@@ -156,9 +157,14 @@ class _OnnxRuntime(Engine):
         # Its errors have no class in common but Exception, so they are looked up; RuntimeError is what it makes of
         # errors of C++ that it does not know. Anything else is no failure of the engine and must not pass for one.
         kinds = [kind for kind in vars(library).values() if isinstance(kind, type) and issubclass(kind, Exception)]
-        errors: tuple[type[Exception], ...] = (RuntimeError, *kinds)
+        # Names in a damaged file need not be text, and then the library cannot even say what is wrong with it.
+        errors: tuple[type[Exception], ...] = (RuntimeError, UnicodeDecodeError, *kinds)
         try:
-            session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+            # No fallback: it would print of its first failure, and try the very same once more.
+            session = onnxruntime.InferenceSession(
+                content, options, providers=["CPUExecutionProvider"], enable_fallback=False
+            )
+            opened = _OnnxSession(session, errors)
         except errors as error:
             if type(error).__name__ in self.REASONS_IN_THE_FILE and "alloc" not in str(error):
                 raise ModelRefused(
@@ -169,7 +175,7 @@ class _OnnxRuntime(Engine):
                 ) from error
             raise _failure(error) from error
         logger.debug("opened a network of %d bytes, %d threads a call", len(content), options.intra_op_num_threads)
-        return _OnnxSession(session, errors)
+        return opened
 
 
 class _OnnxSession(Session):

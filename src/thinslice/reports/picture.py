@@ -42,7 +42,7 @@ PAPER = 16
 DIM = 150
 """Grey of what is less important than a caption, 0 .. 255."""
 
-LETTERS = {"sagittal": "APSI", "coronal": "RLSI", "axial": "RLAP"}
+LETTERS = {"sagittal": tuple("APSI"), "coronal": tuple("RLSI"), "axial": tuple("RLAP")}
 """What left, right, top and bottom of a plane are in the patient: right, left, anterior, posterior, superior, inferior.
 
 For oblique planes those of the plane that is nearest, as on every scanner.
