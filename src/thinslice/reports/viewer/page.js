@@ -3,6 +3,8 @@
 (() => {
   const AXIAL = 0, CORONAL = 1, SAGITTAL = 2; // niivue's numbers of the planes
   const ACROSS = [[0, 1, 2], [0, 2, 1], [1, 2, 0]]; // of a plane: the axes to the right, up, and across it
+  const BARS_MM = [0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100]; // of which the scale bar is the longest that
+  const BAR_SHARE = 0.3; // takes no more than this share of a plane's width
   const PLANES = ["sagittal", "coronal", "axial"]; // across the left-right, back-front and foot-head axis
   const LETTERS = [["L", "R"], ["P", "A"], ["I", "S"]]; // at the low and the high end of an axis
   const FLICKER_MS = 700, MOST_ZOOM = 16;
@@ -211,6 +213,11 @@
     write(LETTERS[right][0], x + w - 5, y + h / 2 + 4, "right");
     write(LETTERS[up][1], x + w / 2, y + 14, "center");
     write(LETTERS[up][0], x + w / 2, y + h - 5, "center");
+    const [low, high] = spanOf(tile.plane), pixelsPerMm = w / Math.abs(high - low);
+    const mm = BARS_MM.findLast((length) => length * pixelsPerMm <= BAR_SHARE * w);
+    if (!mm) return;
+    write(`${mm} mm`, x + 6, y + h - 11, "left");
+    pen.fillRect(x + 6, y + h - 7, mm * pixelsPerMm, 2);
   }
 
   // ---- what is told
