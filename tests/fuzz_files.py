@@ -60,7 +60,8 @@ def damage(path, rng):
     if path.suffix == ".json" and rng.random() < 0.6:
         return change_json(path, rng)
     if path.suffix == ".onnx" and rng.random() < 0.6:
-        return change_model(path, rng)
+        with contextlib.suppress(IndexError):  # of a network that was damaged already nothing is left to choose from
+            return change_model(path, rng)
     if path.stat().st_size < 20:  # it has had enough
         return "nothing"
     try:

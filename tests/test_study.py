@@ -161,7 +161,7 @@ def test_the_key_says_which_method_is_on_which_side(example):
                 answers[fact["scan"], name] = upsample(volume, plan(volume, model), model).volume
             thin = answers[fact["scan"], name]
             plane = reslice_planes(thin, 2, centre)[fact["plane"]]
-            drawn = render(Picture("", plane, intensity_range(volume.voxels)), reader_study.LONG_SIDE / 40)
+            drawn = render(Picture("", plane, intensity_range(volume.voxels), marks=True), reader_study.LONG_SIDE / 40)
             shown = Image.open(io.BytesIO(base64.b64decode(data["pictures"][trial[side]])))
             np.testing.assert_array_equal(np.asarray(shown), np.asarray(drawn))
 
