@@ -60,7 +60,7 @@ def damage(path, rng):
     if path.suffix == ".json" and rng.random() < 0.6:
         return change_json(path, rng)
     if path.suffix == ".onnx" and rng.random() < 0.6:
-        with contextlib.suppress(IndexError):  # of a network that was damaged already nothing is left to choose from
+        with contextlib.suppress(IndexError, ValueError):  # nothing is left to choose from
             return change_model(path, rng)
     if path.stat().st_size < 20:  # it has had enough
         return "nothing"

@@ -721,7 +721,7 @@ def ctrl_c():
     "    recipe = share_length(",
     "    job.answer.parent.mkdir(exist_ok=True)\n    job.answer.write_bytes(b'')\n    recipe = share_length(",
 )
-@catches("training/runner.py", "place, schedule, True, report, check)", "place, schedule, False, report, check)")
+@catches("training/runner.py", "place, schedule, True, lines, check)", "place, schedule, False, lines, check)")
 @pytest.mark.parametrize("how", [ctrl_c, lambda: os.kill(os.getpid(), signal.SIGTERM)], ids=["ctrl-c", "SIGTERM"])
 def test_interrupted_and_continued_equals_undisturbed(run, undisturbed, scan, start, tmp_path, monkeypatch, how):
     words = ["adapt", "-i", scan, "-o", tmp_path / "mine", "--model", start]

@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -115,6 +116,7 @@ def test_a_path_longer_than_the_system_takes_is_named(run, tmp_path):
         os.chdir("x" * 200)
     os.chdir(here)
     code, out, err = run("batch", "-i", top, "-o", tmp_path / "out", "--model", "cubic", "--workers", 1)
+    shutil.rmtree(top)  # other tests look at what lies beside their folders
     assert code == 2
     assert any("a/scan.nii.gz: computed" in line for line in out)
     assert len(err) == 1

@@ -549,7 +549,7 @@ BAD = {
     "units few": ({"space_units": '"mm"'}, "space units"),
     "units unbalanced": ({"space_units": '"mm "mm" "mm"'}, "space units"),
     "units endless": ({"space_units": '"mm"' * 9999}, "letters"),
-    "skip beyond, gzip": ({"byte_skip": "999999999999", "encoding": "gzip"}, "compressed"),
+    "skip beyond, gzip": ({"byte_skip": "999999999999", "encoding": "gzip"}, "byte skip"),
     "line skip beyond": ({"line_skip": "999999999999"}, "bytes"),
     "kinds few": ({"kinds": "domain domain"}, "kinds"),
 }  # fmt: skip

@@ -648,7 +648,6 @@ def _read_gzip(
 def _read_bzip2(stream: BinaryIO, skip: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
     """Reads bzip2, which may shrink a million to one: only what came out tells whether a header is right."""
     size = math.prod(shape) * dtype.itemsize
-    check_memory(size)
     try:
         with bz2.BZ2File(stream) as packed:
             unpacked = cast(BinaryIO, packed)
@@ -673,6 +672,7 @@ def _some(stream: BinaryIO, size: int) -> bytearray:
     content = bytearray()
     while len(content) < size and (part := stream.read(min(SLAB_BYTES, size - len(content)))):
         content += part
+        check_memory(2 * len(content))  # so much is taken while it grows
     return content
 
 

@@ -12,6 +12,7 @@ import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -294,12 +295,20 @@ def _train_stage(
         schedule = check.fit_into(schedule)
     logger.debug("%s: %s", stage.name, schedule)
     batch_at = stage.objective.batches(done.volumes, seed, network)
-    network = fit(network, batch_at, stage.objective.loss, place, schedule, True, report, check)
+    # A check tells of most steps, and more of each; the others are for slow machines, on which they come seldom.
+    lines = report if check is None else partial(_report_steps, report)
+    network = fit(network, batch_at, stage.objective.loss, place, schedule, True, lines, check)
     done.networks[stage.name] = network if check is None else check.choose(network)
     if check is not None:
         done.checks[stage.name] = check
     if rank == 0:
         done.lengths[stage.name] = training_length(place)
+
+
+def _report_steps(report: Report, line: str) -> None:
+    """Passes on the lines about steps alone."""
+    if line.startswith("step"):
+        report(line)
 
 
 def _report_nothing(line: str) -> None:
