@@ -73,6 +73,8 @@ def damage(path, rng):
 def change_bytes(path, rng, packed):
     """Change the bytes of a file, or those that are packed in it."""
     content = bytearray(gzip.decompress(path.read_bytes()) if packed else path.read_bytes())
+    if not content:
+        return "nothing"
     head = min(len(content), 400)
     kind = rng.choice(["flip", "header", "header", "number", "number", "cut", "drop", "insert", "empty", "grow"])
     if kind in ("flip", "header"):

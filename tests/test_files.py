@@ -206,7 +206,7 @@ def test_gzip_that_goes_on_behind_its_voxels_is_refused(tmp_path):
 
 @catches("io/streams.py", "            _check_padding(raw)\n", "")
 def test_gigabytes_of_zeros_behind_a_gzip_stream_are_not_counted_one_by_one(tmp_path):
-    for name, size in (("sound", 100_000), ("bomb", 2**32)):
+    for name, size in (("sound", 100_000), ("bomb", 2**25)):
         path = thick_scan(tmp_path / f"{name}.nii.gz")
         os.truncate(path, size)
     assert read(tmp_path / "sound.nii.gz").shape == (12, 12, 5)
