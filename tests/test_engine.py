@@ -1,6 +1,8 @@
 """The door to the inference engine, and the embedded model behind it."""
 
+import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import sys
@@ -29,6 +31,8 @@ from thinslice.models.engine import CARD_KEY, EngineSettings, make_engine
 from thinslice.models.files import load_model
 from thinslice.models.registry import EMBEDDED, find_model
 from thinslice.models.slab_network import INPUTS, SlabModel
+from thinslice.pipeline import enhance_volume
+from thinslice.settings import Settings
 from thinslice.volume import Volume, through_plane_axis
 
 
@@ -264,3 +268,23 @@ def test_a_network_whose_names_are_no_text_is_refused(tmp_path, capfd):
             refused += refusal.code == "unreadable-network"
     assert refused > 10
     assert capfd.readouterr() == ("", "")
+
+
+@catches(
+    "models/slab_network.py",
+    'with np.errstate(invalid="ignore", over="ignore"):\n                    total',
+    "if True:\n                    total",
+)
+@pytest.mark.parametrize("fuse", [False, True])
+def test_a_network_with_infinite_numbers_is_taken_back_without_a_word(tmp_path, fuse):
+    """Shares of neighbouring slabs may be infinite with both signs; a warning would be a line on the terminal."""
+    volume = read(make_scan(tmp_path / "scan.nii.gz", shape=(16, 16, 5)))
+    signs = itertools.cycle([np.inf, -np.inf, np.inf])
+
+    def residual(slices, geometry, position):
+        return np.full((len(position), *slices.shape[1:]), next(signs), np.float32)
+
+    model = dataclasses.replace(find_model("default"), residual=residual)
+    done = enhance_volume(volume, Settings(fuse=fuse), model)
+    assert np.isfinite(done.array).all()
+    assert done.report.guard.suspect == done.report.guard.cells

@@ -497,7 +497,8 @@ class _Stack:
                 by_network = by_base + apply_along_first_axis(seen, residuals)[0]
             own = self.residual(slab)
             base = self.lines.base(self.lines.thin_of(slab, slab + 1), spline_low, spline_high)
-            answer = apply_along_first_axis(base, nearby) + own
+            with np.errstate(invalid="ignore", over="ignore"):
+                answer = apply_along_first_axis(base, nearby) + own
             cells = find_suspect_cells(answer, by_network, by_base, self.bounds, self.plan.slice_noise or 0.0)
             self.count = self.count.with_slab(cells)
             # Cells, not pixels, are taken back, and their edges are blended: a seam would be worse than the error.

@@ -109,7 +109,9 @@ class _SlabAnswer(Answer):
             first, shares = self.slab_answer(near)
             low, high = max(own.start, first), min(own.stop, first + len(shares))
             if low < high:
-                total[low - own.start : high - own.start] += shares[low - first : high - first]
+                # What is infinite the guard finds; there is nobody to be warned of it.
+                with np.errstate(invalid="ignore", over="ignore"):
+                    total[low - own.start : high - own.start] += shares[low - first : high - first]
         # Slabs are asked for in rising order, so this one is not needed again.
         self.begun.pop(slab - 1, None)
         return {slab: total}
@@ -143,6 +145,7 @@ class _SlabAnswer(Answer):
         if self.stack.fuse:
             # In the mirror what lies just after the middle slice lies just before it, hence also the negative offsets.
             mirrored = np.ascontiguousarray(around[::-1, ::-1, ::-1])
-            answer += self.model.residual(mirrored, self.geometry, position_code(-offset))[:, ::-1, ::-1]
-            answer /= 2
+            with np.errstate(invalid="ignore", over="ignore"):
+                answer += self.model.residual(mirrored, self.geometry, position_code(-offset))[:, ::-1, ::-1]
+                answer /= 2
         return int(first), answer
