@@ -12,8 +12,9 @@ from make_scans import make_voxels, save_scan
 from thinslice import cli
 from thinslice.compute.reslice import reslice
 from thinslice.errors import InputRefused, PlanRefused
+from thinslice.files import MOST_TEXT_BYTES
 from thinslice.io.nifti import read
-from thinslice.io.sidecars import MOST_BYTES, thickness_beside
+from thinslice.io.sidecars import thickness_beside
 
 THICK = np.diag([1.0, 1.0, 4.0, 1.0])
 
@@ -174,7 +175,7 @@ def test_a_thickness_that_is_none_is_ignored_and_that_is_told(tmp_path, number):
 
 def test_a_sidecar_larger_than_any_is_not_read(tmp_path):
     with open(tmp_path / "a.json", "wb") as stream:
-        stream.truncate(MOST_BYTES + 2)
+        stream.truncate(MOST_TEXT_BYTES + 2)
     assert thickness_beside(tmp_path / "a.nii.gz")[0] is None
 
 

@@ -155,7 +155,7 @@ def enhance(arguments: argparse.Namespace) -> int:
     answers = find_scan_outputs(arguments.input, arguments.output, arguments.overwrite)
     is_folder = arguments.input.is_dir()
     drawn = _find_drawn(answers, arguments.input) if is_folder else []
-    answers = [answer for answer in answers if answer not in [each.answer for each in drawn]]
+    answers = _without_drawn(answers, drawn)
     tasks = _find_tasks(answers, arguments, is_folder, [each.place for each in drawn if each.scan is not None])
     states = _enhance_all(tasks, settings, arguments)
     states += [_bring_along_if_possible(each, settings, arguments) for each in drawn]
@@ -200,7 +200,7 @@ def _enhance_several(paths: Sequence[Path], settings: "Settings", arguments: arg
         else:
             of_files += find_scan_outputs(path, f"{target}/", arguments.overwrite)
     drawn = _find_drawn(of_files, paths[0]) if of_files else []
-    of_files = [answer for answer in of_files if answer not in [each.answer for each in drawn]]
+    of_files = _without_drawn(of_files, drawn)
     brought = [each.place for each in drawn if each.scan is not None]
     tasks = _find_tasks([*of_files, *of_series], arguments, True, brought)
     refused = _tell_of_others(studies, arguments, not tasks)
@@ -287,6 +287,10 @@ def _find_drawn(answers: "Sequence[ScanOutput]", folder: Path) -> list[_Drawn]:
             code="folder-of-labels",
         )
     return found
+
+
+def _without_drawn(answers: "Sequence[ScanOutput]", drawn: Sequence[_Drawn]) -> "list[ScanOutput]":
+    return [answer for answer in answers if answer not in [each.answer for each in drawn]]
 
 
 def _find_tasks(

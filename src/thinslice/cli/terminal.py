@@ -27,7 +27,7 @@ INTERRUPTED = 130
 """Exit code after Ctrl-C or a polite kill: 128 and the number of SIGINT, as shells give it."""
 
 EXIT_CODES = {
-    DONE: "done; also where only what is no scan was left out of a DICOM study ([dicom.md](dicom.md)), without `--strict`",
+    DONE: "done; also where only what is no scan was left out of a DICOM study, without `--strict`",
     FAULT: "a fault in this program, with a traceback: please report it",
     REFUSED: "refused, or failed, all or some of it: each with a line on standard error that says why, and what helps",
     INTERRUPTED: "interrupted, by Ctrl-C, SIGTERM or SIGHUP; a second signal ends the program by that signal",
