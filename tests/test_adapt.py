@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from time import monotonic
 from types import SimpleNamespace
@@ -256,7 +257,8 @@ def test_what_is_kept_is_what_enhance_computes_with(run, scan, tmp_path, monkeyp
     assert done.adapted
     for model, thin in ((gentle, "before"), (done.model.with_suffix(""), "after")):
         words = ["-i", scan, "-o", tmp_path / f"{thin}.nii", "--model", model, "--profile", "gaussian", "-q"]
-        assert run("enhance", *words)[0] == 0
+        # Noise as it is, the scan agrees with no answer.
+        assert run("enhance", *words, "--force")[:2] == (0, [])
     before, after = (nifti.read(tmp_path / f"{thin}.nii").voxels for thin in ("before", "after"))
     assert (after != before).mean() > 0.1
 
@@ -301,7 +303,8 @@ def test_the_embedded_network_can_be_adapted(run, scan, tmp_path, monkeypatch):
     card, embedded = card_of(tmp_path / "mine.onnx"), find_model("default")
     assert card["started_from"]["sha256"] == embedded.sha256
     assert card["data"] == embedded.card["data"]
-    assert find_model(str(tmp_path / "mine")).envelope == embedded.envelope
+    # What it has learnt since, nobody knows.
+    assert find_model(str(tmp_path / "mine")).envelope == replace(embedded.envelope, learnt_mr_alone=False)
 
 
 @catches(

@@ -121,14 +121,21 @@ def test_a_qform_that_would_be_sheared_is_not_written_and_that_is_told(tmp_path)
     assert codes == [2, 0]
 
 
-def test_a_qform_of_right_angles_beside_a_sheared_sform_stays(tmp_path):
-    """As of a tilted gantry: a converter writes what a quaternion can say."""
+def test_a_qform_beside_a_sheared_sform_is_not_that_of_the_straightened_slices(tmp_path):
+    """As of a tilted gantry: a converter writes what a quaternion can say, and the slices are where the sform says."""
     sheared = SCANNER @ (np.eye(4) + np.pad([[0.3]], ((1, 2), (2, 1))))
     scan = save_both(tmp_path / "scan.nii", sheared)
     done = thinslice.enhance(scan, model="cubic", factor=4)
     done.save(tmp_path / "thin.nii")
-    assert_overlays(scan, tmp_path / "thin.nii")
-    assert any("sheared" in note for note in done.report.notes)
+    sform, qform, *codes = forms(tmp_path / "thin.nii")
+    np.testing.assert_allclose(sform, done.affine, atol=1e-5)
+    np.testing.assert_allclose(qform, done.affine, atol=1e-4)
+    assert codes == [2, 0]
+    assert any("only the sform is written" in note for note in done.report.notes)
+    # The upright grid holds all of the scan, and its slices are where they were.
+    index = edges(np.linalg.inv(sform) @ sheared, SHAPE)
+    assert (index > -0.51).all()
+    assert (index < np.array(done.array.shape) - 0.49).all()
 
 
 def test_a_scan_on_its_own_grid_comes_back_with_its_forms(tmp_path):

@@ -263,7 +263,8 @@ def _of_one_group(group: list[Image], images: list[Image]) -> Iterator[Part]:
     turned = sorted(by_orientation(group), key=lambda one: one[0].orientation or ())
     whole = [one for one in turned if len(one) >= LEAST_IN_A_STACK]
     if len(turned) > 1 and not whole:
-        yield from _of_few_slices(turned, group, images)
+        # A few slices in each of many orientations are a localizer, or projections that rotate: refused as a whole.
+        yield Part("", group)
         return
     numbers = {id(one): number for number, one in enumerate(whole, 1)}
     for one in turned:
@@ -273,18 +274,6 @@ def _of_one_group(group: list[Image], images: list[Image]) -> Iterator[Part]:
             rows, columns = grid[0].shape
             size = f", {columns} x {rows}" if len(grids) > 1 else ""
             yield from _of_one_grid(number + size, grid, images)
-
-
-def _of_few_slices(turned: list[list[Image]], group: list[Image], images: list[Image]) -> Iterator[Part]:
-    """Yields stacks of two slices that are told apart by their series numbers; all of them as one part else."""
-    at = list(WHERE_DOUBLED).index("SeriesNumber")
-    numbered = by(group, lambda image: image.where_doubled[at])
-    if len(numbered) == len(turned) and all(len(by_orientation(one)) == 1 and len(one) > 1 for one in numbered):
-        for one in numbered:
-            yield Part(f", series number {one[0].where_doubled[at]}", one)
-        return
-    # A few slices in each of many orientations are a localizer, or projections that rotate: refused as a whole.
-    yield Part("", group)
 
 
 def _of_one_grid(label: str, grid: list[Image], images: list[Image]) -> Iterator[Part]:
