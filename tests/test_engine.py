@@ -16,7 +16,7 @@ from onnx import helper
 from onnxruntime.capi import onnxruntime_pybind11_state as library
 
 from faults import catches
-from model_files import save_network
+from model_files import save_network, with_card
 from planning import plan_for
 from test_cli import make_scan
 from test_upsample import flipped, same, turned
@@ -288,3 +288,21 @@ def test_a_network_with_infinite_numbers_is_taken_back_without_a_word(tmp_path, 
     done = enhance_volume(volume, Settings(fuse=fuse), model)
     assert np.isfinite(done.array).all()
     assert done.report.guard.suspect == done.report.guard.cells
+
+
+@catches("models/envelope.py", "or not least <= count <= MOST_PIXELS", "")
+@pytest.mark.parametrize("name", ["multiple", "reach", "context"])
+@pytest.mark.parametrize("value", [None, True, -1, 1e400, "3", [], {}, 2**70, 1.5])
+def test_a_card_that_says_anything_is_refused_when_it_is_read(tmp_path, name, value):
+    model = with_card(tmp_path / "model.onnx", **{name: value})
+    with pytest.raises(ModelRefused) as refusal:
+        load_model(model)
+    assert refusal.value.code == "foreign-card"
+
+
+@pytest.mark.parametrize("factor", [None, [1], ["1", "8"], [8, 1], [{}, 2], [float("nan"), 2]])
+def test_an_envelope_that_is_no_range_is_refused_when_it_is_read(tmp_path, factor):
+    card = load_model(EMBEDDED / "default.onnx").card
+    with pytest.raises(ModelRefused) as refusal:
+        load_model(with_card(tmp_path / "model.onnx", envelope=card["envelope"] | {"factor": factor}))
+    assert refusal.value.code == "foreign-card"

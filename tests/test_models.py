@@ -109,7 +109,7 @@ def test_what_the_package_does_not_know_is_refused(toy, monkeypatch):
     [
         ("cubics", [1.5, 8.0], "got interpolation 'cubics'"),
         ("linear", "x", "not enough values"),
-        ("linear", ["a", "b"], "could not convert"),
+        ("linear", ["a", "b"], "factor is a to b"),
         ("linear", [8.0, 1.5], "factor is 8.0 to 1.5"),
         ("linear", 4, "not iterable"),
     ],

@@ -1,9 +1,14 @@
 """The envelope of a model: the scans it is valid for."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from thinslice.settings import GRIDS, PROFILES
+
+MOST_PIXELS = 4096
+"""What a network may see around a pixel, or need a multiple of: more is none of ours."""
 
 TOLERANCE = 1e-6
 """How far beyond its ends an envelope is still valid, without a unit: the rounding of millimetres."""
@@ -40,7 +45,7 @@ class Envelope:
         # What a model's file says of itself comes in here, and such a file may hold anything.
         for name in ("factor", "thickness_over_spacing"):
             low, high = getattr(self, name)
-            if not float(low) <= float(high):
+            if not all(isinstance(end, int | float) for end in (low, high)) or not low <= high:
                 raise ValueError(f"{name} is {low} to {high}")
         for names, known in ((self.profiles, PROFILES), (self.grids, GRIDS)):
             if foreign := set(names) - set(known):
@@ -68,3 +73,19 @@ class Envelope:
         low, high = self.factor
         known = self.only_factors is None or any(abs(factor - one) <= TOLERANCE for one in self.only_factors)
         return known and low - TOLERANCE <= factor <= high + TOLERANCE
+
+
+def count_on(card: Mapping[str, Any], name: str, least: int = 0) -> int:
+    """Returns a whole number on the card of a model, which may hold anything.
+
+    Raises:
+        KeyError, TypeError, ValueError: there is none, or one that no network of ours has.
+
+    Example:
+        >>> count_on({"reach": 12}, "reach")
+        12
+    """
+    count = card[name]
+    if not isinstance(count, int) or isinstance(count, bool) or not least <= count <= MOST_PIXELS:
+        raise ValueError(f"{name} is {str(count)[:40]}")
+    return count

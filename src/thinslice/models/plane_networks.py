@@ -9,13 +9,13 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from thinslice.errors import ModelRefused
 from thinslice.models.engine import Session, network_threads
-from thinslice.models.envelope import Envelope
+from thinslice.models.envelope import Envelope, count_on
 from thinslice.models.interpolations import interpolation
 from thinslice.models.protocol import WORKERS, Answer, Enlarger, Model, Stack
 from thinslice.models.tiling import tiles
@@ -80,11 +80,12 @@ class PlanesModel(Model):
         """
         card = session.card
         envelope = card["envelope"]
-        part, factor = envelope["part"], int(envelope["factor"])
+        part, factor = envelope["part"], count_on(envelope, "factor", 1)
+        scale, reach = (_pair_on(card, name, least) for name, least in (("scale", 1), ("reach", 0)))
         return PlanesModel(
             name=name,
             base=interpolation(card["base"]).base,
-            planes={(part, factor): _tiled(session, card["scale"], card["reach"])},
+            planes={(part, factor): _tiled(session, scale, reach)},
             envelope=Envelope(
                 thickness_over_spacing=tuple(envelope["thickness_over_spacing"]),
                 profiles=tuple(envelope["profiles"]),
@@ -96,6 +97,12 @@ class PlanesModel(Model):
             sha256=sha256,
             card=card,
         )
+
+
+def _pair_on(card: Mapping[str, Any], name: str, least: int) -> tuple[int, int]:
+    """Returns two whole numbers on a card; see `thinslice.models.envelope.count_on`."""
+    first, second = card[name]
+    return count_on({name: first}, name, least), count_on({name: second}, name, least)
 
 
 def together(models: Sequence[Model], name: str) -> PlanesModel:

@@ -14,7 +14,7 @@ import numpy as np
 
 from thinslice.models.conditioning import geometry_of, position_code
 from thinslice.models.engine import Session
-from thinslice.models.envelope import Envelope
+from thinslice.models.envelope import Envelope, count_on
 from thinslice.models.interpolations import interpolation
 from thinslice.models.protocol import Answer, Model, Stack
 from thinslice.models.tiling import padded, tiles
@@ -62,8 +62,8 @@ class SlabModel(Model):
         return SlabModel(
             name=name,
             base=interpolation(card["base"]).base,
-            residual=_tiled(session, int(card["multiple"]), int(card["reach"])),
-            context=int(card["context"]),
+            residual=_tiled(session, count_on(card, "multiple", 1), count_on(card, "reach")),
+            context=count_on(card, "context"),
             envelope=Envelope(
                 tuple(envelope["factor"]),
                 tuple(envelope["thickness_over_spacing"]),
