@@ -93,7 +93,7 @@ def tiny(request, tmp_path_factory):
 GEOMETRY = geometry_of(4.0, 1.0, "gaussian")
 
 
-@catches("models/slab_network.py", 'int(card["multiple"]), int(card["reach"])', 'int(card["multiple"]), 0')
+@catches("models/slab_network.py", 'count_on(card, "reach"))', "0)")
 @pytest.mark.parametrize("size", [(96, 130), (95, 131), (33, 200)])
 def test_tiled_equals_whole(tiny, monkeypatch, size):
     network, path, _ = tiny
