@@ -11,7 +11,7 @@ of these slices is compared with what was acquired: RMS in Hounsfield units betw
 *knees*, *prostate*, *fetal*: all stacks are placed and matched in brightness; then each is left out in turn, and its
 slices are compared with what the others say of them, combined and each alone: RMS in intensity ranges of the first
 stack over samples that all of them see and that are brighter than `BRIGHT`. Who is left out has a say only in where it
-lies and how bright it is.
+lies, how bright it is, and in how slices of others would look that moved within their stack.
 
 *others*: three orthogonal stacks, x4, of the middle of each volume in DATA/iso_dev; each way in a process of its own:
 PSNR over the foreground, seconds, and the largest memory of the process. It needs SimpleITK.
@@ -37,7 +37,7 @@ from scipy.interpolate import CubicSpline
 
 from thinslice.combination import combine_volumes, describe_combination
 from thinslice.compute.combine import join
-from thinslice.compute.stacks import ObservedStack, Stack, VoxelGrid, find_misfit, observe
+from thinslice.compute.stacks import ObservedStack, Stack, VoxelGrid, find_misfit, observe, straighten
 from thinslice.compute.upsample import upsample
 from thinslice.evaluation.metrics import data_range, foreground, psnr
 from thinslice.models.engine import EngineSettings
@@ -133,7 +133,7 @@ def compare_real(what: str, data: Path, name: str, out: Path | None, mm: float |
         yield f"    {told.describe()}"
     grid = VoxelGrid(done.volume.shape, done.volume.affine)
     fits = [k for k, told in enumerate(done.stacks) if told.left_out is None]
-    stacks = [_make_stack(scans[k], done.stacks[k]) for k in fits]
+    stacks = [_make_stack(scans[k], done.stacks[k], done.volume) for k in fits]
     names = [_stem(group.scans[k]) for k in fits]
     observed, low, width = observe(stacks, grid)
     if out is not None:
@@ -147,9 +147,13 @@ def compare_real(what: str, data: Path, name: str, out: Path | None, mm: float |
         yield from leave_out(observed, names)
 
 
-def _make_stack(scan: Volume, told) -> Stack:
-    thin = upsample(scan, told.plan, find_model(told.plan.model, EngineSettings())).volume
-    return Stack(scan, told.plan, thin, told.motion)
+def _make_stack(scan: Volume, told, combined: Volume) -> Stack:
+    """Returns a stack where it was placed, thin from slices that lie evenly apart, as when it was combined."""
+    within = None if told.within is None else told.within.motions @ np.linalg.inv(told.motion)
+    placed, even, plan = Stack(scan, told.plan, scan, told.motion, within), scan, told.plan
+    if within is not None:
+        even, plan = straighten(placed, VoxelGrid(combined.shape, combined.affine), combined.voxels * told.fit.gain)
+    return replace(placed, thin=upsample(even, plan, find_model(plan.model, EngineSettings())).volume)
 
 
 def hold_out(k: int, stacks: Sequence[Stack], names: Sequence[str], grid: VoxelGrid) -> Iterator[str]:

@@ -23,9 +23,12 @@ from thinslice import combination
 from thinslice.combination import MOST_VOXELS, combine_volumes
 from thinslice.compute.likeness import Likeness
 from thinslice.compute.registration import Registration, register
+from thinslice.compute.stacks import Stack
 from thinslice.errors import InputRefused, OutputRefused, PlanRefused, ThinsliceError
 from thinslice.io import atomic, formats, nifti
 from thinslice.models.interpolations import interpolation
+from thinslice.physics.acquisition import Acquisition
+from thinslice.physics.stack_acquisition import resample
 from thinslice.volume import Volume
 
 SIDE = 40
@@ -484,29 +487,30 @@ def test_nothing_that_goes_in_is_changed():
 # ---- placing
 
 
+BODY_SIDE = 56
+BODY_GRID = affine_of(2, (BODY_SIDE, BODY_SIDE, BODY_SIDE)) @ np.diag([1, 1, 1 / THICK_MM, 1])
+BODY_GRID[2, 3] = -(BODY_SIDE - 1) / 2
+
+
+def slices_of_body(axis, motion):
+    """Slices of 4 mm of a larger body with texture."""
+    texture = gaussian_filter(np.random.default_rng(3).standard_normal((BODY_SIDE + 16,) * 3), 1.8)
+    texture = 500 + 300 * texture / texture.std()
+    larger = BODY_GRID.copy()
+    larger[:3, 3] -= 8
+    moved = resample(texture.astype(np.float32), larger, (BODY_SIDE,) * 3, motion @ BODY_GRID)
+    centres = 1.5 + 4 * np.arange(BODY_SIDE // 4)
+    thick = Acquisition(centres, BODY_SIDE, 4.0, "gaussian", axis).forward(moved)
+    affine = BODY_GRID.copy()
+    affine[:3, axis] *= 4
+    affine[axis, 3] += 1.5
+    return Volume(thick.astype(np.float32), affine, thickness_mm=4.0)
+
+
 @pytest.fixture(scope="module")
 def body():
-    """Three stacks of a larger body with texture; the coronal one lies where its header does not say."""
-    side = 56
-    texture = gaussian_filter(np.random.default_rng(3).standard_normal((side + 16,) * 3), 1.8)
-    texture = 500 + 300 * texture / texture.std()
-    grid = affine_of(2, (side, side, side)) @ np.diag([1, 1, 1 / THICK_MM, 1])
-    grid[2, 3] = -(side - 1) / 2
-
-    def slices(axis, motion):
-        from thinslice.physics.acquisition import Acquisition
-        from thinslice.physics.stack_acquisition import resample
-
-        larger = grid.copy()
-        larger[:3, 3] -= 8
-        moved = resample(texture.astype(np.float32), larger, (side, side, side), motion @ grid)
-        thick = Acquisition(1.5 + 4 * np.arange(side // 4), side, 4.0, "gaussian", axis).forward(moved)
-        affine = grid.copy()
-        affine[:3, axis] *= 4
-        affine[axis, 3] += 1.5
-        return Volume(thick.astype(np.float32), affine, thickness_mm=4.0)
-
-    return [slices(2, np.eye(4)), slices(1, MOTION), slices(0, np.eye(4))]
+    """Three stacks of it; the coronal one lies where its header does not say."""
+    return [slices_of_body(2, np.eye(4)), slices_of_body(1, MOTION), slices_of_body(0, np.eye(4))]
 
 
 def test_a_stack_that_moved_is_placed_where_it_fits(body, tmp_path):
@@ -525,7 +529,11 @@ def test_a_stack_that_moved_is_placed_where_it_fits(body, tmp_path):
     np.testing.assert_array_equal(believed.stacks[1].motion, np.eye(4))
 
 
-@catches("combination.py", "stacks = _refine(stacks, used, wanted", "_refine(stacks, used, wanted")
+@catches(
+    "combination.py",
+    "placed = _refine(stacks, used, grid, part_of(progress, 0.0, 0.3)) if registration",
+    "placed = list(stacks) if registration",
+)
 def test_what_registration_leaves_is_found_by_the_slices_themselves(body, monkeypatch):
     pytest.importorskip("SimpleITK")
     alike = Likeness(0.9, 1.0)
@@ -536,7 +544,7 @@ def test_what_registration_leaves_is_found_by_the_slices_themselves(body, monkey
     assert np.linalg.norm((done.stacks[1].motion @ middle - MOTION @ middle)[:3]) < 0.3
 
 
-@catches("combination.py", "left_out[number] = _reason(alike, names[other])", "placed[number] = stacks[number]")
+@catches("combination.py", "if number in beside or alike.is_same_body:", "if True:")
 def test_a_stack_of_another_body_is_left_out_and_told(run, body, tmp_path):
     pytest.importorskip("SimpleITK")
     stranger = np.random.default_rng(5).standard_normal((56, 56, 56))
@@ -574,6 +582,59 @@ def test_registration_is_asked_of_each_stack_against_one_that_is_placed(monkeypa
     monkeypatch.setattr(combination, "register", note)
     combined(FIRST, STACKS["coronal"], STACKS["sagittal"], registration=True)
     assert len(pairs) == 2
+
+
+@catches("combination.py", "and (share > 0 or continues or pair[0] not in reasons)", "and pair[0] not in reasons")
+def test_a_stack_that_does_not_fit_one_is_tried_with_others(monkeypatch):
+    """The second one fits the third alone, which is placed after it was tried: the third shares less with the first."""
+    alike, strange = Likeness(0.9, 1.0), Likeness(0.1, 1.0)
+    pairs = []
+
+    def believe(moving, fixed):
+        pairs.append(tuple(int(volume.voxels.max()) for volume in (moving, fixed)))
+        likeness = strange if set(pairs[-1]) == {1, 2} else alike
+        return Registration(np.eye(4), likeness, likeness, 0.0, 0.0)
+
+    def numbered(number, shape):
+        scan = Volume(np.full(shape, float(number)), np.eye(4))
+        return Stack(scan, None, scan)
+
+    monkeypatch.setattr(combination, "register", believe)
+    stacks = [numbered(1, (20, 20, 20)), numbered(2, (20, 20, 20)), numbered(3, (20, 20, 40))]
+    _, likeness, left_out, _ = combination._place(stacks, ["a", "b", "c"], True, lambda share: None)
+    assert pairs == [(2, 1), (3, 1), (2, 3)]
+    assert likeness == [1.0, 0.9, 0.9]
+    assert left_out == {}
+    stacks[2] = numbered(2, (20, 20, 40))
+    _, _, left_out, _ = combination._place(stacks, ["a", "b", "c"], True, lambda share: None)
+    assert list(left_out) == [1, 2]
+
+
+@catches("combination.py", "return replace(stack, thin=done.volume, fell_back=fell_back)", "return stack")
+@catches("combination.py", "motions @ stack.motion, parts,", "motions, parts,")
+def test_packages_that_moved_within_a_stack_are_placed_and_told(body, tmp_path):
+    pytest.importorskip("SimpleITK")
+    still, moved, other = body
+    # Every second slice of the coronal stack was acquired where the body lay at first.
+    back = slices_of_body(1, np.eye(4)).voxels
+    mixed = moved.voxels.copy()
+    mixed[:, ::2] = back[:, ::2]
+    stack = replace(moved, voxels=mixed)
+    done = combined(still, stack, other, registration=True, profile="gaussian", thickness_mm=4.0)
+    within = done.stacks[1].within
+    assert within.parts == 2
+    middle = np.array([0, 0, 0, 1.0])
+    np.testing.assert_allclose((within.motions[1] @ middle)[:3], (MOTION @ middle)[:3], atol=0.2)
+    np.testing.assert_allclose((within.motions[0] @ middle)[:3], 0, atol=0.2)
+    assert "its 2 packages of slices up to " in done.stacks[1].describe()
+    facts = json.loads(done.to_json())["combined_from"]
+    assert facts[0]["within"] is facts[2]["within"] is None
+    np.testing.assert_allclose(facts[1]["within"]["motions"], within.motions)
+    assert [one.within is None for one in done.stacks] == [True, False, True]
+    without = combined(still, stack, other, profile="gaussian", thickness_mm=4.0)
+    best = combined(still, replace(moved, voxels=back), other, profile="gaussian", thickness_mm=4.0)
+    off, was = (np.std((each.array - best.array)[8:-8, 8:-8, 8:-8]) for each in (done, without))
+    assert off < 0.2 * was
 
 
 def test_without_simpleitk_a_way_out_is_named(run, scans, tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ from phantoms import sampled
 from thinslice.compute.blur import blur
 from thinslice.compute.combine import combine_stacks, join, solve
 from thinslice.compute.motion import refine_motions
-from thinslice.compute.stacks import Stack, VoxelGrid, find_say, observe
+from thinslice.compute.stacks import Stack, VoxelGrid, find_say, observe, straighten
 from thinslice.models.interpolations import interpolation
 from thinslice.physics.acquisition import Acquisition
 from thinslice.pipeline import enhance_volume
@@ -92,22 +92,24 @@ def test_noise_is_not_followed():
     assert error(joined.voxels) < error(np.mean([one.thin.voxels for one in noisy], axis=0))
 
 
-@catches("compute/stacks.py", "stack.motion @ acquired.affine,", "acquired.affine,")
+@catches("compute/stacks.py", "there = stack.motion @ acquired.affine", "there = acquired.affine")
 def test_a_moved_stack_helps_as_much_where_its_motion_is_known():
     moved = replace(stack_along(1, MOTION), motion=MOTION)
     joined = combine_stacks([STACKS[0], moved, STACKS[2]], GRID)
     assert error(joined.voxels, 6) < 1.12 * error(combine_stacks(STACKS, GRID).voxels, 6)
 
 
-@catches("compute/motion.py", "np.cross(places, steep, axis=0)", "np.cross(steep, places, axis=0)")
-@catches("compute/motion.py", "motion = step @ motion", "motion = step")
+@catches(
+    "compute/motion_evidence.py", "np.cross(places[:, number] - middle_mm[:, None, None], steep, axis=0)", "0 * steep"
+)
+@catches("compute/motion.py", "motions = steps @ motions", "motions = steps")
 @pytest.mark.parametrize("noise", [0.0, 2.0])
 def test_motion_is_found(noise):
     stacks = [stack_along(axis, MOTION if axis == 1 else None, noise, seed=axis) for axis in range(3)]
     found = refine_motions(stacks, GRID)
-    assert grid_distance_mm(found[1].motion @ GRID.affine, MOTION @ GRID.affine, GRID.shape) < 0.35
-    assert grid_distance_mm(found[2].motion @ GRID.affine, GRID.affine, GRID.shape) < 0.2
-    np.testing.assert_array_equal(found[0].motion, np.eye(4))
+    assert grid_distance_mm(found[1].stack.motion @ GRID.affine, MOTION @ GRID.affine, GRID.shape) < 0.35
+    assert grid_distance_mm(found[2].stack.motion @ GRID.affine, GRID.affine, GRID.shape) < 0.2
+    np.testing.assert_array_equal(found[0].stack.motion, np.eye(4))
     assert found[1].turned_degrees == pytest.approx(np.sqrt(2**2 + 1.5**2 + 2**2), abs=0.3)
     assert found[1].rms_after < 0.5 * found[1].rms_before
 
@@ -115,7 +117,7 @@ def test_motion_is_found(noise):
 def test_stacks_that_share_nothing_stay_where_they_are():
     away = replace(STACKS[1], motion=motion_of((0, 0, 0), (300.0, 0, 0)))
     found = refine_motions([STACKS[0], away], GRID)[1]
-    np.testing.assert_array_equal(found.motion, away.motion)
+    np.testing.assert_array_equal(found.stack.motion, away.motion)
     assert found.rms_before is None
 
 
@@ -230,7 +232,7 @@ def test_a_smooth_difference_in_brightness_is_not_put_between_the_slices():
     assert np.abs(uneven - even)[12:-12, 12:-12, 12:-12].max() < 0.02
 
 
-@catches("compute/motion.py", "if gained <= least_gain * history[-1] ** 2 or moved_mm > FARTHEST_MM:", "if False:")
+@catches("compute/motion.py", "if history and evidence.rms >= min(history):", "if False:")
 def test_a_stack_that_another_place_does_not_fit_stays(monkeypatch):
     """What the others say of it would carry it away: a step of Gauss and Newton that is far too long."""
     body = ndimage.gaussian_filter(np.random.default_rng(2).random((48, 48, 48)), 1.5).astype(np.float32)
@@ -243,10 +245,10 @@ def test_a_stack_that_another_place_does_not_fit_stays(monkeypatch):
         done = enhance_volume(Volume(voxels, affine), settings, interpolation("cubic"))
         stacks.append(Stack(done.acquired, done.plan, done.volume))
     away = np.eye(4)
-    away[0, 3] = 9.0
-    monkeypatch.setattr("thinslice.compute.motion._rigid", lambda *_: away)
+    away[0, 3] = 3.0
+    monkeypatch.setattr("thinslice.compute.motion_evidence.rigid", lambda *_: away)
     found = refine_motions(stacks, VoxelGrid((48, 48, 48), np.eye(4)))
-    assert [np.array_equal(one.motion, np.eye(4)) for one in found] == [True, True]
+    assert [np.array_equal(one.stack.motion, np.eye(4)) for one in found] == [True, True]
 
 
 @catches("compute/motion.py", "CLEAR_GAIN = 100.0", "CLEAR_GAIN = 0.0")
@@ -319,3 +321,111 @@ def test_what_contradicts_the_other_stacks_counts_less_there_alone():
     trust = observed[1].trust(0.006)
     assert trust[24, 24, 5] < 0.05
     assert np.median(trust) > 0.2
+
+
+def with_moved_slices(axis, motions, noise=0.0):
+    """A stack of which each slice was acquired where the body had moved to by then."""
+    thick = np.array(STACKS[axis].acquired.voxels)
+    for motion in np.unique(motions, axis=0):
+        moved = stack_along(axis, motion, noise, seed=axis).acquired.voxels
+        chosen = np.expand_dims((motions == motion).all(axis=(1, 2)), [a for a in range(3) if a != axis])
+        thick = np.where(chosen, moved, thick)
+    scan = replace(STACKS[axis].acquired, voxels=thick)
+    done = enhance_volume(scan, Settings(factor=4.0, profile="gaussian"), interpolation("cubic"))
+    return Stack(scan, done.plan, done.volume)
+
+
+def still():
+    return np.tile(np.eye(4), (SIDE // 4, 1, 1))
+
+
+def packages():
+    motions = still()
+    motions[1::2] = MOTION
+    return motions
+
+
+def places(stack):
+    return (still() if stack.slice_motions is None else stack.slice_motions) @ stack.motion
+
+
+def farthest_mm(found, true):
+    return max(grid_distance_mm(a @ GRID.affine, b @ GRID.affine, GRID.shape) for a, b in zip(found, true, strict=True))
+
+
+@catches(
+    "compute/motion_evidence.py",
+    "normal[1 - half, group], moment[1 - half, group]",
+    "normal[half, group], moment[half, group]",
+)
+@pytest.mark.parametrize("noise", [0.0, 4.0])
+def test_stacks_that_lie_still_are_not_split(noise):
+    stacks = [stack_along(axis, noise=noise, seed=axis) for axis in range(3)]
+    for one, stack in zip(refine_motions(stacks, GRID), stacks, strict=True):
+        assert one.stack.slice_motions is None
+        assert one.stack.plan == stack.plan
+        assert one.moved_mm < 0.3
+
+
+@catches("compute/motion.py", "alternating_shift_px=(0.0, 0.0)", "alternating_shift_px=(0.4, 0.4)")
+@catches("compute/motion.py", "number % n for n in PACKAGES", "number % (n + 3) for n in PACKAGES")
+@pytest.mark.parametrize("noise", [0.0, 2.0])
+def test_packages_that_moved_are_found(noise):
+    stacks = [stack_along(0, noise=noise), with_moved_slices(1, packages(), noise), stack_along(2, noise=noise, seed=2)]
+    found = [one.stack for one in refine_motions(stacks, GRID)]
+    assert [one.slice_motions is None for one in found] == [True, False, True]
+    assert len(np.unique(found[1].slice_motions, axis=0)) == 2
+    assert farthest_mm(places(found[1]), packages()) < 0.4
+    whole = combine_stacks(stacks, GRID).voxels
+    assert error(combine_stacks(found, GRID).voxels, 6) < (0.9 if noise else 0.75) * error(whole, 6)
+
+
+@catches("compute/motion_evidence.py", "whole[first, :, second] += COUPLING", "whole[first, :, second] += 1e6")
+def test_single_slices_that_moved_are_found():
+    motions = still()
+    motions[4] = MOTION
+    motions[7] = np.linalg.inv(MOTION)
+    stacks = [STACKS[0], with_moved_slices(1, motions), STACKS[2]]
+    found = [one.stack for one in refine_motions(stacks, GRID)]
+    assert [one.slice_motions is None for one in found] == [True, False, True]
+    off = [
+        grid_distance_mm(a @ GRID.affine, b @ GRID.affine, GRID.shape)
+        for a, b in zip(places(found[1]), motions, strict=True)
+    ]
+    assert np.median(off) < 0.5
+    assert max(off[4], off[7]) < 0.6 * grid_distance_mm(MOTION @ GRID.affine, GRID.affine, GRID.shape)
+
+
+@catches(
+    "compute/motion.py",
+    "self.first_motion if k == 0 else back @ stack.motion",
+    "self.first_motion if k == 0 else stack.motion",
+)
+@catches("compute/motion.py", "            self._keep_first()", "            pass")
+def test_the_first_stack_stays_where_it_is_as_a_whole():
+    """Its packages lie as far on one side of the place that its header says as on the other."""
+    found = [one.stack for one in refine_motions([with_moved_slices(0, packages()), *STACKS[1:]], GRID)]
+    middle = np.array([0, 0, 0, 1.0])
+    first, second = (found[0].slice_motions[number] @ middle for number in (0, 1))
+    np.testing.assert_allclose((first + second)[:3], 0, atol=0.01)
+    assert np.linalg.norm((second - first)[:3]) == pytest.approx(np.linalg.norm((MOTION @ middle)[:3]), abs=0.15)
+    np.testing.assert_array_equal(found[0].motion, np.eye(4))
+    # The still stacks lie where the first package does.
+    for one in found[1:]:
+        assert grid_distance_mm(one.motion @ GRID.affine, found[0].slice_motions[0] @ GRID.affine, GRID.shape) < 0.4
+
+
+@catches("compute/stacks.py", "known * (whole.forward(volume) - moved.forward(volume))", "0 * known")
+@catches(
+    "compute/stacks.py",
+    "whole.forward(volume) - moved.forward(volume)",
+    "moved.forward(volume) - whole.forward(volume)",
+)
+def test_slices_that_moved_are_laid_evenly_apart():
+    """As the stack would have acquired them without motion, wherever the body is inside the volume."""
+    stack = replace(with_moved_slices(1, packages()), slice_motions=packages())
+    even, plan = straighten(stack, GRID, TRUTH.astype(np.float32))
+    assert plan.axis == 1
+    inner = np.s_[6:-6, 1:-1, 6:-6]
+    off, was = (np.std((each - STACKS[1].acquired.voxels)[inner]) for each in (even.voxels, stack.acquired.voxels))
+    assert off < 0.1 * was

@@ -54,7 +54,11 @@ def stacks(draw, most_degrees=60.0, shape=SHAPE, most_shift_mm=4.0):
     return StackAcquisition(shape, affine, stack_shape, there, axis, float(spacing[axis]), draw(profiles))
 
 
-@catches("physics/stack_acquisition.py", "* self._inverse_inside.astype(stack.dtype, copy=False)", "* 1")
+@catches(
+    "physics/stack_acquisition.py",
+    "self._stack_axes) * self._inverse_inside.astype(",
+    "self._stack_axes) * np.ones_like(self._inverse_inside).astype(",
+)
 @catches("physics/line_passes.py", "inside[:, 0] += padded[:, :before].sum(axis=1)", "inside[:, 0] += 0")
 @settings(max_examples=60)
 @given(acquisition=stacks(), seed=seeds)

@@ -23,14 +23,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from thinslice.compute.combine import StackFit, combine_stacks
+from thinslice.compute.combine import Joined, StackFit, combine_stacks
 from thinslice.compute.consistency import check, check_agreement
+from thinslice.compute.kept_slices import take_kept
 from thinslice.compute.labels import fit_labels, interpolate_labels
 from thinslice.compute.likeness import Likeness, measure_likeness
-from thinslice.compute.motion import refine_motions
+from thinslice.compute.motion import measure_motion, refine_motions
 from thinslice.compute.registration import check_installed, register
 from thinslice.compute.ringing import settle_profile
-from thinslice.compute.stacks import Stack, VoxelGrid, go_on
+from thinslice.compute.stacks import Stack, VoxelGrid, go_on, straighten
 from thinslice.compute.uncertainty import CHECKED_SHA256, Spread, map_combined_error
 from thinslice.compute.upsample import upsample
 from thinslice.errors import InputRefused, OutputRefused, PlanRefused
@@ -97,6 +98,46 @@ CHUNK_SHARE = 0.5
 
 
 @dataclass(frozen=True, eq=False)
+class SliceMotions:
+    """How the slices of one stack moved beyond the stack.
+
+    Attributes:
+        motions: [slices, 4, 4] patient millimetres, from where its header says that each slice that is computed from
+            lies to where it was found to lie.
+        parts: how many motions there are: 2 of a stack whose every second slice moved, or as many as slices.
+        moved_mm, turned_degrees: the largest from where the stack as a whole lies: of the middle of a slice, and its
+            turn.
+    """
+
+    motions: np.ndarray
+    parts: int
+    moved_mm: float
+    turned_degrees: float
+
+    @classmethod
+    def of(cls, stack: Stack, motions: np.ndarray) -> "SliceMotions":
+        """Returns what is to be said of a stack.
+
+        Args:
+            stack: where it was found to lie.
+            motions: its ``slice_motions``.
+        """
+        acquired, plan = take_kept(stack.acquired, stack.plan)
+        moves = []
+        for number, motion in enumerate(motions):
+            index = [number if axis == plan.axis else (n - 1) / 2 for axis, n in enumerate(acquired.shape)]
+            moves.append(measure_motion(motion, stack.motion @ acquired.affine @ [*index, 1]))
+        moved_mm, turned_degrees = np.max(moves, axis=0)
+        parts = len(np.unique(motions, axis=0))
+        return cls(motions @ stack.motion, parts, float(moved_mm), float(turned_degrees))
+
+    def describe(self) -> str:
+        """Returns it in words."""
+        who = "slices" if self.parts == len(self.motions) else f"{self.parts} packages of slices"
+        return f"its {who} up to {self.moved_mm:.1f} mm and {self.turned_degrees:.1f} degrees from there"
+
+
+@dataclass(frozen=True, eq=False)
 class CombinedStack:
     """What became of one stack.
 
@@ -108,6 +149,7 @@ class CombinedStack:
         likeness: to the stack that it was placed against, 1 for the first.
         fit: how well the combined volume agrees with it; None for a stack that was left out.
         left_out: why it was left out, None for one that was not.
+        within: how its slices moved beyond that, None where they lie as the stack does.
     """
 
     name: str
@@ -118,6 +160,7 @@ class CombinedStack:
     likeness: float
     fit: StackFit | None = None
     left_out: str | None = None
+    within: SliceMotions | None = None
 
     def describe(self) -> str:
         """Returns one sentence for the terminal and the report."""
@@ -128,6 +171,8 @@ class CombinedStack:
         moved = "where its header says"
         if self.moved_mm >= 0.05 or self.turned_degrees >= 0.05:
             moved = f"moved by {self.moved_mm:.1f} mm and {self.turned_degrees:.1f} degrees"
+        if self.within is not None:
+            moved += f", {self.within.describe()}"
         fit = self.fit
         if fit is None:
             return moved
@@ -310,7 +355,7 @@ class Combined:
         plan = self.stacks[0].plan
         description = " ".join(f"Stack {n + 1} of {len(self.stacks)}: {self.stacks[n].account()}." for n in used)
         key = json.dumps(
-            [stack.plan.to_json() for stack in self.stacks] + [stack.motion.tolist() for stack in self.stacks]
+            [stack.plan.to_json() for stack in self.stacks] + [_motions_of(stack) for stack in self.stacks]
         )
         model = f"{plan.model} {plan.model_sha256 or ''}".strip()
         sources = [self.acquired[number] for number in used]
@@ -439,12 +484,7 @@ def combine_volumes(
     used = [number for number in range(len(stacks)) if number not in left_out]
     if len(used) < 2:
         raise _nothing_fits(names, left_out)
-    if registration:
-        stacks = _refine(stacks, used, wanted, part_of(progress, 0.6, 0.7))
-    for number, other in beside.items():
-        # A sliver says too little of where a stack lies: it stays with the one that it was placed beside.
-        stacks[number] = replace(stacks[number], motion=stacks[other].motion)
-    joined = combine_stacks([stacks[number] for number in used], wanted, part_of(progress, 0.7, 1.0))
+    stacks, joined = _join(stacks, used, beside, wanted, registration, part_of(progress, 0.6, 1.0))
     fits = dict(zip(used, joined.fits, strict=True))
     described = tuple(
         _describe_stack(stack, names[number], likeness[number], fits.get(number), left_out.get(number))
@@ -903,41 +943,52 @@ def _box_around(scans: Sequence[Volume], first: np.ndarray, spacing_mm: float | 
 def _place(
     stacks: list[Stack], names: Sequence[str], registration: bool, progress: Progress
 ) -> tuple[list[Stack], list[float], dict[int, str], dict[int, int]]:
-    """Returns the stacks where they fit, how alike each is to those placed before it, and which do not fit and why.
+    """Returns the stacks where they fit, how alike each is to one placed before it, and which do not fit and why.
 
     The last are those whose likeness nobody can tell, as they only touch another one, beside which their headers put
     them.
     """
-    placed, likeness, left_out = {0: stacks[0]}, [1.0] + [0.0] * (len(stacks) - 1), {}
+    placed, likeness, reasons = {0: stacks[0]}, [1.0] + [0.0] * (len(stacks) - 1), {}
     beside: dict[int, int] = {}
-    waiting = list(range(1, len(stacks)))
-    while waiting:
-        # The pair that shares most comes next: chunks of a spine are linked by their neighbours.
-        shares = {
-            (number, other): _closeness(stacks[number].acquired, stacks[other].acquired)
-            for number in waiting
-            for other in placed
-        }
-        number, other = max(shares, key=lambda pair: shares[pair])
-        waiting.remove(number)
+    closeness = {
+        (number, other): _closeness(stacks[number].acquired, stacks[other].acquired)
+        for number in range(1, len(stacks))
+        for other in range(len(stacks))
+        if number != other
+    }
+    tried: set[tuple[int, int]] = set()
+    while pairs := [
+        pair
+        for pair, (share, continues, _) in closeness.items()
+        if pair[0] not in placed
+        and pair[1] in placed
+        and pair not in tried
+        # What neither meets nor continues another stack is tried once, to say so.
+        and (share > 0 or continues or pair[0] not in reasons)
+    ]:
+        # The pair that shares most comes next: chunks of a spine are linked by their neighbours. A stack that does not
+        # fit one is tried with others, and once more when further ones are placed.
+        number, other = max(pairs, key=lambda pair: closeness[pair])
+        tried.add((number, other))
         moving, fixed = stacks[number].thin, stacks[other].thin
         if registration:
             found = register(moving, fixed)
             motion, alike = found.motion, found.likeness
         else:
             motion, alike = np.eye(4), measure_likeness(moving, fixed)
-        likeness[number] = alike.value
         neighbours = [one for one in placed if _continues(stacks[number].acquired, stacks[one].acquired)]
         if alike.value == 0 and neighbours:
             # Too little is common to measure anything, and both headers count from one place.
             beside[number] = other = neighbours[0]
             motion = np.eye(4)
-        elif not alike.is_same_body:
-            left_out[number] = _reason(alike, names[other])
-        if number not in left_out:
+        if number in beside or alike.is_same_body:
             stacks[number] = replace(stacks[number], motion=placed[other].motion @ motion)
             placed[number] = stacks[number]
-        progress(1 - len(waiting) / max(len(stacks) - 1, 1))
+        if number in placed or number not in reasons or alike.value > likeness[number]:
+            likeness[number], reasons[number] = alike.value, _reason(alike, names[other])
+        progress(len(placed) / len(stacks))
+    progress(1.0)
+    left_out = {number: reason for number, reason in sorted(reasons.items()) if number not in placed}
     return stacks, likeness, left_out, beside
 
 
@@ -1013,8 +1064,41 @@ def _refine(stacks: list[Stack], used: Sequence[int], grid: VoxelGrid, progress:
     )
     placed = list(stacks)
     for number, refined in zip(used, found, strict=True):
-        placed[number] = replace(stacks[number], motion=refined.motion)
+        placed[number] = refined.stack
     return placed
+
+
+def _join(
+    stacks: list[Stack],
+    used: Sequence[int],
+    beside: Mapping[int, int],
+    grid: VoxelGrid,
+    registration: bool,
+    progress: Progress,
+) -> tuple[list[Stack], Joined]:
+    """Returns the stacks where they lie, their slices too, and the volume that they agree with."""
+    placed = _refine(stacks, used, grid, part_of(progress, 0.0, 0.3)) if registration else list(stacks)
+    for number, other in beside.items():
+        # A sliver says too little of where a stack lies: it stays with the one that it was placed beside.
+        placed[number] = replace(stacks[number], motion=placed[other].motion)
+    joined = combine_stacks([placed[number] for number in used], grid, part_of(progress, 0.3, 0.6))
+    if any(placed[number].slice_motions is not None for number in used):
+        for number, fit in zip(used, joined.fits, strict=True):
+            placed[number] = _make_thin_anew(placed[number], grid, joined.voxels * np.float32(fit.gain))
+        joined = combine_stacks([placed[number] for number in used], grid, part_of(progress, 0.7, 1.0))
+    progress(1.0)
+    return placed, joined
+
+
+def _make_thin_anew(stack: Stack, grid: VoxelGrid, voxels: np.ndarray) -> Stack:
+    """Returns a stack whose thin slices are made of slices that lie evenly apart, if its own do not."""
+    if stack.slice_motions is None or stack.model is None:
+        return stack
+    straight, plan = straighten(stack, grid, voxels)
+    done = upsample(straight, plan, stack.model)
+    # Of slices that were left out nothing new is known.
+    fell_back = done.fell_back if stack.plan.every == 1 else stack.fell_back
+    return replace(stack, thin=done.volume, fell_back=fell_back)
 
 
 # ---- what comes out
@@ -1024,21 +1108,26 @@ def _describe_stack(
     stack: Stack, name: str, likeness: float, fit: StackFit | None, left_out: str | None
 ) -> CombinedStack:
     middle = stack.acquired.affine @ [*((n - 1) / 2 for n in stack.acquired.shape), 1]
-    moved_mm = float(np.linalg.norm((stack.motion @ middle - middle)[:3]))
-    turn = np.clip((np.trace(stack.motion[:3, :3]) - 1) / 2, -1, 1)
-    return CombinedStack(
-        name, stack.plan, stack.motion, moved_mm, float(np.degrees(np.arccos(turn))), likeness, fit, left_out
-    )
+    moved_mm, turned_degrees = measure_motion(stack.motion, middle)
+    within = None if stack.slice_motions is None else SliceMotions.of(stack, stack.slice_motions)
+    return CombinedStack(name, stack.plan, stack.motion, moved_mm, turned_degrees, likeness, fit, left_out, within)
+
+
+def _motions_of(stack: CombinedStack) -> list[object]:
+    """Returns the motion of a stack, and those of its slices where they have their own."""
+    return list(stack.motion.tolist() if stack.within is None else stack.within.motions.tolist())
 
 
 def _stack_facts(stack: CombinedStack) -> dict[str, object]:
     """Returns what the JSON says of a stack."""
+    within = stack.within
     facts: dict[str, object] = {
         "name": stack.name,
         "left_out": stack.left_out,
         "motion": stack.motion.tolist(),
         "moved_mm": round(stack.moved_mm, 3),
         "turned_degrees": round(stack.turned_degrees, 3),
+        "within": None if within is None else dataclasses.asdict(within) | {"motions": within.motions.tolist()},
         "likeness": round(stack.likeness, 3),
     }
     if stack.fit is not None:

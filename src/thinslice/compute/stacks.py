@@ -12,6 +12,7 @@ from thinslice.models.hounsfield import is_hounsfield
 from thinslice.models.protocol import Model
 from thinslice.physics.intensity import intensity_range
 from thinslice.physics.interleaving import make_even
+from thinslice.physics.split_acquisition import SplitAcquisition
 from thinslice.physics.stack_acquisition import StackAcquisition, resample
 from thinslice.plan import Plan
 from thinslice.volume import Volume
@@ -90,6 +91,8 @@ class Stack:
         thin: the thin slices.
         motion: [4, 4] patient millimetres -> patient millimetres: from where the header says that it lies to where it
             lies in the body.
+        slice_motions: [slices, 4, 4] likewise, by which each slice that is computed from has moved beyond that; None
+            where they lie as the stack does.
         beyond: bool [x, y, z], where the acquired slices had padding; None where they had none.
         model: what made it thin; None where that is not known.
         fell_back: bool [x, y, z], acquired voxels where the guard took the network back; None: nowhere.
@@ -99,6 +102,7 @@ class Stack:
     plan: Plan
     thin: Volume
     motion: np.ndarray = field(default_factory=lambda: np.eye(4))
+    slice_motions: np.ndarray | None = None
     beyond: np.ndarray | None = None
     model: Model | None = None
     fell_back: np.ndarray | None = None
@@ -123,7 +127,7 @@ class ObservedStack:
             what is usual taken away; None where it is not known.
     """
 
-    acquisition: StackAcquisition
+    acquisition: StackAcquisition | SplitAcquisition
     samples: np.ndarray
     counted: np.ndarray
     thin: np.ndarray
@@ -233,6 +237,28 @@ def observe_moved(one: ObservedStack, stack: Stack, grid: VoxelGrid, low: float,
     return again
 
 
+def straighten(stack: Stack, grid: VoxelGrid, volume: np.ndarray) -> tuple[Volume, Plan]:
+    """Returns the slices of a stack as it would have acquired them without motion within it, and their plan.
+
+    Each sample changes by the difference that a volume has there and here, so that what the volume lacks is kept.
+
+    Args:
+        stack: with ``slice_motions``.
+        grid: of the volume.
+        volume: what all stacks agree with, in the brightness of this one.
+    """
+    acquired, plan = take_kept(stack.acquired, stack.plan)
+    moved = _find_acquisition(stack, acquired, plan, grid)
+    whole = _find_acquisition(replace(stack, slice_motions=None), acquired, plan, grid)
+    known = (moved.coverage >= WHOLLY_SEEN) & (whole.coverage >= WHOLLY_SEEN)
+    if stack.beyond is not None:
+        real, _ = take_kept(replace(stack.acquired, voxels=_as_share(~stack.beyond)), stack.plan)
+        known &= real.voxels > HALF_REAL
+    straight = acquired.voxels + known * (whole.forward(volume) - moved.forward(volume))
+    # Padding has gone on into what is beside it (`go_on`), as when they were made thin first.
+    return replace(acquired, voxels=straight.astype(np.float32)), replace(plan, padding=None)
+
+
 def find_say(shape: tuple[int, int, int], affine: np.ndarray, grid: VoxelGrid, taper_mm: float) -> np.ndarray:
     """Returns how much a volume has to say at each voxel of a grid: 1 well inside its edges, 0 outside, float32.
 
@@ -262,6 +288,21 @@ def find_say(shape: tuple[int, int, int], affine: np.ndarray, grid: VoxelGrid, t
     return say * inside
 
 
+def _find_acquisition(
+    stack: Stack, acquired: Volume, plan: Plan, grid: VoxelGrid
+) -> StackAcquisition | SplitAcquisition:
+    """Returns how a stack sees a grid.
+
+    Args:
+        stack: where it lies, and its slices.
+        acquired, plan: its slices that are computed from, and their plan.
+        grid: that it sees.
+    """
+    there = stack.motion @ acquired.affine
+    whole = StackAcquisition(grid.shape, grid.affine, acquired.shape, there, plan.axis, plan.thickness_mm, plan.profile)
+    return whole if stack.slice_motions is None else SplitAcquisition(whole, stack.slice_motions)
+
+
 def _observe_one(stack: Stack, grid: VoxelGrid, low: float, width: float) -> ObservedStack:
     acquired, plan = take_kept(stack.acquired, stack.plan)
     # Before anything is averaged: the range of the slices, in which the plan counts noise, is that of what was seen.
@@ -270,15 +311,7 @@ def _observe_one(stack: Stack, grid: VoxelGrid, low: float, width: float) -> Obs
         real, _ = take_kept(replace(stack.acquired, voxels=_as_share(~stack.beyond)), stack.plan)
     own_low, own_high = intensity_range(acquired.voxels if real is None else acquired.voxels[real.voxels > HALF_REAL])
     acquired = _as_fine_as(acquired, stack.motion, plan.axis, grid)
-    acquisition = StackAcquisition(
-        grid.shape,
-        grid.affine,
-        acquired.shape,
-        stack.motion @ acquired.affine,
-        plan.axis,
-        plan.thickness_mm,
-        plan.profile,
-    )
+    acquisition = _find_acquisition(stack, acquired, plan, grid)
     counted = (acquisition.coverage >= WHOLLY_SEEN).astype(np.float32)
     if real is not None:
         counted *= np.abs(_as_fine_as(real, stack.motion, plan.axis, grid).voxels - 1) <= 1 - REAL

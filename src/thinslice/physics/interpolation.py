@@ -100,11 +100,17 @@ def cardinal_spline(x: np.ndarray) -> np.ndarray:
     # Nearly all distances in a large matrix are too large, and of all knots only the four nearest count.
     near = np.abs(x) <= CARDINAL_REACH
     within = np.asarray(x)[near]
-    start = np.floor(within)
-    for step in range(-1, 3):
-        knot = start + step
-        weights[near] += np.sqrt(3) * (np.sqrt(3) - 2) ** np.abs(knot) * _cubic_spline(within - knot)
+    start = np.floor(within).astype(int)
+    part = within - start
+    splines = ((1 - part) ** 3 / 6, _cubic_spline(part), _cubic_spline(1 - part), part**3 / 6)
+    weights[near] = sum(
+        _COEFFICIENTS[np.abs(start + step)] * spline for step, spline in zip(range(-1, 3), splines, strict=True)
+    )
     return weights
+
+
+_COEFFICIENTS = np.sqrt(3) * (np.sqrt(3) - 2) ** np.arange(CARDINAL_REACH + 3)
+"""Of the B-splines that are 1 at one sample together, and 0 at all others; see `cardinal_spline`."""
 
 
 def _cubic_spline(x: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ any angle.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -74,7 +74,7 @@ class StackAcquisition:
             volume: on the grid of the volume. Computed in its dtype if that is a float one, otherwise in float32.
         """
         volume = volume if volume.dtype.kind == "f" else volume.astype(np.float32)
-        seen = np.transpose(volume, self._volume_axes)
+        seen = np.transpose(volume, self._volume_axes)[:, :, self._reached]
         for axis in self._order:
             seen = self._passes[axis].forward(seen, axis)
         seen = seen * self._inverse_inside.astype(volume.dtype, copy=False)
@@ -87,10 +87,57 @@ class StackAcquisition:
             stack: on the grid of the stack; otherwise as in `forward`.
         """
         stack = stack if stack.dtype.kind == "f" else stack.astype(np.float32)
-        carried = np.transpose(stack, self._stack_axes) * self._inverse_inside.astype(stack.dtype, copy=False)
+        carried = self._carry_back(stack)
+        turned = np.argsort(self._volume_axes)
+        if carried.shape[2] == self.shape[self._volume_axes[2]]:
+            return to_contiguous(np.transpose(carried, turned))
+        volume: np.ndarray = np.zeros(self.shape, stack.dtype)
+        np.transpose(volume, self._volume_axes)[:, :, self._reached] = carried
+        return volume
+
+    def add_adjoint(self, stack: np.ndarray, volume: np.ndarray) -> None:
+        """Adds to a volume what `adjoint` returns: of few slices, without room for another volume.
+
+        Args:
+            stack: on the grid of the stack.
+            volume: on the grid of the volume, changed.
+        """
+        np.transpose(volume, self._volume_axes)[:, :, self._reached] += self._carry_back(stack)
+
+    def take_slices(self, chosen: range, motion: np.ndarray | None = None) -> "StackAcquisition":
+        """Returns how some slices of the stack see the volume, each as it does in the stack.
+
+        Args:
+            chosen: their numbers, evenly apart.
+            motion: [4, 4] patient millimetres, by which they have moved beyond the stack; default: not at all.
+        """
+        affine = np.array(self.stack_affine)
+        affine[:3, 3] += chosen.start * affine[:3, self.axis]
+        affine[:3, self.axis] *= chosen.step
+        first, second, third = (len(chosen) if a == self.axis else n for a, n in enumerate(self.stack_shape))
+        there = affine if motion is None else motion @ affine
+        return replace(self, stack_shape=(first, second, third), stack_affine=there)
+
+    def moved(self, motion: np.ndarray) -> "StackAcquisition":
+        """Returns how the stack sees the volume where it has moved, [4, 4] patient millimetres."""
+        return replace(self, stack_affine=motion @ self.stack_affine)
+
+    def places_mm(self) -> np.ndarray:
+        """Returns where all samples lie, [3, x, y, z] patient millimetres."""
+        i, j, k = (np.arange(n) for n in self.stack_shape)
+        affine = self.stack_affine
+        lines = [affine[:3, 0, None] * i, affine[:3, 1, None] * j, affine[:3, 2, None] * k + affine[:3, 3:]]
+        places: np.ndarray = lines[0][:, :, None, None] + lines[1][:, None, :, None] + lines[2][:, None, None, :]
+        return places
+
+    def _carry_back(self, stack: np.ndarray) -> np.ndarray:
+        """Returns what `adjoint` gives to the voxels that are reached, in the order of the passes."""
+        carried: np.ndarray = np.transpose(stack, self._stack_axes) * self._inverse_inside.astype(
+            stack.dtype, copy=False
+        )
         for axis in reversed(self._order):
             carried = self._passes[axis].adjoint(carried, axis)
-        return to_contiguous(np.transpose(carried, np.argsort(self._volume_axes)))
+        return carried
 
     @cached_property
     def coverage(self) -> np.ndarray:
@@ -134,6 +181,25 @@ class StackAcquisition:
         return np.where(slight, 0.0, matrix), between[list(self._volume_axes), 3]
 
     @cached_property
+    def _reached(self) -> slice:
+        """The voxels across the slices that any of them may see: few slices are not carried through a whole volume."""
+        matrix, offset = self._between
+        ends = np.array([[0, n - 1] for n in np.array(self.stack_shape)[list(self._stack_axes)]]) * matrix[2][:, None]
+        reach = self._across(abs(matrix[2, 2]))[1] + 2
+        size = self.shape[self._volume_axes[2]]
+        first = int(np.clip(np.floor(offset[2] + ends.min(axis=1).sum() - reach), 0, size - 1))
+        last = int(np.clip(np.ceil(offset[2] + ends.max(axis=1).sum() + reach), first, size - 1))
+        return slice(first, last + 1)
+
+    @cached_property
+    def _reached_grid(self) -> tuple[np.ndarray, np.ndarray, list[int]]:
+        """C and c, and the size of the volume, counted from the first voxel that is reached."""
+        matrix, offset = self._between
+        sizes = [self.shape[axis] for axis in self._volume_axes]
+        sizes[2] = self._reached.stop - self._reached.start
+        return matrix, offset - [0, 0, self._reached.start], sizes
+
+    @cached_property
     def _order(self) -> tuple[int, int, int]:
         """The order of the passes: the profile comes last, or first where the slices are parallel to the voxels."""
         matrix, _ = self._between
@@ -143,9 +209,8 @@ class StackAcquisition:
 
     @cached_property
     def _passes(self) -> tuple[LinePass, LinePass, LinePass]:
-        matrix, offset = self._between
+        matrix, offset, sizes = self._reached_grid
         inverse = np.linalg.inv(matrix)
-        sizes = [self.shape[axis] for axis in self._volume_axes]
         counts = [self.stack_shape[axis] for axis in self._stack_axes]
         # The positions of a pass follow from C q + c with what is known by then: samples along the axes that were
         # passed, voxels along those that were not.
@@ -185,8 +250,7 @@ class StackAcquisition:
 
     def _lines_inside(self) -> np.ndarray | None:
         """Returns 1 where lines of the last pass lie inside the volume, else 0, [i, j, voxels]; None: everywhere."""
-        matrix, offset = self._between
-        sizes = [self.shape[axis] for axis in self._volume_axes]
+        matrix, offset, sizes = self._reached_grid
         counts = [self.stack_shape[axis] for axis in self._stack_axes]
 
         def find_inside(i: np.ndarray, j: np.ndarray, voxel: np.ndarray) -> np.ndarray:
