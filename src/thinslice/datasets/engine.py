@@ -196,7 +196,7 @@ def run(
             end(job, Outcome(job.name, "failed", reason))
     finally:
         if engine.scheduler is None:  # the workers are gone by now
-            with _held_back():
+            with _held_back(forget=True):
                 for job in unfinished.values():
                     if os.path.exists(job.stage) or os.path.exists(job.lock):
                         clean_up(job)
@@ -417,7 +417,8 @@ def _client(engine: Engine) -> Iterator[Any]:
         cluster.scale(engine.workers)
         yield client
     finally:
-        with _held_back():  # the workers end in a moment; a second Ctrl-C would leave that half done
+        # The workers end in a moment; a second Ctrl-C would leave that half done.
+        with _held_back(forget=sys.exc_info()[0] is not None):
             stack.close()
 
 
@@ -438,8 +439,13 @@ def _debug_in_environment() -> Iterator[None]:
 
 
 @contextmanager
-def _held_back() -> Iterator[None]:
-    """Makes Ctrl-C and a polite kill wait; threads that start meanwhile, and their processes, hear neither."""
+def _held_back(forget: bool = False) -> Iterator[None]:
+    """Makes Ctrl-C and a polite kill wait; threads that start meanwhile, and their processes, hear neither.
+
+    Args:
+        forget: whether those that came meanwhile are not heard at all: the run has been interrupted already, and a
+            second one, heard late, would end the program before it has told what it did.
+    """
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
@@ -449,6 +455,8 @@ def _held_back() -> Iterator[None]:
     try:
         yield
     finally:
+        while forget and signal.sigtimedwait({signal.SIGINT, signal.SIGTERM}, 0):
+            pass
         signal.pthread_sigmask(signal.SIG_SETMASK, earlier)
 
 
