@@ -612,6 +612,7 @@ def test_a_stack_that_does_not_fit_one_is_tried_with_others(monkeypatch):
 
 @catches("combination.py", "return replace(stack, thin=done.volume, fell_back=fell_back)", "return stack")
 @catches("combination.py", "motions @ stack.motion, parts,", "motions, parts,")
+@catches("combination.py", "if first.slice_motions is not None:", "if False:")
 def test_packages_that_moved_within_a_stack_are_placed_and_told(body, tmp_path):
     pytest.importorskip("SimpleITK")
     still, moved, other = body
@@ -635,6 +636,9 @@ def test_packages_that_moved_within_a_stack_are_placed_and_told(body, tmp_path):
     best = combined(still, replace(moved, voxels=back), other, profile="gaussian", thickness_mm=4.0)
     off, was = (np.std((each.array - best.array)[8:-8, 8:-8, 8:-8]) for each in (done, without))
     assert off < 0.2 * was
+    drawn = replace(stack, voxels=(mixed > 100).astype(np.uint8))
+    first = combined(stack, still, other, registration=True, profile="gaussian", thickness_mm=4.0, labels=drawn)
+    assert any("labels: they stay where they were drawn, though slices" in note for note in first.notes)
 
 
 def test_without_simpleitk_a_way_out_is_named(run, scans, tmp_path, monkeypatch):

@@ -58,7 +58,7 @@ def test_chunks_are_shown_whole_and_stacks_across_each_other_as_the_first():
 
 
 @catches("combination.py", "if alike.value == 0 and neighbours:", "if False:")
-@catches("combination.py", "(*_notes_of_chunks(beside, names), *", "(*")
+@catches("combination.py", "            *_notes_of_chunks(beside, names),\n", "")
 def test_chunks_that_only_touch_lie_where_their_headers_say(tmp_path):
     """The third one touches the second one alone, and is given before it."""
     scans = from_files(tmp_path, slab(0, 20), slab(40, 48 + 12, body=np.tile(thin(), (1, 1, 2))), slab(20, 40))

@@ -500,7 +500,11 @@ def combine_volumes(
         described,
         tuple(scans),
         seconds,
-        (*_notes_of_chunks(beside, names), *_notes(stacks, names, joined.held_by), *_notes_of_labels(labels)),
+        (
+            *_notes_of_chunks(beside, names),
+            *_notes(stacks, names, joined.held_by),
+            *_notes_of_labels(labels, stacks[0]),
+        ),
         None if labels is None else _bring_labels(labels, stacks[0].plan, wanted),
         spread=joined.spread,
         like=grid.source if isinstance(grid, Volume) else None,
@@ -1171,9 +1175,18 @@ def _notes_of_chunks(beside: Mapping[int, int], names: Sequence[str]) -> list[st
     ]
 
 
-def _notes_of_labels(labels: Volume | None) -> list[str]:
+def _notes_of_labels(labels: Volume | None, first: Stack) -> list[str]:
     """Returns what had to be decided about the segmentation that is brought along."""
-    return [] if labels is None else [f"labels: {note}" for note in labels.notes]
+    if labels is None:
+        return []
+    notes = [f"labels: {note}" for note in labels.notes]
+    if first.slice_motions is not None:
+        far = SliceMotions.of(first, first.slice_motions)
+        notes.append(
+            f"labels: they stay where they were drawn, though slices of their stack moved by up to {far.moved_mm:.1f} "
+            "mm: they lie as far beside what they show"
+        )
+    return notes
 
 
 def _bring_labels(labels: Volume, plan: Plan, grid: VoxelGrid) -> Volume:
