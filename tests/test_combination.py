@@ -284,7 +284,7 @@ def test_voxels_of_another_size(spacing_mm):
 
 
 @catches("cli/combine.py", 'inputs += [Path(wanted)] if wanted not in ("first", "union", None) else []', "pass")
-def test_the_grid_of_a_file_from_the_command_line(run, scans, tmp_path):
+def test_the_grid_of_a_file_from_the_command_line(run, scans, tmp_path, monkeypatch):
     like = save(
         Volume(np.zeros((30, 31, 32), np.int16), grid_of((30, 31, 32))),
         tmp_path / "l.nii",
@@ -292,7 +292,8 @@ def test_the_grid_of_a_file_from_the_command_line(run, scans, tmp_path):
     words = ["-i", scans["axial"], scans["coronal"], "-o", tmp_path / "c.nii", "--grid", like]
     assert run("combine", *words, *PLAIN)[0] == 0
     assert nifti.read(tmp_path / "c.nii").shape == (30, 31, 32)
-    # It is the user's file as well, and is not replaced.
+    # It is the user's file as well, and is not replaced; that is told before anything is computed.
+    monkeypatch.setattr("thinslice.combination.combine_volumes", None)
     code, _, err = run("combine", *words[:3], "-o", like, "--grid", like, "--overwrite", *PLAIN)
     assert code == 2
     assert "an output that is an input" in err[0]
