@@ -232,7 +232,6 @@ def test_a_smooth_difference_in_brightness_is_not_put_between_the_slices():
     assert np.abs(uneven - even)[12:-12, 12:-12, 12:-12].max() < 0.02
 
 
-@catches("compute/motion.py", "if history and evidence.rms >= min(history):", "if False:")
 def test_a_stack_that_another_place_does_not_fit_stays(monkeypatch):
     """What the others say of it would carry it away: a step of Gauss and Newton that is far too long."""
     body = ndimage.gaussian_filter(np.random.default_rng(2).random((48, 48, 48)), 1.5).astype(np.float32)
@@ -359,7 +358,10 @@ def farthest_mm(found, true):
     "normal[half, group], moment[half, group]",
 )
 @pytest.mark.parametrize("noise", [0.0, 4.0])
-def test_stacks_that_lie_still_are_not_split(noise):
+def test_stacks_that_lie_still_are_not_split(noise, monkeypatch):
+    """With the slice profile as it was they are not even where very little has to be explained."""
+    for least in ("LEAST_EXPLAINED", "LEAST_OF_SLICES"):
+        monkeypatch.setattr(f"thinslice.compute.motion.{least}", 0.01)
     stacks = [stack_along(axis, noise=noise, seed=axis) for axis in range(3)]
     for one, stack in zip(refine_motions(stacks, GRID), stacks, strict=True):
         assert one.stack.slice_motions is None
